@@ -1,0 +1,169 @@
+//! What the types cannot say: ranges, divisibility, and names that must exist.
+
+use super::{Config, OptimConfig, SubspacesConfig};
+use crate::error::{Error, Result};
+
+/// A section that can say whether it can run.
+pub trait Check {
+    /// Refuses impossible values, naming the key, what was found and what is expected.
+    fn check(&self) -> Result<()>;
+}
+
+impl Check for Config {
+    fn check(&self) -> Result<()> {
+        require(!self.seeds.is_empty(), "seeds", &"[]", "at least one seed")?;
+        self.check_model()?;
+        self.pretrain.optim.check().map_err(|e| within("pretrain.optim", &e))?;
+        self.train.optim.check().map_err(|e| within("train.optim", &e))?;
+        positive("activations.samples", self.activations.samples)?;
+        positive("activations.batch", self.activations.batch)?;
+        positive("cluster.iterations", self.cluster.iterations)?;
+        positive("cluster.restarts", self.cluster.restarts)?;
+        for (name, variant) in &self.subspaces {
+            variant.check().map_err(|e| within(&format!("subspaces.{name}"), &e))?;
+        }
+        self.check_moe()?;
+        self.check_names()?;
+        share("train.eesd.tokens", self.train.eesd.tokens)?;
+        share("train.eesd.decay", self.train.eesd.decay)?;
+        positive("evaluate.batch", self.evaluate.batch)?;
+        positive("evaluate.probe_draws", self.evaluate.probe_draws)?;
+        let l2 = &self.evaluate.probe_l2;
+        let fine = !l2.is_empty() && l2.iter().all(|&v| v > 0.0);
+        require(fine, "evaluate.probe_l2", &format!("{l2:?}"), "positive numbers")?;
+        positive("analyze.samples", self.analyze.samples)
+    }
+}
+
+impl Config {
+    fn check_model(&self) -> Result<()> {
+        let (v, t) = (&self.model.vision, &self.model.text);
+        positive("model.embed_dim", self.model.embed_dim)?;
+        for (name, value) in [
+            ("model.vision.patch", v.patch),
+            ("model.vision.width", v.width),
+            ("model.vision.layers", v.layers),
+            ("model.vision.heads", v.heads),
+            ("model.vision.hidden", v.hidden),
+            ("model.text.width", t.width),
+            ("model.text.layers", t.layers),
+            ("model.text.heads", t.heads),
+            ("model.text.hidden", t.hidden),
+            ("dataset.image_size", self.dataset.image_size),
+        ] {
+            positive(name, value)?;
+        }
+        divides("model.vision.heads", v.heads, "model.vision.width", v.width)?;
+        divides("model.text.heads", t.heads, "model.text.width", t.width)?;
+        let size = self.dataset.image_size;
+        divides("model.vision.patch", v.patch, "dataset.image_size", size)?;
+        let context = self.dataset.context;
+        require(context >= 3, "dataset.context", &context, "at least 3 tokens")?;
+        let vocabulary = self.dataset.vocabulary;
+        require(vocabulary >= 260, "dataset.vocabulary", &vocabulary, "at least 260")
+    }
+
+    fn check_moe(&self) -> Result<()> {
+        let (e, k) = (self.moe.experts, self.moe.top_k);
+        require((1..=256).contains(&e), "moe.experts", &e, "1 to 256")?;
+        let why = "2 to moe.experts (a renormalised top-1 gives the router no gradient)";
+        require(k >= 2 && k <= e, "moe.top_k", &k, why)?;
+        for (key, blocks, layers) in [
+            ("moe.vision_blocks", &self.moe.vision_blocks, self.model.vision.layers),
+            ("moe.text_blocks", &self.moe.text_blocks, self.model.text.layers),
+        ] {
+            let list = blocks.indices(layers);
+            let ascending = list.windows(2).all(|pair| pair[0] < pair[1]);
+            let inside = list.iter().all(|&block| block < layers);
+            let expected = format!("ascending indices below {layers}");
+            require(ascending && inside, key, &format!("{list:?}"), &expected)?;
+        }
+        Ok(())
+    }
+
+    fn check_names(&self) -> Result<()> {
+        for (name, init) in &self.inits {
+            if let Some(variant) = &init.subspaces {
+                let key = format!("inits.{name}.subspaces");
+                named(&key, variant, self.subspaces.keys())?;
+            }
+        }
+        for (name, run) in &self.runs {
+            named(&format!("runs.{name}.init"), &run.init, self.inits.keys())?;
+            let key = format!("runs.{name}.eesd");
+            require(run.eesd >= 0.0, &key, &run.eesd, "0 or more")?;
+        }
+        named("report.reference", &self.report.reference, self.runs.keys())?;
+        named("report.showcase", &self.report.showcase, self.runs.keys())?;
+        for run in &self.report.ablation {
+            named("report.ablation", run, self.runs.keys())?;
+        }
+        let four = [0, 4].contains(&self.report.ablation.len());
+        require(four, "report.ablation", &self.report.ablation.len(), "four runs or none")
+    }
+}
+
+impl Check for OptimConfig {
+    fn check(&self) -> Result<()> {
+        positive("steps", self.steps)?;
+        require(self.batch >= 2, "batch", &self.batch, "at least 2 (contrastive)")?;
+        require(self.learning_rate > 0.0, "learning_rate", &self.learning_rate, "above 0")?;
+        let floor = self.final_learning_rate;
+        let fine = (0.0..=self.learning_rate).contains(&floor);
+        require(fine, "final_learning_rate", &floor, "0 to learning_rate")?;
+        for (key, value) in [("beta1", self.beta1), ("beta2", self.beta2)] {
+            require((0.0..1.0).contains(&value), key, &value, "0 to below 1")?;
+        }
+        require(self.epsilon > 0.0, "epsilon", &self.epsilon, "above 0")?;
+        require(self.weight_decay >= 0.0, "weight_decay", &self.weight_decay, "0 or more")?;
+        require(self.clip_norm > 0.0, "clip_norm", &self.clip_norm, "above 0")
+    }
+}
+
+impl Check for SubspacesConfig {
+    fn check(&self) -> Result<()> {
+        share("tau", self.tau)?;
+        positive("min_rank", self.min_rank)?;
+        share("shrinkage", self.shrinkage)
+    }
+}
+
+fn within(section: &str, error: &Error) -> Error {
+    Error::new(error.kind(), format!("{section}.{}", error.message()))
+}
+
+fn require(
+    holds: bool,
+    key: &str,
+    found: &dyn std::fmt::Display,
+    expected: &str,
+) -> Result<()> {
+    if holds {
+        Ok(())
+    } else {
+        Err(Error::usage(format!("{key}: found {found}, expected {expected}")))
+    }
+}
+
+fn positive(key: &str, value: usize) -> Result<()> {
+    require(value > 0, key, &value, "above 0")
+}
+
+fn share(key: &str, value: f64) -> Result<()> {
+    require((0.0..=1.0).contains(&value), key, &value, "0 to 1")
+}
+
+fn divides(small_key: &str, small: usize, large_key: &str, large: usize) -> Result<()> {
+    let expected = format!("a divisor of {large_key} = {large}");
+    require(small > 0 && large.is_multiple_of(small), small_key, &small, &expected)
+}
+
+fn named<'a>(
+    key: &str,
+    name: &str,
+    known: impl Iterator<Item = &'a String> + Clone,
+) -> Result<()> {
+    let list = known.clone().map(String::as_str).collect::<Vec<_>>().join(", ");
+    let exists = known.clone().any(|k| k == name);
+    require(exists, key, &name, &format!("one of: {list}"))
+}

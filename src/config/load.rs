@@ -1,0 +1,219 @@
+//! From YAML text to a checked [`Config`]: defaults, user file, profile, overrides.
+//!
+//! The tree of the shipped `pipeline.yaml` is the list of known keys. A mapping below
+//! [`FREE_MAPS`] has names of the user's choice; everywhere else an unknown key is an error
+//! that names the nearest known one.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::{Check, Config};
+use crate::error::{Context, Error, Result};
+
+/// The shipped configuration, compiled in: defaults and known keys.
+const SHIPPED: &str = include_str!("../../pipeline.yaml");
+
+/// Mappings whose keys are the user's names; a file that sets one replaces it whole.
+const FREE_MAPS: &[&str] = &["subspaces", "inits", "runs"];
+
+/// What is laid over the file.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    /// Name of an entry of `profiles`.
+    pub profile: Option<String>,
+    /// `path.to.key=value` assignments, the value in YAML.
+    pub set: Vec<String>,
+}
+
+/// Loads, merges and checks the configuration of `path`.
+pub fn load(path: &Path, overrides: &Overrides) -> Result<Config> {
+    let name = path.display().to_string();
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| Error::usage(format!("cannot read configuration {name}")).caused_by(e))?;
+    build(&text, &name, overrides)
+}
+
+/// The shipped configuration with overrides, for tests and tools.
+pub fn load_default(overrides: &Overrides) -> Result<Config> {
+    build(SHIPPED, "pipeline.yaml", overrides)
+}
+
+fn build(text: &str, name: &str, overrides: &Overrides) -> Result<Config> {
+    let mut shipped = parse(SHIPPED, "the shipped pipeline.yaml")?;
+    let mut user = parse(text, name)?;
+    let shipped_profiles = take_profiles(&mut shipped);
+    let user_profiles = take_profiles(&mut user);
+    let known = shipped.clone();
+    let mut merged = shipped;
+    lay_over(&mut merged, user, &known, name, "")?;
+    if let Some(profile) = &overrides.profile {
+        let layer = user_profiles
+            .get(profile)
+            .or_else(|| shipped_profiles.get(profile))
+            .ok_or_else(|| unknown_profile(profile, &shipped_profiles, &user_profiles))?;
+        let place = format!("profile {profile} of {name}");
+        lay_over(&mut merged, layer.clone(), &known, &place, "")?;
+    }
+    for assignment in &overrides.set {
+        let layer = parse_assignment(assignment)?;
+        lay_over(&mut merged, layer, &known, &format!("--set {assignment}"), "")?;
+    }
+    let config: Config = serde_json::from_value(merged)
+        .map_err(|e| Error::usage(format!("{name}: {e}")))?;
+    config.check()?;
+    Ok(config)
+}
+
+fn unknown_profile(
+    profile: &str,
+    shipped: &Map<String, Value>,
+    user: &Map<String, Value>,
+) -> Error {
+    let mut names: Vec<_> = shipped.keys().chain(user.keys()).cloned().collect();
+    names.sort();
+    names.dedup();
+    Error::usage(format!("no profile named {profile}; there are: {}", names.join(", ")))
+}
+
+fn parse(text: &str, name: &str) -> Result<Value> {
+    let value: Value = serde_saphyr::from_str(text)
+        .map_err(|e| Error::usage(format!("{name} is not valid YAML: {e}")))?;
+    match value {
+        Value::Object(_) => Ok(value),
+        Value::Null => Ok(Value::Object(Map::new())),
+        other => Err(Error::usage(format!("{name}: expected a mapping, found {other}"))),
+    }
+}
+
+fn take_profiles(tree: &mut Value) -> Map<String, Value> {
+    match tree.as_object_mut().and_then(|map| map.remove("profiles")) {
+        Some(Value::Object(profiles)) => profiles,
+        _ => Map::new(),
+    }
+}
+
+/// Turns `a.b.c=value` into nested mappings.
+fn parse_assignment(assignment: &str) -> Result<Value> {
+    let (path, text) = assignment.split_once('=').ok_or_else(|| {
+        Error::usage(format!("--set {assignment}: expected path.to.key=value"))
+    })?;
+    let value: Value = serde_saphyr::from_str(text).context(|| {
+        format!("--set {assignment}: the value is not valid YAML")
+    })?;
+    Ok(path.rsplit('.').fold(value, |inner, key| {
+        let mut map = Map::new();
+        map.insert(key.trim().to_owned(), inner);
+        Value::Object(map)
+    }))
+}
+
+/// Lays `layer` over `base`, refusing keys that `known` does not have.
+fn lay_over(
+    base: &mut Value,
+    layer: Value,
+    known: &Value,
+    place: &str,
+    path: &str,
+) -> Result<()> {
+    let Value::Object(layer) = layer else {
+        *base = layer;
+        return Ok(());
+    };
+    let (Value::Object(base), Value::Object(known)) = (&mut *base, known) else {
+        *base = Value::Object(layer);
+        return Ok(());
+    };
+    for (key, value) in layer {
+        let here = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        let Some(known_value) = known.get(&key) else {
+            return Err(unknown_key(&key, &here, known, place));
+        };
+        if FREE_MAPS.contains(&here.as_str()) {
+            lay_over_free(base, key, value, place.starts_with("--set"));
+        } else if let Some(slot) = base.get_mut(&key) {
+            lay_over(slot, value, known_value, place, &here)?;
+        }
+    }
+    Ok(())
+}
+
+/// A file replaces a free map whole; `--set` reaches into one entry of it.
+fn lay_over_free(base: &mut Map<String, Value>, key: String, value: Value, reach: bool) {
+    match (base.get_mut(&key), value) {
+        (Some(slot), value) if reach => deep_merge(slot, value),
+        (_, value) => {
+            base.insert(key, value);
+        }
+    }
+}
+
+fn deep_merge(base: &mut Value, layer: Value) {
+    match (base, layer) {
+        (Value::Object(base), Value::Object(layer)) => {
+            for (key, value) in layer {
+                deep_merge(base.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (base, layer) => *base = layer,
+    }
+}
+
+fn unknown_key(key: &str, here: &str, known: &Map<String, Value>, place: &str) -> Error {
+    let nearest = known.keys().max_by(|a, b| {
+        strsim::jaro_winkler(a, key).total_cmp(&strsim::jaro_winkler(b, key))
+    });
+    let hint = nearest.map(|n| format!("; did you mean {n}?")).unwrap_or_default();
+    Error::usage(format!("{place}: unknown key {here}{hint}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(set: &[&str]) -> Result<Config> {
+        let set = set.iter().map(|&s| s.to_owned()).collect();
+        load_default(&Overrides { profile: None, set })
+    }
+
+    #[test]
+    fn the_shipped_file_and_its_profiles_are_valid() {
+        assert!(with(&[]).is_ok());
+        for profile in ["smoke", "slice"] {
+            let overrides = Overrides { profile: Some(profile.to_owned()), set: vec![] };
+            load_default(&overrides).expect(profile);
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_names_the_nearest_known_one() {
+        let error = with(&["train.optim.learning_rat=1"]).unwrap_err().to_string();
+        assert!(error.contains("train.optim.learning_rat"), "{error}");
+        assert!(error.contains("did you mean learning_rate?"), "{error}");
+    }
+
+    #[test]
+    fn overrides_reach_nested_and_free_keys() {
+        let config = with(&["train.balance=0.5", "runs.sparse.eesd=0.3"]).unwrap();
+        assert!((config.train.balance - 0.5).abs() < 1e-12);
+        assert!((config.runs["sparse"].eesd - 0.3).abs() < 1e-12);
+        assert!(config.runs.contains_key("dense"));
+    }
+
+    #[test]
+    fn a_file_replaces_a_free_map_whole() {
+        let text = "inits: {sparse: {method: sparse}}\nruns: {sparse: {init: sparse}}\n\
+                    report: {showcase: sparse, ablation: []}";
+        let config = build(text, "user.yaml", &Overrides::default()).unwrap();
+        assert_eq!(config.runs.len(), 1);
+    }
+
+    #[test]
+    fn wrong_types_and_impossible_values_are_refused() {
+        for bad in ["train.optim.steps=many", "moe.top_k=0", "model.vision.heads=3",
+            "runs.sparse.init=nowhere", "seeds=[]", "dataset.image_size=33"]
+        {
+            assert_eq!(with(&[bad]).unwrap_err().kind().exit_code(), 2, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! The typed configuration: every parameter of the pipeline, parsed once and checked once.
+//!
+//! The `pipeline.yaml` shipped with the repository is compiled in and serves three ends: it
+//! documents every key, it supplies every default, and its tree is the list of known keys.
+//! A user's file, a profile and `--set` are laid over it in that order; what comes out is a
+//! [`Config`], and only checked ones run.
+
+mod check;
+mod load;
+mod types;
+
+pub use check::Check;
+pub use load::{Overrides, load, load_default};
+pub use types::*;

@@ -1,0 +1,406 @@
+//! The shape of `pipeline.yaml`: one struct a section, one field a key.
+//!
+//! Field documentation is short here; the reasons for the values stand beside them in
+//! `pipeline.yaml`. Every struct refuses unknown fields.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The whole configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Run seeds; each is one repetition of the whole comparison.
+    pub seeds: Vec<u64>,
+    /// Where the pictures and captions come from and how they are prepared.
+    pub dataset: DatasetConfig,
+    /// Architecture of the dense model.
+    pub model: ModelConfig,
+    /// Dense training from scratch.
+    pub pretrain: PretrainConfig,
+    /// Recording of FFN inputs.
+    pub activations: ActivationsConfig,
+    /// Spherical k-means.
+    pub cluster: ClusterConfig,
+    /// Data-aware subspaces: one entry a variant.
+    pub subspaces: BTreeMap<String, SubspacesConfig>,
+    /// Where the experts go and how tokens are routed.
+    pub moe: MoeConfig,
+    /// How a dense model becomes an MoE: one entry an initialisation.
+    pub inits: BTreeMap<String, InitConfig>,
+    /// MoE training after upcycling.
+    pub train: TrainConfig,
+    /// The compared runs: an initialisation and a loss.
+    pub runs: BTreeMap<String, RunConfig>,
+    /// Evaluation on the held-out splits.
+    pub evaluate: EvaluateConfig,
+    /// Analyses of experts and routing.
+    pub analyze: AnalyzeConfig,
+    /// The report.
+    pub report: ReportConfig,
+}
+
+/// Where the pictures come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// Emoji drawn by many vendors, from pinned npm packages.
+    Emoji,
+    /// A folder of images with a `captions.csv`.
+    Folder,
+    /// A small picture set drawn by this program, for tests without a network.
+    Shapes,
+}
+
+/// Section `dataset`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatasetConfig {
+    /// Which data set.
+    pub source: Source,
+    /// Folder of `source: folder`; empty otherwise.
+    pub folder: String,
+    /// Number of pictures `source: shapes` draws.
+    pub shapes: usize,
+    /// Side of the stored square pictures, in pixels.
+    pub image_size: usize,
+    /// Keep images with skin tones (emoji only).
+    pub skin_tones: bool,
+    /// Entries of the BPE vocabulary trained on the training captions.
+    pub vocabulary: usize,
+    /// Tokens of a caption, start and end included.
+    pub context: usize,
+}
+
+/// The FFN's activation function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// Exact GELU, x Φ(x) (`open_clip`'s default).
+    Gelu,
+    /// x sigmoid(1.702 x) (OpenAI's models).
+    QuickGelu,
+}
+
+/// Section `model`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// Activation of every FFN.
+    pub activation: Activation,
+    /// Width P of the shared embedding.
+    pub embed_dim: usize,
+    /// The image tower; its picture size is `dataset.image_size`.
+    pub vision: VisionShape,
+    /// The text tower; context and vocabulary come from `dataset`.
+    pub text: TextShape,
+}
+
+/// Shape of the image tower.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VisionShape {
+    /// Side of a patch, in pixels.
+    pub patch: usize,
+    /// Width d.
+    pub width: usize,
+    /// Blocks L.
+    pub layers: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Hidden width h of the FFN.
+    pub hidden: usize,
+}
+
+/// Shape of the text tower.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextShape {
+    /// Width d.
+    pub width: usize,
+    /// Blocks L.
+    pub layers: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Hidden width h of the FFN.
+    pub hidden: usize,
+}
+
+/// Which seeds get a dense model of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Bases {
+    /// Every run seed trains its own dense model: intervals cover the base's luck too.
+    PerSeed,
+    /// All run seeds share the dense model of the first seed.
+    Shared,
+}
+
+/// Section `pretrain`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PretrainConfig {
+    /// How many dense models are trained.
+    pub bases: Bases,
+    /// A checkpoint to start from instead of training; empty to train.
+    pub checkpoint: String,
+    /// Optimisation.
+    pub optim: OptimConfig,
+}
+
+/// Optimisation of one training stage (METHOD §5).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OptimConfig {
+    /// Optimiser steps.
+    pub steps: usize,
+    /// Image-text pairs a step.
+    pub batch: usize,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Learning rate at the end of the cosine.
+    pub final_learning_rate: f64,
+    /// Steps of linear warm-up.
+    pub warmup: usize,
+    /// AdamW's first decay.
+    pub beta1: f64,
+    /// AdamW's second decay.
+    pub beta2: f64,
+    /// AdamW's epsilon.
+    pub epsilon: f64,
+    /// Decoupled weight decay of weights; other roles get none.
+    pub weight_decay: f64,
+    /// Global gradient norm above which gradients are scaled down.
+    pub clip_norm: f64,
+    /// Image augmentation.
+    pub augment: Augment,
+    /// Steps between validations; 0 for only the last.
+    pub validate_every: usize,
+    /// Steps between resumable checkpoints; 0 for none.
+    pub checkpoint_every: usize,
+}
+
+/// How training pictures are varied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Augment {
+    /// Pictures as they are.
+    None,
+    /// CLIP's random resized crop: area (.9, 1), ratio (3/4, 4/3).
+    Crop,
+    /// Random affine and colour jitter, for drawings (DATASET §6).
+    Affine,
+}
+
+/// Section `activations`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ActivationsConfig {
+    /// Training samples that are run through the dense model.
+    pub samples: usize,
+    /// Tokens kept of each sample and tower, drawn uniformly; 0 keeps all.
+    pub tokens_per_sample: usize,
+    /// Samples a forward pass.
+    pub batch: usize,
+}
+
+/// Section `cluster`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterConfig {
+    /// Most Lloyd iterations.
+    pub iterations: usize,
+    /// Independent k-means++ starts; the best objective wins.
+    pub restarts: usize,
+    /// Stop when the objective gains less than this.
+    pub tolerance: f64,
+}
+
+/// Whose labels a subspace variant uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Labels {
+    /// The clusters found by k-means.
+    Clusters,
+    /// The same labels shuffled over the tokens: the control for "any subspace will do".
+    Shuffled,
+}
+
+/// What the moments are taken about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Centre {
+    /// About the origin: the paper's form.
+    None,
+    /// About the cluster's mean: exact on the mean (METHOD §2.3).
+    Mean,
+}
+
+/// One entry of `subspaces`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SubspacesConfig {
+    /// Whose labels.
+    pub labels: Labels,
+    /// What the moments are taken about.
+    pub centre: Centre,
+    /// Energy τ that the kept rank must retain.
+    pub tau: f64,
+    /// Smallest rank.
+    pub min_rank: usize,
+    /// Clusters below this many tokens are shrunk towards the whole.
+    pub min_tokens: usize,
+    /// Shrinkage α of those clusters.
+    pub shrinkage: f64,
+}
+
+/// Section `moe`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MoeConfig {
+    /// Experts E of a layer.
+    pub experts: usize,
+    /// Experts K a token visits.
+    pub top_k: usize,
+    /// Blocks of the image tower that become MoE layers.
+    pub vision_blocks: Blocks,
+    /// Blocks of the text tower that become MoE layers.
+    pub text_blocks: Blocks,
+}
+
+/// Which blocks of a tower become MoE layers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Blocks {
+    /// Every second block, the odd indices.
+    #[serde(rename = "every-2")]
+    EverySecond,
+    /// The last n blocks.
+    Last(usize),
+    /// These blocks.
+    List(Vec<usize>),
+}
+
+impl Blocks {
+    /// The block indices of a tower of `layers` blocks, ascending.
+    pub fn indices(&self, layers: usize) -> Vec<usize> {
+        match self {
+            Self::EverySecond => (0..layers).filter(|index| index % 2 == 1).collect(),
+            Self::Last(n) => (layers.saturating_sub(*n)..layers).collect(),
+            Self::List(list) => list.clone(),
+        }
+    }
+}
+
+/// One entry of `inits`: a method of `src/upcycle` with its parameters.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InitConfig {
+    /// Name of the method.
+    pub method: String,
+    /// Variant of `subspaces` the method reads, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subspaces: Option<String>,
+    /// Share of hidden units (drop) or singular directions (drop-svd) drawn anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ratio: Option<f64>,
+    /// Drop: one index set a matrix instead of one shared by both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub independent_indices: Option<bool>,
+    /// Factor on centroid routers; 1 if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub router_scale: Option<f64>,
+    /// Standard deviation of random routers; 0.02 if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub router_std: Option<f64>,
+}
+
+/// Section `train`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Optimisation.
+    pub optim: OptimConfig,
+    /// λ of the load-balance loss.
+    pub balance: f64,
+    /// λ of the router z-loss.
+    pub router_z: f64,
+    /// Expert-ensemble self-distillation; its weight stands with each run.
+    pub eesd: EesdConfig,
+}
+
+/// What the student is pulled to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EesdTarget {
+    /// Each MoE layer's output to its own EMA ensemble on the same input.
+    Layer,
+    /// The final embeddings to those of a full EMA model with dense routing.
+    Embedding,
+}
+
+/// Section `train.eesd` (METHOD §4).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EesdConfig {
+    /// What is distilled.
+    pub target: EesdTarget,
+    /// Share of tokens, the most uncertain first; 1 takes all.
+    pub tokens: f64,
+    /// Decay of the EMA teacher.
+    pub decay: f64,
+}
+
+/// One entry of `runs`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// Entry of `inits`.
+    pub init: String,
+    /// λ of EESD; 0 if absent.
+    #[serde(default)]
+    pub eesd: f64,
+}
+
+/// Section `evaluate`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvaluateConfig {
+    /// k of the retrieval recalls.
+    pub recall_at: Vec<usize>,
+    /// Shots of the probes.
+    pub shots: Vec<usize>,
+    /// Draws of the few-shot training sets.
+    pub probe_draws: usize,
+    /// Inverse regularisation is chosen among these ℓ2 weights on the validation split.
+    pub probe_l2: Vec<f64>,
+    /// Bootstrap resamples of each interval.
+    pub bootstrap: usize,
+    /// Samples a forward pass.
+    pub batch: usize,
+}
+
+/// Section `analyze`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AnalyzeConfig {
+    /// Validation samples whose tokens are analysed.
+    pub samples: usize,
+}
+
+/// Section `report`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReportConfig {
+    /// Heading of the report.
+    pub title: String,
+    /// Run that the others are compared with, pair by pair.
+    pub reference: String,
+    /// Run whose retrievals are shown as pictures.
+    pub showcase: String,
+    /// The 2×2 ablation: no, init only, EESD only, both.
+    pub ablation: Vec<String>,
+    /// Example retrievals to show.
+    pub examples: usize,
+}

@@ -1,0 +1,22 @@
+//! Turns a pretrained dense CLIP into a Mixture-of-Experts.
+//!
+//! A pipeline of staged binaries over one library; see `docs/architecture.md`. Modules
+//! depend downwards only:
+//!
+//! ```text
+//! 0  error num rng par
+//! 1  config artifact
+//! 2  io linalg
+//! 3  ops text image cluster lowrank
+//! 4  data model loss optim
+//! 5  activations upcycle train eval analysis report
+//! 6  stage
+//! ```
+
+pub mod config;
+pub mod error;
+pub mod linalg;
+pub mod model;
+pub mod num;
+pub mod par;
+pub mod rng;

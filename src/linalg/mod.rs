@@ -1,0 +1,7 @@
+//! Arrays to arrays: matrices, products, symmetric eigenproblems.
+//!
+//! Sits below everything that knows a model; knows no layer, token or expert.
+
+mod matrix;
+
+pub use matrix::Matrix;

@@ -1,0 +1,5 @@
+//! The model: a CLIP whose FFNs may be mixtures of experts.
+
+mod config;
+
+pub use config::{ClipConfig, Moe, TextConfig, Tower, TowerShape, VisionConfig};
