@@ -13,6 +13,7 @@
 //! 6  stage
 //! ```
 
+pub mod artifact;
 pub mod config;
 pub mod error;
 pub mod linalg;
@@ -20,3 +21,4 @@ pub mod model;
 pub mod num;
 pub mod par;
 pub mod rng;
+pub mod stage;
