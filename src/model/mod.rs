@@ -1,5 +1,6 @@
 //! The model: a CLIP whose FFNs may be mixtures of experts.
 
 mod config;
+pub mod names;
 
 pub use config::{ClipConfig, Moe, TextConfig, Tower, TowerShape, VisionConfig};
