@@ -2,5 +2,6 @@
 
 mod config;
 pub mod names;
+pub mod reference;
 
 pub use config::{ClipConfig, Moe, TextConfig, Tower, TowerShape, VisionConfig};
