@@ -2,8 +2,10 @@
 
 pub mod clip;
 mod config;
+pub mod init;
 pub mod names;
 pub mod params;
+pub mod reference;
 pub mod tower;
 
 pub use config::{ClipConfig, Moe, TextConfig, Tower, TowerShape, VisionConfig};
