@@ -13,6 +13,7 @@
 //! 6  stage
 //! ```
 
+pub mod artifact;
 pub mod config;
 pub mod error;
 pub mod io;
@@ -24,4 +25,5 @@ pub mod ops;
 pub mod optim;
 pub mod par;
 pub mod rng;
+pub mod stage;
 pub mod train;
