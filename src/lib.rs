@@ -13,10 +13,12 @@
 //! 6  stage
 //! ```
 
+pub mod cluster;
 pub mod config;
 pub mod error;
 pub mod io;
 pub mod linalg;
+pub mod lowrank;
 pub mod model;
 pub mod num;
 pub mod par;
