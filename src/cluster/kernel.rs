@@ -29,44 +29,96 @@ pub(super) fn dots_error(cols: usize) -> f64 {
 
 /// `<row, centroid>` in f64, the same bits on every machine.
 pub(super) fn dot_exact(row: &[f32], centroid: &[f64]) -> f64 {
-    Arch::new().dispatch(|| {
+    Arch::new().dispatch(DotExact { row, centroid })
+}
+
+/// Length of a row in f64, the same bits on every machine; never overflows for finite rows.
+pub(super) fn norm(row: &[f32]) -> f64 {
+    Arch::new().dispatch(Squares { row }).sqrt()
+}
+
+/// `sum += scale * row` in f64, the same bits on every machine.
+pub(super) fn add_scaled(sum: &mut [f64], scale: f64, row: &[f32]) {
+    Arch::new().dispatch(AddScaled { sum, scale, row });
+}
+
+// Everything below is inlined into the code of one instruction set. A closure would not be,
+// and vector instructions outside such code turn into calls.
+
+struct DotExact<'a> {
+    row: &'a [f32],
+    centroid: &'a [f64],
+}
+
+impl WithSimd for DotExact<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "the loops must see the instruction set")]
+    fn with_simd<S: Simd>(self, _: S) -> f64 {
         let mut lanes = [0.0_f64; LANES];
-        let (row_head, row_tail) = row.as_chunks::<LANES>();
-        let (centroid_head, centroid_tail) = centroid.as_chunks::<LANES>();
+        let (row_head, row_tail) = self.row.as_chunks::<LANES>();
+        let (centroid_head, centroid_tail) = self.centroid.as_chunks::<LANES>();
         for (x, c) in row_head.iter().zip(centroid_head) {
             for lane in 0..LANES {
                 lanes[lane] += f64::from(x[lane]) * c[lane];
             }
         }
-        let tail: f64 =
-            row_tail.iter().zip(centroid_tail).map(|(&x, &c)| f64::from(x) * c).sum();
-        lanes.iter().sum::<f64>() + tail
-    })
+        let mut total = 0.0;
+        for lane in lanes {
+            total += lane;
+        }
+        for (&x, &c) in row_tail.iter().zip(centroid_tail) {
+            total += f64::from(x) * c;
+        }
+        total
+    }
 }
 
-/// Length of a row in f64, the same bits on every machine; never overflows for finite rows.
-pub(super) fn norm(row: &[f32]) -> f64 {
-    let squares: f64 = Arch::new().dispatch(|| {
+struct Squares<'a> {
+    row: &'a [f32],
+}
+
+impl WithSimd for Squares<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "the loops must see the instruction set")]
+    fn with_simd<S: Simd>(self, _: S) -> f64 {
         let mut lanes = [0.0_f64; LANES];
-        let (head, tail) = row.as_chunks::<LANES>();
+        let (head, tail) = self.row.as_chunks::<LANES>();
         for x in head {
             for lane in 0..LANES {
                 lanes[lane] += f64::from(x[lane]) * f64::from(x[lane]);
             }
         }
-        let tail: f64 = tail.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
-        lanes.iter().sum::<f64>() + tail
-    });
-    squares.sqrt()
+        let mut total = 0.0;
+        for lane in lanes {
+            total += lane;
+        }
+        for &x in tail {
+            total += f64::from(x) * f64::from(x);
+        }
+        total
+    }
 }
 
-/// `sum += scale * row` in f64, the same bits on every machine.
-pub(super) fn add_scaled(sum: &mut [f64], scale: f64, row: &[f32]) {
-    Arch::new().dispatch(|| {
-        for (total, &value) in sum.iter_mut().zip(row) {
-            *total += scale * f64::from(value);
+struct AddScaled<'a> {
+    sum: &'a mut [f64],
+    scale: f64,
+    row: &'a [f32],
+}
+
+impl WithSimd for AddScaled<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "the loops must see the instruction set")]
+    fn with_simd<S: Simd>(self, _: S) {
+        for (total, &value) in self.sum.iter_mut().zip(self.row) {
+            *total += self.scale * f64::from(value);
         }
-    });
+    }
 }
 
 struct Dots<'a> {
@@ -118,20 +170,25 @@ fn row_group<S: Simd, const R: usize>(
     out: &mut [f32],
 ) {
     let count = centroids.len() / cols;
-    let rows: [&[f32]; R] = std::array::from_fn(|i| &rows[i * cols..(i + 1) * cols]);
+    let mut each: [&[f32]; R] = [&[]; R];
+    for (slot, row) in each.iter_mut().zip(rows.chunks_exact(cols)) {
+        *slot = row;
+    }
     let mut first = 0;
     let mut tiles = centroids.chunks_exact(TILE * cols);
     for group in tiles.by_ref() {
-        let group: [&[f32]; TILE] =
-            std::array::from_fn(|j| &group[j * cols..(j + 1) * cols]);
-        let sums = tile::<S, R, TILE>(simd, rows, group);
+        let mut four: [&[f32]; TILE] = [&[]; TILE];
+        for (slot, centroid) in four.iter_mut().zip(group.chunks_exact(cols)) {
+            *slot = centroid;
+        }
+        let sums = tile::<S, R, TILE>(simd, each, four);
         for (i, sums) in sums.iter().enumerate() {
             out[i * count + first..][..TILE].copy_from_slice(sums);
         }
         first += TILE;
     }
     for centroid in tiles.remainder().chunks_exact(cols) {
-        let sums = tile::<S, R, 1>(simd, rows, [centroid]);
+        let sums = tile::<S, R, 1>(simd, each, [centroid]);
         for (i, [sum]) in sums.iter().enumerate() {
             out[i * count + first] = *sum;
         }
@@ -147,28 +204,45 @@ fn tile<S: Simd, const R: usize, const C: usize>(
     rows: [&[f32]; R],
     centroids: [&[f32]; C],
 ) -> [[f32; C]; R] {
-    let row_parts = rows.map(|row| S::as_simd_f32s(row));
-    let centroid_parts = centroids.map(|centroid| S::as_simd_f32s(centroid));
-    let length = row_parts[0].0.len();
-    let row_heads = row_parts.map(|(head, _)| &head[..length]);
-    let centroid_heads = centroid_parts.map(|(head, _)| &head[..length]);
-    let mut sums = [[simd.splat_f32s(0.0); C]; R];
+    let (mut x, mut c): ([&[S::f32s]; R], [&[S::f32s]; C]) = ([&[]; R], [&[]; C]);
+    let (mut x_tail, mut c_tail): ([&[f32]; R], [&[f32]; C]) = ([&[]; R], [&[]; C]);
+    for i in 0..R {
+        (x[i], x_tail[i]) = S::as_simd_f32s(rows[i]);
+    }
+    for j in 0..C {
+        (c[j], c_tail[j]) = S::as_simd_f32s(centroids[j]);
+    }
+    let length = x[0].len();
+    for i in 0..R {
+        x[i] = &x[i][..length];
+    }
+    for j in 0..C {
+        c[j] = &c[j][..length];
+    }
+    let zero = simd.splat_f32s(0.0);
+    let mut sums = [[zero; C]; R];
     for step in 0..length {
-        let c: [S::f32s; C] = std::array::from_fn(|j| centroid_heads[j][step]);
+        let mut operands = [zero; C];
+        for j in 0..C {
+            operands[j] = c[j][step];
+        }
         for i in 0..R {
-            let x = row_heads[i][step];
+            let value = x[i][step];
             for j in 0..C {
-                sums[i][j] = simd.mul_add_e_f32s(x, c[j], sums[i][j]);
+                sums[i][j] = simd.mul_add_e_f32s(value, operands[j], sums[i][j]);
             }
         }
     }
-    std::array::from_fn(|i| {
-        std::array::from_fn(|j| {
-            let tail = row_parts[i].1.iter().zip(centroid_parts[j].1);
-            let tail: f32 = tail.map(|(x, c)| x * c).sum();
-            simd.reduce_sum_f32s(sums[i][j]) + tail
-        })
-    })
+    let mut out = [[0.0_f32; C]; R];
+    for i in 0..R {
+        for j in 0..C {
+            out[i][j] = simd.reduce_sum_f32s(sums[i][j]);
+            for (&value, &operand) in x_tail[i].iter().zip(c_tail[j]) {
+                out[i][j] += value * operand;
+            }
+        }
+    }
+    out
 }
 
 #[cfg(test)]

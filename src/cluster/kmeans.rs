@@ -1,7 +1,8 @@
 //! The iterations of spherical k-means: assign, sum, normalise.
 //!
-//! One pass reads each row once and serves all restarts: nearest centroid, then the row's
-//! unit vector is added to that centroid's f64 sum. The objective needs no further work:
+//! One pass reads each row once and serves all restarts: nearest centroid, then, if that is
+//! another one than before, the row's unit vector moves from one f64 sum to the other (few
+//! rows move after the first iterations). The objective needs no further work:
 //! with `s_c` the sum of cluster c, the mean cosine is `Σ_c <s_c, centroid_c> / n`, exact in
 //! f64. It cannot fall, because the new centroid `s_c / |s_c|` maximises `<s_c, ·>` on the
 //! sphere and the next assignment maximises each row's term. Refilling keeps that: moving x
@@ -68,11 +69,9 @@ impl SphericalKMeans {
         }
         let starts =
             seed::plus_plus(rows, &norms, self.clusters, self.restarts, self.seed)?;
-        let mut runs: Vec<Run> = starts
-            .chunks_exact(self.clusters * d)
-            .enumerate()
-            .map(|(restart, start)| Run { restart, centroids: start.to_vec(), stats: vec![] })
-            .collect();
+        let starts = starts.chunks_exact(self.clusters * d).enumerate();
+        let mut runs: Vec<Run> =
+            starts.map(|(restart, start)| Run::new(restart, n, d, start.to_vec())).collect();
         self.iterate(rows, &norms, &mut runs)?;
         let last = |run: &Run| run.stats.last().map_or(f64::NEG_INFINITY, |s| s.objective);
         let winner = runs.iter().reduce(|a, b| if last(b) > last(a) { b } else { a });
@@ -92,22 +91,18 @@ impl SphericalKMeans {
             if active.is_empty() {
                 break;
             }
-            let all = active.iter().flat_map(|run| run.centroids.iter().copied()).collect();
-            let centroids = Centroids::new(rows.cols(), self.clusters, all);
-            let sums = accumulate(rows, norms, &centroids)?;
+            accumulate(rows, norms, &mut active)?;
             let last = iteration + 1 == self.iterations;
-            for (index, run) in active.iter_mut().enumerate() {
-                let mut sums = sums.of_restart(index, self.clusters, rows.cols());
-                let objective = sums.objective(&run.centroids) / norms.len() as f64;
-                let mut stats =
-                    IterationStats { restart: run.restart, iteration, objective, refilled: 0 };
-                if !last && sums.counts.contains(&0) {
-                    let current = run.exact(self.clusters, rows.cols());
-                    stats.refilled = sums.refill(rows, norms, &current)?;
+            for run in active {
+                let objective = run.sums.objective(&run.centroids) / norms.len() as f64;
+                let restart = run.restart;
+                let mut stats = IterationStats { restart, iteration, objective, refilled: 0 };
+                if !last && run.sums.counts.contains(&0) {
+                    stats.refilled = run.refill(rows, norms)?;
                 }
                 run.stats.push(stats);
                 if !last && !run.converged(self.tolerance) {
-                    sums.normalise_into(&mut run.centroids);
+                    run.sums.normalise_into(&mut run.centroids);
                 }
             }
         }
@@ -133,10 +128,21 @@ impl SphericalKMeansModel {
 struct Run {
     restart: usize,
     centroids: Vec<f64>,
+    /// Cluster of each row in the last assignment; [`NONE`] before the first.
+    labels: Vec<u32>,
+    sums: Sums,
     stats: Vec<IterationStats>,
 }
 
+/// The label of a row before its first assignment.
+const NONE: u32 = u32::MAX;
+
 impl Run {
+    fn new(restart: usize, n: usize, d: usize, centroids: Vec<f64>) -> Self {
+        let sums = Sums::zeros(centroids.len() / d, d);
+        Self { restart, centroids, labels: vec![NONE; n], sums, stats: Vec::new() }
+    }
+
     /// Whether the last iteration gained no more than the tolerance, refills aside.
     fn converged(&self, tolerance: f64) -> bool {
         let [.., before, last] = self.stats.as_slice() else { return false };
@@ -144,15 +150,41 @@ impl Run {
         refilled == 0 && last.objective - before.objective <= tolerance
     }
 
-    fn exact(&self, k: usize, cols: usize) -> Centroids {
-        Centroids::new(cols, k, self.centroids.clone())
+    /// Gives each empty cluster the row of the largest cluster that lies furthest from its
+    /// centroid. Stops where the largest cluster is a single direction: nothing to gain.
+    fn refill(&mut self, rows: &impl RowSource, norms: &[f64]) -> Result<usize> {
+        let k = self.sums.counts.len();
+        let current = Centroids::new(rows.cols(), k, self.centroids.clone());
+        let cosines = label_exactly(&current, rows, norms)?.cosines;
+        let mut moves = Vec::new();
+        for empty in 0..k {
+            if self.sums.counts[empty] > 0 {
+                continue;
+            }
+            let largest = first_largest(&self.sums.counts);
+            let label = num::index_u32(largest);
+            let usable =
+                (0..norms.len()).filter(|&i| self.labels[i] == label && norms[i] > 0.0);
+            let furthest = usable.reduce(|a, b| if cosines[b] < cosines[a] { b } else { a });
+            let Some(row) = furthest.filter(|&row| cosines[row] < 1.0 - 1e-12) else { break };
+            self.labels[row] = num::index_u32(empty);
+            self.sums.counts[largest] -= 1;
+            self.sums.counts[empty] += 1;
+            moves.push((row, largest, empty));
+        }
+        let indices: Vec<usize> = moves.iter().map(|&(row, ..)| row).collect();
+        for (&(row, from, to), values) in moves.iter().zip(source::fetch(rows, &indices)?) {
+            self.sums.add(from, -1.0 / norms[row], &values);
+            self.sums.add(to, 1.0 / norms[row], &values);
+        }
+        Ok(moves.len())
     }
 }
 
-/// Sums of unit rows by centroid, and how many there are.
+/// Sums of unit rows by centroid, and how many rows there are; or changes of both.
 struct Sums {
     sums: Vec<f64>,
-    counts: Vec<usize>,
+    counts: Vec<i64>,
 }
 
 impl Sums {
@@ -160,15 +192,23 @@ impl Sums {
         Self { sums: vec![0.0; count * cols], counts: vec![0; count] }
     }
 
-    fn of_restart(&self, index: usize, k: usize, cols: usize) -> Self {
-        Self {
-            sums: self.sums[index * k * cols..(index + 1) * k * cols].to_vec(),
-            counts: self.counts[index * k..(index + 1) * k].to_vec(),
-        }
-    }
-
     fn cols(&self) -> usize {
         self.sums.len() / self.counts.len()
+    }
+
+    /// Adds `scale * row` to one sum.
+    fn add(&mut self, centroid: usize, scale: f64, row: &[f32]) {
+        let cols = row.len();
+        kernel::add_scaled(&mut self.sums[centroid * cols..][..cols], scale, row);
+    }
+
+    /// Adds changes, which may belong to several runs: those from centroid `first` on.
+    fn change(&mut self, changes: &Self, first: usize) {
+        let (count, cols) = (self.counts.len(), self.cols());
+        let sums = &changes.sums[first * cols..][..count * cols];
+        self.sums.iter_mut().zip(sums).for_each(|(total, change)| *total += change);
+        let counts = &changes.counts[first..first + count];
+        self.counts.iter_mut().zip(counts).for_each(|(total, change)| *total += change);
     }
 
     /// `Σ_c <s_c, centroid_c>`: the sum of the cosines.
@@ -180,50 +220,12 @@ impl Sums {
             .sum()
     }
 
-    /// Gives each empty cluster the row of the largest cluster that lies furthest from its
-    /// centroid. Stops where the largest cluster is a single direction: nothing to gain.
-    fn refill(
-        &mut self,
-        rows: &impl RowSource,
-        norms: &[f64],
-        current: &Centroids,
-    ) -> Result<usize> {
-        let cols = self.cols();
-        let mut found = label_exactly(current, rows, norms)?;
-        let mut moves = Vec::new();
-        for empty in 0..self.counts.len() {
-            if self.counts[empty] > 0 {
-                continue;
-            }
-            let largest = first_largest(&self.counts);
-            let members =
-                (0..norms.len()).filter(|&i| found.labels[i] == num::index_u32(largest));
-            let usable = members.filter(|&i| norms[i] > 0.0);
-            let cosine = |row: usize| found.cosines[row];
-            let furthest = usable.reduce(|a, b| if cosine(b) < cosine(a) { b } else { a });
-            let Some(row) = furthest.filter(|&row| cosine(row) < 1.0 - 1e-12) else { break };
-            found.labels[row] = num::index_u32(empty);
-            self.counts[largest] -= 1;
-            self.counts[empty] += 1;
-            moves.push((row, largest, empty));
-        }
-        let indices: Vec<usize> = moves.iter().map(|&(row, ..)| row).collect();
-        for ((row, from, to), values) in moves.iter().zip(source::fetch(rows, &indices)?) {
-            let scale = 1.0 / norms[*row];
-            let from = &mut self.sums[from * cols..(from + 1) * cols];
-            kernel::add_scaled(from, -scale, &values);
-            let to = &mut self.sums[to * cols..(to + 1) * cols];
-            kernel::add_scaled(to, scale, &values);
-        }
-        Ok(moves.len())
-    }
-
     /// Writes the unit sums; a cluster that is empty or whose rows cancel keeps its centroid.
     fn normalise_into(&self, centroids: &mut [f64]) {
         let cols = self.cols();
         for (index, sum) in self.sums.chunks_exact(cols).enumerate() {
             let length = sum.iter().map(|v| v * v).sum::<f64>().sqrt();
-            if length > 1e-12 * self.counts[index].max(1) as f64 {
+            if length > 1e-9 * self.counts[index].max(1) as f64 {
                 centroids[index * cols..(index + 1) * cols].copy_from_slice(&unit(sum));
             }
         }
@@ -231,7 +233,7 @@ impl Sums {
 }
 
 /// The index of the largest count, ties to the lower index.
-fn first_largest(counts: &[usize]) -> usize {
+fn first_largest(counts: &[i64]) -> usize {
     (1..counts.len()).fold(0, |best, i| if counts[i] > counts[best] { i } else { best })
 }
 
@@ -253,27 +255,42 @@ fn norms(rows: &impl RowSource) -> Result<Vec<f64>> {
     Ok(all)
 }
 
-/// One pass: assigns every row in every restart and sums the unit rows by centroid.
-fn accumulate(rows: &impl RowSource, norms: &[f64], centroids: &Centroids) -> Result<Sums> {
-    let cols = rows.cols();
-    let mut total = Sums::zeros(centroids.count(), cols);
+/// One pass: assigns every row in every run and moves what changed between the sums.
+fn accumulate(rows: &impl RowSource, norms: &[f64], runs: &mut [&mut Run]) -> Result<()> {
+    let (cols, k) = (rows.cols(), runs[0].sums.counts.len());
+    let all = runs.iter().flat_map(|run| run.centroids.iter().copied()).collect();
+    let centroids = Centroids::new(cols, k, all);
+    let before: Vec<Vec<u32>> =
+        runs.iter_mut().map(|run| std::mem::take(&mut run.labels)).collect();
     let work = |first: usize, piece: &[f32]| {
-        let mut part = Sums::zeros(centroids.count(), cols);
         let norms = &norms[first..first + piece.len() / cols];
-        centroids.nearest(piece, norms, |row, _, centroid| {
-            part.counts[centroid] += 1;
-            if norms[row] > 0.0 {
-                let sum = &mut part.sums[centroid * cols..(centroid + 1) * cols];
-                kernel::add_scaled(sum, 1.0 / norms[row], &piece[row * cols..][..cols]);
+        let mut changes = Sums::zeros(centroids.count(), cols);
+        let mut labels = vec![NONE; before.len() * norms.len()];
+        centroids.nearest(piece, norms, |row, run, centroid| {
+            let label = num::index_u32(centroid - run * k);
+            let old = before[run][first + row];
+            labels[run * norms.len() + row] = label;
+            if label == old {
+                return;
+            }
+            let scale = if norms[row] > 0.0 { 1.0 / norms[row] } else { 0.0 };
+            let values = &piece[row * cols..(row + 1) * cols];
+            changes.counts[centroid] += 1;
+            changes.add(centroid, scale, values);
+            if old != NONE {
+                changes.counts[run * k + num::widen(old)] -= 1;
+                changes.add(run * k + num::widen(old), -scale, values);
             }
         });
-        Ok(part)
+        Ok((changes, labels))
     };
-    source::scan(rows, work, |_, part| {
-        total.sums.iter_mut().zip(part.sums).for_each(|(total, part)| *total += part);
-        total.counts.iter_mut().zip(part.counts).for_each(|(total, part)| *total += part);
-    })?;
-    Ok(total)
+    source::scan(rows, work, |_, (changes, labels)| {
+        let labels = labels.chunks_exact(labels.len() / runs.len());
+        for (index, (run, labels)) in runs.iter_mut().zip(labels).enumerate() {
+            run.sums.change(&changes, index * k);
+            run.labels.extend_from_slice(labels);
+        }
+    })
 }
 
 /// Cluster and cosine of every row.
@@ -352,16 +369,21 @@ mod tests {
         // Four equal starts: ties go to the first, the others are empty.
         let start = [1.0, 0.0, 0.0, 0.0, 0.0, 0.0].repeat(4);
         let params = SphericalKMeans::params(4).tolerance(0.0).check().unwrap();
-        let mut runs = [Run { restart: 0, centroids: start, stats: vec![] }];
+        let mut runs = [Run::new(0, 300, 6, start)];
         params.iterate(&x, &norms, &mut runs).unwrap();
-        let stats = &runs[0].stats;
+        let [Run { stats, sums, labels, .. }] = &runs;
         assert_eq!(stats[0].refilled, 3);
         for pair in stats.windows(2) {
             assert!(pair[1].objective >= pair[0].objective - 1e-12);
         }
         assert_eq!(stats.last().unwrap().refilled, 0);
-        let centroids = Centroids::new(6, 4, runs[0].centroids.clone());
-        let sums = accumulate(&x, &norms, &centroids).unwrap();
         assert!(sums.counts.iter().all(|&count| count > 0), "{:?}", sums.counts);
+        // Sums kept by changes are the sums.
+        let mut fresh = Sums::zeros(4, 6);
+        for (i, &label) in labels.iter().enumerate() {
+            fresh.add(num::widen(label), 1.0 / norms[i], x.row(i));
+        }
+        let gap = fresh.sums.iter().zip(&sums.sums).map(|(a, b)| (a - b).abs());
+        assert!(gap.fold(0.0, f64::max) < 1e-12);
     }
 }
