@@ -2,6 +2,10 @@
 //!
 //! Sits below everything that knows a model; knows no layer, token or expert.
 
+pub mod eigen;
 mod matrix;
+pub mod orthonormal;
+pub mod svd;
+pub mod wide;
 
 pub use matrix::Matrix;
