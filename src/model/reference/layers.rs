@@ -1,0 +1,84 @@
+//! The model's layers, each as its formula over candle's stock operators.
+//!
+//! candle's shortcuts are avoided on purpose. Its fused LayerNorm and `softmax_last_dim`
+//! have no backward and cut gradients without a word; its `gelu` is the tanh form; and
+//! the backward of its `gelu_erf` rounds 1/sqrt(2π) to six digits, so GELU is composed from
+//! `erf`, whose backward is exact.
+
+use candle_core::{D, DType, Device, Result, Tensor};
+
+use crate::config::Activation;
+
+/// Epsilon of every LayerNorm (CLIP.md §1a).
+const NORM_EPSILON: f64 = 1e-5;
+
+/// x W^T + b for rows `x` [N, in], `weight` [out, in], `bias` [out].
+pub(super) fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    x.matmul(&weight.t()?)?.broadcast_add(bias)
+}
+
+/// Normalises each row to mean 0 and variance 1, then applies gain and bias [d].
+pub(super) fn layer_norm(x: &Tensor, gain: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+    let unit = centred.broadcast_div(&(variance + NORM_EPSILON)?.sqrt()?)?;
+    unit.broadcast_mul(gain)?.broadcast_add(bias)
+}
+
+/// The FFN's activation function.
+pub(super) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    match activation {
+        Activation::Gelu => {
+            let distribution =
+                (((x * std::f64::consts::FRAC_1_SQRT_2)?.erf()? + 1.0)? * 0.5)?;
+            x * distribution
+        }
+        Activation::QuickGelu => {
+            let sigmoid = ((x * -1.702)?.exp()? + 1.0)?.recip()?;
+            x * sigmoid
+        }
+    }
+}
+
+/// Logarithm of the sum of exponentials over the last axis, which stays with extent 1.
+pub(super) fn log_sum_exp(x: &Tensor) -> Result<Tensor> {
+    // Subtracting the maximum changes nothing but the range, so it needs no gradient.
+    let top = x.max_keepdim(D::Minus1)?.detach();
+    x.broadcast_sub(&top)?.exp()?.sum_keepdim(D::Minus1)?.log()? + top
+}
+
+/// Softmax over the last axis.
+pub(super) fn softmax(x: &Tensor) -> Result<Tensor> {
+    let top = x.max_keepdim(D::Minus1)?.detach();
+    let powers = x.broadcast_sub(&top)?.exp()?;
+    powers.broadcast_div(&powers.sum_keepdim(D::Minus1)?)
+}
+
+/// Scales each row to length 1.
+pub(super) fn unit_rows(x: &Tensor) -> Result<Tensor> {
+    x.broadcast_div(&x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?)
+}
+
+/// What causal attention adds to its scores [T, T]: minus infinity where a token would see
+/// a later one.
+pub(super) fn causal_mask(
+    tokens: usize,
+    dtype: DType,
+    device: &Device,
+) -> Result<Tensor> {
+    let entry = |i: usize, j: usize| if j > i { f64::NEG_INFINITY } else { 0.0 };
+    let mask: Vec<f64> =
+        (0..tokens).flat_map(|i| (0..tokens).map(move |j| entry(i, j))).collect();
+    Tensor::from_vec(mask, (tokens, tokens), device)?.to_dtype(dtype)
+}
+
+/// The symmetric contrastive loss of a batch: the mean of the cross-entropies of rows and of
+/// columns of `logits` [B, B], where row i belongs to column i.
+pub(super) fn contrastive(logits: &Tensor) -> Result<Tensor> {
+    let pairs = logits.dim(0)?;
+    let identity = Tensor::eye(pairs, logits.dtype(), logits.device())?;
+    let own = (logits * identity)?.sum_all()?;
+    let rows = log_sum_exp(logits)?.sum_all()?;
+    let columns = log_sum_exp(&logits.t()?.contiguous()?)?.sum_all()?;
+    ((rows + columns)? * (0.5 / pairs as f64))? - (own / pairs as f64)?
+}
