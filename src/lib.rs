@@ -14,11 +14,13 @@
 //! ```
 
 pub mod artifact;
+pub mod cluster;
 pub mod config;
 pub mod error;
 pub mod io;
 pub mod linalg;
 pub mod loss;
+pub mod lowrank;
 pub mod model;
 pub mod num;
 pub mod ops;
