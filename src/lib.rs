@@ -20,3 +20,4 @@ pub mod model;
 pub mod num;
 pub mod par;
 pub mod rng;
+pub mod upcycle;
