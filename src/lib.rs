@@ -13,6 +13,7 @@
 //! 6  stage
 //! ```
 
+pub mod analysis;
 pub mod config;
 pub mod error;
 pub mod linalg;

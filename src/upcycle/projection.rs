@@ -1,6 +1,6 @@
 //! Projecting an FFN on the subspaces of one expert (METHOD §2.3).
 //!
-//! The data-aware truncated SVD of the paper (arXiv 2604.13508, section 3.2) equals
+//! The data-aware truncated SVD of the paper (arXiv 2604.13508) equals
 //! `W_i = U Uᵀ W`, so given the bases U an expert is two products. With moments about the
 //! cluster's mean (`centre: mean`, beyond the paper) the part of the mean output that the
 //! projection loses goes to the bias: `b_i = b + (I - U Uᵀ) W μ`, which makes the expert

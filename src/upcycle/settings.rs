@@ -11,7 +11,7 @@ use crate::config::{InitConfig, Labels, SubspacesConfig};
 use crate::error::{Error, Result};
 
 /// Standard deviation of random routers unless the configuration says otherwise
-/// (Komatsuzaki et al., ICLR 2023, section 3: normal with standard deviation 0.02).
+/// (METHOD §3, the value of sparse upcycling for all methods with a random router).
 const ROUTER_STD: f64 = 0.02;
 
 /// A parameter of an entry of `inits`.
