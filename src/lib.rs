@@ -16,9 +16,11 @@
 pub mod analysis;
 pub mod config;
 pub mod error;
+pub mod io;
 pub mod linalg;
 pub mod model;
 pub mod num;
+pub mod ops;
 pub mod par;
 pub mod rng;
 pub mod upcycle;

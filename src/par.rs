@@ -18,7 +18,9 @@ pub fn for_each_piece<T: Send>(
         }
         return;
     }
-    out.par_chunks_mut(piece_len).enumerate().for_each(|(index, piece)| work(index, piece));
+    out.par_chunks_mut(piece_len)
+        .enumerate()
+        .for_each(|(index, piece)| work(index, piece));
 }
 
 /// Computes `make(0), .., make(count - 1)` in parallel and returns them in index order.

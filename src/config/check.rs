@@ -107,7 +107,12 @@ impl Check for OptimConfig {
     fn check(&self) -> Result<()> {
         positive("steps", self.steps)?;
         require(self.batch >= 2, "batch", &self.batch, "at least 2 (contrastive)")?;
-        require(self.learning_rate > 0.0, "learning_rate", &self.learning_rate, "above 0")?;
+        require(
+            self.learning_rate > 0.0,
+            "learning_rate",
+            &self.learning_rate,
+            "above 0",
+        )?;
         let floor = self.final_learning_rate;
         let fine = (0.0..=self.learning_rate).contains(&floor);
         require(fine, "final_learning_rate", &floor, "0 to learning_rate")?;
@@ -115,7 +120,12 @@ impl Check for OptimConfig {
             require((0.0..1.0).contains(&value), key, &value, "0 to below 1")?;
         }
         require(self.epsilon > 0.0, "epsilon", &self.epsilon, "above 0")?;
-        require(self.weight_decay >= 0.0, "weight_decay", &self.weight_decay, "0 or more")?;
+        require(
+            self.weight_decay >= 0.0,
+            "weight_decay",
+            &self.weight_decay,
+            "0 or more",
+        )?;
         require(self.clip_norm > 0.0, "clip_norm", &self.clip_norm, "above 0")
     }
 }

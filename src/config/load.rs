@@ -29,8 +29,9 @@ pub struct Overrides {
 /// Loads, merges and checks the configuration of `path`.
 pub fn load(path: &Path, overrides: &Overrides) -> Result<Config> {
     let name = path.display().to_string();
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| Error::usage(format!("cannot read configuration {name}")).caused_by(e))?;
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        Error::usage(format!("cannot read configuration {name}")).caused_by(e)
+    })?;
     build(&text, &name, overrides)
 }
 
@@ -98,9 +99,8 @@ fn parse_assignment(assignment: &str) -> Result<Value> {
     let (path, text) = assignment.split_once('=').ok_or_else(|| {
         Error::usage(format!("--set {assignment}: expected path.to.key=value"))
     })?;
-    let value: Value = serde_saphyr::from_str(text).context(|| {
-        format!("--set {assignment}: the value is not valid YAML")
-    })?;
+    let value: Value = serde_saphyr::from_str(text)
+        .context(|| format!("--set {assignment}: the value is not valid YAML"))?;
     Ok(path.rsplit('.').fold(value, |inner, key| {
         let mut map = Map::new();
         map.insert(key.trim().to_owned(), inner);
@@ -210,9 +210,14 @@ mod tests {
 
     #[test]
     fn wrong_types_and_impossible_values_are_refused() {
-        for bad in ["train.optim.steps=many", "moe.top_k=0", "model.vision.heads=3",
-            "runs.sparse.init=nowhere", "seeds=[]", "dataset.image_size=33"]
-        {
+        for bad in [
+            "train.optim.steps=many",
+            "moe.top_k=0",
+            "model.vision.heads=3",
+            "runs.sparse.init=nowhere",
+            "seeds=[]",
+            "dataset.image_size=33",
+        ] {
             assert_eq!(with(&[bad]).unwrap_err().kind().exit_code(), 2, "{bad}");
         }
     }

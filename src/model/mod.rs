@@ -1,5 +1,10 @@
 //! The model: a CLIP whose FFNs may be mixtures of experts.
 
+pub mod clip;
 mod config;
+pub mod names;
+pub mod params;
+pub mod tower;
 
 pub use config::{ClipConfig, Moe, TextConfig, Tower, TowerShape, VisionConfig};
+pub use params::Checkpoint;

@@ -1,0 +1,6 @@
+//! Bytes to arrays and back: Parquet tables and safetensors files.
+//!
+//! Knows formats, not stages: which file holds what is `docs/artifacts.md`.
+
+pub mod table;
+pub mod tensors;
