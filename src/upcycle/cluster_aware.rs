@@ -3,7 +3,7 @@
 
 use super::evidence::MatrixBasis;
 use super::projection::{Subspace, project_ffn, widened};
-use super::router;
+use super::router::centroid_router;
 use super::{
     DenseFfn, Evidence, ExpertBases, Experts, Method, Needs, Parameter, Settings, Streams,
 };
@@ -48,7 +48,7 @@ impl Method for ClusterAware {
         let centroids = evidence.centroids(self, place)?;
         Ok(Experts {
             experts: projected_experts(dense, evidence.subspaces(self, place)?),
-            router: router::from_centroids(settings, centroids),
+            router: centroid_router(settings, centroids),
         })
     }
 }

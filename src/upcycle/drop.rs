@@ -9,7 +9,7 @@
 //! set a matrix (`independent_indices: true` here), takes int(h·r) units, permutes the
 //! hidden units of every expert, and knows no biases.
 
-use super::router;
+use super::router::random_router;
 use super::streams::normal;
 use super::{
     DenseFfn, Evidence, Experts, Indices, Method, Needs, Parameter, Settings, Streams,
@@ -56,7 +56,7 @@ impl Method for Drop {
             let mut stream = streams.expert(self.name(), index);
             dropped(dense, settings.ratio(), settings.indices(), &mut stream)
         });
-        let router = router::random(settings, streams, dense.width());
+        let router = random_router(settings, streams, dense.width());
         Ok(Experts { experts, router })
     }
 }

@@ -11,7 +11,7 @@ use faer::{Mat, MatRef};
 
 use super::orthonormal::random_in_complement;
 use super::projection::{rounded, widened};
-use super::router;
+use super::router::random_router;
 use super::{DenseFfn, Evidence, Experts, Method, Needs, Parameter, Settings, Streams};
 use crate::error::{Error, Result};
 use crate::linalg::Matrix;
@@ -67,7 +67,7 @@ impl Method for DropSvd {
                 fc2_bias: dense.fc2_bias.clone(),
             }
         });
-        let router = router::random(settings, streams, dense.width());
+        let router = random_router(settings, streams, dense.width());
         Ok(Experts { experts, router })
     }
 }

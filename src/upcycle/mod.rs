@@ -47,6 +47,7 @@ pub use evidence::{Evidence, ExpertBases, MatrixBasis};
 pub use ffn::{DenseFfn, Experts};
 pub use random_clusters::RandomClusters;
 pub use random_subspace::RandomSubspace;
+pub use router::{centroid_router, random_router};
 pub use router_only::RouterOnly;
 pub use settings::{Indices, Parameter, Settings, check_inits};
 pub use sparse::Sparse;
@@ -55,6 +56,11 @@ pub use svd_only::SvdOnly;
 
 use crate::config::Labels;
 use crate::error::{Error, Result};
+
+/// Compiles and runs the example of the guide.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/adding-a-method.md")]
+struct Guide;
 
 /// Every method, in the order of the tables.
 static METHODS: &[&dyn Method] = &[

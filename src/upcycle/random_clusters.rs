@@ -5,7 +5,7 @@
 //! isolates what the cluster-derived subspaces add, so nothing else may change.
 
 use super::cluster_aware::projected_experts;
-use super::router;
+use super::router::centroid_router;
 use super::{DenseFfn, Evidence, Experts, Method, Needs, Parameter, Settings, Streams};
 use crate::config::Labels;
 use crate::error::Result;
@@ -46,7 +46,7 @@ impl Method for RandomClusters {
         let centroids = evidence.centroids(self, place)?;
         Ok(Experts {
             experts: projected_experts(dense, evidence.subspaces(self, place)?),
-            router: router::from_centroids(settings, centroids),
+            router: centroid_router(settings, centroids),
         })
     }
 }

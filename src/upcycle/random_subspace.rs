@@ -7,7 +7,7 @@
 use super::evidence::MatrixBasis;
 use super::orthonormal::random_orthonormal;
 use super::projection::{Subspace, project_ffn};
-use super::router;
+use super::router::centroid_router;
 use super::{DenseFfn, Evidence, Experts, Method, Needs, Parameter, Settings, Streams};
 use crate::config::Labels;
 use crate::error::Result;
@@ -55,7 +55,7 @@ impl Method for RandomSubspace {
             let fc2 = random_like(&subspaces[index].fc2, dense.width(), &mut stream);
             project_ffn(dense, &fc1, &fc2)
         });
-        Ok(Experts { experts, router: router::from_centroids(settings, centroids) })
+        Ok(Experts { experts, router: centroid_router(settings, centroids) })
     }
 }
 

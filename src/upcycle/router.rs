@@ -5,7 +5,7 @@ use crate::linalg::Matrix;
 use crate::num;
 
 /// N(0, `router_std`²), [E,d]: row i does not depend on the number of experts.
-pub(super) fn random(settings: &Settings, streams: &Streams<'_>, width: usize) -> Matrix {
+pub fn random_router(settings: &Settings, streams: &Streams<'_>, width: usize) -> Matrix {
     let mut router = Matrix::zeros(settings.experts(), width);
     let mut stream = streams.router();
     for value in router.data_mut() {
@@ -17,7 +17,7 @@ pub(super) fn random(settings: &Settings, streams: &Streams<'_>, width: usize) -
 
 /// The unit centroids times `router_scale`, [E,d] (METHOD §2.4): the logit of a token is
 /// its cosine to the centroid times its norm, the criterion it was clustered by.
-pub(super) fn from_centroids(settings: &Settings, centroids: &Matrix) -> Matrix {
+pub fn centroid_router(settings: &Settings, centroids: &Matrix) -> Matrix {
     let mut router = centroids.clone();
     for value in router.data_mut() {
         *value = num::round_f32(settings.router_scale() * f64::from(*value));
@@ -35,7 +35,7 @@ mod tests {
     fn a_random_router_has_the_standard_deviation_it_was_asked_for() {
         let streams = Streams::new(5, "vision.1");
         let settings = settings_with(&Sparse, 16, |init| init.router_std = Some(0.3));
-        let router = random(&settings, &streams, 500);
+        let router = random_router(&settings, &streams, 500);
         let values: Vec<f64> = router.data().iter().map(|&v| f64::from(v)).collect();
         let n = values.len() as f64;
         assert!(num::mean(&values).abs() < 4.5 * 0.3 / n.sqrt());
@@ -45,10 +45,10 @@ mod tests {
     #[test]
     fn the_default_scale_keeps_centroids_bit_for_bit_and_others_multiply() {
         let parts = Parts::new(5, 7, 3, 2);
-        let kept = from_centroids(&settings(&RouterOnly, 3), &parts.centroids);
+        let kept = centroid_router(&settings(&RouterOnly, 3), &parts.centroids);
         assert_eq!(kept, parts.centroids);
         let twice = settings_with(&RouterOnly, 3, |init| init.router_scale = Some(2.0));
-        let scaled = from_centroids(&twice, &parts.centroids);
+        let scaled = centroid_router(&twice, &parts.centroids);
         for (new, old) in scaled.data().iter().zip(parts.centroids.data()) {
             assert_eq!(*new, 2.0 * old);
         }

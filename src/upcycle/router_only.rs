@@ -1,6 +1,6 @@
 //! Control: exact copies behind the centroid router, the cluster-aware method at τ = 1.
 
-use super::router;
+use super::router::centroid_router;
 use super::{DenseFfn, Evidence, Experts, Method, Needs, Parameter, Settings, Streams};
 use crate::error::Result;
 
@@ -39,7 +39,7 @@ impl Method for RouterOnly {
         let centroids = evidence.centroids(self, streams.place())?;
         Ok(Experts {
             experts: vec![dense.clone(); settings.experts()],
-            router: router::from_centroids(settings, centroids),
+            router: centroid_router(settings, centroids),
         })
     }
 }

@@ -1,6 +1,6 @@
 //! Sparse upcycling: every expert is the dense FFN, only the router is random.
 
-use super::router;
+use super::router::random_router;
 use super::{DenseFfn, Evidence, Experts, Method, Needs, Parameter, Settings, Streams};
 use crate::error::Result;
 
@@ -39,7 +39,7 @@ impl Method for Sparse {
     ) -> Result<Experts> {
         Ok(Experts {
             experts: vec![dense.clone(); settings.experts()],
-            router: router::random(settings, streams, dense.width()),
+            router: random_router(settings, streams, dense.width()),
         })
     }
 }

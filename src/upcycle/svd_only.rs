@@ -1,7 +1,7 @@
 //! Control: the experts of the cluster-aware method behind a random router.
 
 use super::cluster_aware::projected_experts;
-use super::router;
+use super::router::random_router;
 use super::{DenseFfn, Evidence, Experts, Method, Needs, Parameter, Settings, Streams};
 use crate::config::Labels;
 use crate::error::Result;
@@ -41,7 +41,7 @@ impl Method for SvdOnly {
         let subspaces = evidence.subspaces(self, streams.place())?;
         Ok(Experts {
             experts: projected_experts(dense, subspaces),
-            router: router::random(settings, streams, dense.width()),
+            router: random_router(settings, streams, dense.width()),
         })
     }
 }
