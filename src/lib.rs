@@ -13,6 +13,7 @@
 //! 6  stage
 //! ```
 
+pub mod analysis;
 pub mod artifact;
 pub mod cluster;
 pub mod config;
@@ -29,3 +30,4 @@ pub mod par;
 pub mod rng;
 pub mod stage;
 pub mod train;
+pub mod upcycle;
