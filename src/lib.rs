@@ -14,10 +14,13 @@
 //! ```
 
 pub mod config;
+pub mod data;
 pub mod error;
+pub mod image;
 pub mod io;
 pub mod linalg;
 pub mod model;
 pub mod num;
 pub mod par;
 pub mod rng;
+pub mod text;
