@@ -15,6 +15,7 @@
 
 pub mod config;
 pub mod error;
+pub mod eval;
 pub mod io;
 pub mod linalg;
 pub mod model;
