@@ -19,6 +19,7 @@ pub mod cluster;
 pub mod config;
 pub mod data;
 pub mod error;
+pub mod eval;
 pub mod image;
 pub mod io;
 pub mod linalg;
