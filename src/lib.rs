@@ -20,4 +20,5 @@ pub mod linalg;
 pub mod model;
 pub mod num;
 pub mod par;
+pub mod report;
 pub mod rng;
