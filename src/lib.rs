@@ -30,6 +30,7 @@ pub mod num;
 pub mod ops;
 pub mod optim;
 pub mod par;
+pub mod report;
 pub mod rng;
 pub mod stage;
 pub mod text;
