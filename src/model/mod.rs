@@ -1,6 +1,7 @@
 //! The model: a CLIP whose FFNs may be mixtures of experts.
 
 mod config;
+pub mod import;
 pub mod names;
 pub mod reference;
 

@@ -363,7 +363,7 @@ pub fn check<'a>(
 ) -> Result<()> {
     let mut expected: BTreeMap<String, Vec<usize>> =
         parameters(config).into_iter().map(|p| (p.name, p.shape)).collect();
-    let (mut missing, mut unexpected, mut shapes) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut unexpected, mut shapes) = (Vec::new(), Vec::new());
     for (name, shape) in found {
         match expected.remove(name) {
             None => unexpected.push(name.to_owned()),
@@ -373,7 +373,15 @@ pub fn check<'a>(
             Some(_) => {}
         }
     }
-    missing.extend(expected.into_keys());
+    account(expected.into_keys().collect(), unexpected, shapes)
+}
+
+/// One error that names all tensors that are missing, unexpected or of another shape, if any.
+pub(super) fn account(
+    missing: Vec<String>,
+    unexpected: Vec<String>,
+    shapes: Vec<String>,
+) -> Result<()> {
     let mut complaints = Vec::new();
     for (word, names) in
         [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
