@@ -19,5 +19,6 @@ pub mod io;
 pub mod linalg;
 pub mod model;
 pub mod num;
+pub mod ops;
 pub mod par;
 pub mod rng;

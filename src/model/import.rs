@@ -37,7 +37,7 @@ const FOLDERS: [(&str, &str); 5] = [
 /// Reads a checkpoint: a folder in one of the published layouts, or a file of weights.
 ///
 /// The configuration is looked for beside the weights. Without one, shapes are read off the
-/// tensors (with OpenAI's rule of 64 values a head) and `activation` must be given. Where a
+/// tensors (with `OpenAI`'s rule of 64 values a head) and `activation` must be given. Where a
 /// configuration names an activation, another `activation` is refused.
 ///
 /// Values become f32; half precision converts exactly. Files of weights are read whole, so
@@ -65,15 +65,11 @@ fn weights_of(path: &Path) -> Result<PathBuf> {
     let complete = |(weights, config): &(&str, &str)| {
         path.join(weights).is_file() && path.join(config).is_file()
     };
-    match FOLDERS.iter().find(|pair| complete(pair)) {
-        Some((weights, _)) => Ok(path.join(weights)),
-        None => {
-            let wanted: Vec<String> = FOLDERS
-                .iter()
-                .map(|(weights, config)| format!("{weights} with {config}"))
-                .collect();
-            let (place, wanted) = (path.display(), wanted.join(", or "));
-            Err(Error::failed(format!("{place} holds no checkpoint: expected {wanted}")))
-        }
+    if let Some((weights, _)) = FOLDERS.iter().find(|pair| complete(pair)) {
+        return Ok(path.join(weights));
     }
+    let wanted: Vec<String> =
+        FOLDERS.iter().map(|(weights, config)| format!("{weights} with {config}")).collect();
+    let (place, wanted) = (path.display(), wanted.join(", or "));
+    Err(Error::failed(format!("{place} holds no checkpoint: expected {wanted}")))
 }

@@ -1,8 +1,13 @@
 //! The model: a CLIP whose FFNs may be mixtures of experts.
 
+pub mod clip;
 mod config;
 pub mod import;
+pub mod init;
 pub mod names;
+pub mod params;
 pub mod reference;
+pub mod tower;
 
 pub use config::{ClipConfig, Moe, TextConfig, Tower, TowerShape, VisionConfig};
+pub use params::Checkpoint;

@@ -29,7 +29,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// Whether weight decay applies (METHOD §5: not to biases, LayerNorms, embeddings of
+    /// Whether weight decay applies (METHOD §5: not to biases, norms, embeddings of
     /// position and class, and the logit scale).
     pub fn decays(self) -> bool {
         matches!(self, Self::Weight | Self::Router)
@@ -139,11 +139,10 @@ impl Part {
             Self::FcWeight => vec![h, d],
             Self::FcBias => vec![h],
             Self::ProjWeight => vec![d, h],
-            Self::Router => vec![e, d],
             Self::ExpertFcWeight => vec![e, h, d],
             Self::ExpertFcBias => vec![e, h],
             Self::ExpertProjWeight => vec![e, d, h],
-            Self::ExpertProjBias => vec![e, d],
+            Self::Router | Self::ExpertProjBias => vec![e, d],
         }
     }
 
@@ -242,6 +241,11 @@ impl Place {
                 part.shape(tower.width, tower.hidden, experts)
             }
         }
+    }
+
+    /// Whether the parameter is a stack over experts: K of its E slices act on a token.
+    pub fn is_expert(self) -> bool {
+        matches!(self, Self::Block(_, _, part) if Part::MOE[1..].contains(&part))
     }
 
     /// What the parameter is for.

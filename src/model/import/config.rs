@@ -21,7 +21,7 @@ pub(super) const OPEN_CLIP: &str = "open_clip_config.json";
 /// Hugging Face's configuration file, and ours.
 pub(super) const HUGGING_FACE: &str = "config.json";
 
-/// Values a head where no configuration says otherwise (OpenAI's rule).
+/// Values a head where no configuration says otherwise (`OpenAI`'s rule).
 const HEAD_WIDTH: usize = 64;
 
 /// No model has more of anything; what is beyond is an attack or a mistake.
@@ -79,16 +79,14 @@ pub(super) fn beside(
 ) -> Result<ClipConfig> {
     let file = |name: &str| Some(folder.join(name)).filter(|path| path.is_file());
     let config = match layout {
-        Layout::HuggingFace => match file(HUGGING_FACE) {
-            Some(path) => hugging_face(&path, asked)?,
-            None => {
+        Layout::HuggingFace => {
+            let Some(path) = file(HUGGING_FACE) else {
                 let place = folder.join(HUGGING_FACE);
                 let place = place.display();
-                return Err(Error::failed(format!(
-                    "{place} is missing: it has the heads"
-                )));
-            }
-        },
+                return Err(Error::failed(format!("{place} is missing: it has the heads")));
+            };
+            hugging_face(&path, asked)?
+        }
         Layout::OpenClip => match (file(OPEN_CLIP), file(HUGGING_FACE)) {
             (Some(path), _) => open_clip(&path, asked)?,
             (None, Some(path)) => match own(&path, asked)? {

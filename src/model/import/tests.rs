@@ -4,7 +4,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
-use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -221,27 +220,21 @@ fn every_tensor_that_does_not_fit_is_named() {
 #[test]
 fn half_precision_and_foreign_buffers_are_read() {
     let (config, exact) = import(&fixture("clip-tiny-gelu", "hf"), None).unwrap();
-    let rounds: [(Dtype, fn(f32) -> f32); 3] = [
-        (Dtype::F16, |v| f16::from_f32(v).to_f32()),
-        (Dtype::BF16, |v| bf16::from_f32(v).to_f32()),
-        (Dtype::F64, |v| v),
-    ];
-    for (dtype, round) in rounds {
+    for (dtype, kind) in
+        [(Dtype::F16, DType::F16), (Dtype::BF16, DType::BF16), (Dtype::F64, DType::F64)]
+    {
+        let convert = |values: &[f32]| {
+            candle_core::Tensor::new(values, &Device::Cpu).unwrap().to_dtype(kind).unwrap()
+        };
         let folder = copy("clip-tiny-gelu", "hf");
         let path = folder.path().join("model.safetensors");
         let mut raw = read_raw(&path);
-        for (_, kind, _, bytes) in &mut raw {
-            let values = bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b));
-            *kind = dtype;
-            *bytes = match dtype {
-                Dtype::F16 => {
-                    values.flat_map(|v| f16::from_f32(v).to_le_bytes()).collect()
-                }
-                Dtype::BF16 => {
-                    values.flat_map(|v| bf16::from_f32(v).to_le_bytes()).collect()
-                }
-                _ => values.flat_map(|v| f64::from(v).to_le_bytes()).collect(),
-            };
+        for (_, dtype_of, _, bytes) in &mut raw {
+            let values: Vec<f32> =
+                bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            *dtype_of = dtype;
+            bytes.clear();
+            convert(&values).write_bytes(bytes).unwrap();
         }
         let positions: Vec<u8> = (0..16_i64).flat_map(i64::to_le_bytes).collect();
         let buffer =
@@ -252,7 +245,8 @@ fn half_precision_and_foreign_buffers_are_read() {
         let (same, rounded) = import(folder.path(), None).unwrap();
         assert_eq!(same, config);
         for (name, tensor) in &rounded {
-            let expected: Vec<f32> = exact[name].data.iter().map(|&v| round(v)).collect();
+            let expected = convert(&exact[name].data).to_dtype(DType::F32).unwrap();
+            let expected: Vec<f32> = expected.to_vec1().unwrap();
             assert!(tensor.data == expected, "{dtype:?} {name}");
         }
         raw.push(buffer("step"));

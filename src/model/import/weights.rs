@@ -7,19 +7,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 use candle_core::pickle::{PthTensors, TensorInfo};
-use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::error::{Context, Error, Result};
 use crate::io::tensors::{Tensor, Tensors};
-use crate::num::round_f32;
 
 /// What `DistributedDataParallel`, `torch.compile` and `CustomTextCLIP` put before names.
 const PREFIXES: [&str; 3] = ["module.", "_orig_mod.", "text."];
 
-/// Entries that are no weights: three scalars of OpenAI's archives, and Hugging Face's old
+/// Entries that are no weights: three scalars of `OpenAI`'s archives, and Hugging Face's old
 /// buffers 0, 1, 2, ..
 const IGNORED: [&str; 5] = [
     "input_resolution",
@@ -90,26 +88,19 @@ fn read_safetensors(path: &Path, tensors: &mut Tensors) -> Result<()> {
 
 /// The values as f32; `None` if they are not floats.
 fn widen(view: &TensorView<'_>) -> Option<Tensor> {
-    let bytes = view.data();
-    let data = match view.dtype() {
-        Dtype::F16 => {
-            bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()
-        }
-        Dtype::BF16 => {
-            bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()
-        }
-        Dtype::F32 => {
-            bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
-        }
-        Dtype::F64 => bytes
-            .as_chunks()
-            .0
-            .iter()
-            .map(|b| round_f32(f64::from_le_bytes(*b)))
-            .collect(),
+    let dtype = match view.dtype() {
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        Dtype::F32 => DType::F32,
+        Dtype::F64 => DType::F64,
         _ => return None,
     };
-    Tensor::new(view.shape().to_vec(), data).ok()
+    let shape = view.shape().to_vec();
+    let count: usize = shape.iter().product();
+    let data = candle_core::Tensor::from_raw_buffer(view.data(), dtype, &[count], &Device::Cpu)
+        .and_then(|tensor| tensor.to_dtype(DType::F32)?.to_vec1())
+        .ok()?;
+    Tensor::new(shape, data).ok()
 }
 
 /// Hugging Face's index of shards: `weight_map` says which file holds which tensor.

@@ -1,0 +1,138 @@
+//! One flat buffer for all parameters of a model.
+//!
+//! Parameters, gradients, both AdamW moments and the EMA are buffers of one [`Layout`]: the
+//! optimiser, clipping, averaging and checkpoints are each one pass over one buffer, and an
+//! all-reduce would be one call. Tensors exist only at the border, in files.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+
+use super::ClipConfig;
+use super::names::{self, Parameter, Place};
+use crate::error::{Context, Error, Result};
+use crate::io::tensors::{self, Tensor, Tensors};
+
+/// Where each parameter of a model lies in a flat buffer.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    parameters: Vec<(Parameter, Range<usize>)>,
+    index: BTreeMap<Place, usize>,
+    len: usize,
+}
+
+impl Layout {
+    /// The layout of a model: the parameters in the order of [`names::parameters`].
+    pub fn new(config: &ClipConfig) -> Self {
+        let mut len = 0;
+        let mut index = BTreeMap::new();
+        let mut parameters = Vec::new();
+        for parameter in names::parameters(config) {
+            let range = len..len + parameter.len();
+            len = range.end;
+            index.insert(parameter.place, parameters.len());
+            parameters.push((parameter, range));
+        }
+        Self { parameters, index, len }
+    }
+
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the model has no parameters; it always has.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Every parameter with its range, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&Parameter, Range<usize>)> {
+        self.parameters.iter().map(|(parameter, range)| (parameter, range.clone()))
+    }
+
+    /// The range of a parameter.
+    ///
+    /// # Panics
+    /// If the model has no such parameter: places come from the same configuration.
+    pub fn range(&self, place: Place) -> Range<usize> {
+        let index = self.index.get(&place).expect("the place belongs to this model");
+        self.parameters[*index].1.clone()
+    }
+
+    /// Copies tensors into a flat buffer; every name and shape must fit, none may lack.
+    pub fn flatten(&self, config: &ClipConfig, tensors: &Tensors) -> Result<Vec<f32>> {
+        let found = tensors.iter().map(|(name, t)| (name.as_str(), t.shape.as_slice()));
+        names::check(config, found)?;
+        let mut flat = vec![0.0; self.len];
+        for (parameter, range) in self.iter() {
+            let tensor = &tensors[&parameter.name];
+            if let Some(bad) = tensor.data.iter().find(|v| !v.is_finite()) {
+                let name = &parameter.name;
+                return Err(Error::corrupt(format!("tensor {name} holds {bad}")));
+            }
+            flat[range].copy_from_slice(&tensor.data);
+        }
+        Ok(flat)
+    }
+
+    /// Cuts a flat buffer into named tensors.
+    pub fn unflatten(&self, flat: &[f32]) -> Tensors {
+        let tensor = |(parameter, range): (&Parameter, Range<usize>)| {
+            let data = flat[range].to_vec();
+            (parameter.name.clone(), Tensor { shape: parameter.shape.clone(), data })
+        };
+        self.iter().map(tensor).collect()
+    }
+}
+
+/// A model at rest: its shape and its weights, as read from or written to a folder.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Checkpoint {
+    /// The architecture.
+    pub config: ClipConfig,
+    /// All weights in the order of the [`Layout`].
+    pub values: Vec<f32>,
+}
+
+impl Checkpoint {
+    /// Reads `config.json` and a weights file of a folder.
+    pub fn read(folder: &Path, weights: &str) -> Result<Self> {
+        let path = folder.join("config.json");
+        let place = path.display();
+        let text =
+            std::fs::read_to_string(&path).context(|| format!("reading {place}"))?;
+        let config: ClipConfig = serde_json::from_str(&text).map_err(|e| {
+            Error::corrupt(format!("{place} is no model's shape")).caused_by(e)
+        })?;
+        let path = folder.join(weights);
+        let tensors = tensors::read(&path)?;
+        let values = Layout::new(&config).flatten(&config, &tensors);
+        Ok(Self { values: values.context(|| format!("in {}", path.display()))?, config })
+    }
+
+    /// The weights by name.
+    pub fn tensors(&self) -> Tensors {
+        Layout::new(&self.config).unflatten(&self.values)
+    }
+
+    /// The architecture as the text of `config.json`.
+    pub fn config_json(&self) -> Result<String> {
+        let text = serde_json::to_string_pretty(&self.config);
+        Ok(text.context(|| "writing config.json".to_owned())? + "\n")
+    }
+
+    /// Total parameters, and those a token passes: K of E experts.
+    pub fn counts(&self) -> (usize, usize) {
+        let Some(moe) = &self.config.moe else {
+            return (self.values.len(), self.values.len());
+        };
+        let experts: usize = Layout::new(&self.config)
+            .iter()
+            .filter(|(p, _)| p.place.is_expert())
+            .map(|(p, _)| p.len())
+            .sum();
+        let idle = experts / moe.experts * (moe.experts - moe.top_k);
+        (self.values.len(), self.values.len() - idle)
+    }
+}

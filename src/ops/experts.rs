@@ -1,0 +1,222 @@
+//! The grouped expert FFN: dispatch, both linear layers, activation, combine.
+//!
+//! No token is dropped. The K copies of a token are sorted by expert (stable, so the order
+//! does not depend on anything but the routing), every expert is two matrix products over
+//! its own rows, and the outputs are added back with the routing weights. Cost is that of K
+//! dense FFNs plus two gathers; an expert without tokens costs nothing and gets no gradient.
+
+use super::router::Routing;
+use super::{activation, linear, simd};
+use crate::config::Activation;
+use crate::num::{index_u32, widen};
+
+/// The stacked weights of E experts: [E, h, d], [E, h], [E, d, h], [E, d].
+#[derive(Debug, Clone, Copy)]
+pub struct Weights<'a> {
+    /// W1 of every expert.
+    pub fc1: &'a [f32],
+    /// b1 of every expert.
+    pub fc1_bias: &'a [f32],
+    /// W2 of every expert.
+    pub fc2: &'a [f32],
+    /// b2 of every expert.
+    pub fc2_bias: &'a [f32],
+}
+
+/// Their gradients, added to.
+#[derive(Debug)]
+pub struct Gradients<'a> {
+    /// Gradient of W1.
+    pub fc1: &'a mut [f32],
+    /// Gradient of b1.
+    pub fc1_bias: &'a mut [f32],
+    /// Gradient of W2.
+    pub fc2: &'a mut [f32],
+    /// Gradient of b2.
+    pub fc2_bias: &'a mut [f32],
+}
+
+/// Extents of an expert layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Experts E.
+    pub experts: usize,
+    /// Width d.
+    pub width: usize,
+    /// Hidden width h.
+    pub hidden: usize,
+    /// Activation between the linear layers.
+    pub activation: Activation,
+}
+
+impl Shape {
+    fn expert<'a>(&self, w: Weights<'a>, e: usize) -> Weights<'a> {
+        let (h, d) = (self.hidden, self.width);
+        Weights {
+            fc1: &w.fc1[e * h * d..(e + 1) * h * d],
+            fc1_bias: &w.fc1_bias[e * h..(e + 1) * h],
+            fc2: &w.fc2[e * h * d..(e + 1) * h * d],
+            fc2_bias: &w.fc2_bias[e * d..(e + 1) * d],
+        }
+    }
+}
+
+/// Buffers of the two passes, reused from step to step.
+#[derive(Debug, Default, Clone)]
+pub struct Workspace {
+    /// Slots of expert e are `starts[e]..starts[e + 1]`.
+    pub starts: Vec<usize>,
+    /// Which of the N K (token, choice) pairs a slot holds.
+    pairs: Vec<u32>,
+    inputs: Vec<f32>,
+    hidden: Vec<f32>,
+    slope: Vec<f32>,
+    outputs: Vec<f32>,
+    output_gradient: Vec<f32>,
+    hidden_gradient: Vec<f32>,
+    input_gradient: Vec<f32>,
+}
+
+impl Workspace {
+    fn sort(&mut self, chosen: &[u32], experts: usize) {
+        self.starts.clear();
+        self.starts.resize(experts + 1, 0);
+        for &e in chosen {
+            self.starts[widen(e) + 1] += 1;
+        }
+        for e in 0..experts {
+            self.starts[e + 1] += self.starts[e];
+        }
+        let mut next = self.starts.clone();
+        self.pairs.resize(chosen.len(), 0);
+        for (pair, &e) in chosen.iter().enumerate() {
+            self.pairs[next[widen(e)]] = index_u32(pair);
+            next[widen(e)] += 1;
+        }
+    }
+}
+
+/// `y` [N, d] += Σ over chosen experts of weight × expert(x).
+pub fn forward_add(
+    y: &mut [f32],
+    x: &[f32],
+    routing: &Routing,
+    (shape, weights): (Shape, Weights<'_>),
+    ws: &mut Workspace,
+) {
+    let (d, h) = (shape.width, shape.hidden);
+    let k = routing.chosen.len() / (x.len() / d).max(1);
+    ws.sort(&routing.chosen, shape.experts);
+    let slots = ws.pairs.len();
+    ws.inputs.resize(slots * d, 0.0);
+    ws.hidden.resize(slots * h, 0.0);
+    ws.slope.resize(slots * h, 0.0);
+    ws.outputs.resize(slots * d, 0.0);
+    for (row, &pair) in ws.inputs.chunks_exact_mut(d).zip(&ws.pairs) {
+        let token = widen(pair) / k;
+        row.copy_from_slice(&x[token * d..(token + 1) * d]);
+    }
+    for e in 0..shape.experts {
+        let own = shape.expert(weights, e);
+        let (from, to) = (ws.starts[e], ws.starts[e + 1]);
+        if from == to {
+            continue;
+        }
+        let hidden = &mut ws.hidden[from * h..to * h];
+        linear::forward(hidden, &ws.inputs[from * d..to * d], own.fc1, own.fc1_bias);
+        activation::forward(shape.activation, hidden, &mut ws.slope[from * h..to * h]);
+        linear::forward(&mut ws.outputs[from * d..to * d], hidden, own.fc2, own.fc2_bias);
+    }
+    for (row, &pair) in ws.outputs.chunks_exact(d).zip(&ws.pairs) {
+        let weight = routing.weights[widen(pair)];
+        let token = widen(pair) / k;
+        let target = &mut y[token * d..(token + 1) * d];
+        simd::dispatch(|| {
+            for (t, v) in target.iter_mut().zip(row) {
+                *t = weight.mul_add(*v, *t);
+            }
+        });
+    }
+}
+
+/// Adds to `dx` [N, d] and to the experts' gradients, and fills
+/// [`Routing::weight_gradient`].
+pub fn backward_add(
+    dx: &mut [f32],
+    dy: &[f32],
+    routing: &mut Routing,
+    (shape, weights, gradients): (Shape, Weights<'_>, &mut Gradients<'_>),
+    ws: &mut Workspace,
+) {
+    let (d, h) = (shape.width, shape.hidden);
+    let k = routing.chosen.len() / (dx.len() / d).max(1);
+    let slots = ws.pairs.len();
+    ws.output_gradient.resize(slots * d, 0.0);
+    ws.hidden_gradient.resize(slots * h, 0.0);
+    ws.input_gradient.resize(slots * d, 0.0);
+    let rows = ws.output_gradient.chunks_exact_mut(d).zip(ws.outputs.chunks_exact(d));
+    for ((gradient, output), &pair) in rows.zip(&ws.pairs) {
+        let pair = widen(pair);
+        let from = &dy[pair / k * d..(pair / k + 1) * d];
+        let weight = routing.weights[pair];
+        routing.weight_gradient[pair] = simd::dispatch(|| {
+            for (g, v) in gradient.iter_mut().zip(from) {
+                *g = weight * v;
+            }
+            simd::dot(from, output)
+        });
+    }
+    for e in 0..shape.experts {
+        let (from, to) = (ws.starts[e], ws.starts[e + 1]);
+        if from == to {
+            continue;
+        }
+        let own = shape.expert(weights, e);
+        let dy = &ws.output_gradient[from * d..to * d];
+        let dh = &mut ws.hidden_gradient[from * h..to * h];
+        let (dw2, db2) = (
+            &mut gradients.fc2[e * h * d..(e + 1) * h * d],
+            &mut gradients.fc2_bias[e * d..(e + 1) * d],
+        );
+        linear::backward_parameters(dw2, db2, dy, &ws.hidden[from * h..to * h]);
+        linear::backward_input(dh, dy, own.fc2, d);
+        let slope = &ws.slope[from * h..to * h];
+        simd::dispatch(|| dh.iter_mut().zip(slope).for_each(|(g, s)| *g *= s));
+        let (dw1, db1) = (
+            &mut gradients.fc1[e * h * d..(e + 1) * h * d],
+            &mut gradients.fc1_bias[e * h..(e + 1) * h],
+        );
+        linear::backward_parameters(dw1, db1, dh, &ws.inputs[from * d..to * d]);
+        linear::backward_input(&mut ws.input_gradient[from * d..to * d], dh, own.fc1, h);
+    }
+    for (row, &pair) in ws.input_gradient.chunks_exact(d).zip(&ws.pairs) {
+        let token = widen(pair) / k;
+        simd::dispatch(|| simd::add(&mut dx[token * d..(token + 1) * d], row));
+    }
+}
+
+/// The dense ensemble `y` [n, d] = Σ over *all* experts of p_e E_e(x) for rows of `x`
+/// [n, d], without gradients: EESD's teacher (METHOD §4). `scratch` grows to n h + n d.
+pub fn ensemble(
+    y: &mut [f32],
+    x: &[f32],
+    probabilities: &[f32],
+    (shape, weights): (Shape, Weights<'_>),
+    scratch: &mut Vec<f32>,
+) {
+    let (d, h) = (shape.width, shape.hidden);
+    let n = x.len() / d;
+    scratch.resize(n * (h + d), 0.0);
+    let (hidden, output) = scratch.split_at_mut(n * h);
+    y.fill(0.0);
+    for e in 0..shape.experts {
+        let own = shape.expert(weights, e);
+        linear::forward(hidden, x, own.fc1, own.fc1_bias);
+        activation::apply(shape.activation, hidden);
+        linear::forward(output, hidden, own.fc2, own.fc2_bias);
+        let rows = y.chunks_exact_mut(d).zip(output.chunks_exact(d));
+        for ((y, o), p) in rows.zip(probabilities.chunks_exact(shape.experts)) {
+            y.iter_mut().zip(o).for_each(|(y, o)| *y = p[e].mul_add(*o, *y));
+        }
+    }
+}
