@@ -13,12 +13,17 @@
 //! 6  stage
 //! ```
 
+pub mod artifact;
 pub mod config;
 pub mod error;
 pub mod io;
 pub mod linalg;
+pub mod loss;
 pub mod model;
 pub mod num;
 pub mod ops;
+pub mod optim;
 pub mod par;
 pub mod rng;
+pub mod stage;
+pub mod train;

@@ -1,0 +1,119 @@
+# make orders the stages; each stage binary decides by content whether there is work.
+#
+#   make                 everything up to the report        make -n     what would run, and why
+#   make train           up to one stage                    make -q     exit 1 if not fresh
+#   make status          every node                         make -j2    stages side by side
+#   make help            all of it
+#
+# No file time decides about results: all stages are phony, and a stage with nothing to do
+# costs a few milliseconds. docs/reliability.md says how that is made safe.
+
+MAKEFLAGS     += -rR
+SHELL         := /bin/bash
+.SHELLFLAGS   := -eu -o pipefail -c
+.DEFAULT_GOAL := all
+
+# What may be set on the command line.
+PROFILE   ?=
+SET       ?=
+FORCE     ?=
+THREADS   ?=
+JOBS      ?=
+CONFIG    ?= pipeline.yaml
+ARTIFACTS ?= artifacts
+CACHE     ?= .cache/npm
+
+BIN   := $(or $(CARGO_TARGET_DIR),target)/release
+STAMP := $(BIN)/.upcycle-built
+
+# The single-letter flags of this make; lazy on purpose, flags are complete in recipes only.
+MF   = $(filter-out --%,$(firstword -$(MAKEFLAGS)))
+has  = $(findstring $(1),$(MF))
+MODE = $(if $(call has,t),$(error make -t is not supported: results are made, not touched))$(if $(call has,q),--check --quiet,$(if $(call has,n),--dry-run,))
+
+WHERE = --config '$(CONFIG)' --artifacts '$(ARTIFACTS)' --cache '$(CACHE)' $(if $(PROFILE),--profile '$(PROFILE)') $(foreach s,$(SET),--set '$(s)')
+FLAGS = $(MODE) $(if $(filter $@,$(FORCE)),$(if $(call has,q),,--force)) $(if $(THREADS),--threads $(THREADS)) $(if $(JOBS),--jobs $(JOBS))
+
+STAGES := dataset pretrain activations cluster subspaces upcycle train evaluate analyze report
+
+.PHONY: all build fetch status why dag verify gc clean help test $(STAGES)
+
+all: report
+
+# The graph. A test holds it equal to src/stage/plan.rs.
+dataset:
+pretrain: dataset
+activations: dataset pretrain
+cluster: activations
+subspaces: pretrain activations cluster
+upcycle: pretrain cluster subspaces
+train: dataset upcycle
+evaluate: dataset train
+analyze: dataset train
+report: dataset pretrain cluster subspaces train evaluate analyze
+
+$(STAGES): | build
+$(filter-out dataset,$(STAGES)):
+	+@$(BIN)/upcycle-$@ $(WHERE) $(FLAGS)
+
+dataset: | fetch
+	+@$(BIN)/upcycle-dataset $(WHERE) $(FLAGS)
+
+# cargo needs a third of a second to find that there is nothing to do; find needs three
+# milliseconds. The stamp carries the time at which the last good build began.
+build:
+	+@if [ ! -x $(BIN)/upcycle-report ] || [ ! -e $(STAMP) ] || \
+	    [ -n "$$(find src bin build.rs Cargo.toml Cargo.lock pipeline.yaml -newer $(STAMP) -print -quit)" ]; then \
+	  command -v cargo >/dev/null || { echo 'upcycle is built with Rust: install it from https://rustup.rs' >&2; exit 1; }; \
+	  echo 'building (some minutes the first time)' >&2; \
+	  mkdir -p $(BIN); touch $(STAMP).begun; \
+	  cargo build --release --locked --bins --quiet; \
+	  mv $(STAMP).begun $(STAMP); \
+	fi
+
+# Packages are pinned by version and digest in src/data/emoji/packages.lock; the data set
+# stage checks the digests.
+fetch: | build
+	+@missing=$$($(BIN)/upcycle-dataset $(WHERE) --missing-packages); \
+	[ -n "$$missing" ] || exit 0; \
+	$(if $(call has,n)$(call has,q),echo "would fetch $$(wc -l <<< "$$missing") packages with npm"; exit 0;) \
+	command -v npm >/dev/null || { echo 'the emoji data set is fetched with npm, which is not installed; without it try: make PROFILE=smoke' >&2; exit 1; }; \
+	mkdir -p '$(CACHE)'; \
+	while read -r name version file; do \
+	  echo "fetching $$name $$version" >&2; \
+	  npm pack "$$name@$$version" --pack-destination '$(CACHE)' --silent >/dev/null \
+	    || { echo "cannot fetch $$name $$version ($$file): is the network there?" >&2; exit 1; }; \
+	done <<< "$$missing"
+
+status why dag verify gc: | build
+	@$(BIN)/upcycle-inspect $@ $(WHERE)
+
+# Removes every result; packages and the build stay.
+clean:
+	@find '$(ARTIFACTS)' -mindepth 1 -maxdepth 1 ! -name .gitkeep -exec rm -rf {} +
+
+test:
+	@command -v cargo >/dev/null || { echo 'upcycle is built with Rust: install it from https://rustup.rs' >&2; exit 1; }
+	@if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --release --locked; else cargo test --release --locked --lib --bins --tests; fi
+	@cargo test --release --locked --doc
+
+help:
+	@printf '%s\n' \
+	  'Stages, in order:  $(STAGES)' \
+	  '' \
+	  '  make                        everything up to the report' \
+	  '  make STAGE                  everything up to that stage' \
+	  '  make PROFILE=smoke          a small pipeline on drawn shapes, under two minutes' \
+	  "  make SET='train.balance=0.05 seeds=[1]'   other parameters, without editing" \
+	  '  make FORCE=train            make the results of a stage again' \
+	  '  make THREADS=4 JOBS=2       threads in all, runs at a time' \
+	  '  make -n | -q | -k | -j2     dry run | fresh? | go on after errors | side by side' \
+	  '' \
+	  '  make status | why           the state of every node | why each one is stale' \
+	  '  make dag                    the graph' \
+	  '  make verify | gc            rehash every result | list results nothing needs' \
+	  '  make fetch                  download the data set' \
+	  '  make clean                  remove every result' \
+	  '  make test                   all tests' \
+	  '' \
+	  'upcycle-inspect --help shows more: show, diff, lineage, accept.'

@@ -1,0 +1,16 @@
+//! `upcycle-analyze`: how alike experts are, how sharply tokens are routed.
+//!
+//! Reads: `dataset`, `train`.
+//! Writes: `analysis.parquet`, `similarity_matrix.parquet`.
+//!
+//! ```console
+//! $ upcycle-analyze --profile smoke
+//! ```
+
+use std::process::ExitCode;
+
+use upcycle::stage;
+
+fn main() -> ExitCode {
+    stage::cli::main(&stage::analyze::STAGE)
+}

@@ -1,0 +1,16 @@
+//! `upcycle-report`: all runs compared in one page.
+//!
+//! Reads: everything but weights and activations.
+//! Writes: `report.html`, `report.md`, `comparison.parquet`.
+//!
+//! ```console
+//! $ upcycle-report --profile smoke
+//! ```
+
+use std::process::ExitCode;
+
+use upcycle::stage;
+
+fn main() -> ExitCode {
+    stage::cli::main(&stage::report::STAGE)
+}

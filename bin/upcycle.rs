@@ -1,0 +1,16 @@
+//! `upcycle-upcycle`: the dense model becomes a mixture of experts.
+//!
+//! Reads: `pretrain`, and `cluster` and `subspaces` where the method needs them.
+//! Writes: `model.safetensors`, `config.json`.
+//!
+//! ```console
+//! $ upcycle-upcycle --profile smoke
+//! ```
+
+use std::process::ExitCode;
+
+use upcycle::stage;
+
+fn main() -> ExitCode {
+    stage::cli::main(&stage::upcycle::STAGE)
+}

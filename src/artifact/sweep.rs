@@ -1,0 +1,131 @@
+//! Garbage collection: results that nothing current was made from.
+//!
+//! Marked are the results `current` points to and, through the provenance of their
+//! manifests, everything they were made from. The rest may go; what another process holds
+//! locked stays.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::lock::{self, Try};
+use super::{Key, MANIFEST, Manifest, Store, files};
+use crate::error::Result;
+
+/// One thing that may go.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Garbage {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// Its size.
+    pub bytes: u64,
+    key: String,
+}
+
+impl Store {
+    /// Every directory of a result in the store, with its key.
+    pub fn results(&self) -> Vec<(PathBuf, Key)> {
+        let mut found = Vec::new();
+        collect(self.root(), 0, &mut found);
+        found.sort();
+        found
+    }
+
+    /// What may go.
+    pub fn garbage(&self) -> Vec<Garbage> {
+        let results = self.results();
+        let mut marked = BTreeSet::new();
+        for (path, key) in &results {
+            let current = path.with_file_name("current");
+            if fs::read_link(current).is_ok_and(|target| target == Path::new(key.as_str())) {
+                self.mark(path, key, &mut marked);
+            }
+        }
+        let mut garbage: Vec<Garbage> = results
+            .into_iter()
+            .filter(|(path, _)| !marked.contains(path))
+            .map(|(path, key)| weigh(path, key.as_str()))
+            .collect();
+        garbage.extend(self.leftovers());
+        garbage
+    }
+
+    fn mark(&self, path: &Path, key: &Key, marked: &mut BTreeSet<PathBuf>) {
+        if !marked.insert(path.to_owned()) {
+            return;
+        }
+        let Ok(manifest) = Manifest::read(&path.join(MANIFEST), key) else { return };
+        for input in manifest.provenance.inputs.values() {
+            let path = self.root().join(input);
+            let key = path.file_name().and_then(|name| Key::parse(name.to_str()?));
+            if let Some(key) = key {
+                self.mark(&path, &key, marked);
+            }
+        }
+    }
+
+    /// What killed runs left in `.tmp`: staging folders and resumable checkpoints.
+    fn leftovers(&self) -> Vec<Garbage> {
+        let mut found = Vec::new();
+        for stage in entries(self.root()) {
+            for path in entries(&stage.join(".tmp")) {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                let name = name.trim_start_matches("scratch-");
+                let key = name
+                    .split(['.', '-'])
+                    .find(|part| Key::parse(part).is_some())
+                    .unwrap_or_default()
+                    .to_owned();
+                found.push(weigh(path, &key));
+            }
+        }
+        found
+    }
+
+    /// Removes one thing unless another process uses it; says whether it went.
+    pub fn remove(&self, garbage: &Garbage) -> Result<bool> {
+        lock::prepare(self.root())?;
+        let _guard = match Key::parse(&garbage.key) {
+            Some(key) => match lock::attempt(&lock::path_of(self.root(), &key))? {
+                Try::Held(guard) => Some(guard),
+                Try::Busy(_) => return Ok(false),
+            },
+            None => None,
+        };
+        files::remove_tree(&garbage.path)?;
+        self.forget(&garbage.path);
+        Ok(true)
+    }
+}
+
+fn weigh(path: PathBuf, key: &str) -> Garbage {
+    let names = files::list(&path).unwrap_or_default();
+    let size = |name: &String| fs::metadata(path.join(name)).map_or(0, |m| m.len());
+    let bytes = names.iter().map(size).sum();
+    Garbage { path, bytes, key: key.to_owned() }
+}
+
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    let mut paths: Vec<PathBuf> = fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .collect();
+    paths.sort();
+    paths
+}
+
+/// Directories named by a key, at most stage/run/key deep; hidden folders aside.
+fn collect(folder: &Path, depth: usize, found: &mut Vec<(PathBuf, Key)>) {
+    for path in entries(folder) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with('.') || path.is_symlink() || !path.is_dir() {
+            continue;
+        }
+        match Key::parse(&name) {
+            Some(key) => found.push((path, key)),
+            None if depth < 2 => collect(&path, depth + 1, found),
+            None => {}
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! The command line of every stage binary, and how errors leave the process.
+//!
+//! The clock of the store apart, this is the only place that reads the environment. Errors
+//! are one line and a line a cause; exit codes are those of [`crate::error::Kind`].
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{ArgAction, Args, Command, FromArgMatches as _};
+
+use super::drive::{Drive, Mode, Orders, Panics};
+use super::progress::{Console, Volume};
+use super::{ALL, Stage, dataset, plan, source};
+use crate::artifact::{Options, Store};
+use crate::config::{self, Config, Overrides};
+use crate::error::{Error, Kind, Result};
+
+const EXAMPLES: &str = "\
+Examples:
+  upcycle-STAGE                          make what is not fresh
+  upcycle-STAGE --dry-run                say what would be made, and why
+  upcycle-STAGE --only sparse-s1         one run; `--only sparse` takes every seed
+  upcycle-STAGE --set train.balance=0.05 --set 'seeds=[1]'
+  upcycle-STAGE --profile smoke --artifacts /tmp/smoke
+
+Exit codes: 0 fresh or made, 1 failed or not fresh (--check), 2 wrong usage or
+configuration, 4 damaged data, 75 another process is busy (--no-wait).";
+
+/// Where the pipeline is described and where its results are.
+#[derive(Debug, Clone, Args)]
+pub struct Location {
+    /// The configuration.
+    #[arg(long, value_name = "FILE", default_value = "pipeline.yaml")]
+    pub config: PathBuf,
+    /// The folder of results.
+    #[arg(long, value_name = "DIR", default_value = "artifacts")]
+    pub artifacts: PathBuf,
+    /// The folder of downloaded packages.
+    #[arg(long, value_name = "DIR", default_value = ".cache/npm")]
+    pub cache: PathBuf,
+    /// Lay this entry of `profiles` over the configuration.
+    #[arg(long, value_name = "NAME")]
+    pub profile: Option<String>,
+    /// Set one parameter; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE", action = ArgAction::Append)]
+    pub set: Vec<String>,
+}
+
+impl Location {
+    /// Loads and checks the configuration.
+    pub fn load(&self) -> Result<Config> {
+        let profile = self.profile.clone().filter(|name| !name.is_empty());
+        config::load(&self.config, &Overrides { profile, set: self.set.clone() })
+    }
+
+    /// Opens the store.
+    pub fn store(&self) -> Store {
+        Store::open(&self.artifacts, options())
+    }
+}
+
+/// The arguments of a stage binary.
+#[derive(Debug, Clone, Args)]
+struct StageArgs {
+    #[command(flatten)]
+    location: Location,
+    /// Make nothing; exit with 1 if something is not fresh.
+    #[arg(long, conflicts_with_all = ["dry_run", "force"])]
+    check: bool,
+    /// Make nothing; say what would be made.
+    #[arg(long, conflicts_with = "force")]
+    dry_run: bool,
+    /// Make everything again.
+    #[arg(long)]
+    force: bool,
+    /// Fail with 75 instead of waiting for another process that makes the same.
+    #[arg(long)]
+    no_wait: bool,
+    /// Threads in all [default: all cores].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+    /// Runs at a time, at most [default: the threads].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    jobs: Option<u16>,
+    /// Only this run; may be repeated.
+    #[arg(long, value_name = "RUN", action = ArgAction::Append)]
+    only: Vec<String>,
+    /// Say nothing but errors.
+    #[arg(long, short)]
+    quiet: bool,
+    /// Say also that nothing was to do.
+    #[arg(long, short, conflicts_with = "quiet")]
+    verbose: bool,
+    /// Print the packages to fetch, one `name version file` a line, and exit (dataset only).
+    #[arg(long, hide = true)]
+    missing_packages: bool,
+}
+
+/// Runs a stage binary.
+pub fn main(stage: &'static Stage) -> ExitCode {
+    let panics = Panics::default();
+    panics.install();
+    exit(|| run(stage, &panics), &panics)
+}
+
+fn run(stage: &'static Stage, panics: &Panics) -> Result<()> {
+    let name = format!("upcycle-{}", stage.name);
+    let command = Command::new(stage.name)
+        .bin_name(&name)
+        .display_name(&name)
+        .about(stage.about)
+        .version(env!("CARGO_PKG_VERSION"))
+        .after_help(EXAMPLES.replace("upcycle-STAGE", &name));
+    let matches = parse(StageArgs::augment_args(command), std::env::args_os())?;
+    let Some(matches) = matches else { return Ok(()) };
+    let args = StageArgs::from_arg_matches(&matches)
+        .map_err(|e| Error::usage("wrong arguments").caused_by(e))?;
+    let config = args.location.load()?;
+    if args.missing_packages {
+        let lines = match stage.name {
+            "dataset" => dataset::missing_packages(&config.dataset, &args.location.cache)?,
+            _ => Vec::new(),
+        };
+        return print(&lines);
+    }
+    let nodes = plan(&config, &args.location.cache)?;
+    let store = args.location.store();
+    let volume = if args.quiet { Volume::Quiet } else { Volume::Normal };
+    let drive = Drive {
+        stage,
+        stages: ALL,
+        nodes: &nodes,
+        store: &store,
+        console: &Console::new(volume),
+        orders: &args.orders(panics),
+    };
+    let lines = drive.run();
+    store.save();
+    print(&lines?)
+}
+
+impl StageArgs {
+    fn orders(&self, panics: &Panics) -> Orders {
+        let mode = match (self.check, self.dry_run, self.force) {
+            (true, ..) => Mode::Check,
+            (_, true, _) => Mode::DryRun,
+            (.., true) => Mode::Force,
+            _ => Mode::Run,
+        };
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        Orders {
+            mode,
+            only: self.only.clone(),
+            threads: self.threads.map_or_else(cores, usize::from),
+            jobs: self.jobs.map_or(0, usize::from),
+            no_wait: self.no_wait,
+            verbose: self.verbose,
+            panics: panics.clone(),
+        }
+    }
+}
+
+/// Parses a command line; `None` after help or version were printed.
+pub(super) fn parse(
+    command: Command,
+    args: impl IntoIterator<Item = OsString>,
+) -> Result<Option<clap::ArgMatches>> {
+    match command.try_get_matches_from(args) {
+        Ok(matches) => Ok(Some(matches)),
+        Err(error) if error.use_stderr() => {
+            let text = error.render().to_string();
+            let text = text.trim_start_matches("error: ").trim_end().to_owned();
+            Err(Error::usage(text))
+        }
+        Err(error) => error.print().map(|()| None).map_err(closed),
+    }
+}
+
+/// Prints results to standard output.
+pub(super) fn print(lines: &[String]) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    for line in lines {
+        writeln!(out, "{line}").map_err(closed)?;
+    }
+    out.flush().map_err(closed)
+}
+
+fn closed(error: std::io::Error) -> Error {
+    if error.kind() == std::io::ErrorKind::BrokenPipe {
+        Error::new(Kind::ClosedPipe, "standard output was closed")
+    } else {
+        Error::failed("cannot write to standard output").caused_by(error)
+    }
+}
+
+/// Turns the end of a program into an exit code, printing an error and its causes.
+pub(super) fn exit(run: impl FnOnce() -> Result<()>, panics: &Panics) -> ExitCode {
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+    match result.unwrap_or_else(|_payload| Err(panics.take())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            if error.kind() != Kind::ClosedPipe {
+                report(&error);
+            }
+            ExitCode::from(error.kind().exit_code())
+        }
+    }
+}
+
+fn report(error: &Error) {
+    let mut text = format!("error: {error}\n");
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        text.push_str(&format!("  caused by: {inner}\n"));
+        cause = inner.source();
+    }
+    // Nothing is left to tell anybody if standard error is gone.
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// What the environment says to the store.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+fn options() -> Options {
+    Options {
+        crash_at: std::env::var("UPCYCLE_CRASH_AT").ok(),
+        argv: std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect(),
+        rustc: source::rustc().to_owned(),
+    }
+}

@@ -1,0 +1,1 @@
+//! `upcycle-inspect`: looking at the pipeline and its results without running anything.

@@ -1,0 +1,410 @@
+//! The graph: every node of the pipeline, in an order in which they can run.
+//!
+//! A node is one stage for one run. The plan follows from the configuration alone; what is on
+//! disk does not matter here. Only initialisations and variants that some run uses are
+//! planned. The Makefile holds the same graph stage by stage, and a test compares the two.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::params::{
+    ActivationsParams, AnalyzeParams, ClusterParams, DatasetParams, EvaluateParams,
+    PretrainParams, ReportParams, SubspacesParams, TrainParams, UpcycleParams,
+};
+use crate::artifact::{External, Place};
+use crate::config::{Bases, Config, InitConfig, Source};
+use crate::error::{Context, Error, Result};
+
+/// The stages in the order of the pipeline.
+pub const STAGES: &[&str] = &[
+    "dataset",
+    "pretrain",
+    "activations",
+    "cluster",
+    "subspaces",
+    "upcycle",
+    "train",
+    "evaluate",
+    "analyze",
+    "report",
+];
+
+/// Files of a model that a reader of its final weights needs.
+const MODEL: &[&str] = &["config.json", "model.safetensors"];
+
+/// Files of the data set that training reads.
+const TRAINING_DATA: &[&str] = &[
+    "concepts.parquet",
+    "dataset.json",
+    "labels.parquet",
+    "samples-train.parquet",
+    "samples-val.parquet",
+    "tokenizer.json",
+];
+
+/// Which files of an upstream result a node reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Files {
+    /// All of them.
+    All,
+    /// These, which must be there.
+    Listed(&'static [&'static str]),
+}
+
+/// One upstream node of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upstream {
+    /// What the reader calls it: the stage's name, with the run's where it reads several.
+    pub name: String,
+    /// Whose result is read.
+    pub place: Place,
+    /// Which of its files.
+    pub files: Files,
+}
+
+/// Files from outside that a node reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Externals {
+    /// None.
+    None,
+    /// These files.
+    Files(Vec<External>),
+    /// Every file below a folder.
+    Folder(PathBuf),
+}
+
+/// One stage for one run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Node {
+    /// Name of the stage.
+    pub stage: &'static str,
+    /// Where its results live.
+    pub place: Place,
+    /// The stage's slice of the configuration; it enters the key.
+    pub params: Value,
+    /// What it reads from the store.
+    pub inputs: Vec<Upstream>,
+    /// What it reads from outside.
+    pub externals: Externals,
+    /// Paths it needs that do not enter the key.
+    pub paths: BTreeMap<&'static str, PathBuf>,
+}
+
+/// What an initialisation reads beside the dense model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Evidence {
+    Nothing,
+    Clusters,
+    Subspaces,
+}
+
+/// Plans the whole pipeline. `cache` is the folder of downloaded packages.
+pub fn plan(config: &Config, cache: &Path) -> Result<Vec<Node>> {
+    let planner = Planner { config, cache };
+    let mut nodes = vec![planner.dataset()?];
+    let bases = planner.bases();
+    let inits = planner.used_inits()?;
+    let reads = |evidence| inits.iter().any(|(_, init)| matches!(evidence_of(init), Ok(e) if e == evidence));
+    let clusters = reads(Evidence::Clusters) || reads(Evidence::Subspaces);
+    for &seed in &bases {
+        nodes.push(planner.pretrain(seed)?);
+    }
+    if clusters {
+        for &seed in &bases {
+            nodes.push(planner.activations(seed)?);
+        }
+        for &seed in &bases {
+            nodes.push(planner.cluster(seed)?);
+        }
+    }
+    for variant in used_variants(&inits)? {
+        for &seed in &bases {
+            nodes.push(planner.subspaces(variant, seed)?);
+        }
+    }
+    for (name, init) in &inits {
+        for &seed in &config.seeds {
+            nodes.push(planner.upcycle(name, init, seed)?);
+        }
+    }
+    for stage in ["train", "evaluate", "analyze"] {
+        for run in config.runs.keys() {
+            for &seed in &config.seeds {
+                nodes.push(planner.of_run(stage, run, seed)?);
+            }
+        }
+    }
+    nodes.push(planner.report(&nodes)?);
+    Ok(nodes)
+}
+
+struct Planner<'a> {
+    config: &'a Config,
+    cache: &'a Path,
+}
+
+impl<'a> Planner<'a> {
+    fn dataset(&self) -> Result<Node> {
+        let mut dataset = self.config.dataset.clone();
+        let folder = PathBuf::from(std::mem::take(&mut dataset.folder));
+        let externals = match dataset.source {
+            Source::Emoji => super::dataset::externals(&dataset, self.cache),
+            Source::Folder => Externals::Folder(folder.clone()),
+            Source::Shapes => Externals::None,
+        };
+        let mut node = node("dataset", None, &DatasetParams { dataset }, vec![])?;
+        node.externals = externals;
+        node.paths = BTreeMap::from([("cache", self.cache.to_owned()), ("folder", folder)]);
+        Ok(node)
+    }
+
+    fn pretrain(&self, seed: u64) -> Result<Node> {
+        let pretrain = &self.config.pretrain;
+        let run = base_name(seed);
+        if pretrain.checkpoint.is_empty() {
+            let model = self.config.model.clone();
+            let params =
+                PretrainParams::Train { model, optim: pretrain.optim.clone(), seed };
+            return node("pretrain", run, &params, vec![dataset(TRAINING_DATA)]);
+        }
+        let folder = PathBuf::from(&pretrain.checkpoint);
+        let files = Files::Listed(&["dataset.json", "tokenizer.json"]);
+        let data = Upstream { files, ..dataset(&[]) };
+        let mut node = node("pretrain", run, &PretrainParams::Import {}, vec![data])?;
+        node.externals = Externals::Folder(folder.clone());
+        node.paths = BTreeMap::from([("checkpoint", folder)]);
+        Ok(node)
+    }
+
+    fn activations(&self, seed: u64) -> Result<Node> {
+        let (model, moe) = (&self.config.model, &self.config.moe);
+        let params = ActivationsParams {
+            activations: self.config.activations.clone(),
+            vision_blocks: moe.vision_blocks.indices(model.vision.layers),
+            text_blocks: moe.text_blocks.indices(model.text.layers),
+            seed,
+        };
+        let data: &[_] = &["dataset.json", "samples-train.parquet", "tokenizer.json"];
+        let inputs = vec![dataset(data), input("pretrain", base_name(seed), MODEL)];
+        node("activations", base_name(seed), &params, inputs)
+    }
+
+    fn cluster(&self, seed: u64) -> Result<Node> {
+        let cluster = self.config.cluster.clone();
+        let params = ClusterParams { cluster, clusters: self.config.moe.experts, seed };
+        let inputs = vec![all("activations", base_name(seed))];
+        node("cluster", base_name(seed), &params, inputs)
+    }
+
+    fn subspaces(&self, variant: &str, seed: u64) -> Result<Node> {
+        let subspaces = self.config.subspaces.get(variant).cloned().ok_or_else(|| {
+            Error::usage(format!("subspaces: no variant named {variant}"))
+        })?;
+        let inputs = vec![
+            input("pretrain", base_name(seed), MODEL),
+            all("activations", base_name(seed)),
+            input("cluster", base_name(seed), &["assignments.parquet", "centroids.safetensors"]),
+        ];
+        let params = SubspacesParams { subspaces, seed };
+        node("subspaces", run_name(variant, seed), &params, inputs)
+    }
+
+    fn upcycle(&self, name: &str, init: &InitConfig, seed: u64) -> Result<Node> {
+        let base = self.base_of(seed);
+        let mut inputs = vec![input("pretrain", base_name(base), MODEL)];
+        let evidence = evidence_of(init)?;
+        if evidence != Evidence::Nothing {
+            inputs.push(input("cluster", base_name(base), &["centroids.safetensors"]));
+        }
+        if evidence == Evidence::Subspaces {
+            let run = run_name(variant_of(name, init)?, base);
+            inputs.push(input("subspaces", run, &["bases.safetensors"]));
+        }
+        let init = InitConfig { subspaces: None, ..init.clone() };
+        let params = UpcycleParams { init, moe: self.config.moe.clone(), seed };
+        node("upcycle", run_name(name, seed), &params, inputs)
+    }
+
+    /// The stages that exist once for every run and seed.
+    fn of_run(&self, stage: &'static str, run: &str, seed: u64) -> Result<Node> {
+        let config = self.config;
+        let named = run_name(run, seed);
+        let trained: &[_] = &["config.json", "init.safetensors", "model.safetensors"];
+        match stage {
+            "train" => {
+                let run = &config.runs[run];
+                let params =
+                    TrainParams { train: config.train.clone(), eesd: run.eesd, seed };
+                let init = input("upcycle", run_name(&run.init, seed), MODEL);
+                node(stage, named, &params, vec![dataset(TRAINING_DATA), init])
+            }
+            "evaluate" => {
+                let params = EvaluateParams { evaluate: config.evaluate.clone(), seed };
+                let inputs = vec![all("dataset", None), input("train", named.clone(), trained)];
+                node(stage, named, &params, inputs)
+            }
+            _ => {
+                let params = AnalyzeParams { analyze: config.analyze.clone(), seed };
+                let data: &[_] = &["dataset.json", "samples-val.parquet", "tokenizer.json"];
+                let inputs = vec![dataset(data), input("train", named.clone(), trained)];
+                node(stage, named, &params, inputs)
+            }
+        }
+    }
+
+    /// The report reads every result there is but the weights and the raw activations.
+    fn report(&self, nodes: &[Node]) -> Result<Node> {
+        let mut config = self.config.clone();
+        config.dataset.folder.clear();
+        config.pretrain.checkpoint.clear();
+        let read = |node: &&Node| !["activations", "upcycle"].contains(&node.stage);
+        let inputs = nodes
+            .iter()
+            .filter(read)
+            .map(|node| Upstream {
+                name: node.place.to_string(),
+                place: node.place.clone(),
+                files: Files::All,
+            })
+            .collect();
+        node("report", None, &ReportParams { config }, inputs)
+    }
+
+    fn bases(&self) -> Vec<u64> {
+        match self.config.pretrain.bases {
+            Bases::PerSeed => self.config.seeds.clone(),
+            Bases::Shared => self.config.seeds.iter().copied().take(1).collect(),
+        }
+    }
+
+    fn base_of(&self, seed: u64) -> u64 {
+        match self.config.pretrain.bases {
+            Bases::PerSeed => seed,
+            Bases::Shared => self.config.seeds.first().copied().unwrap_or(seed),
+        }
+    }
+
+    fn used_inits(&self) -> Result<Vec<(&'a str, &'a InitConfig)>> {
+        let used: BTreeSet<&str> = self.config.runs.values().map(|r| r.init.as_str()).collect();
+        used.into_iter()
+            .map(|name| {
+                let init = self.config.inits.get(name);
+                init.map(|init| (name, init)).ok_or_else(|| {
+                    Error::usage(format!("runs: no initialisation named {name}"))
+                })
+            })
+            .collect()
+    }
+}
+
+fn evidence_of(init: &InitConfig) -> Result<Evidence> {
+    match init.method.as_str() {
+        "dense" | "sparse" | "drop" | "drop-svd" => Ok(Evidence::Nothing),
+        "router-only" => Ok(Evidence::Clusters),
+        "cluster-aware" | "random-clusters" | "random-subspace" | "svd-only" => {
+            Ok(Evidence::Subspaces)
+        }
+        other => Err(Error::usage(format!(
+            "inits: no method named {other}; there are: dense, sparse, drop, drop-svd, \
+             router-only, cluster-aware, random-clusters, random-subspace, svd-only"
+        ))),
+    }
+}
+
+fn variant_of<'a>(name: &str, init: &'a InitConfig) -> Result<&'a str> {
+    init.subspaces.as_deref().ok_or_else(|| {
+        let method = &init.method;
+        Error::usage(format!("inits.{name}: method {method} needs `subspaces: <variant>`"))
+    })
+}
+
+fn used_variants<'a>(inits: &[(&str, &'a InitConfig)]) -> Result<BTreeSet<&'a str>> {
+    let mut used = BTreeSet::new();
+    for (name, init) in inits {
+        if evidence_of(init)? == Evidence::Subspaces {
+            used.insert(variant_of(name, init)?);
+        }
+    }
+    Ok(used)
+}
+
+fn base_name(seed: u64) -> Option<String> {
+    Some(format!("s{seed}"))
+}
+
+fn run_name(name: &str, seed: u64) -> Option<String> {
+    Some(format!("{name}-s{seed}"))
+}
+
+fn dataset(files: &'static [&'static str]) -> Upstream {
+    input("dataset", None, files)
+}
+
+fn input(
+    stage: &'static str,
+    run: Option<String>,
+    files: &'static [&'static str],
+) -> Upstream {
+    let place = Place::new(stage, run);
+    Upstream { name: stage.to_owned(), place, files: Files::Listed(files) }
+}
+
+fn all(stage: &'static str, run: Option<String>) -> Upstream {
+    Upstream { files: Files::All, ..input(stage, run, &[]) }
+}
+
+fn node(
+    stage: &'static str,
+    run: Option<String>,
+    params: &impl Serialize,
+    inputs: Vec<Upstream>,
+) -> Result<Node> {
+    let params = serde_json::to_value(params)
+        .context(|| format!("parameters of stage {stage} to JSON"))?;
+    Ok(Node {
+        stage,
+        place: Place::new(stage, run),
+        params,
+        inputs,
+        externals: Externals::None,
+        paths: BTreeMap::new(),
+    })
+}
+
+impl Externals {
+    /// The files, sorted by name. A folder is walked now.
+    pub fn list(&self) -> Result<Vec<External>> {
+        match self {
+            Self::None => Ok(vec![]),
+            Self::Files(files) => Ok(files.clone()),
+            Self::Folder(folder) => {
+                let mut found = Vec::new();
+                walk(folder, "", &mut found)?;
+                found.sort_by(|a, b| a.name.cmp(&b.name));
+                Ok(found)
+            }
+        }
+    }
+}
+
+/// Every file below a folder, links followed, hidden ones aside.
+fn walk(folder: &Path, prefix: &str, found: &mut Vec<External>) -> Result<()> {
+    let unreadable = || format!("cannot list the folder {}", folder.display());
+    for entry in std::fs::read_dir(folder).context(unreadable)? {
+        let path = entry.context(unreadable)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with('.') {
+            continue;
+        }
+        let name = format!("{prefix}{name}");
+        if path.is_dir() {
+            walk(&path, &format!("{name}/"), found)?;
+        } else {
+            found.push(External { name, path });
+        }
+    }
+    Ok(())
+}

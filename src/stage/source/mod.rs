@@ -1,0 +1,24 @@
+//! Which code a binary was built from, stage by stage.
+//!
+//! `build.rs` hashes the code each stage can reach and writes the table that is read here.
+//! A result made by other code has another key; a changed comment, test or layout has none.
+
+#[cfg(test)]
+mod hash;
+
+include!(concat!(env!("OUT_DIR"), "/sources.rs"));
+
+/// Hash of the code that stage `name` can reach; empty for a stage that is not ours.
+pub fn of_stage(name: &str) -> &'static str {
+    SOURCES.iter().find(|(stage, _)| *stage == name).map_or("", |(_, hash)| hash)
+}
+
+/// Version of every package that fixes bytes of results.
+pub fn formats() -> &'static [(&'static str, &'static str)] {
+    FORMATS
+}
+
+/// The compiler that built this binary.
+pub fn rustc() -> &'static str {
+    RUSTC
+}
