@@ -86,7 +86,10 @@ fn product(c: &mut [f32], a: MatRef<'_, f32>, b: MatRef<'_, f32>, write: Write) 
 fn product_strided(c: &mut [f32], stride: usize, a: MatRef<'_, f32>, b: MatRef<'_, f32>) {
     let (m, n) = (a.nrows(), b.ncols());
     let last = if m == 0 { 0 } else { (m - 1) * stride + n };
-    let c = MatMut::from_row_major_slice_with_stride_mut(&mut c[..last], m, n, stride);
+    // faer 0.24's `from_row_major_slice_with_stride_mut` confuses the strides and writes out
+    // of bounds; its column-major twin is right.
+    let c = MatMut::from_column_major_slice_with_stride_mut(&mut c[..last], n, m, stride);
+    let c = c.transpose_mut();
     matmul(c, Accum::Replace, a, b, 1.0, Par::Seq);
 }
 
@@ -132,6 +135,24 @@ mod tests {
             c.fill(0.0);
             at_b(&mut c, view(&at, k, m), view(&b, k, n), Write::Add);
             assert!(close(&c));
+        }
+    }
+
+    #[test]
+    fn products_write_exactly_their_rows() {
+        for (m, n, k) in [(1, 2, 1), (1, 1, 0), (3, 5, 2), (17, 16, 8), (19, 3, 17)] {
+            for stride in [n, n + 3, n + 8] {
+                let (a, b) = (vec![1.0; m * k], vec![1.0; k * n]);
+                let mut c = vec![7.0; m * stride + 64];
+                let last = (m - 1) * stride + n;
+                let (a, b) = (Rows::strided(&a, m, k, k), Rows::strided(&b, k, n, n));
+                a_b_strided(&mut c[..last], stride, a, b);
+                for (i, v) in c.iter().enumerate() {
+                    let inside = i < last && i % stride < n;
+                    let expected = if inside { k as f32 } else { 7.0 };
+                    assert!((v - expected).abs() < 1e-6, "{m} {n} {k} {stride}: {i}");
+                }
+            }
         }
     }
 }

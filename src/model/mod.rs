@@ -2,6 +2,7 @@
 
 pub mod clip;
 mod config;
+pub mod import;
 pub mod init;
 pub mod names;
 pub mod params;

@@ -29,7 +29,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// Whether weight decay applies (METHOD §5: not to biases, LayerNorms, embeddings of
+    /// Whether weight decay applies (METHOD §5: not to biases, norms, embeddings of
     /// position and class, and the logit scale).
     pub fn decays(self) -> bool {
         matches!(self, Self::Weight | Self::Router)
@@ -139,11 +139,10 @@ impl Part {
             Self::FcWeight => vec![h, d],
             Self::FcBias => vec![h],
             Self::ProjWeight => vec![d, h],
-            Self::Router => vec![e, d],
             Self::ExpertFcWeight => vec![e, h, d],
             Self::ExpertFcBias => vec![e, h],
             Self::ExpertProjWeight => vec![e, d, h],
-            Self::ExpertProjBias => vec![e, d],
+            Self::Router | Self::ExpertProjBias => vec![e, d],
         }
     }
 
@@ -242,6 +241,11 @@ impl Place {
                 part.shape(tower.width, tower.hidden, experts)
             }
         }
+    }
+
+    /// Whether the parameter belongs to an MoE layer: a router or a stack of experts.
+    pub fn is_moe(self) -> bool {
+        matches!(self, Self::Block(_, _, part) if Part::MOE.contains(&part))
     }
 
     /// Whether the parameter is a stack over experts: K of its E slices act on a token.
@@ -368,7 +372,7 @@ pub fn check<'a>(
 ) -> Result<()> {
     let mut expected: BTreeMap<String, Vec<usize>> =
         parameters(config).into_iter().map(|p| (p.name, p.shape)).collect();
-    let (mut missing, mut unexpected, mut shapes) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut unexpected, mut shapes) = (Vec::new(), Vec::new());
     for (name, shape) in found {
         match expected.remove(name) {
             None => unexpected.push(name.to_owned()),
@@ -378,7 +382,15 @@ pub fn check<'a>(
             Some(_) => {}
         }
     }
-    missing.extend(expected.into_keys());
+    account(expected.into_keys().collect(), unexpected, shapes)
+}
+
+/// One error that names all tensors that are missing, unexpected or of another shape, if any.
+pub(super) fn account(
+    missing: Vec<String>,
+    unexpected: Vec<String>,
+    shapes: Vec<String>,
+) -> Result<()> {
     let mut complaints = Vec::new();
     for (word, names) in
         [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]

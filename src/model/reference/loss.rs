@@ -42,7 +42,7 @@ impl Eligible {
 /// Expert-ensemble self-distillation, `target: layer`.
 #[derive(Debug, Clone, Copy)]
 pub struct Eesd<'a> {
-    /// λ_eesd.
+    /// λ of the self-distillation loss.
     pub weight: f64,
     /// The teacher's routers and experts, by the names of the student's; others are unused.
     pub teacher: &'a Tensors,
@@ -53,9 +53,9 @@ pub struct Eesd<'a> {
 /// Weights of the auxiliary losses.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Terms<'a> {
-    /// λ_lb.
+    /// λ of the load-balance loss.
     pub balance: f64,
-    /// λ_z.
+    /// λ of the router z-loss.
     pub router_z: f64,
     /// Self-distillation, if any.
     pub eesd: Option<Eesd<'a>>,

@@ -52,7 +52,7 @@ impl Experts {
         Ok(Routing { logits, probs, chosen, weights, out })
     }
 
-    /// The dense ensemble Σ p_i E_i(x), p over all experts: the teacher of EESD.
+    /// The dense ensemble `Σ p_i E_i(x)`, p over all experts: the teacher of EESD.
     pub fn ensemble(&self, x: &Tensor, act: Activation) -> Result<Tensor> {
         let probs = softmax(&x.matmul(&self.router.t()?)?)?;
         self.mix(x, &probs, act)

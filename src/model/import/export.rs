@@ -1,0 +1,195 @@
+//! Dense models in the published layouts, to be loaded by `open_clip` and Hugging Face.
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use safetensors::tensor::{Dtype, View};
+use serde_json::{Value, json};
+
+use super::config;
+use super::layout::{self, Layout};
+use crate::config::Activation;
+use crate::error::{Context, Error, Result};
+use crate::io::tensors::{self, Tensor, Tensors};
+use crate::model::ClipConfig;
+use crate::num::truncate_usize;
+
+/// How pictures become numbers: (x / 255 - mean) / std, by colour.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Preprocessing {
+    /// Mean of red, green and blue.
+    pub mean: [f64; 3],
+    /// Standard deviation of red, green and blue.
+    pub std: [f64; 3],
+}
+
+impl Preprocessing {
+    /// `OpenAI`'s constants, which nearly every published CLIP uses (CLIP.md §1c).
+    pub const OPENAI: Self = Self {
+        mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
+        std: [0.268_629_54, 0.261_302_58, 0.275_777_11],
+    };
+}
+
+/// Writes `open_clip_config.json` and `open_clip_model.safetensors` into a folder.
+pub fn export_open_clip(
+    folder: &Path,
+    config: &ClipConfig,
+    tensors: &Tensors,
+    pictures: &Preprocessing,
+) -> Result<()> {
+    refuse_moe(config)?;
+    let foreign = layout::spread(config, Layout::OpenClip, tensors)?;
+    let (vision, text) = (&config.vision, &config.text);
+    let json = json!({
+        "model_cfg": {
+            "embed_dim": config.embed_dim,
+            "quick_gelu": config.activation == Activation::QuickGelu,
+            "vision_cfg": {
+                "image_size": vision.image_size,
+                "patch_size": vision.patch,
+                "width": vision.width,
+                "layers": vision.layers,
+                "head_width": vision.width / vision.heads,
+                "mlp_ratio": ratio(vision.hidden, vision.width),
+            },
+            "text_cfg": {
+                "context_length": text.context,
+                "vocab_size": text.vocabulary,
+                "width": text.width,
+                "layers": text.layers,
+                "heads": text.heads,
+                "mlp_ratio": ratio(text.hidden, text.width),
+            },
+        },
+        "preprocess_cfg": {
+            "mean": pictures.mean,
+            "std": pictures.std,
+            "interpolation": "bicubic",
+            "resize_mode": "shortest",
+        },
+    });
+    create(folder)?;
+    tensors::write(&folder.join("open_clip_model.safetensors"), &foreign)?;
+    write_json(&folder.join(config::OPEN_CLIP), &json)
+}
+
+/// Writes `config.json`, `preprocessor_config.json` and `model.safetensors` into a folder.
+///
+/// The last two ids of the vocabulary are start and end of text.
+pub fn export_hugging_face(
+    folder: &Path,
+    config: &ClipConfig,
+    tensors: &Tensors,
+    pictures: &Preprocessing,
+) -> Result<()> {
+    refuse_moe(config)?;
+    let foreign = layout::spread(config, Layout::HuggingFace, tensors)?;
+    create(folder)?;
+    let path = folder.join("model.safetensors");
+    // Hugging Face refuses a file whose metadata does not name its format.
+    let metadata = Some([("format".to_owned(), "pt".to_owned())].into_iter().collect());
+    let views = foreign.iter().map(|(name, tensor)| (name, Stored(tensor)));
+    safetensors::serialize_to_file(views, metadata, &path)
+        .context(|| format!("writing {}", path.display()))?;
+    let side = config.vision.image_size;
+    let preprocessor = json!({
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": true,
+        "do_resize": true,
+        "size": {"shortest_edge": side},
+        "resample": 3,
+        "do_center_crop": true,
+        "crop_size": {"height": side, "width": side},
+        "do_rescale": true,
+        "rescale_factor": 1.0 / 255.0,
+        "do_normalize": true,
+        "image_mean": pictures.mean,
+        "image_std": pictures.std,
+    });
+    write_json(&folder.join("preprocessor_config.json"), &preprocessor)?;
+    write_json(&folder.join(config::HUGGING_FACE), &hugging_face_config(config))
+}
+
+fn hugging_face_config(config: &ClipConfig) -> Value {
+    let (vision, text) = (&config.vision, &config.text);
+    let hidden_act = match config.activation {
+        Activation::Gelu => "gelu",
+        Activation::QuickGelu => "quick_gelu",
+    };
+    json!({
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": config.embed_dim,
+        "text_config": {
+            "model_type": "clip_text_model",
+            "hidden_act": hidden_act,
+            "hidden_size": text.width,
+            "intermediate_size": text.hidden,
+            "layer_norm_eps": 1e-5,
+            "max_position_embeddings": text.context,
+            "num_attention_heads": text.heads,
+            "num_hidden_layers": text.layers,
+            "projection_dim": config.embed_dim,
+            "vocab_size": text.vocabulary,
+            "bos_token_id": text.vocabulary.saturating_sub(2),
+            "eos_token_id": text.vocabulary.saturating_sub(1),
+            "pad_token_id": 0,
+        },
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_act": hidden_act,
+            "hidden_size": vision.width,
+            "image_size": vision.image_size,
+            "intermediate_size": vision.hidden,
+            "layer_norm_eps": 1e-5,
+            "num_attention_heads": vision.heads,
+            "num_channels": 3,
+            "num_hidden_layers": vision.layers,
+            "patch_size": vision.patch,
+            "projection_dim": config.embed_dim,
+        },
+    })
+}
+
+fn refuse_moe(config: &ClipConfig) -> Result<()> {
+    match config.moe {
+        None => Ok(()),
+        Some(_) => Err(Error::usage(
+            "a model with MoE layers has no published layout: export a dense one",
+        )),
+    }
+}
+
+/// The ratio of which `open_clip` makes the hidden width again, by rounding down.
+fn ratio(hidden: usize, width: usize) -> f64 {
+    let ratio = hidden as f64 / width as f64;
+    if truncate_usize(width as f64 * ratio) == hidden { ratio } else { ratio.next_up() }
+}
+
+fn create(folder: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder).context(|| format!("creating {}", folder.display()))
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<()> {
+    std::fs::write(path, format!("{value:#}\n"))
+        .context(|| format!("writing {}", path.display()))
+}
+
+/// A tensor as the safetensors crate wants to see it.
+struct Stored<'a>(&'a Tensor);
+
+impl View for Stored<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+    fn shape(&self) -> &[usize] {
+        &self.0.shape
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Owned(self.0.data.iter().flat_map(|v| v.to_le_bytes()).collect())
+    }
+    fn data_len(&self) -> usize {
+        self.0.data.len() * 4
+    }
+}

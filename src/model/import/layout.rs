@@ -1,0 +1,217 @@
+//! Where each parameter of ours stands in a foreign checkpoint, and the strict accounting.
+//!
+//! `open_clip`'s names are ours. Hugging Face splits the stacked attention projection in
+//! three and stores the two final projections transposed (CLIP.md §1b).
+
+use crate::error::{Error, Result};
+use crate::io::tensors::{Tensor, Tensors};
+use crate::model::names::{self, Part, Place};
+use crate::model::{ClipConfig, Tower};
+
+/// Whose names a checkpoint uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layout {
+    OpenClip,
+    HuggingFace,
+}
+
+/// The foreign tensors a parameter is made of.
+enum Source {
+    /// One tensor, as it is.
+    Same(String),
+    /// One matrix, transposed.
+    Transposed(String),
+    /// Three tensors, one below the other.
+    Stacked([String; 3]),
+}
+
+impl Layout {
+    /// Tells the layouts apart by the one name that only Hugging Face has.
+    pub(super) fn of(foreign: &Tensors) -> Self {
+        let own = hugging_face(Place::TokenEmbedding);
+        match own {
+            Some(Source::Same(name)) if foreign.contains_key(&name) => Self::HuggingFace,
+            _ => Self::OpenClip,
+        }
+    }
+
+    /// `None` if the layout has no such parameter.
+    fn source(self, place: Place) -> Option<Source> {
+        match self {
+            Self::OpenClip => Some(Source::Same(place.name())),
+            Self::HuggingFace => hugging_face(place),
+        }
+    }
+}
+
+fn hugging_face(place: Place) -> Option<Source> {
+    let model = |tower: Tower| format!("{}_model", tower.name());
+    let vision = |rest: &str| Source::Same(format!("vision_model.{rest}"));
+    Some(match place {
+        Place::LogitScale => Source::Same("logit_scale".to_owned()),
+        Place::ClassEmbedding => vision("embeddings.class_embedding"),
+        Place::PatchEmbedding => vision("embeddings.patch_embedding.weight"),
+        Place::PreNormWeight => vision("pre_layrnorm.weight"),
+        Place::PreNormBias => vision("pre_layrnorm.bias"),
+        Place::PostNormWeight(Tower::Vision) => vision("post_layernorm.weight"),
+        Place::PostNormBias(Tower::Vision) => vision("post_layernorm.bias"),
+        Place::PostNormWeight(Tower::Text) => {
+            Source::Same("text_model.final_layer_norm.weight".to_owned())
+        }
+        Place::PostNormBias(Tower::Text) => {
+            Source::Same("text_model.final_layer_norm.bias".to_owned())
+        }
+        Place::TokenEmbedding => {
+            Source::Same("text_model.embeddings.token_embedding.weight".to_owned())
+        }
+        Place::PositionEmbedding(tower) => {
+            Source::Same(format!("{}.embeddings.position_embedding.weight", model(tower)))
+        }
+        Place::Projection(Tower::Vision) => {
+            Source::Transposed("visual_projection.weight".to_owned())
+        }
+        Place::Projection(Tower::Text) => {
+            Source::Transposed("text_projection.weight".to_owned())
+        }
+        Place::Block(tower, index, part) => {
+            let block = format!("{}.encoder.layers.{index}", model(tower));
+            let same = |rest: &str| Source::Same(format!("{block}.{rest}"));
+            let three = |kind: &str| {
+                Source::Stacked(
+                    ["q", "k", "v"]
+                        .map(|which| format!("{block}.self_attn.{which}_proj.{kind}")),
+                )
+            };
+            match part {
+                Part::Ln1Weight => same("layer_norm1.weight"),
+                Part::Ln1Bias => same("layer_norm1.bias"),
+                Part::InProjWeight => three("weight"),
+                Part::InProjBias => three("bias"),
+                Part::OutProjWeight => same("self_attn.out_proj.weight"),
+                Part::OutProjBias => same("self_attn.out_proj.bias"),
+                Part::Ln2Weight => same("layer_norm2.weight"),
+                Part::Ln2Bias => same("layer_norm2.bias"),
+                Part::FcWeight => same("mlp.fc1.weight"),
+                Part::FcBias => same("mlp.fc1.bias"),
+                Part::ProjWeight => same("mlp.fc2.weight"),
+                Part::ProjBias => same("mlp.fc2.bias"),
+                Part::Router
+                | Part::ExpertFcWeight
+                | Part::ExpertFcBias
+                | Part::ExpertProjWeight
+                | Part::ExpertProjBias => return None,
+            }
+        }
+    })
+}
+
+/// Foreign tensors being used up, and what did not fit.
+struct Account {
+    foreign: Tensors,
+    missing: Vec<String>,
+    shapes: Vec<String>,
+}
+
+impl Account {
+    fn take(&mut self, name: String, expected: &[usize]) -> Option<Tensor> {
+        let Some(mut tensor) = self.foreign.remove(&name) else {
+            self.missing.push(name);
+            return None;
+        };
+        // Some checkpoints hold the logit scale as a vector of one.
+        if expected.is_empty() && tensor.shape == [1] {
+            tensor.shape.clear();
+        }
+        if tensor.shape == expected {
+            return Some(tensor);
+        }
+        self.shapes.push(format!("{name} is {:?}, not {expected:?}", tensor.shape));
+        None
+    }
+}
+
+/// Makes our tensors of a foreign checkpoint's: each of ours filled, each of theirs used.
+pub(super) fn collect(
+    config: &ClipConfig,
+    layout: Layout,
+    foreign: Tensors,
+) -> Result<Tensors> {
+    let mut account = Account { foreign, missing: Vec::new(), shapes: Vec::new() };
+    let mut tensors = Tensors::new();
+    for parameter in names::parameters(config) {
+        let shape = parameter.shape;
+        let tensor = match layout.source(parameter.place) {
+            None => {
+                account.missing.push(parameter.name.clone());
+                None
+            }
+            Some(Source::Same(name)) => account.take(name, &shape),
+            Some(Source::Transposed(name)) => {
+                let reversed: Vec<usize> = shape.iter().rev().copied().collect();
+                account.take(name, &reversed).map(|tensor| transposed(&tensor))
+            }
+            Some(Source::Stacked(three)) => {
+                let mut third = shape.clone();
+                third[0] /= 3;
+                let parts = three.map(|name| account.take(name, &third));
+                let [Some(q), Some(k), Some(v)] = parts else { continue };
+                Some(Tensor { shape, data: [q.data, k.data, v.data].concat() })
+            }
+        };
+        if let Some(tensor) = tensor {
+            tensors.insert(parameter.name, tensor);
+        }
+    }
+    let unexpected = account.foreign.into_keys().collect();
+    names::account(account.missing, unexpected, account.shapes)?;
+    Ok(tensors)
+}
+
+/// The inverse of [`collect`], for tensors that fit the configuration.
+pub(super) fn spread(
+    config: &ClipConfig,
+    layout: Layout,
+    tensors: &Tensors,
+) -> Result<Tensors> {
+    names::check(config, tensors.iter().map(|(name, t)| (&**name, &*t.shape)))?;
+    let mut foreign = Tensors::new();
+    for parameter in names::parameters(config) {
+        let tensor = &tensors[&parameter.name];
+        match layout.source(parameter.place) {
+            None => {
+                let name = parameter.name;
+                return Err(Error::usage(format!(
+                    "{layout:?} checkpoints have no {name}"
+                )));
+            }
+            Some(Source::Same(name)) => {
+                foreign.insert(name, tensor.clone());
+            }
+            Some(Source::Transposed(name)) => {
+                foreign.insert(name, transposed(tensor));
+            }
+            Some(Source::Stacked(three)) => {
+                let mut shape = tensor.shape.clone();
+                shape[0] /= 3;
+                let parts = tensor.data.chunks_exact(tensor.data.len() / 3);
+                for (name, part) in three.into_iter().zip(parts) {
+                    foreign.insert(
+                        name,
+                        Tensor { shape: shape.clone(), data: part.to_vec() },
+                    );
+                }
+            }
+        }
+    }
+    Ok(foreign)
+}
+
+/// The transpose of a matrix; a tensor of another rank is not asked for.
+fn transposed(tensor: &Tensor) -> Tensor {
+    let (rows, columns) = (tensor.shape[0], tensor.shape[1]);
+    let mut data = Vec::with_capacity(tensor.data.len());
+    for column in 0..columns {
+        data.extend((0..rows).map(|row| tensor.data[row * columns + column]));
+    }
+    Tensor { shape: vec![columns, rows], data }
+}
