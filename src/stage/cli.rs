@@ -70,7 +70,7 @@ struct StageArgs {
     #[arg(long, conflicts_with_all = ["dry_run", "force"])]
     check: bool,
     /// Make nothing; say what would be made.
-    #[arg(long, conflicts_with = "force")]
+    #[arg(long)]
     dry_run: bool,
     /// Make everything again.
     #[arg(long)]
@@ -120,7 +120,7 @@ fn run(stage: &'static Stage, panics: &Panics) -> Result<()> {
     let config = args.location.load()?;
     if args.missing_packages {
         let lines = match stage.name {
-            "dataset" => dataset::missing_packages(&config.dataset, &args.location.cache)?,
+            "dataset" => dataset::missing_packages(&config.dataset, &args.location.cache),
             _ => Vec::new(),
         };
         return print(&lines);
@@ -143,15 +143,15 @@ fn run(stage: &'static Stage, panics: &Panics) -> Result<()> {
 
 impl StageArgs {
     fn orders(&self, panics: &Panics) -> Orders {
-        let mode = match (self.check, self.dry_run, self.force) {
-            (true, ..) => Mode::Check,
-            (_, true, _) => Mode::DryRun,
-            (.., true) => Mode::Force,
+        let mode = match (self.check, self.dry_run) {
+            (true, _) => Mode::Check,
+            (_, true) => Mode::DryRun,
             _ => Mode::Run,
         };
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         Orders {
             mode,
+            force: self.force,
             only: self.only.clone(),
             threads: self.threads.map_or_else(cores, usize::from),
             jobs: self.jobs.map_or(0, usize::from),

@@ -4,7 +4,9 @@ use std::path::Path;
 
 use super::plan::Externals;
 use super::{Job, Stage, Width};
-use crate::config::DatasetConfig;
+use crate::artifact::External;
+use crate::config::{DatasetConfig, Source};
+use crate::data::emoji;
 use crate::error::{Error, Result};
 
 /// This stage.
@@ -22,12 +24,19 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
 }
 
 /// The files from outside that `source: emoji` reads: the package archives in `cache`.
-pub fn externals(_config: &DatasetConfig, _cache: &Path) -> Externals {
-    Externals::None
+pub fn externals(cache: &Path) -> Externals {
+    let file = |package: &emoji::Package| External {
+        name: package.file.clone(),
+        path: cache.join(&package.file),
+    };
+    Externals::Files(emoji::packages().iter().map(file).collect())
 }
 
-/// The packages that must be fetched before this stage can run, one `name version file` a
-/// line's worth each.
-pub fn missing_packages(_config: &DatasetConfig, _cache: &Path) -> Result<Vec<String>> {
-    Ok(Vec::new())
+/// The packages that must be fetched before this stage can run: `name version file` each.
+pub fn missing_packages(config: &DatasetConfig, cache: &Path) -> Vec<String> {
+    if config.source != Source::Emoji {
+        return Vec::new();
+    }
+    let line = |p: emoji::Package| format!("{} {} {}", p.name, p.version, p.file);
+    emoji::missing(cache).into_iter().map(line).collect()
 }

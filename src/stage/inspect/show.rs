@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{Answer, View, size};
 use crate::artifact::{Key, Manifest, Place, changes};
 use crate::error::{Context, Error, Result};
-use crate::io::table::{Column, Table, TableReader};
+use crate::io::table::{Column, TableReader};
 use crate::io::tensors;
 
 /// Widest cell of a printed table.
