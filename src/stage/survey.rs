@@ -100,10 +100,9 @@ impl<'a> Survey<'a> {
     pub fn resolve(&self, node: &'a Node) -> Result<Rc<Resolved>> {
         self.resolution(node, Depth::Full).map_err(|why| match why {
             Unresolved::Waits(up) => {
-                let stage = &up.stage;
+                let (place, stage) = (&node.place, node.stage);
                 Error::failed(format!(
-                    "{} needs {up}, which is not up to date: run `make {stage}` first",
-                    node.place
+                    "{place} needs {up}, which is not up to date: `make {stage}` makes both"
                 ))
             }
             Unresolved::Blocked(why) => Error::failed(format!("{}: {why}", node.place)),

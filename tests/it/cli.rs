@@ -45,7 +45,7 @@ fn a_stage_before_its_turn_says_what_to_make_first() {
     let output = run(CLUSTER, &["--profile", "smoke"]);
     assert_eq!(output.status.code(), Some(1));
     let text = errors(&output);
-    assert!(text.contains("run `make") && text.lines().count() <= 2, "{text}");
+    assert!(text.contains("`make cluster`") && text.lines().count() <= 2, "{text}");
 }
 
 #[test]

@@ -135,7 +135,7 @@ fn a_stage_alone_refuses_to_read_what_is_out_of_date() {
     world.make(&Settings::default());
     let changed = Settings { n: json!(9), ..Settings::default() };
     let error = world.one("total", &changed, &orders()).unwrap_err();
-    assert!(error.to_string().contains("run `make squares` first"), "{error}");
+    assert!(error.to_string().contains("needs numbers, which is not up to date: `make total`"), "{error}");
 }
 
 #[test]
