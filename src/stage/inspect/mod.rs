@@ -224,7 +224,7 @@ impl View {
     }
 
     /// The current result of the one node a person names.
-    fn result(&self, name: &str) -> Result<(Place, std::sync::Arc<Manifest>)> {
+    fn result(&self, name: &str) -> Result<(Place, Manifest)> {
         let place = match self.named(name)?.as_slice() {
             [node] => node.place.clone(),
             many => {
