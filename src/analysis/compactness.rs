@@ -101,7 +101,7 @@ impl Groups {
         for sums in &means {
             mean.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
         }
-        for total in mean.iter_mut() {
+        for total in &mut mean {
             *total /= outputs.rows() as f64;
         }
         for (sums, &count) in means.iter_mut().zip(&counts) {
