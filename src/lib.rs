@@ -13,17 +13,26 @@
 //! 6  stage
 //! ```
 
+pub mod analysis;
 pub mod artifact;
+pub mod cluster;
 pub mod config;
+pub mod data;
 pub mod error;
+pub mod eval;
+pub mod image;
 pub mod io;
 pub mod linalg;
 pub mod loss;
+pub mod lowrank;
 pub mod model;
 pub mod num;
 pub mod ops;
 pub mod optim;
 pub mod par;
+pub mod report;
 pub mod rng;
 pub mod stage;
+pub mod text;
 pub mod train;
+pub mod upcycle;

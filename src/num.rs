@@ -36,6 +36,20 @@ pub fn truncate_usize(x: f64) -> usize {
     x as usize
 }
 
+/// Rounds to the nearest i32, half away from zero, saturating; NaN becomes 0.
+#[expect(clippy::cast_possible_truncation, reason = "saturation is what the name says")]
+#[inline]
+pub fn round_i32(x: f64) -> i32 {
+    x.round() as i32
+}
+
+/// Truncates to an i32 towards zero, saturating; NaN becomes 0.
+#[expect(clippy::cast_possible_truncation, reason = "truncation is what the name says")]
+#[inline]
+pub fn truncate_i32(x: f32) -> i32 {
+    x as i32
+}
+
 /// Rounds to the nearest level 0..=255, saturating.
 #[expect(
     clippy::cast_possible_truncation,

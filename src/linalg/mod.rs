@@ -2,7 +2,11 @@
 //!
 //! Sits below everything that knows a model; knows no layer, token or expert.
 
+pub mod eigen;
 pub mod gemm;
 mod matrix;
+pub mod orthonormal;
+pub mod svd;
+pub mod wide;
 
 pub use matrix::Matrix;

@@ -243,6 +243,11 @@ impl Place {
         }
     }
 
+    /// Whether the parameter belongs to an MoE layer: a router or a stack of experts.
+    pub fn is_moe(self) -> bool {
+        matches!(self, Self::Block(_, _, part) if Part::MOE.contains(&part))
+    }
+
     /// Whether the parameter is a stack over experts: K of its E slices act on a token.
     pub fn is_expert(self) -> bool {
         matches!(self, Self::Block(_, _, part) if Part::MOE[1..].contains(&part))

@@ -3,8 +3,13 @@
 //! One loop serves dense pretraining and MoE training after upcycling: the same data order,
 //! the same budget, and evaluation through a hook.
 
+mod record;
+mod resume;
+mod run;
 mod step;
 #[cfg(test)]
 mod step_tests;
 
+pub use record::Record;
+pub use run::{Plan, TeacherPlan, Trained, Watcher, train};
 pub use step::{Distiller, Losses, Objective, Stepper};

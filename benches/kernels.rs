@@ -1,0 +1,84 @@
+//! The pure kernels at full size: `cargo bench --bench kernels`.
+//!
+//! Names carry sizes and seed; the quality reached is printed beside the time, because a
+//! fast k-means with a poor objective is no k-means.
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use linfa::ParamGuard;
+use upcycle::cluster::SphericalKMeans;
+use upcycle::linalg::Matrix;
+use upcycle::{par, rng};
+
+const SEED: u64 = 1;
+
+/// Rows around `centres` overlapping directions, of different lengths.
+fn rows(n: usize, d: usize, centres: usize) -> Matrix {
+    let mut means = vec![0.0_f32; centres * d];
+    rng::fill_normal(&mut rng::stream(SEED, "bench/centres"), 0.08, &mut means);
+    let mut x = Matrix::zeros(n, d);
+    let piece = 1000 * d;
+    par::for_each_piece(x.data_mut(), piece, |index, piece| {
+        let mut stream = rng::stream(SEED, &format!("bench/x.{index}"));
+        rng::fill_normal(&mut stream, 1.0, piece);
+        for (i, row) in piece.chunks_exact_mut(d).enumerate() {
+            let mean = &means[i % centres * d..][..d];
+            row.iter_mut().zip(mean).for_each(|(v, m)| *v += m);
+        }
+    });
+    x
+}
+
+/// Plain read of the same memory: the limit of k-means with few centroids.
+fn read(x: &Matrix) -> f32 {
+    let sums = par::map(x.rows().div_ceil(1024), |index| {
+        let first = index * 1024 * x.cols();
+        let piece = &x.data()[first..(first + 1024 * x.cols()).min(x.data().len())];
+        let mut lanes = [0.0_f32; 64];
+        for chunk in piece.as_chunks::<64>().0 {
+            lanes.iter_mut().zip(chunk).for_each(|(lane, v)| *lane += v);
+        }
+        lanes.iter().sum::<f32>()
+    });
+    sums.iter().sum()
+}
+
+fn kmeans(criterion: &mut Criterion) {
+    let (n, d, k) = (200_000, 768, 8);
+    let x = rows(n, d, k);
+    let mut group = criterion.benchmark_group(format!("kmeans/{n}x{d}/seed{SEED}"));
+    group.sample_size(10).warm_up_time(Duration::from_millis(500));
+    group.throughput(Throughput::Bytes(x.data().len() as u64 * 4));
+    group.bench_function("read", |bencher| bencher.iter(|| read(black_box(&x))));
+    group.finish();
+    for restarts in [1, 5] {
+        let fit = |iterations| {
+            let params = SphericalKMeans::params(k).restarts(restarts).tolerance(0.0);
+            let params = params.iterations(iterations).seed(SEED).check();
+            params.and_then(|p| p.fit_rows(&x)).expect("a fit")
+        };
+        let start = std::time::Instant::now();
+        fit(1);
+        let short = start.elapsed();
+        let start = std::time::Instant::now();
+        let model = fit(11);
+        let passes = model.history.iter().map(|stats| stats.iteration).max().unwrap_or(1);
+        let per_iteration =
+            start.elapsed().saturating_sub(short).as_secs_f64() / passes as f64;
+        let bytes = x.data().len() as f64 * 4.0;
+        println!(
+            "kmeans/{n}x{d}/k{k}/restarts{restarts}: {:.1} ms an iteration, {:.1} GB/s, \
+             start and final pass {:.0} ms, objective {:.6}, history {}",
+            1e3 * per_iteration,
+            bytes / per_iteration / 1e9,
+            1e3 * short.as_secs_f64(),
+            model.objective,
+            model.history.len()
+        );
+    }
+}
+
+criterion_group!(benches, kmeans);
+criterion_main!(benches);

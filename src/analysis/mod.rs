@@ -1,0 +1,265 @@
+//! What became of the experts: five analyses of one MoE layer, pure functions on arrays.
+//!
+//! They answer the paper's questions (arXiv 2604.13508, figures 4, 5 and B.1 to B.4): are
+//! the experts different, is the router decided, is the load balanced, are the outputs
+//! separated. A layer comes as arrays ([`LayerView`]); where they come from, at which step
+//! and of which tower is the caller's business. All sums are in f64 and in index order.
+//!
+//! A quantity that is not defined (the similarity of one expert, the routing probability of
+//! an expert without tokens) gives no [`Reading`] and never a made-up number.
+//!
+//! Axes: N tokens, E experts, K experts of a token, d width, h hidden width.
+
+mod compactness;
+mod entropy;
+mod routing;
+mod routing_probability;
+mod similarity;
+mod utilisation;
+
+pub use compactness::{Compactness, compactness};
+pub use entropy::{Entropy, entropy};
+pub use routing::Routing;
+pub use routing_probability::routing_probability;
+pub use similarity::{ExpertWeights, SimilarityMatrix, similarity, similarity_about};
+pub use utilisation::{Utilisation, utilisation};
+
+use crate::error::{Error, Result};
+use crate::linalg::Matrix;
+
+/// The metric names of `analysis.parquet`.
+pub mod metric {
+    /// Mean off-diagonal cosine of the experts' weights.
+    pub const SIMILARITY: &str = "similarity";
+    /// The same on the differences from the dense weights.
+    pub const SIMILARITY_OF_DIFFERENCES: &str = "similarity_of_differences";
+    /// Mean routing entropy in nats.
+    pub const ENTROPY: &str = "entropy";
+    /// Mean routing entropy as a share of ln E.
+    pub const ENTROPY_NORMALISED: &str = "entropy_normalised";
+    /// Share of the assignments, per expert.
+    pub const UTILISATION: &str = "utilisation";
+    /// Coefficient of variation of the utilisation.
+    pub const UTILISATION_CV: &str = "utilisation_cv";
+    /// Number of experts with a tenth of a fair share or less.
+    pub const DEAD_EXPERTS: &str = "dead_experts";
+    /// Mean probability over the tokens assigned to an expert, per expert.
+    pub const ROUTING_PROBABILITY: &str = "routing_probability";
+    /// tr(`S_W` `S_B`⁺) / E.
+    pub const COMPACTNESS: &str = "compactness";
+    /// tr(`S_W`) / tr(`S_B`).
+    pub const COMPACTNESS_TRACE_RATIO: &str = "compactness_trace_ratio";
+    /// tr(`S_W`) / tr(`S_W` + `S_B`).
+    pub const COMPACTNESS_WITHIN_SHARE: &str = "compactness_within_share";
+}
+
+/// One MoE layer and what it did to N tokens.
+#[derive(Debug, Clone, Copy)]
+pub struct LayerView<'a> {
+    /// Routing probabilities [N,E].
+    pub probs: &'a Matrix,
+    /// K.
+    pub top_k: usize,
+    /// The experts of every token [N·K], best first.
+    pub assigned: &'a [u32],
+    /// The output of every token's first expert [N,d].
+    pub outputs: &'a Matrix,
+    /// The weights of every expert.
+    pub experts: &'a [ExpertWeights<'a>],
+    /// The dense weights the experts started from, if they are known.
+    pub dense: Option<ExpertWeights<'a>>,
+}
+
+/// One number of one layer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Reading {
+    /// One of [`metric`].
+    pub metric: &'static str,
+    /// The expert it belongs to; `None` for the whole layer.
+    pub expert: Option<usize>,
+    /// The number.
+    pub value: f64,
+}
+
+/// Everything read off one layer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerAnalysis {
+    /// All defined numbers, in the order of [`metric`].
+    pub readings: Vec<Reading>,
+    /// Cosines between the experts' weights [E,E].
+    pub cosines: SimilarityMatrix,
+}
+
+/// Runs all analyses on one layer.
+///
+/// # Errors
+/// Shapes that disagree, no tokens, probabilities that do not sum to 1, an expert index out
+/// of range or twice in a token, non-finite values.
+pub fn analyse_layer(view: &LayerView<'_>) -> Result<LayerAnalysis> {
+    let routing = Routing::new(view.probs, view.top_k, view.assigned)?;
+    let n_experts = routing.experts();
+    if view.experts.len() != n_experts {
+        let found = view.experts.len();
+        return Err(Error::failed(format!(
+            "expert weights: found {found} experts, expected {n_experts} as in the \
+             probabilities"
+        )));
+    }
+    let cosines = similarity(view.experts)?;
+    let mut out = Readings::default();
+    out.layer(metric::SIMILARITY, cosines.mean_off_diagonal());
+    if let Some(dense) = view.dense {
+        let differences = similarity_about(view.experts, dense)?;
+        out.layer(metric::SIMILARITY_OF_DIFFERENCES, differences.mean_off_diagonal());
+    }
+    let entropy = entropy(&routing);
+    out.layer(metric::ENTROPY, Some(entropy.nats));
+    out.layer(metric::ENTROPY_NORMALISED, entropy.normalised);
+    let load = utilisation(&routing);
+    out.experts(metric::UTILISATION, load.shares.iter().copied().map(Some));
+    out.layer(metric::UTILISATION_CV, Some(load.variation));
+    out.layer(metric::DEAD_EXPERTS, Some(load.dead.len() as f64));
+    out.experts(metric::ROUTING_PROBABILITY, routing_probability(&routing));
+    let scatter = compactness(&routing, view.outputs)?;
+    out.layer(metric::COMPACTNESS, scatter.overlap);
+    out.layer(metric::COMPACTNESS_TRACE_RATIO, scatter.trace_ratio);
+    out.layer(metric::COMPACTNESS_WITHIN_SHARE, scatter.within_share);
+    Ok(LayerAnalysis { readings: out.0, cosines })
+}
+
+/// Collects the defined numbers.
+#[derive(Debug, Default)]
+struct Readings(Vec<Reading>);
+
+impl Readings {
+    fn layer(&mut self, metric: &'static str, value: Option<f64>) {
+        self.0.extend(value.map(|value| Reading { metric, expert: None, value }));
+    }
+
+    fn experts(
+        &mut self,
+        metric: &'static str,
+        values: impl IntoIterator<Item = Option<f64>>,
+    ) {
+        for (expert, value) in values.into_iter().enumerate() {
+            let expert = Some(expert);
+            self.0.extend(value.map(|value| Reading { metric, expert, value }));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Three tokens, three experts, top 2; expert 2 is never first, none is unused.
+    struct Layer {
+        probs: Matrix,
+        assigned: Vec<u32>,
+        outputs: Matrix,
+        fc: [Vec<f32>; 3],
+    }
+
+    impl Layer {
+        fn new() -> Self {
+            let probs = vec![0.5, 0.25, 0.25, 0.125, 0.75, 0.125, 0.5, 0.25, 0.25];
+            Self {
+                probs: Matrix::new(3, 3, probs).unwrap(),
+                assigned: vec![0, 1, 1, 0, 0, 2],
+                outputs: Matrix::new(3, 2, vec![1.0, 0.0, 0.0, 4.0, 3.0, 0.0]).unwrap(),
+                fc: [vec![1.0, 0.0], vec![0.0, 1.0], vec![1.0, 1.0]],
+            }
+        }
+
+        fn with<T>(&self, work: impl Fn(&LayerView<'_>) -> T) -> T {
+            let experts: Vec<_> =
+                self.fc.iter().map(|fc| ExpertWeights { fc1: fc, fc2: &[] }).collect();
+            work(&LayerView {
+                probs: &self.probs,
+                top_k: 2,
+                assigned: &self.assigned,
+                outputs: &self.outputs,
+                experts: &experts,
+                dense: Some(ExpertWeights { fc1: &[0.0, 0.0], fc2: &[] }),
+            })
+        }
+    }
+
+    fn value(all: &LayerAnalysis, metric: &str, expert: Option<usize>) -> Option<f64> {
+        let mut found =
+            all.readings.iter().filter(|r| r.metric == metric && r.expert == expert);
+        let first = found.next().map(|reading| reading.value);
+        assert!(found.next().is_none(), "{metric} is there twice");
+        first
+    }
+
+    #[test]
+    fn a_layer_worked_out_by_hand() {
+        let all = Layer::new().with(analyse_layer).unwrap();
+        let near = |metric, expert, expected: f64| {
+            let found = value(&all, metric, expert).unwrap();
+            assert!((found - expected).abs() < 1e-12, "{metric}: {found} {expected}");
+        };
+        let cosine = 2.0 / 3.0 / 2.0_f64.sqrt();
+        near(metric::SIMILARITY, None, cosine);
+        near(metric::SIMILARITY_OF_DIFFERENCES, None, cosine);
+        let sharp = 0.75 * (4.0_f64 / 3.0).ln() + 0.25 * 8.0_f64.ln();
+        let nats = (2.0 * 1.5 * 2.0_f64.ln() + sharp) / 3.0;
+        near(metric::ENTROPY, None, nats);
+        near(metric::ENTROPY_NORMALISED, None, nats / 3.0_f64.ln());
+        for (expert, share) in [(0, 0.5), (1, 1.0 / 3.0), (2, 1.0 / 6.0)] {
+            near(metric::UTILISATION, Some(expert), share);
+        }
+        near(metric::UTILISATION_CV, None, (1.0_f64 / 6.0).sqrt());
+        near(metric::DEAD_EXPERTS, None, 0.0);
+        near(metric::ROUTING_PROBABILITY, Some(0), 1.125 / 3.0);
+        near(metric::ROUTING_PROBABILITY, Some(1), 0.5);
+        near(metric::ROUTING_PROBABILITY, Some(2), 0.25);
+        // Means (2, 0) of tokens 0 and 2, (0, 4) of token 1, (4/3, 4/3) of all; tr S_W = 2,
+        // S_B = 2/3 (2,-4)(2,-4)ᵀ, its direction (1,-2)/√5, within it 2/5.
+        near(metric::COMPACTNESS, None, 2.0 / 5.0 / (40.0 / 3.0) / 3.0);
+        near(metric::COMPACTNESS_TRACE_RATIO, None, 2.0 / (40.0 / 3.0));
+        near(metric::COMPACTNESS_WITHIN_SHARE, None, 2.0 / (46.0 / 3.0));
+    }
+
+    #[test]
+    fn an_expert_without_tokens_is_dead_and_has_no_probability() {
+        let mut layer = Layer::new();
+        layer.assigned = vec![0, 1, 1, 0, 0, 1];
+        let all = layer.with(analyse_layer).unwrap();
+        assert_eq!(value(&all, metric::UTILISATION, Some(2)), Some(0.0));
+        assert_eq!(value(&all, metric::DEAD_EXPERTS, None), Some(1.0));
+        assert_eq!(value(&all, metric::ROUTING_PROBABILITY, Some(2)), None);
+        assert!(value(&all, metric::COMPACTNESS, None).is_some());
+    }
+
+    #[test]
+    fn without_dense_weights_there_are_no_differences() {
+        let layer = Layer::new();
+        let all = layer
+            .with(|view| analyse_layer(&LayerView { dense: None, ..*view }))
+            .unwrap();
+        assert_eq!(value(&all, metric::SIMILARITY_OF_DIFFERENCES, None), None);
+    }
+
+    #[test]
+    fn arrays_that_disagree_are_refused_by_name() {
+        let layer = Layer::new();
+        let short = layer.with(|view| {
+            analyse_layer(&LayerView { experts: &view.experts[..2], ..*view })
+                .unwrap_err()
+        });
+        assert_eq!(
+            short.message(),
+            "expert weights: found 2 experts, expected 3 as in the probabilities"
+        );
+        let outputs = Matrix::zeros(2, 2);
+        let outputs = layer.with(|view| {
+            analyse_layer(&LayerView { outputs: &outputs, ..*view }).unwrap_err()
+        });
+        assert_eq!(
+            outputs.message(),
+            "expert outputs: found 2 rows, expected 3, one a token"
+        );
+    }
+}

@@ -1,0 +1,122 @@
+//! k-means++ with cosine distance: starting centroids that are far apart.
+//!
+//! The next centroid is drawn with probability proportional to `1 - cos` to the nearest one
+//! chosen so far, which on the sphere is half the squared Euclidean distance: the D² rule
+//! of Arthur and Vassilvitskii (2007). All restarts share each pass.
+
+use super::assign::unit;
+use super::kernel;
+use super::source::{self, PIECE, RowSource};
+use crate::error::Result;
+use crate::rng::{self, RngExt};
+
+/// Draws `k` unit centroids for each of `restarts` starts, restart after restart.
+/// `norms` are the lengths of the rows, of which at least one is not zero.
+pub(super) fn plus_plus(
+    source: &impl RowSource,
+    norms: &[f64],
+    k: usize,
+    restarts: usize,
+    seed: u64,
+) -> Result<Vec<f64>> {
+    let (rows, cols) = (source.rows(), source.cols());
+    let usable: Vec<f32> = norms.iter().map(|&n| if n > 0.0 { 1.0 } else { 0.0 }).collect();
+    let mut streams: Vec<_> =
+        (0..restarts).map(|r| rng::stream(seed, &format!("cluster/restart.{r}"))).collect();
+    let mut weights = vec![2.0_f32; restarts * rows];
+    let mut centroids = vec![0.0; restarts * k * cols];
+    for step in 0..k {
+        let mut drawn = Vec::with_capacity(restarts);
+        for (stream, weights) in streams.iter_mut().zip(weights.chunks_exact(rows)) {
+            let share = stream.random::<f64>();
+            let weights = if step == 0 { &usable } else { weights };
+            let row = draw(weights, share).or_else(|| draw(&usable, share)).unwrap_or(0);
+            drawn.push(row);
+        }
+        let mut newest = Vec::with_capacity(restarts);
+        for (restart, row) in source::fetch(source, &drawn)?.into_iter().enumerate() {
+            let row = unit(&row.into_iter().map(f64::from).collect::<Vec<_>>());
+            centroids[(restart * k + step) * cols..][..cols].copy_from_slice(&row);
+            newest.push(row);
+        }
+        if step + 1 < k {
+            lower(source, norms, &newest, &mut weights)?;
+        }
+    }
+    Ok(centroids)
+}
+
+/// Lowers every row's weight to its distance from the newest centroid of each restart.
+fn lower(
+    source: &impl RowSource,
+    norms: &[f64],
+    newest: &[Vec<f64>],
+    weights: &mut [f32],
+) -> Result<()> {
+    let (rows, cols) = (source.rows(), source.cols());
+    let distances = |first: usize, piece: &[f32]| {
+        let mut out = vec![0.0_f32; newest.len() * (piece.len() / cols)];
+        for (i, row) in piece.chunks_exact(cols).enumerate() {
+            let norm = norms[first + i];
+            for (restart, centroid) in newest.iter().enumerate().filter(|_| norm > 0.0) {
+                let cosine = kernel::dot_exact(row, centroid) / norm;
+                // Rounding leaves up to 1e-15 for equal directions: that is no distance.
+                let distance = crate::num::round_f32(1.0 - cosine);
+                out[i * newest.len() + restart] =
+                    if distance < 1e-12 { 0.0 } else { distance };
+            }
+        }
+        Ok(out)
+    };
+    source::scan(source, distances, |first, made| {
+        for (i, distances) in made.chunks_exact(newest.len()).enumerate() {
+            for (restart, &distance) in distances.iter().enumerate() {
+                let weight = &mut weights[restart * rows + first + i];
+                *weight = weight.min(distance);
+            }
+        }
+    })
+}
+
+/// The index at which the running sum of the weights passes `share` of the total; `None`
+/// if all weights are zero. Never an index of weight zero.
+fn draw(weights: &[f32], share: f64) -> Option<usize> {
+    let totals: Vec<f64> = weights.chunks(PIECE).map(crate::num::sum).collect();
+    let mut left = share * totals.iter().sum::<f64>();
+    let mut last = None;
+    for (piece, &total) in totals.iter().enumerate() {
+        if left >= total && piece + 1 < totals.len() {
+            left -= total;
+            continue;
+        }
+        for (i, &weight) in weights.iter().enumerate().skip(piece * PIECE).take(PIECE) {
+            if weight > 0.0 {
+                last = Some(i);
+                left -= f64::from(weight);
+                if left < 0.0 {
+                    return last;
+                }
+            }
+        }
+    }
+    last.or_else(|| weights.iter().rposition(|&weight| weight > 0.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn draws_follow_the_weights_and_skip_zeros() {
+        let weights = [0.0, 1.0, 0.0, 3.0, 0.0];
+        let mut counts = [0; 5];
+        for step in 0..1000 {
+            counts[draw(&weights, f64::from(step) / 1000.0).unwrap()] += 1;
+        }
+        assert_eq!(counts, [0, 250, 0, 750, 0]);
+        assert_eq!(draw(&weights, 0.999_999_999_999_999_9), Some(3));
+        assert_eq!(draw(&[0.0; 3], 0.5), None);
+        let long: Vec<f32> = (0..5000).map(|i| if i < 100 { 1.0 } else { 0.0 }).collect();
+        assert_eq!(draw(&long, 0.999_999_999_999_999_9), Some(99));
+    }
+}

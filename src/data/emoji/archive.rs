@@ -1,0 +1,87 @@
+//! Reading named files out of a `.tgz` in memory, without unpacking anything to disk.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+
+use flate2::read::GzDecoder;
+
+use crate::error::{Context, Error, Result};
+
+/// Largest file taken from an archive: the biggest icon set has 104 MB of SVG.
+const LIMIT: u64 = 256 << 20;
+
+/// The files `names` of the archive; one that is not there is an error.
+pub(super) fn extract(
+    archive: &[u8],
+    names: &[&str],
+    what: &str,
+) -> Result<BTreeMap<String, Vec<u8>>> {
+    let context = || format!("reading package {what}");
+    let mut found = BTreeMap::new();
+    let mut archive = tar::Archive::new(GzDecoder::new(archive));
+    for entry in archive.entries().context(context)? {
+        let mut entry = entry.context(context)?;
+        let path = entry.path().context(context)?.to_string_lossy().into_owned();
+        if !names.contains(&path.as_str()) {
+            continue;
+        }
+        let size = entry.size();
+        if size > LIMIT {
+            return Err(Error::corrupt(format!(
+                "package {what}: {path} has {size} bytes, accepted are {LIMIT}"
+            )));
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
+        entry.by_ref().take(LIMIT).read_to_end(&mut bytes).context(context)?;
+        found.insert(path, bytes);
+        if found.len() == names.len() {
+            return Ok(found);
+        }
+    }
+    let missing = names.iter().find(|name| !found.contains_key(**name));
+    match missing {
+        Some(name) => Err(Error::corrupt(format!("package {what} has no file {name}"))),
+        None => Ok(found),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
+    use super::*;
+
+    fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (path, bytes) in files {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            header.set_cksum();
+            builder.append_data(&mut header, path, *bytes).unwrap();
+        }
+        let mut gz = GzEncoder::new(Vec::new(), Compression::fast());
+        gz.write_all(&builder.into_inner().unwrap()).unwrap();
+        gz.finish().unwrap()
+    }
+
+    #[test]
+    fn named_files_come_out_whole() {
+        let bytes = archive(&[("package/a", b"1"), ("package/b", b"22"), ("c", b"3")]);
+        let found = extract(&bytes, &["package/b", "c"], "x").unwrap();
+        assert_eq!(found["package/b"], b"22");
+        assert_eq!(found.len(), 2);
+    }
+
+    #[test]
+    fn a_missing_file_and_a_cut_archive_are_errors() {
+        let bytes = archive(&[("package/a", b"1")]);
+        let error = extract(&bytes, &["package/z"], "noto").unwrap_err().to_string();
+        assert_eq!(error, "package noto has no file package/z");
+        for len in 0..bytes.len() - 8 {
+            assert!(extract(&bytes[..len], &["z"], "noto").is_err(), "{len}");
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Captions of an emoji, as varied as people write them.
+
+use super::super::collection::Concept;
+use crate::rng::{RngExt, SliceRandom, Stream};
+
+/// Prompts of the classification tasks; the later ones also wrap training captions.
+pub(super) const TEMPLATES: [&str; 4] =
+    ["{}", "an emoji of {}", "a picture of {}", "a drawing of {}"];
+
+/// Share of captions wrapped in a template (DATASET §2).
+const WRAPPED: f64 = 0.3;
+
+/// Training captions: the label, the vendor's name, label with tags, tags alone, label with
+/// the words of its subgroup; about a third of them inside a template.
+pub(super) fn captions(
+    concept: &Concept,
+    subgroup: &str,
+    icon: &str,
+    stream: &mut Stream,
+) -> Vec<String> {
+    let label = &concept.label;
+    let mut captions = vec![label.clone(), words(icon)];
+    for _ in 0..2 {
+        let few = stream.random_range(1..=3);
+        captions.push(joined(Some(label), &some_tags(concept, few, stream)));
+        let more = stream.random_range(2..=4);
+        captions.push(joined(None, &some_tags(concept, more, stream)));
+    }
+    captions.push(format!("{label}, {subgroup}"));
+    captions.push(label.clone());
+    for caption in &mut captions {
+        if stream.random::<f64>() < WRAPPED {
+            let template = TEMPLATES[stream.random_range(1..TEMPLATES.len())];
+            *caption = template.replace("{}", caption);
+        }
+    }
+    captions.retain(|caption| !caption.is_empty());
+    captions
+}
+
+/// Captions of the retrieval task: the label; the label and its first three tags.
+pub(super) fn names(concept: &Concept) -> Vec<String> {
+    let tags: Vec<&str> = other_tags(concept).take(3).collect();
+    vec![concept.label.clone(), joined(Some(&concept.label), &tags)]
+}
+
+/// Tags that say more than the label.
+fn other_tags(concept: &Concept) -> impl Iterator<Item = &str> {
+    concept.tags.iter().map(String::as_str).filter(|tag| *tag != concept.label)
+}
+
+fn some_tags<'a>(
+    concept: &'a Concept,
+    count: usize,
+    stream: &mut Stream,
+) -> Vec<&'a str> {
+    let mut tags: Vec<&str> = other_tags(concept).collect();
+    tags.shuffle(stream);
+    tags.truncate(count);
+    if tags.is_empty() {
+        tags.push(&concept.label);
+    }
+    tags
+}
+
+fn joined(label: Option<&String>, tags: &[&str]) -> String {
+    let mut parts: Vec<&str> = label.map(String::as_str).into_iter().collect();
+    parts.extend(tags.iter().filter(|tag| label.is_none_or(|label| label != *tag)));
+    parts.join(", ")
+}
+
+/// The vendor's name in words, without the number of a variant.
+fn words(icon: &str) -> String {
+    let stem = icon.strip_prefix("flag-for-").map(|country| format!("flag {country}"));
+    let stem = stem.unwrap_or_else(|| icon.to_owned());
+    let parts: Vec<&str> = stem.split('-').filter(|part| !part.is_empty()).collect();
+    let number = |part: &&str| part.bytes().all(|b| b.is_ascii_digit());
+    let end = if parts.len() > 1 && parts.last().is_some_and(number) { 1 } else { 0 };
+    parts[..parts.len() - end].join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng;
+
+    fn concept() -> Concept {
+        Concept {
+            key: "1f355".to_owned(),
+            label: "pizza".to_owned(),
+            tags: ["cheese", "food", "pizza", "slice"].map(str::to_owned).to_vec(),
+            group: 0,
+            subgroup: 0,
+            held_out: false,
+        }
+    }
+
+    #[test]
+    fn captions_repeat_with_their_stream_and_are_never_empty() {
+        let make = |seed| {
+            captions(&concept(), "food prepared", "pizza-2", &mut rng::stream(seed, "c"))
+        };
+        assert_eq!(make(1), make(1));
+        assert_ne!(make(1), make(2));
+        for seed in 0..50 {
+            let made = make(seed);
+            assert_eq!(made.len(), 8);
+            assert!(made.iter().all(|c| !c.trim().is_empty() && !c.contains("{}")));
+        }
+    }
+
+    #[test]
+    fn a_concept_without_tags_still_has_captions() {
+        let bare = Concept { tags: vec![], ..concept() };
+        let made = captions(&bare, "food", "pizza", &mut rng::stream(1, "c"));
+        assert_eq!(made.len(), 8);
+        assert_eq!(names(&bare), ["pizza", "pizza"]);
+    }
+
+    #[test]
+    fn names_are_the_label_and_the_label_with_three_tags() {
+        assert_eq!(names(&concept()), ["pizza", "pizza, cheese, food, slice"]);
+        assert_eq!(words("flag-for-malta"), "flag malta");
+        assert_eq!(words("pizza-2"), "pizza");
+        assert_eq!(words("2"), "2");
+    }
+}

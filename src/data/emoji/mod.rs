@@ -1,0 +1,251 @@
+//! Emoji as twelve icon sets draw them: real pictures with real names (docs/dataset.md).
+//!
+//! Eight styles train; four are never trained on and serve as natural distribution shifts.
+//! The counts of mapped icons are pinned: a new version of a package shows as an error and
+//! not as a silently different data set.
+
+mod archive;
+mod captions;
+mod concepts;
+mod mapping;
+mod packages;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+pub use packages::{Package, missing, packages, verify};
+
+use self::concepts::Concepts;
+use self::mapping::{CHARTED, IconSet, Names, Row};
+use super::collection::{Collection, Layout, Sample};
+use super::splits::{self, Rules};
+use crate::config::DatasetConfig;
+use crate::error::{Context, Error, Result};
+use crate::image;
+use crate::par;
+use crate::rng;
+
+/// A style: the icon set, its split if it is never trained on, and the pinned numbers of
+/// icons that are recognised, without and with skin tones.
+struct Style {
+    set: &'static str,
+    split: Option<&'static str>,
+    plain: usize,
+    all: usize,
+}
+
+const fn style(
+    set: &'static str,
+    split: Option<&'static str>,
+    plain: usize,
+    all: usize,
+) -> Style {
+    Style { set, split, plain, all }
+}
+
+/// The styles in the order of their samples.
+const STYLES: [Style; 12] = [
+    style("emojione", None, 0, 0),
+    style("emojione-monotone", None, 0, 0),
+    style("emojione-v1", None, 0, 0),
+    style("fxemoji", None, 0, 0),
+    style("noto", None, 0, 0),
+    style("openmoji", None, 0, 0),
+    style("streamline-emojis", None, 0, 0),
+    style("twemoji", None, 0, 0),
+    style("fluent-emoji-flat", Some("v2"), 0, 0),
+    style("fluent-emoji", Some("3d"), 0, 0),
+    style("fluent-emoji-high-contrast", Some("sketch"), 0, 0),
+    style("noto-v1", Some("blob"), 0, 0),
+];
+
+/// Concepts and held-out concepts of emojibase-data 17.
+const CONCEPTS: (usize, usize) = (1914, 71);
+
+/// Splits in the order of their files.
+const SPLITS: [&str; 8] = [
+    splits::TRAIN,
+    splits::VAL,
+    splits::PAIR,
+    splits::HELD_OUT,
+    "v2",
+    "3d",
+    "sketch",
+    "blob",
+];
+
+/// Pictures rendered between two reports of progress.
+const CHUNK: usize = 256;
+
+const ATTRIBUTION: [&str; 9] = [
+    "Noto Emoji by Google, Apache-2.0 (sets noto, noto-v1)",
+    "Firefox OS Emoji by Mozilla, Apache-2.0 (set fxemoji)",
+    "Fluent Emoji by Microsoft, MIT (sets fluent-emoji, -flat, -high-contrast)",
+    "Emoji One by Emoji One, CC BY 4.0 (sets emojione, emojione-monotone)",
+    "Emoji One (v1) by Emoji One, CC BY-SA 4.0 (set emojione-v1)",
+    "Twitter Emoji by Twitter, CC BY 4.0 (set twemoji)",
+    "Streamline Emojis by Streamline, CC BY 4.0 (set streamline-emojis)",
+    "OpenMoji by OpenMoji, CC BY-SA 4.0 (set openmoji)",
+    "emojibase-data by Miles Johnson, MIT (labels, tags, groups)",
+];
+
+/// Reads, recognises, splits and renders the emoji.
+pub(super) fn collect(
+    config: &DatasetConfig,
+    cache: &Path,
+    seed: u64,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Collection> {
+    require(cache)?;
+    let labels = unpack(
+        "emojibase-data",
+        cache,
+        &["package/en/data.json", "package/meta/groups.json"],
+    )?;
+    let concepts = Concepts::parse(
+        &labels["package/en/data.json"],
+        &labels["package/meta/groups.json"],
+    )?;
+    let held_out = concepts.list.iter().filter(|c| c.held_out).count();
+    expect("concepts", (concepts.list.len(), held_out), CONCEPTS)?;
+    let mut sets = BTreeMap::new();
+    for style in &STYLES {
+        sets.insert(style.set, open(style.set, cache)?);
+    }
+    let charted: Vec<_> =
+        CHARTED.iter().map(|&set| (set, sets[set].1.clone(), &sets[set].0)).collect();
+    let names = Names::new(&concepts, &charted);
+    let mut rows: Vec<(&Style, Row)> = Vec::new();
+    for style in &STYLES {
+        let (icons, chars) = &sets[style.set];
+        let mut found = names.rows(&concepts, style.set, icons, chars);
+        let plain = found.iter().filter(|row| !row.tone).count();
+        expect(style.set, (plain, found.len()), (style.plain, style.all))?;
+        found.retain(|row| config.skin_tones || !row.tone);
+        rows.extend(found.into_iter().map(|row| (style, row)));
+    }
+    let pngs = render(config, &sets, &rows, progress)?;
+    let drawn: Vec<_> =
+        rows.into_iter().zip(pngs).filter_map(|(row, png)| Some((row, png?))).collect();
+    Ok(split(concepts, drawn, seed))
+}
+
+/// All packages are there, or the error says how to get them.
+fn require(cache: &Path) -> Result<()> {
+    let missing = missing(cache);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let specs: Vec<_> =
+        missing.iter().map(|p| format!("{}@{}", p.name, p.version)).collect();
+    let place = cache.display();
+    Err(Error::failed(format!(
+        "{} packages are not in {place}: npm pack --pack-destination {place} {}",
+        missing.len(),
+        specs.join(" ")
+    )))
+}
+
+fn expect(what: &str, found: (usize, usize), pinned: (usize, usize)) -> Result<()> {
+    if found == pinned {
+        return Ok(());
+    }
+    Err(Error::corrupt(format!(
+        "emoji source {what}: expected counts {pinned:?}, found {found:?}: a package or its \
+         reading changed"
+    )))
+}
+
+fn unpack(name: &str, cache: &Path, files: &[&str]) -> Result<BTreeMap<String, Vec<u8>>> {
+    let package = packages()
+        .iter()
+        .find(|p| p.name == name)
+        .ok_or_else(|| Error::failed(format!("packages.lock names no {name}")))?;
+    archive::extract(&packages::read(package, cache)?, files, name)
+}
+
+/// An icon set and its table from code points to names, empty for most.
+fn open(set: &str, cache: &Path) -> Result<(IconSet, BTreeMap<String, String>)> {
+    let (icons, chars) = ("package/icons.json", "package/chars.json");
+    let files = unpack(&format!("@iconify-json/{set}"), cache, &[icons, chars])?;
+    let chars = serde_json::from_slice(&files[chars])
+        .context(|| format!("reading chars.json of {set}"))?;
+    Ok((IconSet::parse(&files[icons], set)?, chars))
+}
+
+/// Renders every row to PNG in parallel, in order; `None` for an empty drawing.
+fn render(
+    config: &DatasetConfig,
+    sets: &BTreeMap<&str, (IconSet, BTreeMap<String, String>)>,
+    rows: &[(&Style, Row)],
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Vec<Option<Vec<u8>>>> {
+    let mut pngs = Vec::with_capacity(rows.len());
+    for chunk in rows.chunks(CHUNK) {
+        pngs.extend(par::try_map(chunk.len(), |i| {
+            let (style, row) = &chunk[i];
+            let (icons, _) = &sets[style.set];
+            let place = || format!("rendering {}:{}", style.set, row.name);
+            let svg = icons.svg(&icons.icons[&row.name]);
+            let picture = image::rasterise(&svg, config.image_size).context(place)?;
+            picture.map(|picture| image::encode_png(&picture)).transpose()
+        })?);
+        progress(pngs.len(), rows.len());
+    }
+    Ok(pngs)
+}
+
+/// Assigns splits and writes captions.
+fn split(
+    concepts: Concepts,
+    drawn: Vec<((&Style, Row), Vec<u8>)>,
+    seed: u64,
+) -> Collection {
+    let list = concepts.list;
+    let items: Vec<(&str, &str)> = drawn
+        .iter()
+        .map(|((style, row), _)| (list[row.concept].key.as_str(), style.set))
+        .collect();
+    let rules = Rules {
+        unseen: STYLES.iter().filter_map(|s| Some((s.set, s.split?))).collect(),
+        held_out: list.iter().filter(|c| c.held_out).map(|c| c.key.as_str()).collect(),
+    };
+    let assigned = splits::assign(&items, &rules);
+    let mut samples = Vec::with_capacity(drawn.len());
+    for (((style, row), png), split) in drawn.into_iter().zip(assigned) {
+        let Some(split) = split else { continue };
+        let concept = &list[row.concept];
+        let name = format!("dataset/captions/{}/{}", style.set, row.name);
+        let subgroup = &concepts.subgroups[concept.subgroup];
+        let mut stream = rng::stream(seed, &name);
+        samples.push(Sample {
+            split: split.to_owned(),
+            png,
+            captions: captions::captions(concept, subgroup, &row.name, &mut stream),
+            names: captions::names(concept),
+            concept: row.concept,
+            style: style.set.to_owned(),
+        });
+    }
+    Collection {
+        samples,
+        concepts: list,
+        groups: concepts.groups,
+        subgroups: concepts.subgroups,
+        splits: SPLITS.map(str::to_owned).to_vec(),
+        layout: layout(),
+    }
+}
+
+fn layout() -> Layout {
+    let owned = |names: &[&str]| names.iter().map(|&n| n.to_owned()).collect();
+    Layout {
+        source: "emoji".to_owned(),
+        tests: owned(&[splits::PAIR, "v2", "3d", "sketch", "blob"]),
+        shifts: owned(&["v2", "3d", "sketch", "blob"]),
+        retrieval: splits::PAIR.to_owned(),
+        held_out: Some(splits::HELD_OUT.to_owned()),
+        templates: owned(&captions::TEMPLATES),
+        attribution: owned(&ATTRIBUTION),
+    }
+}

@@ -1,0 +1,234 @@
+//! Reading a data set back: labels and captions as rows, pictures as planes in memory.
+
+use std::path::{Path, PathBuf};
+
+use super::collection::Meta;
+use crate::error::{Context, Error, Result};
+use crate::image::{self, Normalise};
+use crate::io::table::Table;
+use crate::num;
+use crate::par;
+use crate::text::Tokenizer;
+
+/// A row of `concepts.parquet`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConceptRow {
+    /// Code points or another stable name.
+    pub key: String,
+    /// What it is called.
+    pub label: String,
+    /// Words that go with it.
+    pub tags: Vec<String>,
+    /// Index of its group.
+    pub group: u32,
+    /// Index of its subgroup.
+    pub subgroup: u32,
+    /// Whether it is never trained on.
+    pub held_out: bool,
+}
+
+/// An opened data set: everything but the pictures.
+#[derive(Debug, Clone)]
+pub struct Dataset {
+    folder: PathBuf,
+    /// The content of `dataset.json`.
+    pub meta: Meta,
+    /// Concepts by index.
+    pub concepts: Vec<ConceptRow>,
+    /// Names of the groups by index.
+    pub groups: Vec<String>,
+    /// Names of the subgroups by index.
+    pub subgroups: Vec<String>,
+    /// The tokenizer trained on the captions.
+    pub tokenizer: Tokenizer,
+}
+
+impl Dataset {
+    /// Opens the folder that [`super::build`] filled.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let path = folder.join("dataset.json");
+        let place = path.display();
+        let text = std::fs::read(&path).context(|| format!("reading {place}"))?;
+        let meta: Meta = serde_json::from_slice(&text).map_err(|e| {
+            Error::corrupt(format!("{place} is no data set")).caused_by(e)
+        })?;
+        let tokenizer = Tokenizer::open(&folder.join("tokenizer.json"))?;
+        if tokenizer.vocabulary() != meta.vocabulary {
+            return Err(Error::corrupt(format!(
+                "{place}: vocabulary {}, but tokenizer.json has {} entries",
+                meta.vocabulary,
+                tokenizer.vocabulary()
+            )));
+        }
+        let labels = Table::read(&folder.join("labels.parquet"))?;
+        Ok(Self {
+            folder: folder.to_owned(),
+            meta,
+            concepts: read_concepts(&folder.join("concepts.parquet"))?,
+            groups: read_labels(&labels, "group")?,
+            subgroups: read_labels(&labels, "subgroup")?,
+            tokenizer,
+        })
+    }
+
+    /// Mean and standard deviation of the training pictures.
+    pub fn normalise(&self) -> Normalise {
+        Normalise { mean: self.meta.mean, std: self.meta.std }
+    }
+
+    /// Reads a split and decodes its pictures in parallel. Memory: 3 side² bytes a picture.
+    pub fn split(&self, name: &str) -> Result<Split> {
+        if !self.meta.splits.contains_key(name) {
+            let known: Vec<_> = self.meta.splits.keys().map(String::as_str).collect();
+            return Err(Error::usage(format!(
+                "no split {name} in {}; there are: {}",
+                self.folder.display(),
+                known.join(", ")
+            )));
+        }
+        let path = self.folder.join(format!("samples-{name}.parquet"));
+        let place = path.display();
+        let table = Table::read(&path)?;
+        let side = self.meta.image_size;
+        let images = table.bytes("image")?;
+        let planes = par::try_map(images.len(), |i| {
+            let name = format!("{i} of {place}");
+            let picture = image::decode(&images[i], &name)?;
+            if (picture.width, picture.height) != (side, side) {
+                return Err(Error::corrupt(format!(
+                    "picture {name} is {} x {}, expected {side} x {side}",
+                    picture.width, picture.height
+                )));
+            }
+            let mut planes = Vec::with_capacity(3 * side * side);
+            picture.push_planes(&mut planes);
+            Ok(planes)
+        })?;
+        let rows = read_rows(&table).context(|| format!("reading {place}"))?;
+        if let Some(row) =
+            rows.iter().find(|r| num::widen(r.concept) >= self.concepts.len())
+        {
+            return Err(Error::corrupt(format!(
+                "{place}: sample {} shows concept {} of {}",
+                row.sample,
+                row.concept,
+                self.concepts.len()
+            )));
+        }
+        Ok(Split { rows, side, planes: planes.concat(), normalise: self.normalise() })
+    }
+}
+
+fn read_concepts(path: &Path) -> Result<Vec<ConceptRow>> {
+    let place = || format!("reading {}", path.display());
+    let table = Table::read(path)?;
+    let (keys, labels) = (table.texts("key"), table.texts("label"));
+    let (keys, labels) = (keys.context(place)?, labels.context(place)?);
+    let tags = table.text_lists("tags").context(place)?;
+    let groups = table.u32s("group").context(place)?;
+    let subgroups = table.u32s("subgroup").context(place)?;
+    let held_out = table.bools("held_out").context(place)?;
+    let row = |i: usize| ConceptRow {
+        key: keys[i].clone(),
+        label: labels[i].clone(),
+        tags: tags[i].clone(),
+        group: groups[i],
+        subgroup: subgroups[i],
+        held_out: held_out[i],
+    };
+    Ok((0..table.rows()).map(row).collect())
+}
+
+fn read_labels(table: &Table, kind: &str) -> Result<Vec<String>> {
+    let place = || "reading labels.parquet".to_owned();
+    let kinds = table.texts("kind").context(place)?;
+    let names = table.texts("name").context(place)?;
+    let of_kind = kinds.iter().zip(names).filter(|(k, _)| *k == kind);
+    Ok(of_kind.map(|(_, name)| name.clone()).collect())
+}
+
+fn read_rows(table: &Table) -> Result<Vec<SampleRow>> {
+    let (samples, concepts) = (table.u32s("sample")?, table.u32s("concept")?);
+    let (groups, subgroups) = (table.u32s("group")?, table.u32s("subgroup")?);
+    let (captions, names) = (table.text_lists("captions")?, table.text_lists("names")?);
+    let styles = table.texts("style")?;
+    let row = |i: usize| SampleRow {
+        sample: samples[i],
+        captions: captions[i].clone(),
+        names: names[i].clone(),
+        concept: concepts[i],
+        style: styles[i].clone(),
+        group: groups[i],
+        subgroup: subgroups[i],
+    };
+    Ok((0..table.rows()).map(row).collect())
+}
+
+/// A row of `samples-<split>.parquet` without its picture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SampleRow {
+    /// Number of the sample, unique over all splits.
+    pub sample: u32,
+    /// Captions to train on.
+    pub captions: Vec<String>,
+    /// Captions of the retrieval task.
+    pub names: Vec<String>,
+    /// Index of the concept.
+    pub concept: u32,
+    /// Who drew it.
+    pub style: String,
+    /// Index of the group.
+    pub group: u32,
+    /// Index of the subgroup.
+    pub subgroup: u32,
+}
+
+/// The samples of a split with their pictures.
+#[derive(Debug, Clone)]
+pub struct Split {
+    /// One row a sample.
+    pub rows: Vec<SampleRow>,
+    side: usize,
+    planes: Vec<u8>,
+    normalise: Normalise,
+}
+
+impl Split {
+    /// Number of samples.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there is no sample.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Side S of the pictures.
+    pub fn side(&self) -> usize {
+        self.side
+    }
+
+    /// Mean and standard deviation that the pictures are normalised with.
+    pub fn normalise(&self) -> Normalise {
+        self.normalise
+    }
+
+    /// The picture of row `index` as bytes [3, S, S].
+    pub fn planes(&self, index: usize) -> &[u8] {
+        let size = 3 * self.side * self.side;
+        &self.planes[index * size..(index + 1) * size]
+    }
+
+    /// Writes the pictures of the rows `indices`, normalised, to `out` [n, 3, S, S].
+    ///
+    /// # Panics
+    /// If `out` has another length than n · 3 · S · S, or an index is out of range.
+    pub fn pixels(&self, indices: &[usize], out: &mut [f32]) {
+        let size = 3 * self.side * self.side;
+        assert_eq!(out.len(), indices.len() * size, "pixels: the length of `out`");
+        par::for_each_piece(out, size.max(1), |i, picture| {
+            self.normalise.apply(self.planes(indices[i]), picture);
+        });
+    }
+}

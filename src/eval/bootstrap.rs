@@ -1,0 +1,128 @@
+//! Percentile bootstrap: how far a metric moves when the examples are drawn anew.
+//!
+//! A resample draws as many examples as there are, with replacement, from the stream named
+//! after task, split and resample. The stream knows nothing of the model: two models of one
+//! seed are judged on the same resamples, so differences between them are paired.
+
+use crate::error::{Error, Result};
+use crate::num;
+use crate::par;
+use crate::rng::{self, RngExt};
+
+/// Tail of a 95 % interval on each side.
+const TAIL: f64 = 0.025;
+
+/// The ends of a 95 % interval.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Interval {
+    /// 2.5th percentile.
+    pub low: f64,
+    /// 97.5th percentile.
+    pub high: f64,
+}
+
+/// The resampling of one evaluation.
+#[derive(Debug, Clone, Copy)]
+pub struct Bootstrap {
+    seed: u64,
+    resamples: usize,
+}
+
+impl Bootstrap {
+    /// `resamples` of each statistic, from run `seed`.
+    pub fn new(seed: u64, resamples: usize) -> Result<Self> {
+        if resamples == 0 {
+            let message = "evaluate.bootstrap is 0, expected at least 1 resample";
+            return Err(Error::usage(message));
+        }
+        Ok(Self { seed, resamples })
+    }
+
+    /// Evaluates `statistics` on every resample; returns, for each of the `count` statistics,
+    /// its value in each resample. `name` is task and split. All statistics of a resample see
+    /// the same draws, made by the [`Draws`] handed to them.
+    pub fn resample(
+        &self,
+        name: &str,
+        count: usize,
+        statistics: impl Fn(&mut Draws) -> Vec<f64> + Sync + Send,
+    ) -> Vec<Vec<f64>> {
+        let rows = par::map(self.resamples, |resample| {
+            let name = format!("eval/bootstrap/{name}/{resample}");
+            statistics(&mut Draws(rng::stream(self.seed, &name)))
+        });
+        (0..count).map(|index| rows.iter().map(|row| row[index]).collect()).collect()
+    }
+}
+
+/// The source of one resample's examples.
+#[derive(Debug)]
+pub struct Draws(rng::Stream);
+
+impl Draws {
+    /// Draws n of n examples with replacement.
+    pub fn examples(&mut self, n: usize) -> Vec<usize> {
+        let n = num::index_u32(n);
+        (0..n).map(|_| num::widen(self.0.random_range(0..n))).collect()
+    }
+}
+
+impl Interval {
+    /// The 95 % percentile interval of resampled values.
+    pub fn of(values: &[f64]) -> Self {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        Self { low: quantile(&sorted, TAIL), high: quantile(&sorted, 1.0 - TAIL) }
+    }
+}
+
+/// Linear interpolation between order statistics (NumPy's default).
+fn quantile(sorted: &[f64], share: f64) -> f64 {
+    let Some(last) = sorted.len().checked_sub(1) else { return f64::NAN };
+    let place = share * last as f64;
+    let below = num::truncate_usize(place).min(last);
+    let above = (below + 1).min(last);
+    sorted[below] + (place - below as f64) * (sorted[above] - sorted[below])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_interpolate_between_order_statistics() {
+        let values: Vec<f64> = (0..101).rev().map(f64::from).collect();
+        let found = Interval::of(&values);
+        assert!((found.low - 2.5).abs() < 1e-9 && (found.high - 97.5).abs() < 1e-9);
+        let one = Interval::of(&[0.3]);
+        assert_eq!((one.low, one.high), (0.3, 0.3));
+    }
+
+    #[test]
+    fn the_interval_of_a_share_has_its_binomial_width() {
+        let (n, hits) = (2000_usize, 500_usize);
+        let bootstrap = Bootstrap::new(1, 1000).unwrap();
+        let share = |draws: &mut Draws| {
+            let drawn = draws.examples(n);
+            vec![drawn.iter().filter(|&&i| i < hits).count() as f64 / n as f64]
+        };
+        let values = bootstrap.resample("test", 1, share).remove(0);
+        assert!((num::mean(&values) - 0.25).abs() < 0.002);
+        let expected = (0.25 * 0.75 / n as f64).sqrt();
+        let found = num::std_dev(&values);
+        assert!((found / expected - 1.0).abs() < 0.1, "{found} {expected}");
+        let interval = Interval::of(&values);
+        let width = (interval.high - interval.low) / (2.0 * 1.96 * expected);
+        assert!((width - 1.0).abs() < 0.12, "{width}");
+    }
+
+    #[test]
+    fn streams_differ_by_name_and_repeat() {
+        let bootstrap = Bootstrap::new(1, 3).unwrap();
+        let first = |draws: &mut Draws| vec![draws.examples(1000)[0] as f64];
+        let draw = |name: &str| bootstrap.resample(name, 1, first);
+        assert_eq!(draw("concept/v2"), draw("concept/v2"));
+        assert_ne!(draw("concept/v2"), draw("concept/3d"));
+        assert!(Bootstrap::new(1, 0).is_err());
+    }
+}

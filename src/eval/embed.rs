@@ -1,0 +1,147 @@
+//! From splits and texts to matrices, a batch at a time.
+//!
+//! The only file of evaluation that calls the model. It holds the [`Encoder`] to its word:
+//! one row an input, the promised width, unit length.
+
+use std::marker::PhantomData;
+
+use super::similarity::norm;
+use super::{Encoder, Split, Vocabulary};
+use crate::error::{Context, Error, Result};
+use crate::linalg::Matrix;
+
+/// How far a row's length may be from 1: f32 rounding, or a bf16 tower's.
+const UNIT_TOLERANCE: f64 = 1e-2;
+
+/// Embedded pictures with their labels, in the role of their split.
+#[derive(Debug, Clone)]
+pub struct LabelledImages<R> {
+    /// Name of the split.
+    pub split: String,
+    /// Unit embeddings [n, P].
+    pub embeddings: Matrix,
+    /// Concept of each picture.
+    pub concept: Vec<usize>,
+    /// Sample number of each picture.
+    pub sample: Vec<u32>,
+    role: PhantomData<R>,
+}
+
+impl<R> LabelledImages<R> {
+    /// Number of pictures.
+    pub fn len(&self) -> usize {
+        self.sample.len()
+    }
+
+    /// Whether there are no pictures.
+    pub fn is_empty(&self) -> bool {
+        self.sample.is_empty()
+    }
+}
+
+/// Embeds the pictures of a split at `indices`, `batch` at a time.
+pub(super) fn images<R>(
+    encoder: &mut dyn Encoder,
+    split: &Split<'_, R>,
+    indices: &[usize],
+    batch: usize,
+) -> Result<LabelledImages<R>> {
+    let mut data = Vec::with_capacity(indices.len() * encoder.embed_dim());
+    for part in indices.chunks(batch.max(1)) {
+        let rows = (split.pixels)(part)
+            .and_then(|pixels| {
+                whole(pixels.len(), part.len(), "pixels")?;
+                let found = encoder.images(&pixels, part.len())?;
+                checked(found, part.len(), encoder.embed_dim())
+            })
+            .context(|| format!("embedding pictures of split {}", split.name))?;
+        data.extend(rows.into_data());
+    }
+    Ok(LabelledImages {
+        split: split.name.clone(),
+        embeddings: Matrix::new(indices.len(), encoder.embed_dim(), data)?,
+        concept: indices.iter().map(|&i| split.concept[i]).collect(),
+        sample: indices.iter().map(|&i| split.sample[i]).collect(),
+        role: PhantomData,
+    })
+}
+
+/// Embeds a whole split.
+pub(super) fn split<R>(
+    encoder: &mut dyn Encoder,
+    split: &Split<'_, R>,
+    batch: usize,
+) -> Result<LabelledImages<R>> {
+    let all: Vec<usize> = (0..split.len()).collect();
+    images(encoder, split, &all, batch)
+}
+
+/// Embeds texts [n] to [n, P], `batch` at a time.
+pub(super) fn texts(
+    encoder: &mut dyn Encoder,
+    vocabulary: &Vocabulary<'_>,
+    texts: &[String],
+    batch: usize,
+) -> Result<Matrix> {
+    let mut data = Vec::with_capacity(texts.len() * encoder.embed_dim());
+    for part in texts.chunks(batch.max(1)) {
+        let rows = (vocabulary.tokenise)(part)
+            .and_then(|ids| {
+                whole(ids.len(), part.len(), "token ids")?;
+                let found = encoder.texts(&ids, part.len())?;
+                checked(found, part.len(), encoder.embed_dim())
+            })
+            .context(|| format!("embedding texts from {:?} on", part[0]))?;
+        data.extend(rows.into_data());
+    }
+    Matrix::new(texts.len(), encoder.embed_dim(), data)
+}
+
+/// The retrieval captions of the pictures at `indices`: their embeddings and the position in
+/// `indices` that owns each.
+pub(super) fn captions<R>(
+    encoder: &mut dyn Encoder,
+    vocabulary: &Vocabulary<'_>,
+    split: &Split<'_, R>,
+    indices: &[usize],
+    batch: usize,
+) -> Result<(Matrix, Vec<usize>)> {
+    let (mut all, mut owner) = (Vec::new(), Vec::new());
+    for (place, &index) in indices.iter().enumerate() {
+        let own = split.captions.get(index).map_or(&[][..], Vec::as_slice);
+        if own.is_empty() {
+            let (name, sample) = (&split.name, split.sample[index]);
+            let message =
+                format!("split {name}: sample {sample} has no retrieval caption");
+            return Err(Error::corrupt(message));
+        }
+        all.extend_from_slice(own);
+        owner.extend(own.iter().map(|_| place));
+    }
+    Ok((texts(encoder, vocabulary, &all, batch)?, owner))
+}
+
+fn whole(len: usize, n: usize, what: &str) -> Result<()> {
+    if len == 0 || len % n != 0 {
+        return Err(Error::failed(format!("{len} {what} for {n} inputs")));
+    }
+    Ok(())
+}
+
+fn checked(found: Matrix, n: usize, width: usize) -> Result<Matrix> {
+    let shape = (found.rows(), found.cols());
+    if shape != (n, width) {
+        let (rows, cols) = shape;
+        let message = format!("the encoder gave {rows}×{cols}, expected {n}×{width}");
+        return Err(Error::failed(message));
+    }
+    for (index, row) in found.iter_rows().enumerate() {
+        let norm = norm(row);
+        let off = (norm - 1.0).abs();
+        if !off.is_finite() || off > UNIT_TOLERANCE {
+            let message = format!("embedding {index} has norm {norm}, expected 1");
+            return Err(Error::failed(message));
+        }
+    }
+    Ok(found)
+}

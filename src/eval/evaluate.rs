@@ -1,0 +1,130 @@
+//! The whole evaluation of one model: embed everything once, then measure task by task.
+
+use std::collections::BTreeMap;
+
+use super::probe::FewShot;
+use super::tasks::{self, ZeroShot};
+use super::{Bootstrap, Bundle, Encoder, Evaluation, LabelledImages, Test, embed};
+use crate::config::EvaluateConfig;
+use crate::error::{Error, Result};
+
+/// Evaluates a model on every task the data allow; what they do not allow is a note.
+///
+/// Deterministic in `seed`, the data and the encoder, whatever the number of threads. Every
+/// test picture is embedded once, of the training split only the few-shot pictures.
+pub fn evaluate(
+    encoder: &mut dyn Encoder,
+    bundle: &Bundle<'_>,
+    config: &EvaluateConfig,
+    seed: u64,
+) -> Result<Evaluation> {
+    bundle.check()?;
+    let bootstrap = Bootstrap::new(seed, config.bootstrap)?;
+    let vocabulary = &bundle.vocabulary;
+    let prompts =
+        embed::texts(encoder, vocabulary, &vocabulary.prompts()?, config.batch)?;
+    let mut embedded = BTreeMap::new();
+    for split in &bundle.splits {
+        embedded.insert(split.name(), embed::split(encoder, split, config.batch)?);
+    }
+    let zero_shot = ZeroShot { vocabulary, prompts: &prompts, bootstrap };
+    let mut out = Evaluation::default();
+    let tests = named(&embedded, bundle.tests.iter())?;
+    out.measurements.extend(tasks::concept::measure(&zero_shot, &tests, &bundle.shifts)?);
+    let retrieval = named(&embedded, [&bundle.retrieval])?[0];
+    out.measurements.extend(tasks::coarse::measure(&zero_shot, retrieval)?);
+    for images in named(&embedded, bundle.held_out.iter())? {
+        out.measurements.extend(tasks::held_out::measure(&zero_shot, images)?);
+    }
+    let split = bundle.test(&bundle.retrieval)?;
+    let all: Vec<usize> = (0..split.len()).collect();
+    let (texts, owner) = embed::captions(encoder, vocabulary, split, &all, config.batch)?;
+    let captions = (&texts, owner.as_slice());
+    let measured =
+        tasks::retrieval::measure(bootstrap, retrieval, captions, &config.recall_at)?;
+    out.measurements.extend(measured);
+    let shifts = named(&embedded, bundle.shifts.iter())?;
+    probe(
+        encoder,
+        bundle,
+        config,
+        &Judges { shifts: &shifts, bootstrap, seed },
+        &mut out,
+    )?;
+    Ok(out)
+}
+
+/// Who judges the probes, and with which luck.
+#[derive(Debug)]
+struct Judges<'a> {
+    shifts: &'a [&'a LabelledImages<Test>],
+    bootstrap: Bootstrap,
+    seed: u64,
+}
+
+/// Draws few-shot sets, embeds their pictures and measures the probes.
+fn probe(
+    encoder: &mut dyn Encoder,
+    bundle: &Bundle<'_>,
+    config: &EvaluateConfig,
+    judges: &Judges<'_>,
+    out: &mut Evaluation,
+) -> Result<()> {
+    let concepts = &bundle.vocabulary.concepts;
+    let Some(&most) = config.shots.iter().max() else { return Ok(()) };
+    if config.shots.contains(&0) || config.probe_draws == 0 || config.probe_l2.is_empty()
+    {
+        let message = "evaluate.shots, probe_draws and probe_l2 must be positive";
+        return Err(Error::usage(message));
+    }
+    let labels: Vec<usize> =
+        bundle.train.concept.iter().map(|&c| concepts[c].subgroup).collect();
+    let few = FewShot::draw(&labels, most, config.probe_draws, judges.seed);
+    let found = few.classes().len();
+    if found < 2 {
+        let needed = FewShot::needed(most);
+        out.notes.push(format!(
+            "no probe: {found} subgroups have {needed} training pictures, 2 are needed"
+        ));
+        return Ok(());
+    }
+    let class: Vec<Option<usize>> =
+        concepts.iter().map(|c| few.classes().binary_search(&c.subgroup).ok()).collect();
+    let batch = config.batch;
+    let train = embed::images(encoder, &bundle.train, &few.pictures(), batch)?;
+    let validation = embed::split(encoder, &bundle.validation, batch)?;
+    let probing = tasks::few_shot::Probing {
+        few: &few,
+        train: &train,
+        validation: &validation,
+        tests: judges.shifts,
+        class: &class,
+    };
+    match tasks::few_shot::measure(&probing, config, judges.bootstrap)? {
+        Some((measurements, choices)) => {
+            out.measurements.extend(measurements);
+            out.choices = choices;
+        }
+        None => out.notes.push(
+            "no probe: no validation or no shifted picture has one of its subgroups"
+                .to_owned(),
+        ),
+    }
+    Ok(())
+}
+
+/// The embedded splits of these names, in their order.
+fn named<'e, 'n>(
+    embedded: &'e BTreeMap<&str, LabelledImages<Test>>,
+    names: impl IntoIterator<Item = &'n String>,
+) -> Result<Vec<&'e LabelledImages<Test>>> {
+    let find = |name: &String| {
+        let found = embedded.get(name.as_str());
+        found.ok_or_else(|| Error::failed(format!("no test split {name:?}")))
+    };
+    names.into_iter().map(find).collect()
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

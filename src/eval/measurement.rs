@@ -1,0 +1,95 @@
+//! What an evaluation found: rows for `metrics.parquet`, and the same as JSON.
+
+use serde::Serialize;
+
+use super::Interval;
+use crate::error::{Context, Result};
+
+/// One number with its interval: a row of `metrics.parquet` but for the `point`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Measurement {
+    /// `concept`, `group`, `subgroup`, `heldout`, `retrieval`, `probe` or `summary`.
+    pub task: String,
+    /// Split measured on; `shift` for all shift splits together.
+    pub split: String,
+    /// Name of the metric.
+    pub metric: String,
+    /// Share in 0..1.
+    pub value: f64,
+    /// Low end of the 95 % bootstrap interval.
+    pub low: f64,
+    /// High end of the 95 % bootstrap interval.
+    pub high: f64,
+    /// Examples (queries of the task), for probes the draws.
+    pub n: u32,
+}
+
+/// The ℓ2 weight a probe settled on, and what spoke for it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Choice {
+    /// `logistic` or `ridge`.
+    pub probe: String,
+    /// Examples a class.
+    pub shots: usize,
+    /// The chosen weight.
+    pub l2: f64,
+    /// Its accuracy on the validation split, mean over draws.
+    pub validation: f64,
+    /// All weights tried with their validation accuracy, ascending.
+    pub tried: Vec<(f64, f64)>,
+}
+
+/// Everything one evaluation of one model says.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct Evaluation {
+    /// The numbers, in the order of the report.
+    pub measurements: Vec<Measurement>,
+    /// How the probes were tuned.
+    pub choices: Vec<Choice>,
+    /// What could not be measured, and why.
+    pub notes: Vec<String>,
+}
+
+impl Evaluation {
+    /// The content of `metrics.json`: pretty, keys in declaration order, one final newline.
+    pub fn to_json(&self) -> Result<String> {
+        let text = serde_json::to_string_pretty(self);
+        text.map(|t| t + "\n").context(|| "writing measurements as JSON".to_owned())
+    }
+
+    /// The measurement of a task, split and metric.
+    pub fn find(&self, task: &str, split: &str, metric: &str) -> Option<&Measurement> {
+        self.measurements
+            .iter()
+            .find(|m| m.task == task && m.split == split && m.metric == metric)
+    }
+}
+
+/// Task and split, to which metrics are added.
+#[derive(Debug)]
+pub(super) struct Row<'a> {
+    pub(super) task: &'a str,
+    pub(super) split: &'a str,
+    pub(super) n: usize,
+}
+
+impl Row<'_> {
+    /// A measurement with the percentile interval of its resampled values.
+    pub(super) fn measured(
+        &self,
+        metric: &str,
+        value: f64,
+        resampled: &[f64],
+    ) -> Measurement {
+        let Interval { low, high } = Interval::of(resampled);
+        Measurement {
+            task: self.task.to_owned(),
+            split: self.split.to_owned(),
+            metric: metric.to_owned(),
+            value,
+            low,
+            high,
+            n: crate::num::index_u32(self.n),
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! A zero-shot classifier from prompts: one unit vector a class.
+//!
+//! Each prompt's embedding is normalised, the prompts of a class averaged, the mean
+//! normalised (`open_clip`, `zero_shot_classifier.py`). A class lists rows of prompts, so a
+//! group of concepts is the class of all its members' prompts.
+
+use super::super::similarity::norm;
+use crate::error::{Error, Result};
+use crate::linalg::Matrix;
+use crate::num;
+
+/// Builds the classifier [C, P] (unit rows) of `classes`, each a list of rows of `prompts`
+/// [n, P]. Sums in f64.
+pub fn build(prompts: &Matrix, classes: &[Vec<usize>]) -> Result<Matrix> {
+    let width = prompts.cols();
+    let mut data = Vec::with_capacity(classes.len() * width);
+    for (class, rows) in classes.iter().enumerate() {
+        let mut sum = vec![0.0; width];
+        for &row in rows {
+            add_unit(prompts, row, &mut sum)
+                .map_err(|e| Error::failed(format!("class {class}: {}", e.message())))?;
+        }
+        let length = sum.iter().map(|v| v * v).sum::<f64>().sqrt();
+        if rows.is_empty() || length <= f64::EPSILON {
+            let found = rows.len();
+            let message = format!("class {class}: its {found} prompts have no direction");
+            return Err(Error::failed(message));
+        }
+        data.extend(sum.iter().map(|v| num::round_f32(v / length)));
+    }
+    Matrix::new(classes.len(), width, data)
+}
+
+fn add_unit(prompts: &Matrix, row: usize, sum: &mut [f64]) -> Result<()> {
+    let count = prompts.rows();
+    if row >= count {
+        return Err(Error::failed(format!("prompt {row} of {count}")));
+    }
+    let values = prompts.row(row);
+    let length = norm(values);
+    if !length.is_finite() || length <= 0.0 {
+        return Err(Error::failed(format!("prompt {row} has norm {length}")));
+    }
+    for (total, &value) in sum.iter_mut().zip(values) {
+        *total += f64::from(value) / length;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_of_prompts_do_not_matter_and_bad_prompts_are_refused() {
+        let prompts = Matrix::new(3, 2, vec![3.0, 0.0, 0.0, 0.1, 0.0, 0.0]).unwrap();
+        let built = build(&prompts, &[vec![0, 1]]).unwrap();
+        let half = 0.5_f32.sqrt();
+        assert!(built.data().iter().all(|v| (v - half).abs() < 1e-6));
+        for (classes, says) in [
+            (vec![vec![0], vec![]], "class 1: its 0 prompts"),
+            (vec![vec![2]], "class 0: prompt 2 has norm 0"),
+            (vec![vec![7]], "class 0: prompt 7 of 3"),
+        ] {
+            let message = format!("{:?}", build(&prompts, &classes).unwrap_err());
+            assert!(message.contains(says), "{message}");
+        }
+    }
+}

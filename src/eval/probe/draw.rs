@@ -1,0 +1,115 @@
+//! Which training pictures a probe may see: k of every class, drawn anew a few times.
+
+use std::collections::BTreeMap;
+
+use crate::num;
+use crate::rng::{self, RngExt};
+
+/// Pictures a class must have beyond the most shots, so that draws can differ.
+const MARGIN: usize = 5;
+
+/// Classes with enough training pictures, and the drawn few-shot sets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FewShot {
+    classes: Vec<usize>,
+    most: usize,
+    draws: Vec<Vec<usize>>,
+}
+
+impl FewShot {
+    /// Draws `draws` sets of `most` pictures a class from pictures with these labels. Each
+    /// draw has its stream; sets of fewer shots are the first of each class, so more shots
+    /// always means the same pictures and others.
+    pub fn draw(labels: &[usize], most: usize, draws: usize, seed: u64) -> Self {
+        let mut members: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for (index, &label) in labels.iter().enumerate() {
+            members.entry(label).or_default().push(index);
+        }
+        members.retain(|_, pictures| pictures.len() >= Self::needed(most));
+        let draw = |draw: usize| {
+            let mut stream = rng::stream(seed, &format!("eval/probe/draw/{draw}"));
+            members.values().flat_map(|from| choose(from, most, &mut stream)).collect()
+        };
+        let draws = (0..draws).map(draw).collect();
+        Self { classes: members.into_keys().collect(), most, draws }
+    }
+
+    /// Training pictures a class needs to take part.
+    pub fn needed(most: usize) -> usize {
+        most + MARGIN
+    }
+
+    /// The labels that take part, ascending; a class number is a position here.
+    pub fn classes(&self) -> &[usize] {
+        &self.classes
+    }
+
+    /// Number of draws.
+    pub fn draws(&self) -> usize {
+        self.draws.len()
+    }
+
+    /// Every picture of any draw, ascending.
+    pub fn pictures(&self) -> Vec<usize> {
+        let mut all: Vec<usize> = self.draws.iter().flatten().copied().collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// The pictures of a draw at `shots` a class (at most what was drawn), and their classes.
+    pub fn examples(&self, draw: usize, shots: usize) -> (Vec<usize>, Vec<usize>) {
+        let per_class = self.draws[draw].chunks(self.most.max(1)).enumerate();
+        per_class
+            .flat_map(|(class, drawn)| drawn.iter().take(shots).map(move |&p| (p, class)))
+            .unzip()
+    }
+}
+
+/// The first `count` of a random permutation of `from`.
+fn choose(from: &[usize], count: usize, stream: &mut rng::Stream) -> Vec<usize> {
+    let mut left = from.to_vec();
+    (0..count.min(from.len()))
+        .map(|_| {
+            let pick = stream.random_range(0..num::index_u32(left.len()));
+            left.swap_remove(num::widen(pick))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn draws_are_balanced_distinct_nested_and_skip_small_classes() {
+        // Class 7 has 15 pictures, class 3 has 14: one too few for 10 shots.
+        let labels: Vec<usize> = (0..60)
+            .map(|i| {
+                if i < 15 {
+                    7
+                } else if i < 29 {
+                    3
+                } else {
+                    1
+                }
+            })
+            .collect();
+        let few = FewShot::draw(&labels, 10, 4, 1);
+        assert_eq!(few.classes(), [1, 7]);
+        for draw in 0..4 {
+            let (pictures, class) = few.examples(draw, 10);
+            assert_eq!(class, [[0; 10], [1; 10]].concat());
+            assert!(pictures.iter().zip(&class).all(|(&p, &c)| labels[p] == [1, 7][c]));
+            let mut distinct = pictures.clone();
+            distinct.sort_unstable();
+            distinct.dedup();
+            assert_eq!(distinct.len(), 20);
+            let (fewer, _) = few.examples(draw, 5);
+            assert_eq!(fewer, [&pictures[..5], &pictures[10..15]].concat());
+        }
+        assert_ne!(few.examples(0, 10), few.examples(1, 10));
+        assert_eq!(few, FewShot::draw(&labels, 10, 4, 1));
+        assert_ne!(few, FewShot::draw(&labels, 10, 4, 2));
+    }
+}

@@ -1,0 +1,109 @@
+//! Few-shot linear probes on frozen embeddings, one solver a file.
+//!
+//! A probe sees embeddings and class numbers. It returns one [`Linear`] for every ℓ2 weight
+//! asked for; choosing among them is the task's business (`tasks/few_shot.rs`), because only
+//! the task knows which pictures may be used for it.
+//!
+//! Both solvers minimise `(1/n) Σ loss(x_i W + b, y_i) + (λ/2)‖W‖²` on features standardised
+//! by the few-shot set itself, the intercept free. Dividing by n gives a λ one meaning for
+//! all shots; standardising gives it one meaning for all models, whose 64 unit-length
+//! directions differ in spread by orders of magnitude (vmoe's `fewshot.py` does the same).
+
+mod draw;
+mod logistic;
+mod ridge;
+mod standardise;
+
+pub use draw::FewShot;
+pub use logistic::Logistic;
+pub use ridge::Ridge;
+pub use standardise::Standardised;
+
+use std::fmt;
+
+use crate::error::{Error, Result};
+use crate::linalg::Matrix;
+use crate::num;
+
+/// A way to fit a linear classifier.
+pub trait Probe: fmt::Debug + Sync {
+    /// Name in the metrics: `<name>-<shots>`.
+    fn name(&self) -> &'static str;
+
+    /// Fits `class` (values below `classes`, each occurring) on `features` once for every
+    /// weight of `l2`, in its order.
+    fn fit(
+        &self,
+        features: &Standardised,
+        class: &[usize],
+        classes: usize,
+        l2: &[f64],
+    ) -> Result<Vec<Linear>>;
+}
+
+/// A linear classifier on standardised features.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Linear {
+    /// Weights [P, C], row by row.
+    pub weights: Vec<f64>,
+    /// Intercepts [C].
+    pub bias: Vec<f64>,
+}
+
+/// Embeddings with a constant 1 appended: what [`Linear::on_embeddings`] multiplies.
+pub fn with_constant(embeddings: &Matrix, rows: &[usize]) -> Result<Matrix> {
+    let width = embeddings.cols() + 1;
+    let mut data = Vec::with_capacity(rows.len() * width);
+    for &row in rows {
+        data.extend_from_slice(embeddings.row(row));
+        data.push(1.0);
+    }
+    Matrix::new(rows.len(), width, data)
+}
+
+impl Linear {
+    /// The same classifier on raw embeddings: [C, P + 1], the last column the intercept.
+    /// Standardisation is folded in, so one matrix of test pictures serves every probe.
+    pub fn on_embeddings(&self, features: &Standardised) -> Result<Matrix> {
+        let (classes, width) = (self.bias.len(), features.width());
+        let mut out = Matrix::zeros(classes, width + 1);
+        for class in 0..classes {
+            let mut bias = self.bias[class];
+            for k in 0..width {
+                let weight = self.weights[k * classes + class] / features.scale(k);
+                bias -= weight * features.mean(k);
+                out.row_mut(class)[k] = num::round_f32(weight);
+            }
+            out.row_mut(class)[width] = num::round_f32(bias);
+        }
+        if out.data().iter().all(|v| v.is_finite()) {
+            Ok(out)
+        } else {
+            Err(Error::failed("a probe's weights are not finite"))
+        }
+    }
+}
+
+/// Refuses labels that do not fit the features.
+fn check_labels(features: &Standardised, class: &[usize], classes: usize) -> Result<()> {
+    let mut seen = vec![false; classes];
+    for &c in class {
+        let Some(entry) = seen.get_mut(c) else {
+            return Err(Error::failed(format!("few-shot class {c} of {classes}")));
+        };
+        *entry = true;
+    }
+    if class.len() != features.len() {
+        let (n, found) = (features.len(), class.len());
+        return Err(Error::failed(format!("{n} few-shot pictures with {found} labels")));
+    }
+    if classes < 2 || seen.contains(&false) {
+        let found = seen.iter().filter(|s| **s).count();
+        let message = format!("{found} of {classes} few-shot classes have pictures");
+        return Err(Error::failed(message));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

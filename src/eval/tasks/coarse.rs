@@ -1,0 +1,47 @@
+//! Groups and subgroups by the prompts of their members: bare names of groups say little
+//! ("Smileys & Emotion" is no caption), their members say what they look like.
+
+use std::collections::BTreeMap;
+
+use super::ZeroShot;
+use crate::error::Result;
+use crate::eval::measurement::Row;
+use crate::eval::metrics::classification::Classified;
+use crate::eval::{Concept, LabelledImages, Measurement, Test};
+
+/// Measures group and subgroup accuracy.
+pub(crate) fn measure(
+    zero_shot: &ZeroShot<'_>,
+    images: &LabelledImages<Test>,
+) -> Result<Vec<Measurement>> {
+    let group: fn(&Concept) -> usize = |concept| concept.group;
+    let subgroup: fn(&Concept) -> usize = |concept| concept.subgroup;
+    [("group", group), ("subgroup", subgroup)]
+        .into_iter()
+        .map(|(task, label)| measure_level(zero_shot, images, task, label))
+        .collect()
+}
+
+fn measure_level(
+    zero_shot: &ZeroShot<'_>,
+    images: &LabelledImages<Test>,
+    task: &str,
+    label: fn(&Concept) -> usize,
+) -> Result<Measurement> {
+    let concepts = &zero_shot.vocabulary.concepts;
+    let mut members: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (index, concept) in concepts.iter().enumerate() {
+        members.entry(label(concept)).or_default().push(index);
+    }
+    // Numbers of groups may have gaps; classes do not.
+    let place: BTreeMap<usize, usize> =
+        members.keys().enumerate().map(|(place, &label)| (label, place)).collect();
+    let classes: Vec<Vec<usize>> = members.into_values().collect();
+    let class: Vec<usize> =
+        images.concept.iter().map(|&c| place[&label(&concepts[c])]).collect();
+    let classifier = zero_shot.classifier(&classes)?;
+    let found = Classified::new(&images.embeddings, &classifier, &class)?;
+    let resampled = zero_shot.resampled(&format!("{task}/{}", images.split), &found);
+    let row = Row { task, split: &images.split, n: found.len() };
+    Ok(row.measured("acc1", found.accuracy().acc1, &resampled[0]))
+}

@@ -1,0 +1,47 @@
+//! The cheap look during training: three numbers on the validation split.
+//!
+//! The same definitions as the final tasks, so that the curves lead to the final numbers;
+//! without bootstrap, probes and other splits.
+
+use std::collections::BTreeSet;
+
+use super::metrics::classification::Classified;
+use super::metrics::{classifier, retrieval::Retrieval};
+use super::{Encoder, Split, Validation, Vocabulary, embed};
+use crate::error::Result;
+use crate::linalg::Matrix;
+
+/// Concept accuracy and retrieval recall at 1 both ways, named for `validation.parquet`.
+///
+/// Retrieval takes the first picture of each concept: pictures of one concept share their
+/// captions, and among equal captions nobody could be right. Cost: every prompt and every
+/// validation picture through the towers once.
+pub fn validate(
+    encoder: &mut dyn Encoder,
+    vocabulary: &Vocabulary<'_>,
+    validation: &Split<'_, Validation>,
+    batch: usize,
+) -> Result<Vec<(String, f64)>> {
+    validation.check(vocabulary.concepts.len())?;
+    let prompts = embed::texts(encoder, vocabulary, &vocabulary.prompts()?, batch)?;
+    let classes: Vec<Vec<usize>> =
+        (0..vocabulary.concepts.len()).map(|c| vocabulary.rows(c).collect()).collect();
+    let images = embed::split(encoder, validation, batch)?;
+    let classifier = classifier::build(&prompts, &classes)?;
+    let found = Classified::new(&images.embeddings, &classifier, &images.concept)?;
+    let mut seen = BTreeSet::new();
+    let first: Vec<usize> =
+        (0..images.len()).filter(|&i| seen.insert(images.concept[i])).collect();
+    let (texts, owner) = embed::captions(encoder, vocabulary, validation, &first, batch)?;
+    let rows = first.iter().flat_map(|&i| images.embeddings.row(i).to_vec()).collect();
+    let pictures = Matrix::new(first.len(), images.embeddings.cols(), rows)?;
+    let pairs = Retrieval::new(&pictures, &texts, &owner)?;
+    Ok(vec![
+        ("concept/acc1".to_owned(), found.accuracy().acc1),
+        (
+            "retrieval/image_retrieval_recall@1".to_owned(),
+            pairs.image_retrieval_recall(1)?,
+        ),
+        ("retrieval/text_retrieval_recall@1".to_owned(), pairs.text_retrieval_recall(1)?),
+    ])
+}

@@ -1,0 +1,161 @@
+//! Figures per MoE layer: one column a layer, the towers apart, hollow at init and filled at
+//! the end (the paper's figures 4a and B.3).
+
+use super::scale::{Scale, extent, spread};
+use super::svg::{Anchor, Area, Svg, text_width};
+use super::y_axis;
+
+/// A layer: its tower and block.
+pub(in crate::report) type Layer = (String, u32);
+
+/// One run's values over layers at both points.
+#[derive(Debug, Clone, Default)]
+pub(in crate::report) struct LayerSeries {
+    pub(in crate::report) label: String,
+    pub(in crate::report) class: String,
+    /// One value a layer of the chart, NaN where there is none.
+    pub(in crate::report) init: Vec<f64>,
+    /// The same after training.
+    pub(in crate::report) end: Vec<f64>,
+}
+
+/// A chart over layers.
+#[derive(Debug, Clone, Default)]
+pub(in crate::report) struct LayerChart {
+    pub(in crate::report) title: String,
+    pub(in crate::report) y_label: String,
+    pub(in crate::report) layers: Vec<Layer>,
+    pub(in crate::report) series: Vec<LayerSeries>,
+    pub(in crate::report) size: (f64, f64),
+}
+
+impl LayerChart {
+    /// The drawing; `None` without a finite value.
+    pub(in crate::report) fn draw(&self) -> Option<String> {
+        let values = self.series.iter().flat_map(|s| s.init.iter().chain(&s.end).copied());
+        let domain = extent(values, 0.08)?;
+        let labels = self.series.iter().map(|s| text_width(&s.label)).fold(0.0, f64::max);
+        let (width, height) = self.size;
+        let (left, top) = (42.0, 22.0);
+        let area =
+            Area { left, top, width: width - left - labels - 18.0, height: height - 62.0 };
+        let y = Scale::linear(domain, (area.bottom(), area.top));
+        let mut svg = Svg::new(width, height);
+        y_axis(&mut svg, area, &y, &self.y_label);
+        let columns = columns(&self.layers, area);
+        self.draw_columns(&mut svg, area, &columns);
+        for series in self.series.iter().rev() {
+            self.draw_series(&mut svg, series, &columns, &y);
+        }
+        self.draw_labels(&mut svg, area, &columns, &y);
+        Some(svg.finish(&self.title))
+    }
+
+    fn draw_columns(&self, svg: &mut Svg, area: Area, columns: &[f64]) {
+        svg.line((area.left, area.bottom()), (area.right(), area.bottom()), "axis");
+        for ((_, layer), x) in self.layers.iter().zip(columns) {
+            let at = (*x, area.bottom() + 15.0);
+            svg.text(at, Anchor::Middle, "tick", &layer.to_string());
+        }
+        for (tower, indices) in towers(&self.layers) {
+            let ends = indices.first().zip(indices.last());
+            let Some((&first, &last)) = ends else { continue };
+            let middle = (columns[first] + columns[last]) / 2.0;
+            let at = (middle, area.bottom() + 31.0);
+            svg.text(at, Anchor::Middle, "unit", &format!("{tower} block"));
+        }
+    }
+
+    fn draw_series(&self, svg: &mut Svg, series: &LayerSeries, columns: &[f64], y: &Scale) {
+        let class = &series.class;
+        for (values, style, when) in
+            [(&series.init, "hollow", "at init"), (&series.end, "dot", "after training")]
+        {
+            for (_, indices) in towers(&self.layers) {
+                let points: Vec<_> = indices
+                    .iter()
+                    .map(|&i| (columns[i], y_at(y, values.get(i).copied())))
+                    .collect();
+                let line = if style == "dot" { "line" } else { "line thin dashed" };
+                svg.polyline(&points, &format!("{line} {class}"), "");
+            }
+            for (index, value) in values.iter().enumerate() {
+                let (tower, layer) = &self.layers[index];
+                let name = &series.label;
+                let title = format!("{name}, {tower} block {layer}, {when}: {value:.3}");
+                let at = (columns[index], y_at(y, Some(*value)));
+                svg.dot(at, 3.4, &format!("{style} {class}"), &title);
+            }
+        }
+    }
+
+    fn draw_labels(&self, svg: &mut Svg, area: Area, columns: &[f64], y: &Scale) {
+        let Some(&last) = columns.last() else { return };
+        let ends: Vec<_> = self
+            .series
+            .iter()
+            .filter_map(|s| {
+                let value = s.end.last().copied().filter(|v| v.is_finite());
+                let value = value.or_else(|| s.init.last().copied());
+                value.filter(|v| v.is_finite()).map(|v| (s, y.at(v)))
+            })
+            .collect();
+        let wanted: Vec<f64> = ends.iter().map(|end| end.1).collect();
+        let placed = spread(&wanted, 13.0, (area.top, area.bottom() + 4.0));
+        for ((series, at), place) in ends.into_iter().zip(placed) {
+            let label = area.right() + 14.0;
+            svg.line((last + 5.0, at), (label - 3.0, place), "leader");
+            svg.text((label, place + 3.5), Anchor::Start, "label", &series.label);
+        }
+    }
+}
+
+fn y_at(y: &Scale, value: Option<f64>) -> f64 {
+    value.filter(|v| v.is_finite()).map_or(f64::NAN, |v| y.at(v))
+}
+
+/// Centres of the layers' columns, a wider gap between towers.
+pub(super) fn columns(layers: &[Layer], area: Area) -> Vec<f64> {
+    let changes = layers.windows(2).filter(|pair| pair[0].0 != pair[1].0).count();
+    let slots = layers.len() as f64 + 0.6 * changes as f64;
+    let slot = area.width / slots.max(1.0);
+    let mut at = area.left - slot / 2.0;
+    let mut before: Option<&str> = None;
+    layers
+        .iter()
+        .map(|(tower, _)| {
+            let gap = if before.is_some_and(|t| t != tower) { 1.6 } else { 1.0 };
+            before = Some(tower);
+            at += gap * slot;
+            at
+        })
+        .collect()
+}
+
+/// Consecutive layers of one tower.
+pub(super) fn towers(layers: &[Layer]) -> Vec<(&str, Vec<usize>)> {
+    let mut out: Vec<(&str, Vec<usize>)> = Vec::new();
+    for (index, (tower, _)) in layers.iter().enumerate() {
+        match out.last_mut() {
+            Some((name, indices)) if *name == tower => indices.push(index),
+            _ => out.push((tower, vec![index])),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_ascend_inside_the_area_with_a_gap_between_towers() {
+        let layers: Vec<Layer> =
+            [("vision", 1), ("vision", 3), ("text", 1)].map(|(t, l)| (t.to_owned(), l)).into();
+        let area = Area { left: 40.0, top: 0.0, width: 300.0, height: 100.0 };
+        let x = columns(&layers, area);
+        assert!(x[0] > 40.0 && x[2] < 340.0);
+        assert!(x[2] - x[1] > 1.5 * (x[1] - x[0]));
+        assert_eq!(towers(&layers)[0], ("vision", vec![0, 1]));
+    }
+}

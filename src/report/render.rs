@@ -1,0 +1,162 @@
+//! From inputs to files: builds the document and lays it through two templates.
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Value;
+use minijinja::{AutoEscape, Environment};
+
+use super::chart::svg::escape;
+use super::document::{Block, Document};
+use super::headline::headlines;
+use super::inputs::ReportInputs;
+use super::section;
+use super::study::Study;
+use super::words;
+use crate::error::{Context, Result};
+use crate::io::table::Table;
+
+const HTML: &str = include_str!("templates/report.html");
+const MARKDOWN: &str = include_str!("templates/report.md");
+const STYLE: &str = include_str!("templates/report.css");
+
+/// The finished report.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rendered {
+    /// `report.html`: self-contained, no scripts, no network.
+    pub html: String,
+    /// `report.md`: the same words and tables without the drawings.
+    pub markdown: String,
+    /// `comparison.parquet`.
+    pub comparison: Table,
+}
+
+/// Renders the report: pure, and the same bytes for the same inputs.
+pub fn render(inputs: &ReportInputs) -> Result<Rendered> {
+    let study = Study::new(inputs)?;
+    let document = document(&study);
+    let context = || "laying out the report".to_owned();
+    let tree = value(&serde_json::to_value(&document).context(context)?);
+    let environment = environment().context(context)?;
+    let fill = |name: &str| -> std::result::Result<String, minijinja::Error> {
+        let template = environment.get_template(name)?;
+        template.render(minijinja::context! { doc => &tree, style => STYLE })
+    };
+    Ok(Rendered {
+        html: fill("report.html").context(context)?,
+        markdown: fill("report.md").context(context)?,
+        comparison: super::comparison::comparison(&study),
+    })
+}
+
+fn document(study: &Study<'_>) -> Document {
+    let headlines = headlines(study);
+    let mut sections = vec![section::comparison::section(study, &headlines)];
+    sections.extend(section::ablation::section(study, &headlines));
+    sections.push(section::training::section(study));
+    sections.extend(section::experts::section(study));
+    sections.extend(section::clusters::section(study));
+    sections.extend(section::retrieval::section(study));
+    sections.push(section::choices::section(study));
+    sections.push(section::paper::section());
+    for one in &mut sections {
+        one.blocks.retain(|b| !matches!(b, Block::Figures { figures, .. } if figures.is_empty()));
+    }
+    Document {
+        title: study.config().report.title.clone(),
+        subtitle: subtitle(study),
+        verdict: section::verdict::verdict(study, &headlines),
+        sections,
+    }
+}
+
+fn subtitle(study: &Study<'_>) -> String {
+    let config = study.config();
+    let runs = words::count(study.runs.len(), "run");
+    let seeds = study.runs.iter().map(|run| study.seeds(run).len()).max().unwrap_or(0);
+    let seeds = words::count(seeds, "seed");
+    let steps = words::grouped(config.train.optim.steps as f64);
+    let (experts, k) = (config.moe.experts, config.moe.top_k);
+    let size = config.dataset.image_size;
+    format!("{runs} \u{d7} {seeds} \u{b7} {steps} steps each \u{b7} {experts} experts, {k} active \u{b7} pictures of {size}\u{d7}{size}")
+}
+
+fn environment() -> std::result::Result<Environment<'static>, minijinja::Error> {
+    let mut environment = Environment::new();
+    environment.set_auto_escape_callback(|name| {
+        if name.ends_with(".html") { AutoEscape::Html } else { AutoEscape::None }
+    });
+    environment.set_syntax(
+        SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?,
+    );
+    environment.add_filter("prose", |text: String| Value::from_safe_string(prose(&text)));
+    environment.add_filter("md", |text: String| markdown(&text));
+    environment.add_template("report.html", HTML)?;
+    environment.add_template("report.md", MARKDOWN)?;
+    Ok(environment)
+}
+
+/// Escapes for HTML and turns `` `code` `` into `<code>`.
+fn prose(text: &str) -> String {
+    let escaped = escape(text);
+    let mut out = String::with_capacity(escaped.len());
+    let parts: Vec<&str> = escaped.split('`').collect();
+    for (index, part) in parts.iter().enumerate() {
+        match index % 2 {
+            1 if index + 1 < parts.len() => {
+                out.push_str("<code>");
+                out.push_str(part);
+                out.push_str("</code>");
+            }
+            1 => {
+                out.push('`');
+                out.push_str(part);
+            }
+            _ => out.push_str(part),
+        }
+    }
+    out
+}
+
+/// Escapes for Markdown outside `` `code` ``; line breaks and pipes cannot break a table.
+fn markdown(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut code = false;
+    let balanced = text.matches('`').count().is_multiple_of(2);
+    for character in text.chars() {
+        match character {
+            '`' if balanced => {
+                code = !code;
+                out.push('`');
+            }
+            '|' => out.push_str("\\|"),
+            '&' if !code => out.push_str("&amp;"),
+            '<' if !code => out.push_str("&lt;"),
+            '\\' | '*' | '_' | '[' | ']' | '`' | '#' if !code => {
+                out.push('\\');
+                out.push(character);
+            }
+            c if c.is_control() => out.push(' '),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// A JSON tree as template values.
+fn value(tree: &serde_json::Value) -> Value {
+    match tree {
+        serde_json::Value::Null => Value::from(()),
+        serde_json::Value::Bool(flag) => Value::from(*flag),
+        serde_json::Value::Number(number) => number
+            .as_i64()
+            .map_or_else(|| Value::from(number.as_f64().unwrap_or(f64::NAN)), Value::from),
+        serde_json::Value::String(text) => Value::from(text.as_str()),
+        serde_json::Value::Array(items) => {
+            Value::from(items.iter().map(value).collect::<Vec<_>>())
+        }
+        serde_json::Value::Object(map) => Value::from(
+            map.iter()
+                .map(|(key, item)| (key.clone(), value(item)))
+                .collect::<std::collections::BTreeMap<String, Value>>(),
+        ),
+    }
+}

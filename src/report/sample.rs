@@ -1,0 +1,367 @@
+//! Drawn figures that look like real ones: what the report is tested and looked at with.
+
+use std::collections::BTreeMap;
+
+use rand::RngExt as _;
+
+use super::inputs::*;
+use crate::config::{Config, Overrides, load_default};
+use crate::num::{index_u32, round_f32};
+
+/// The MoE layers of the default configuration.
+const LAYERS: [(&str, u32); 3] = [("vision", 1), ("vision", 3), ("text", 1)];
+const SHIFTS: [&str; 4] = ["v2", "3d", "sketch", "blob"];
+
+/// Inputs of the shipped configuration with overrides.
+pub(super) fn inputs(set: &[&str]) -> ReportInputs {
+    let set = set.iter().map(|&s| s.to_owned()).collect();
+    from_config(load_default(&Overrides { profile: None, set }).unwrap())
+}
+
+/// Inputs for a configuration.
+pub(super) fn from_config(config: Config) -> ReportInputs {
+    let mut runs = Vec::new();
+    for (place, name) in ordered_runs(&config).into_iter().enumerate() {
+        for &seed in &config.seeds {
+            runs.push(run(&config, &name, place, seed));
+        }
+    }
+    let clusterings = config.seeds.iter().map(|&seed| clustering(&config, seed)).collect();
+    let used: std::collections::BTreeSet<_> = config
+        .runs
+        .values()
+        .filter_map(|r| config.inits.get(&r.init)?.subspaces.clone())
+        .collect();
+    let subspaces = config
+        .seeds
+        .iter()
+        .flat_map(|&seed| used.iter().map(move |variant| (variant, seed)))
+        .map(|(variant, seed)| subspaces(&config, variant, seed))
+        .collect();
+    ReportInputs {
+        dataset: dataset(),
+        runs,
+        clusterings,
+        subspaces,
+        retrievals: retrievals(),
+        pictures: (0..60).map(|sample| (sample, picture(sample))).collect(),
+        config,
+    }
+}
+
+fn noise(rng: &mut crate::rng::Stream) -> f64 {
+    (0..12).map(|_| rng.random::<f64>()).sum::<f64>() - 6.0
+}
+
+fn dataset() -> DatasetMeta {
+    let splits = [
+        ("train", 9270), ("val", 457), ("pair", 455), ("heldout", 646), ("v2", 1594),
+        ("3d", 1593), ("sketch", 1594), ("blob", 1233),
+    ];
+    let texts = |list: &[&str]| list.iter().map(|&s| s.to_owned()).collect();
+    DatasetMeta {
+        source: "emoji".into(),
+        splits: splits.into_iter().map(|(s, n)| (s.to_owned(), n)).collect(),
+        tests: texts(&["pair", "heldout", "v2", "3d", "sketch", "blob"]),
+        shifts: texts(&SHIFTS),
+        retrieval: "pair".into(),
+        held_out: Some("heldout".into()),
+        templates: texts(&["a drawing of {}", "{}"]),
+        attribution: texts(&[
+            "Noto Emoji, Google, Apache-2.0",
+            "Twemoji, Twitter and contributors, CC-BY-4.0",
+            "OpenMoji, HfG Schwäbisch Gmünd, CC-BY-SA-4.0",
+        ]),
+    }
+}
+
+fn run(config: &Config, name: &str, place: usize, seed: u64) -> RunInputs {
+    let mut rng = crate::rng::stream(seed, &format!("sample/{name}"));
+    let mut base = crate::rng::stream(seed, "sample/base");
+    let init = &config.runs[name].init;
+    let method = config.inits[init].method.clone();
+    let dense = method == "dense";
+    let clustered = init.contains("cluster-aware");
+    let (similar, entropy) = match (clustered, method.as_str()) {
+        (true, _) => ((0.93, 0.84), (0.43, 0.53)),
+        (_, "router-only") => ((1.0, 0.92), (0.44, 0.55)),
+        (_, "drop" | "drop-svd") => ((0.78, 0.76), (0.99, 0.93)),
+        _ => ((1.0, 0.94), (0.99, 0.93)),
+    };
+    let lift = if clustered { 0.009 } else { 0.0008 * place as f64 } + 0.4 * config.runs[name].eesd * 0.1;
+    let luck = 0.004 * noise(&mut base);
+    let mut out = RunInputs {
+        run: name.to_owned(),
+        seed,
+        facts: Facts {
+            parameters_total: Some(if dense { 421_633 } else { 918_721 }),
+            parameters_active: Some(if dense { 421_633 } else { 587_000 }),
+            wall_seconds: Some(92.0 + 60.0 * f64::from(u8::from(!dense)) + noise(&mut rng)),
+        },
+        metrics: metrics(&mut rng, luck, lift, clustered),
+        ..RunInputs::default()
+    };
+    curves(config, &mut out, &mut rng, (dense, entropy));
+    if !dense {
+        analyse(config, &mut out, &mut rng, (similar, entropy));
+    }
+    out
+}
+
+fn metrics(rng: &mut crate::rng::Stream, luck: f64, lift: f64, cut: bool) -> Vec<MetricRow> {
+    let figures = [
+        ("summary", "shift", "shift", 0.156, 0.188),
+        ("concept", "pair", "acc1", 0.198, 0.243),
+        ("concept", "pair", "acc5", 0.44, 0.49),
+        ("concept", "v2", "acc1", 0.209, 0.24),
+        ("concept", "3d", "acc1", 0.177, 0.2),
+        ("concept", "sketch", "acc1", 0.058, 0.08),
+        ("concept", "blob", "acc1", 0.182, 0.22),
+        ("heldout", "heldout", "acc1", 0.15, 0.162),
+        ("retrieval", "pair", "image_retrieval_recall@1", 0.401, 0.455),
+        ("retrieval", "pair", "image_retrieval_recall@5", 0.73, 0.78),
+        ("retrieval", "pair", "text_retrieval_recall@1", 0.41, 0.47),
+        ("group", "pair", "acc1", 0.55, 0.58),
+        ("subgroup", "pair", "acc1", 0.31, 0.34),
+        ("probe", "shift", "logistic-5", 0.191, 0.195),
+        ("probe", "shift", "logistic-10", 0.204, 0.213),
+        ("probe", "shift", "ridge-5", 0.185, 0.19),
+    ];
+    let mut rows = Vec::new();
+    for (task, split, metric, init, end) in figures {
+        let row = |point: &str, value: f64| MetricRow {
+            point: point.to_owned(),
+            task: task.to_owned(),
+            split: split.to_owned(),
+            metric: metric.to_owned(),
+            value,
+        };
+        let loss = if cut { 0.95 } else { 1.0 };
+        rows.push(row("init", init * loss + luck));
+        rows.push(row("final", end + luck + lift + 0.0022 * noise(rng)));
+    }
+    rows
+}
+
+fn curves(config: &Config, out: &mut RunInputs, rng: &mut crate::rng::Stream, (dense, entropy): (bool, (f64, f64))) {
+    let (steps, experts) = (config.train.optim.steps, config.moe.experts);
+    let level = 0.95 + 0.01 * noise(rng);
+    for step in 0..steps {
+        let share = step as f64 / steps as f64;
+        let bump = 0.6 * (-(share * 40.0)).exp() + 0.25 * (-((share - 0.12) / 0.09).powi(2)).exp();
+        let clip = level + 0.35 * (1.0 - share) + bump + 0.06 * noise(rng);
+        let step = index_u32(step);
+        out.log.push(LogRow { step, loss: clip + 0.02, clip, balance: 1.02, eesd: 0.0 });
+        if dense || !step.is_multiple_of(10) {
+            continue;
+        }
+        for (tower, layer) in LAYERS {
+            let rise = 1.0 - (-share * 8.0).exp();
+            let value = entropy.0 + (entropy.1 - entropy.0) * rise + 0.004 * noise(rng);
+            let loads: Vec<f64> = (0..experts).map(|e| 1.0 + 0.08 * (e as f64 - 1.5) + 0.02 * noise(rng)).collect();
+            let total: f64 = loads.iter().sum();
+            out.routing.push(RoutingRow {
+                step,
+                tower: tower.to_owned(),
+                layer,
+                entropy: value.min(1.0) * (experts as f64).ln(),
+                utilisation: loads.iter().map(|l| round_f32(l / total)).collect(),
+            });
+        }
+    }
+    for step in (0..=steps).step_by(config.train.optim.validate_every.max(1)) {
+        let share = step as f64 / steps as f64;
+        let value = 0.19 + 0.06 * share.sqrt() + 0.003 * noise(rng);
+        out.validation.push(ValidationRow { step: index_u32(step), metric: "acc1".into(), value });
+    }
+}
+
+fn analyse(
+    config: &Config,
+    out: &mut RunInputs,
+    rng: &mut crate::rng::Stream,
+    (similar, entropy): ((f64, f64), (f64, f64)),
+) {
+    let experts = config.moe.experts;
+    for (depth, (tower, layer)) in LAYERS.into_iter().enumerate() {
+        for (point, similar, entropy) in [("init", similar.0, entropy.0), ("final", similar.1, entropy.1)] {
+            let similar: f64 = similar - 0.04 * depth as f64 * (1.0 - similar) + 0.002 * noise(rng);
+            let mut push = |metric: &str, expert: u32, value: f64| {
+                out.analysis.push(AnalysisRow {
+                    point: point.to_owned(),
+                    tower: tower.to_owned(),
+                    layer,
+                    metric: metric.to_owned(),
+                    expert,
+                    value,
+                });
+            };
+            let copies = similar > 0.995;
+            push("similarity", WHOLE_LAYER, similar.min(1.0));
+            push("similarity_of_differences", WHOLE_LAYER, if copies { f64::NAN } else { 0.12 });
+            push("entropy", WHOLE_LAYER, entropy * 1.386);
+            push("entropy_normalised", WHOLE_LAYER, (entropy - 0.03 * depth as f64).min(1.0));
+            push("utilisation_cv", WHOLE_LAYER, 0.18);
+            push("dead_experts", WHOLE_LAYER, 0.0);
+            push("compactness", WHOLE_LAYER, if copies { 9.0 } else { 4.0 + 2.0 * entropy });
+            push("compactness_trace_ratio", WHOLE_LAYER, 3.1);
+            push("compactness_within_share", WHOLE_LAYER, 0.75);
+            let loads: Vec<f64> = (0..experts).map(|_| 0.6 + rng.random::<f64>()).collect();
+            let total: f64 = loads.iter().sum();
+            for (expert, load) in loads.iter().enumerate() {
+                push("utilisation", index_u32(expert), load / total);
+                push("routing_probability", index_u32(expert), 1.0 - 0.6 * entropy + 0.05 * load);
+            }
+            for expert in 0..experts {
+                for other in 0..experts {
+                    let cosine = if expert == other { 1.0 } else { (similar + 0.01 * noise(rng)).min(1.0) };
+                    out.similarity.push(SimilarityRow {
+                        point: point.to_owned(),
+                        tower: tower.to_owned(),
+                        layer,
+                        expert: index_u32(expert),
+                        other: index_u32(other),
+                        cosine,
+                    });
+                }
+            }
+        }
+    }
+}
+
+fn clustering(config: &Config, seed: u64) -> Clustering {
+    let mut rng = crate::rng::stream(seed, "sample/cluster");
+    let mut out = Clustering { seed, ..Clustering::default() };
+    for (tower, layer) in LAYERS {
+        for cluster in 0..config.moe.experts {
+            out.clusters.push(ClusterRow {
+                tower: tower.to_owned(),
+                layer,
+                cluster: index_u32(cluster),
+                size: rng.random_range(4_000..12_000),
+                mean_cosine: 0.6 + 0.2 * rng.random::<f64>(),
+            });
+        }
+        for restart in 0..config.cluster.restarts {
+            let top = 0.62 + 0.01 * rng.random::<f64>() + if restart == 2 { 0.01 } else { 0.0 };
+            for iteration in 0..rng.random_range(12..30_u32) {
+                out.iterations.push(IterationRow {
+                    tower: tower.to_owned(),
+                    layer,
+                    restart: index_u32(restart),
+                    iteration,
+                    objective: top - 0.08 * (-f64::from(iteration) * 0.35).exp(),
+                    chosen: restart == 2,
+                });
+            }
+        }
+    }
+    out
+}
+
+fn subspaces(config: &Config, variant: &str, seed: u64) -> Subspaces {
+    let mut rng = crate::rng::stream(seed, &format!("sample/subspaces/{variant}"));
+    let mut out = Subspaces { variant: variant.to_owned(), seed, ..Subspaces::default() };
+    for ((tower, layer), matrix) in LAYERS.into_iter().flat_map(|l| [(l, "fc1"), (l, "fc2")]) {
+        for expert in 0..index_u32(config.moe.experts) {
+            let fall = 0.12 + 0.04 * rng.random::<f64>();
+            let raw: Vec<f64> = (0..64).map(|i| (-fall * f64::from(i)).exp() + if i == 0 { 3.0 } else { 0.0 }).collect();
+            let total: f64 = raw.iter().sum();
+            let mut kept = 0.0;
+            let mut rank = 0;
+            for (index, value) in raw.iter().enumerate() {
+                let energy = value / total;
+                if kept < 0.99 {
+                    kept += energy;
+                    rank = index_u32(index) + 1;
+                }
+                out.spectra.push(SpectrumRow {
+                    tower: tower.to_owned(),
+                    layer,
+                    expert,
+                    matrix: matrix.to_owned(),
+                    index: index_u32(index),
+                    energy,
+                });
+            }
+            out.experts.push(SubspaceRow {
+                tower: tower.to_owned(),
+                layer,
+                expert,
+                matrix: matrix.to_owned(),
+                tokens: rng.random_range(4_000..12_000),
+                rank,
+                full_rank: 64,
+                retained: kept,
+                error_inside: 1.0 - kept,
+                error_outside: 3.0 * (1.0 - kept),
+                shrinkage: 0.0,
+            });
+        }
+    }
+    out
+}
+
+fn retrievals() -> Vec<RetrievalRow> {
+    let captions = [
+        "grinning face", "flag: Japan, country", "red apple, fruit, food",
+        "<script>alert('x')</script> & \"quotes\"", "woman astronaut, space, rocket",
+        "house with garden", "baby chick", "fire engine, truck, red",
+    ];
+    let mut rows = Vec::new();
+    for (query, text) in captions.into_iter().enumerate() {
+        let query = index_u32(query);
+        for rank in 0..10 {
+            let own = if query == 3 { 99 } else { query % 7 };
+            let retrieved = if rank == own { query } else { 10 + (query * 7 + rank) % 50 };
+            rows.push(RetrievalRow {
+                query,
+                text: text.to_owned(),
+                sample: query,
+                rank,
+                retrieved,
+                score: 0.62 - 0.03 * round_f32(f64::from(rank)),
+            });
+        }
+    }
+    rows
+}
+
+/// A disc on a square, coloured by its number.
+fn picture(sample: u32) -> Vec<u8> {
+    let mut rng = crate::rng::stream(u64::from(sample), "sample/picture");
+    let mut colour = || image::Rgb([rng.random(), rng.random(), rng.random::<u8>()]);
+    let (disc, eye) = (colour(), colour());
+    let canvas = image::RgbImage::from_fn(32, 32, |x, y| {
+        let from = |cx: i64, cy: i64| (i64::from(x) - cx).pow(2) + (i64::from(y) - cy).pow(2);
+        if from(11, 13) < 9 || from(21, 13) < 9 {
+            eye
+        } else if from(16, 16) < 190 {
+            disc
+        } else {
+            image::Rgb([255, 255, 255])
+        }
+    });
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    canvas.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+    bytes.into_inner()
+}
+
+/// Replaces every figure of a run by NaN.
+pub(super) fn spoil(run: &mut RunInputs) {
+    run.metrics.iter_mut().for_each(|r| r.value = f64::NAN);
+    run.analysis.iter_mut().for_each(|r| r.value = f64::NAN);
+    run.similarity.iter_mut().for_each(|r| r.cosine = f64::NAN);
+    run.log.iter_mut().for_each(|r| r.clip = f64::NAN);
+    run.routing.iter_mut().for_each(|r| r.entropy = f64::NAN);
+    run.facts.wall_seconds = Some(f64::NAN);
+}
+
+/// Sets one headline metric of a run after training at every seed.
+pub(super) fn set(inputs: &mut ReportInputs, run: &str, metric: &str, values: &BTreeMap<u64, f64>) {
+    for one in inputs.runs.iter_mut().filter(|r| r.run == run) {
+        for row in one.metrics.iter_mut().filter(|r| r.metric == metric && r.point == "final") {
+            row.value = values[&one.seed];
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! What was chosen, what was used and how the report was made.
+
+use serde_json::Value;
+
+use crate::config::{Blocks, Config, EesdTarget, Overrides, load_default};
+use crate::report::document::{Block, Cell, Section, Table};
+use crate::report::study::Study;
+use crate::report::words;
+
+/// Choices, data and the way to make all this again.
+pub(in crate::report) fn section(study: &Study<'_>) -> Section {
+    Section {
+        id: "how",
+        title: "Choices, data, how it was made".to_owned(),
+        lead: vec!["Where the paper fixes no detail, the value is our choice; each is a key of `pipeline.yaml`.".to_owned()],
+        blocks: vec![
+            Block::Table(choices(study.config())),
+            Block::Table(runs(study)),
+            Block::Table(data(study)),
+            Block::List { items: made(study) },
+            Block::Details {
+                summary: "Credits for the data".to_owned(),
+                blocks: vec![Block::List { items: study.inputs.dataset.attribution.clone() }],
+            },
+        ],
+    }
+}
+
+fn choices(config: &Config) -> Table {
+    let moe = &config.moe;
+    let eesd = &config.train.eesd;
+    let optim = &config.train.optim;
+    let scale = |init: &crate::config::InitConfig| init.router_scale.unwrap_or(1.0);
+    let mut scales: Vec<String> =
+        config.inits.values().map(|init| plain(scale(init))).collect();
+    scales.sort();
+    scales.dedup();
+    let tokens = if eesd.tokens < 1.0 {
+        format!("the {} % of tokens with the highest routing entropy", plain(100.0 * eesd.tokens))
+    } else {
+        "all tokens".to_owned()
+    };
+    let target = match eesd.target {
+        EesdTarget::Layer => "each MoE layer's output to its own ensemble, \u{2016}y \u{2212} y_ens\u{2016}\u{b2} over the mean \u{2016}y_ens\u{2016}\u{b2}",
+        EesdTarget::Embedding => "final embeddings to those of a full EMA model with dense routing",
+    };
+    let mut rows = vec![
+        row("Experts E", "moe.experts", moe.experts.to_string()),
+        row("Active experts K", "moe.top_k", format!("{}, weights renormalised to sum to 1", moe.top_k)),
+        row("MoE blocks, image tower", "moe.vision_blocks", blocks(&moe.vision_blocks, config.model.vision.layers)),
+        row("MoE blocks, text tower", "moe.text_blocks", blocks(&moe.text_blocks, config.model.text.layers)),
+    ];
+    for (name, s) in &config.subspaces {
+        let about = match s.centre {
+            crate::config::Centre::None => "moments about the origin (paper)",
+            crate::config::Centre::Mean => "moments about the cluster's mean",
+        };
+        let whose = match s.labels {
+            crate::config::Labels::Clusters => "k-means clusters",
+            crate::config::Labels::Shuffled => "shuffled labels",
+        };
+        rows.push(row(
+            &format!("Subspaces \u{201c}{name}\u{201d}"),
+            &format!("subspaces.{name}"),
+            format!("\u{3c4} = {}, rank \u{2265} {}, {whose}, {about}; clusters below {} tokens shrunk by \u{3b1} = {}", plain(s.tau), s.min_rank, s.min_tokens, plain(s.shrinkage)),
+        ));
+    }
+    rows.extend([
+        row("Scale of centroid routers", "inits.*.router_scale", words::list(&scales)),
+        row("Calibration samples", "activations.samples", words::grouped(config.activations.samples as f64)),
+        row("k-means", "cluster", format!("{} restarts, at most {} iterations", config.cluster.restarts, config.cluster.iterations)),
+        row("Load-balance weight \u{3bb}_lb", "train.balance", format!("{}; the loss is 1 at uniform load", plain(config.train.balance))),
+        row("Router z-loss weight \u{3bb}_z", "train.router_z", plain(config.train.router_z)),
+        row("EESD target", "train.eesd.target", target.to_owned()),
+        row("EESD tokens", "train.eesd.tokens", tokens),
+        row("EESD teacher", "train.eesd.decay", format!("EMA with decay {}", plain(eesd.decay))),
+        row("Optimiser", "train.optim", format!("AdamW \u{3b2} = ({}, {}), weight decay {}, gradient norm \u{2264} {}", plain(optim.beta1), plain(optim.beta2), plain(optim.weight_decay), plain(optim.clip_norm))),
+        row("Learning rate", "train.optim.learning_rate", format!("{} after {} steps of warm-up, cosine to {}", plain(optim.learning_rate), optim.warmup, plain(optim.final_learning_rate))),
+        row("Relative compactness", "\u{2013}", "tr(S_W S_B\u{207a})/E on expert outputs, tokens grouped by their first expert".to_owned()),
+    ]);
+    table("Choices", "Everything else stands in `pipeline.yaml` with its reason.", &["What", "Key", "Value"], rows)
+}
+
+fn runs(study: &Study<'_>) -> Table {
+    let config = study.config();
+    let rows = study.runs.iter().map(|name| {
+        let run = &config.runs[name];
+        let init = config.inits.get(&run.init);
+        let mut parameters = Vec::new();
+        if let Some(init) = init {
+            parameters.extend(init.subspaces.as_ref().map(|s| format!("subspaces {s}")));
+            parameters.extend(init.ratio.map(|r| format!("ratio {}", plain(r))));
+            parameters.extend(init.router_std.map(|s| format!("router std {}", plain(s))));
+        }
+        let method = init.map_or("\u{2013}", |i| i.method.as_str());
+        let seeds: Vec<String> = study.seeds(name).iter().map(ToString::to_string).collect();
+        vec![
+            Cell::words(study.name(name)).with_mark(study.class(name)),
+            Cell::words(name),
+            Cell::words(method),
+            Cell::words(if parameters.is_empty() { words::NOTHING.to_owned() } else { parameters.join(", ") }),
+            Cell::words(plain(run.eesd)),
+            Cell::words(seeds.join(", ")),
+        ]
+    });
+    table("Runs", "How each run begins and which weight \u{3bb}_eesd its self-distillation has.", &["Run", "Key", "Method", "Parameters", "\u{3bb}_eesd", "Seeds"], rows.collect())
+}
+
+fn data(study: &Study<'_>) -> Table {
+    let meta = &study.inputs.dataset;
+    let tests = meta.tests.iter().filter(|split| meta.splits.contains_key(*split));
+    let rest = meta.splits.keys().filter(|split| !meta.tests.contains(split));
+    let use_of = |split: &String| {
+        let mut uses = Vec::new();
+        if *split == meta.retrieval {
+            uses.push("retrieval");
+        }
+        if meta.shifts.contains(split) {
+            uses.push("shift");
+        }
+        if meta.held_out.as_ref() == Some(split) {
+            uses.push("held-out concepts");
+        }
+        match split.as_str() {
+            "train" => uses.push("training"),
+            "val" => uses.push("choices"),
+            _ if uses.is_empty() => uses.push("test"),
+            _ => {}
+        }
+        uses.join(", ")
+    };
+    let rows = rest.chain(tests).map(|split| {
+        vec![Cell::words(split), Cell::number(words::grouped(meta.splits[split] as f64)), Cell::words(use_of(split))]
+    });
+    let note = format!("Source `{}`, {}\u{d7}{} pixels.", meta.source, study.config().dataset.image_size, study.config().dataset.image_size);
+    table("Data", &note, &["Split", "Pictures", "Used for"], rows.collect())
+}
+
+fn made(study: &Study<'_>) -> Vec<String> {
+    let config = study.config();
+    let seeds: Vec<String> = config.seeds.iter().map(ToString::to_string).collect();
+    let budget = |optim: &crate::config::OptimConfig| {
+        let (steps, batch) = (words::grouped(optim.steps as f64), optim.batch);
+        let samples = words::grouped((optim.steps * optim.batch) as f64);
+        format!("{steps} steps of {batch} pairs ({samples} samples)")
+    };
+    let dense = if config.pretrain.checkpoint.is_empty() {
+        format!("Dense pretraining: {}, {}.", budget(&config.pretrain.optim), match config.pretrain.bases {
+            crate::config::Bases::PerSeed => "one model a seed",
+            crate::config::Bases::Shared => "one model for all seeds",
+        })
+    } else {
+        "Dense model: imported from a checkpoint.".to_owned()
+    };
+    vec![
+        format!("Seeds: {}.", seeds.join(", ")),
+        dense,
+        format!("After upcycling: {}, the same for every run.", budget(&config.train.optim)),
+        format!("Intervals of single evaluations: {} bootstrap resamples; intervals of differences: Student's t over seeds.", config.evaluate.bootstrap),
+        command(config),
+        "The same inputs give the same bytes of this report; it contains no time and no host, and it loads nothing from the network.".to_owned(),
+    ]
+}
+
+/// The `make` line that repeats the report from the shipped configuration.
+fn command(config: &Config) -> String {
+    let shipped = load_default(&Overrides::default()).ok();
+    let shipped = shipped.and_then(|shipped| serde_json::to_value(shipped).ok());
+    let own = serde_json::to_value(config).ok();
+    let (Some(shipped), Some(own)) = (shipped, own) else { return "Made by `make`.".to_owned() };
+    let mut changed = Vec::new();
+    diff(&shipped, &own, "", &mut changed);
+    let words_in = |text: &String| text.contains(char::is_whitespace) || text.contains('\'');
+    if changed.is_empty() {
+        "Made by `make` with the shipped `pipeline.yaml`.".to_owned()
+    } else if changed.iter().any(words_in) {
+        format!("Made by `make` with these keys of `pipeline.yaml` changed: {}.", changed.iter().map(|c| format!("`{c}`")).collect::<Vec<_>>().join(", "))
+    } else {
+        format!("Made by `make SET='{}'`.", changed.join(" "))
+    }
+}
+
+/// Assignments that turn `from` into `to`.
+fn diff(from: &Value, to: &Value, path: &str, out: &mut Vec<String>) {
+    match (from, to) {
+        (Value::Object(from), Value::Object(to)) if from.keys().eq(to.keys()) => {
+            for (key, value) in to {
+                let here = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                diff(&from[key], value, &here, out);
+            }
+        }
+        _ if from == to => {}
+        _ => out.push(format!("{path}={to}")),
+    }
+}
+
+fn row(what: &str, key: &str, value: String) -> Vec<Cell> {
+    let key = if key.contains('\u{2013}') { key.to_owned() } else { format!("`{key}`") };
+    vec![Cell::words(what), Cell::words(key), Cell::words(value)]
+}
+
+fn table(title: &str, note: &str, head: &[&str], rows: Vec<Vec<Cell>>) -> Table {
+    let numeric = |index: usize| rows.first().is_some_and(|r| r.get(index).is_some_and(|c| !c.words));
+    let head = head.iter().enumerate().map(|(index, text)| Cell { words: !numeric(index), ..Cell::number(*text) });
+    Table {
+        title: title.to_owned(),
+        note: note.to_owned(),
+        head: head.collect(),
+        rows,
+        foreign: false,
+    }
+}
+
+fn blocks(blocks: &Blocks, layers: usize) -> String {
+    let indices: Vec<String> = blocks.indices(layers).iter().map(ToString::to_string).collect();
+    if indices.is_empty() { "none".to_owned() } else { format!("{} of {layers} (from 0)", words::list(&indices)) }
+}
+
+/// A number without needless digits.
+fn plain(value: f64) -> String {
+    let text = format!("{value}");
+    if value != 0.0 && value.abs() < 1e-4 { format!("{value:e}") } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_names_exactly_what_differs_from_the_shipped_file() {
+        let with = |set: &[&str]| {
+            let set = set.iter().map(|&s| s.to_owned()).collect();
+            command(&load_default(&Overrides { profile: None, set }).unwrap())
+        };
+        assert_eq!(with(&[]), "Made by `make` with the shipped `pipeline.yaml`.");
+        assert_eq!(with(&["seeds=[7]", "train.balance=0.5"]), "Made by `make SET='seeds=[7] train.balance=0.5'`.");
+        assert!(with(&["report.title=a b"]).contains("keys of `pipeline.yaml` changed"));
+    }
+}

@@ -1,0 +1,291 @@
+//! Curves over training steps: loss, validation, routing entropy, load.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::report::chart::lines::{LineChart, Point, Series};
+use crate::report::document::{Block, Figure, Section};
+use crate::report::inputs::{LogRow, RoutingRow, RunInputs};
+use crate::report::stats::summary;
+use crate::report::study::Study;
+use crate::report::words;
+
+/// Bins of the loss curve: enough to see its shape, few enough to see the mean.
+const BINS: usize = 60;
+const SIZE: (f64, f64) = (540.0, 300.0);
+
+/// A curve of one run at one seed: x to value.
+type Curve = Vec<(f64, f64)>;
+
+/// The training curves.
+pub(in crate::report) fn section(study: &Study<'_>) -> Section {
+    let focus = study.focus();
+    let mut figures: Vec<Figure> = Vec::new();
+    figures.extend(loss(study, &focus));
+    figures.extend(validation(study, &focus));
+    figures.extend(routing(study, &focus, Routed::Entropy));
+    figures.extend(routing(study, &focus, Routed::Load));
+    let mut blocks = vec![Block::Figures { figures, columns: 2 }];
+    let others: Vec<&String> = study.runs.iter().filter(|r| !focus.contains(r)).collect();
+    let small: Vec<Figure> = others.iter().filter_map(|run| against(study, run)).collect();
+    if !small.is_empty() {
+        let summary = format!("Loss of the {} against the reference", words::count(others.len(), "other run"));
+        blocks.push(Block::Details {
+            summary,
+            blocks: vec![Block::Figures { figures: small, columns: 3 }],
+        });
+    }
+    Section {
+        id: "training",
+        title: "Training".to_owned(),
+        lead: vec!["Lines are means over seeds, bands reach from the lowest to the highest seed.".to_owned()],
+        blocks,
+    }
+}
+
+fn loss(study: &Study<'_>, runs: &[String]) -> Option<Figure> {
+    let series: Vec<Series> = runs.iter().map(|run| loss_series(study, run)).collect();
+    let chart = LineChart {
+        title: "Contrastive loss over steps".to_owned(),
+        x_label: "step".to_owned(),
+        y_label: "contrastive loss".to_owned(),
+        y_domain: settled(&series),
+        series,
+        size: SIZE,
+        ..LineChart::default()
+    };
+    let caption = format!("Contrastive loss (nats, without the auxiliary losses), mean within {BINS} equal bins of steps; a first bin far above the rest is cut off.");
+    Figure::new("Loss", &caption, chart.draw())
+}
+
+fn loss_series(study: &Study<'_>, run: &str) -> Series {
+    let curves: Vec<Curve> = study.of(run).map(|r| binned(&r.log)).collect();
+    series(study, run, &curves)
+}
+
+fn series(study: &Study<'_>, run: &str, curves: &[Curve]) -> Series {
+    Series {
+        label: study.name(run),
+        class: study.class(run),
+        points: banded(curves),
+        ..Series::default()
+    }
+}
+
+/// Mean contrastive loss in equal bins of steps.
+fn binned(log: &[LogRow]) -> Curve {
+    let width = log.len().div_ceil(BINS).max(1);
+    log.chunks(width)
+        .filter_map(|chunk| {
+            let mean = summary(chunk.iter().map(|row| row.clip))?.mean;
+            let steps: Vec<f64> = chunk.iter().map(|row| f64::from(row.step)).collect();
+            Some((crate::num::mean(&steps), mean))
+        })
+        .collect()
+}
+
+/// Joins the seeds' curves: mean, lowest and highest at each x.
+fn banded(curves: &[Curve]) -> Vec<Point> {
+    let mut at: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
+    for &(x, value) in curves.iter().flatten().filter(|(x, v)| *x >= 0.0 && v.is_finite()) {
+        // Non-negative floats sort like their bits.
+        at.entry(x.to_bits()).or_default().push(value);
+    }
+    at.into_iter()
+        .map(|(bits, values)| Point {
+            x: f64::from_bits(bits),
+            mean: crate::num::mean(&values),
+            low: values.iter().copied().fold(f64::INFINITY, f64::min),
+            high: values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+        })
+        .collect()
+}
+
+/// Limits of y that leave out the first bin, which warm-up dominates.
+fn settled(series: &[Series]) -> Option<(f64, f64)> {
+    let later = series.iter().flat_map(|s| s.points.iter().skip(1));
+    crate::report::chart::scale::extent(later.flat_map(|p| [p.low, p.high]), 0.05)
+}
+
+/// The run's loss over the reference's.
+fn against(study: &Study<'_>, run: &str) -> Option<Figure> {
+    let mut all = vec![loss_series(study, run)];
+    all.extend(study.reference().map(|reference| loss_series(study, reference)));
+    let y_domain = settled(&all);
+    for one in &mut all {
+        one.title = std::mem::take(&mut one.label);
+    }
+    let chart = LineChart {
+        title: format!("Loss of {}", study.name(run)),
+        x_label: "step".to_owned(),
+        y_label: "contrastive loss".to_owned(),
+        series: all,
+        y_domain,
+        size: (340.0, 210.0),
+        ..LineChart::default()
+    };
+    let reference = study.reference().map_or_else(String::new, |r| format!("; the other line is {}", study.name(r)));
+    Figure::new(&study.name(run), &format!("Contrastive loss{reference}."), chart.draw())
+}
+
+fn validation(study: &Study<'_>, runs: &[String]) -> Vec<Figure> {
+    let metrics: BTreeSet<&str> =
+        study.inputs.runs.iter().flat_map(|r| &r.validation).map(|row| &*row.metric).collect();
+    // Accuracy first; a loss is drawn only where there is nothing else.
+    let rate = |metric: &str| match metric {
+        m if m.contains("acc1") => 0,
+        m if m.contains("recall") => 1,
+        m if m.contains("acc") => 2,
+        _ => 3,
+    };
+    let mut metrics: Vec<&str> = metrics.into_iter().collect();
+    metrics.sort_by_key(|metric| rate(metric));
+    metrics.into_iter().take(1).filter_map(|metric| validation_of(study, runs, metric)).collect()
+}
+
+fn validation_of(study: &Study<'_>, runs: &[String], metric: &str) -> Option<Figure> {
+    let rows = |r: &RunInputs| -> Curve {
+        let own = r.validation.iter().filter(|row| row.metric == metric);
+        own.map(|row| (f64::from(row.step), row.value)).collect()
+    };
+    let share = study.inputs.runs.iter().flat_map(rows).all(|(_, v)| v.is_nan() || (0.0..=1.0).contains(&v));
+    let factor = if share { 100.0 } else { 1.0 };
+    let scaled =
+        |r: &RunInputs| -> Curve { rows(r).into_iter().map(|(x, v)| (x, factor * v)).collect() };
+    let all = runs.iter().map(|run| {
+        let curves: Vec<Curve> = study.of(run).map(scaled).collect();
+        series(study, run, &curves)
+    });
+    let unit = if share { " (%)" } else { "" };
+    let chart = LineChart {
+        title: format!("Validation: {metric}"),
+        x_label: "step".to_owned(),
+        y_label: format!("{metric}{unit}"),
+        series: all.collect(),
+        size: SIZE,
+        ..LineChart::default()
+    };
+    let caption = format!("`{metric}` on the validation split, which every choice was made on.");
+    Figure::new("Validation", &caption, chart.draw())
+}
+
+/// What is drawn of `routing.parquet`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Routed {
+    Entropy,
+    Load,
+}
+
+fn routing(study: &Study<'_>, runs: &[String], what: Routed) -> Option<Figure> {
+    let mut all = Vec::new();
+    for run in runs.iter().filter(|run| study.is_moe(run)) {
+        match what {
+            Routed::Entropy => {
+                let curves: Vec<Curve> =
+                    study.of(run).map(|r| over_layers(&r.routing, entropy)).collect();
+                all.push(series(study, run, &curves));
+            }
+            Routed::Load => {
+                let curves: Vec<Curve> =
+                    study.of(run).map(|r| over_layers(&r.routing, busiest)).collect();
+                all.push(series(study, run, &curves));
+                let curves: Vec<Curve> =
+                    study.of(run).map(|r| over_layers(&r.routing, idlest)).collect();
+                let mut low = series(study, run, &curves);
+                low.title = std::mem::take(&mut low.label);
+                all.push(low);
+            }
+        }
+    }
+    let experts = study.config().moe.experts;
+    let (name, y_label, caption) = match what {
+        Routed::Entropy => (
+            "Routing entropy",
+            "entropy / ln E",
+            "Entropy of the router's softmax over ln E, mean over tokens, layers and towers: 1 is uniform, 0 is certain.",
+        ),
+        Routed::Load => (
+            "Load of the busiest and the idlest expert",
+            "load \u{d7} E",
+            "Share of assignments times E, mean over layers: the upper line of a run is its busiest expert, the lower one its idlest; 1 is perfect balance.",
+        ),
+    };
+    let chart = LineChart {
+        title: name.to_owned(),
+        x_label: "step".to_owned(),
+        y_label: y_label.to_owned(),
+        series: all,
+        rule: (what == Routed::Load && experts > 0).then(|| (1.0, "balanced".to_owned())),
+        size: SIZE,
+        ..LineChart::default()
+    };
+    Figure::new(name, caption, chart.draw())
+}
+
+/// Mean of a figure over the layers of each step, thinned to at most [`BINS`] steps.
+fn over_layers(rows: &[RoutingRow], figure: impl Fn(&RoutingRow) -> f64) -> Curve {
+    let mut steps: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
+    for row in rows {
+        steps.entry(row.step).or_default().push(figure(row));
+    }
+    let means: Curve = steps
+        .into_iter()
+        .filter_map(|(step, values)| summary(values).map(|s| (f64::from(step), s.mean)))
+        .collect();
+    let width = means.len().div_ceil(BINS).max(1);
+    means
+        .chunks(width)
+        .map(|chunk| {
+            let mean = |pick: fn(&(f64, f64)) -> f64| {
+                crate::num::mean(&chunk.iter().map(pick).collect::<Vec<_>>())
+            };
+            (mean(|p| p.0), mean(|p| p.1))
+        })
+        .collect()
+}
+
+fn entropy(row: &RoutingRow) -> f64 {
+    row.entropy / (row.utilisation.len().max(2) as f64).ln()
+}
+
+fn busiest(row: &RoutingRow) -> f64 {
+    let top = row.utilisation.iter().copied().fold(f32::NAN, f32::max);
+    f64::from(top) * row.utilisation.len() as f64
+}
+
+fn idlest(row: &RoutingRow) -> f64 {
+    let bottom = row.utilisation.iter().copied().fold(f32::NAN, f32::min);
+    f64::from(bottom) * row.utilisation.len() as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bands_reach_from_the_lowest_to_the_highest_seed() {
+        let points = banded(&[vec![(0.0, 1.0), (1.0, 2.0)], vec![(0.0, 3.0), (1.0, f64::NAN)]]);
+        assert_eq!(points[0], Point { x: 0.0, mean: 2.0, low: 1.0, high: 3.0 });
+        assert_eq!(points[1], Point::bare(1.0, 2.0));
+    }
+
+    #[test]
+    fn binning_keeps_the_mean() {
+        let row = |step| LogRow { step, loss: 0.0, clip: f64::from(step), balance: 0.0, eesd: 0.0 };
+        let log: Vec<_> = (0..600).map(row).collect();
+        let bins = binned(&log);
+        assert_eq!(bins.len(), BINS);
+        assert_eq!(bins[0], (4.5, 4.5));
+    }
+
+    #[test]
+    fn load_is_one_when_balanced() {
+        let row = RoutingRow {
+            step: 0,
+            tower: "vision".into(),
+            layer: 1,
+            entropy: 4_f64.ln(),
+            utilisation: vec![0.25; 4],
+        };
+        assert_eq!((busiest(&row), idlest(&row), entropy(&row)), (1.0, 1.0, 1.0));
+    }
+}

@@ -1,0 +1,106 @@
+//! Resumable checkpoints: everything a run is at a step, written whole or not at all.
+//!
+//! Batches are a pure function of seed and step, so the state is parameters, both moments,
+//! the EMA, the number of steps and the record. A checkpoint is one safetensors file with
+//! the record beside it; the pair is moved into place by one rename of its folder.
+
+use std::fs;
+use std::path::Path;
+
+use super::record::Record;
+use crate::error::{Context, Error, Result};
+use crate::io::tensors::{self, Tensor, Tensors};
+use crate::optim::AdamW;
+
+/// A run at a step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct State {
+    /// Parameters.
+    pub values: Vec<f32>,
+    /// Optimiser.
+    pub optimiser: AdamW,
+    /// EMA of the parameters, where the run has a teacher.
+    pub average: Option<Vec<f32>>,
+    /// What was recorded.
+    pub record: Record,
+}
+
+const FOLDER: &str = "state";
+
+impl State {
+    /// Writes the state into `scratch`, replacing an earlier one.
+    pub fn save(&self, scratch: &Path) -> Result<()> {
+        let place = || format!("saving a checkpoint in {}", scratch.display());
+        let fresh = scratch.join("state.new");
+        remove(&fresh)?;
+        fs::create_dir_all(&fresh).context(place)?;
+        let flat = |values: &[f32]| Tensor { shape: vec![values.len()], data: values.to_vec() };
+        let mut all = Tensors::new();
+        all.insert("values".into(), flat(&self.values));
+        all.insert("first".into(), flat(&self.optimiser.first));
+        all.insert("second".into(), flat(&self.optimiser.second));
+        if let Some(average) = &self.average {
+            all.insert("average".into(), flat(average));
+        }
+        tensors::write(&fresh.join("state.safetensors"), &all)?;
+        let record = serde_json::to_vec(&(self.optimiser.steps, &self.record)).context(place)?;
+        fs::write(fresh.join("record.json"), record).context(place)?;
+        for file in ["state.safetensors", "record.json"] {
+            let file = fs::File::open(fresh.join(file)).context(place)?;
+            file.sync_all().context(place)?;
+        }
+        let old = scratch.join("state.old");
+        remove(&old)?;
+        let current = scratch.join(FOLDER);
+        if current.exists() {
+            fs::rename(&current, &old).context(place)?;
+        }
+        fs::rename(&fresh, &current).context(place)?;
+        remove(&old)
+    }
+
+    /// Restores the state of an interrupted run into `self`; `false` if there is none. A
+    /// damaged checkpoint counts as none: the run then starts over and ends with the same
+    /// bits.
+    pub fn restore(&mut self, scratch: &Path) -> bool {
+        let found = [FOLDER, "state.old"].iter().find_map(|folder| {
+            self.read(&scratch.join(folder)).ok()
+        });
+        match found {
+            Some(state) => {
+                *self = state;
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn read(&self, folder: &Path) -> Result<Self> {
+        let place = || format!("reading a checkpoint in {}", folder.display());
+        let mut all = tensors::read(&folder.join("state.safetensors"))?;
+        let text = fs::read(folder.join("record.json")).context(place)?;
+        let (steps, record): (usize, Record) = serde_json::from_slice(&text).context(place)?;
+        let mut take = |name: &str| match all.remove(name) {
+            Some(tensor) if tensor.data.len() == self.values.len() => Ok(tensor.data),
+            _ => Err(Error::corrupt(format!("no {name} of this model"))).context(place),
+        };
+        let mut optimiser = self.optimiser.clone();
+        let values = take("values")?;
+        (optimiser.first, optimiser.second) = (take("first")?, take("second")?);
+        optimiser.steps = steps;
+        let average = match &self.average {
+            Some(_) => Some(take("average")?),
+            None => None,
+        };
+        Ok(Self { values, optimiser, average, record })
+    }
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).context(|| format!("removing {}", folder.display()))
+        }
+        _ => Ok(()),
+    }
+}

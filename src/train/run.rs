@@ -1,0 +1,161 @@
+//! The training loop: batches in, steps, validation through a hook, resumable.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::record::{Facts, Record};
+use super::resume::State;
+use super::{Distiller, Objective, Stepper};
+use crate::config::{EesdTarget, OptimConfig};
+use crate::data::{Batches, Prefetch};
+use crate::error::{Error, Result};
+use crate::model::clip::{Clip, Engine, Pairs};
+use crate::model::names::Place;
+use crate::model::{Checkpoint, ClipConfig};
+use crate::num::round_f32;
+use crate::ops::adamw;
+use crate::optim::{AdamW, Schedule};
+
+/// Batches made ahead.
+const AHEAD: usize = 4;
+
+/// What is trained and how.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Optimisation.
+    pub optim: OptimConfig,
+    /// Weights of the auxiliary losses.
+    pub objective: Objective,
+    /// The teacher, if the objective distils.
+    pub teacher: Option<TeacherPlan>,
+    /// Where checkpoints go; `None` for none.
+    pub scratch: Option<PathBuf>,
+}
+
+/// How the EMA teacher works.
+#[derive(Debug, Clone, Copy)]
+pub struct TeacherPlan {
+    /// What is distilled.
+    pub target: EesdTarget,
+    /// Share of tokens of `target: layer`.
+    pub share: f64,
+    /// Decay of the EMA.
+    pub decay: f64,
+}
+
+/// What the loop tells the outside, and asks of it.
+pub trait Watcher {
+    /// Called after each step with the number of steps done and the loss.
+    fn stepped(&mut self, done: usize, loss: f64);
+    /// Measures a model on the validation split.
+    fn validate(&mut self, clip: &Clip, values: &[f32]) -> Result<Vec<(String, f64)>>;
+}
+
+/// A trained model and what was recorded on the way.
+#[derive(Debug)]
+pub struct Trained {
+    /// The model.
+    pub checkpoint: Checkpoint,
+    /// The record.
+    pub record: Record,
+    /// Share of the time the loop waited for data.
+    pub waited: f64,
+}
+
+/// Trains `start` for `plan.optim.steps` steps.
+pub fn train(
+    start: Checkpoint,
+    batches: &Arc<Batches>,
+    plan: &Plan,
+    watcher: &mut dyn Watcher,
+) -> Result<Trained> {
+    let Checkpoint { config, values } = start;
+    let clip = Clip::new(&config);
+    let layout = Arc::clone(clip.layout());
+    let ranges = layout.iter().map(|(p, range)| (range, p.role.decays())).collect();
+    let average = plan.teacher.map(|_| values.clone());
+    let optimiser = AdamW::new(ranges);
+    let mut state = State { values, optimiser, average, record: Record::default() };
+    let resumed = plan.scratch.as_ref().is_some_and(|scratch| state.restore(scratch));
+    if !resumed {
+        let metrics = watcher.validate(&clip, &state.values)?;
+        state.record.validation(0, metrics);
+    }
+    let mut stepper = Stepper::new(Engine::new(clip));
+    let mut gradients = vec![0.0; layout.len()];
+    let averaged = averaged_ranges(&config, plan);
+    let schedule = Schedule::new(&plan.optim);
+    let steps = plan.optim.steps;
+    let scale_at = layout.range(Place::LogitScale).start;
+    let first = state.optimiser.steps;
+    let mut queue = Prefetch::start(Arc::clone(batches), first..steps, AHEAD)?;
+    while let Some(batch) = queue.next()? {
+        let pairs = Pairs { pixels: &batch.pixels, ids: &batch.ids };
+        let logit_scale = f64::from(state.values[scale_at]);
+        let distiller = distiller(plan, state.average.as_deref());
+        let losses =
+            stepper.run(&state.values, pairs, &plan.objective, distiller, &mut gradients);
+        let done = batch.step + 1;
+        if !losses.total.is_finite() {
+            let step = batch.step;
+            return Err(Error::failed(format!("the loss became {} in step {step}", losses.total)));
+        }
+        let learning_rate = schedule.at(batch.step);
+        let norm =
+            state.optimiser.step(&mut state.values, &gradients, learning_rate, &plan.optim);
+        // METHOD §4: the scale stays between 1 and 100.
+        state.values[scale_at] = state.values[scale_at].clamp(0.0, 100.0_f32.ln());
+        if let (Some(teacher), Some(average)) = (&plan.teacher, &mut state.average) {
+            let decay = round_f32(teacher.decay);
+            for range in &averaged {
+                let range = range.clone();
+                adamw::average(&mut average[range.clone()], &state.values[range], decay);
+            }
+        }
+        let facts = Facts {
+            step: batch.step,
+            samples: done * plan.optim.batch,
+            learning_rate,
+            gradient_norm: norm,
+            logit_scale,
+        };
+        state.record.step(facts, &losses);
+        watcher.stepped(done, losses.total);
+        if done == steps || is_multiple(done, plan.optim.validate_every) {
+            let metrics = watcher.validate(stepper.engine().clip(), &state.values)?;
+            state.record.validation(done, metrics);
+        }
+        if let Some(scratch) = &plan.scratch
+            && done < steps
+            && is_multiple(done, plan.optim.checkpoint_every)
+        {
+            state.save(scratch)?;
+        }
+    }
+    let waited = queue.waited_share();
+    let checkpoint = Checkpoint { config, values: state.values };
+    Ok(Trained { checkpoint, record: state.record, waited })
+}
+
+fn is_multiple(done: usize, every: usize) -> bool {
+    every > 0 && done.is_multiple_of(every)
+}
+
+/// What the EMA follows: routers and experts, or everything if embeddings are distilled;
+/// the rest of the teacher is never used.
+fn averaged_ranges(config: &ClipConfig, plan: &Plan) -> Vec<std::ops::Range<usize>> {
+    let layout = crate::model::params::Layout::new(config);
+    let whole = plan.teacher.is_some_and(|t| t.target == EesdTarget::Embedding);
+    let own = layout.iter().filter(|(p, _)| whole || p.place.is_moe());
+    own.map(|(_, range)| range).collect()
+}
+
+fn distiller<'a>(plan: &Plan, average: Option<&'a [f32]>) -> Distiller<'a> {
+    match (&plan.teacher, average) {
+        (Some(teacher), Some(average)) => match teacher.target {
+            EesdTarget::Layer => Distiller::Layers(average, teacher.share),
+            EesdTarget::Embedding => Distiller::Embeddings(average),
+        },
+        _ => Distiller::None,
+    }
+}

@@ -1,0 +1,358 @@
+//! Drop-Upcycling: every expert forgets a random part of its hidden units.
+//!
+//! Per expert a set S of floor(r·h + 0.5) hidden units is drawn without replacement. The
+//! rows S of W1, the entries S of b1 and the columns S of W2 are redrawn from a normal with
+//! the mean and the unbiased standard deviation of that block of that tensor; b2 and all
+//! other entries stay bit for bit. Statistics are taken in f64 before anything changes.
+//!
+//! Departures from the authors' converter, which the paper's text leaves open: it draws one
+//! set a matrix (`independent_indices: true` here), takes int(h·r) units, permutes the
+//! hidden units of every expert, and knows no biases.
+
+use super::router::random_router;
+use super::streams::normal;
+use super::{
+    DenseFfn, Evidence, Experts, Indices, Method, Needs, Parameter, Settings, Streams,
+};
+use crate::error::Result;
+use crate::num;
+use crate::par;
+use crate::rng::{SliceRandom, Stream};
+
+/// Method `drop`: a share of every expert's hidden units is redrawn.
+#[derive(Debug)]
+pub struct Drop;
+
+impl Method for Drop {
+    fn name(&self) -> &'static str {
+        "drop"
+    }
+
+    fn reference(&self) -> &'static str {
+        "Nakamura et al., Drop-Upcycling: Training Sparse Mixture of Experts with Partial \
+         Re-initialization, ICLR 2025, https://arxiv.org/abs/2502.19261"
+    }
+
+    fn describe(&self) -> &'static str {
+        "a share `ratio` of every expert's hidden units is redrawn; random router"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::default()
+    }
+
+    fn parameters(&self) -> &'static [Parameter] {
+        &[Parameter::Ratio, Parameter::IndependentIndices, Parameter::RouterStd]
+    }
+
+    fn experts(
+        &self,
+        dense: &DenseFfn,
+        _evidence: &Evidence<'_>,
+        settings: &Settings,
+        streams: &Streams<'_>,
+    ) -> Result<Experts> {
+        let experts = par::map(settings.experts(), |index| {
+            let mut stream = streams.expert(self.name(), index);
+            dropped(dense, settings.ratio(), settings.indices(), &mut stream)
+        });
+        let router = random_router(settings, streams, dense.width());
+        Ok(Experts { experts, router })
+    }
+}
+
+/// One expert: the dense FFN with some hidden units redrawn.
+fn dropped(
+    dense: &DenseFfn,
+    ratio: f64,
+    indices: Indices,
+    stream: &mut Stream,
+) -> DenseFfn {
+    let h = dense.hidden();
+    let count = redrawn_units(ratio, h);
+    let fc1_units = select(h, count, stream);
+    let fc2_units = match indices {
+        Indices::Shared => fc1_units.clone(),
+        Indices::Independent => select(h, count, stream),
+    };
+    let mut expert = dense.clone();
+    redraw(expert.fc1.data_mut(), rows(&fc1_units, dense.width()), stream);
+    redraw(&mut expert.fc1_bias, fc1_units.iter().copied(), stream);
+    redraw(expert.fc2.data_mut(), columns(&fc2_units, h, dense.width()), stream);
+    expert
+}
+
+/// floor(r·h + 0.5).
+fn redrawn_units(ratio: f64, h: usize) -> usize {
+    num::truncate_usize(ratio * h as f64 + 0.5).min(h)
+}
+
+/// `count` distinct indices below `h`, uniformly, ascending.
+fn select(h: usize, count: usize, stream: &mut Stream) -> Vec<usize> {
+    let mut units: Vec<usize> = (0..h).collect();
+    let mut selected = units.partial_shuffle(stream, count).0.to_vec();
+    selected.sort_unstable();
+    selected
+}
+
+/// Positions of whole rows in a row-major matrix of `width` columns.
+fn rows(units: &[usize], width: usize) -> impl Iterator<Item = usize> + Clone {
+    units.iter().flat_map(move |unit| unit * width..(unit + 1) * width)
+}
+
+/// Positions of whole columns in a row-major matrix of `height` rows and `h` columns.
+fn columns(
+    units: &[usize],
+    h: usize,
+    height: usize,
+) -> impl Iterator<Item = usize> + Clone {
+    (0..height).flat_map(move |row| units.iter().map(move |unit| row * h + unit))
+}
+
+/// Replaces the block at `positions` by draws with the block's own statistics.
+fn redraw(
+    tensor: &mut [f32],
+    positions: impl Iterator<Item = usize> + Clone,
+    stream: &mut Stream,
+) {
+    let (mean, std) = block_statistics(tensor, positions.clone());
+    for index in positions {
+        tensor[index] = num::round_f32(mean + std * normal(stream));
+    }
+}
+
+/// Mean and unbiased standard deviation of a block, in f64; a single entry has deviation 0.
+fn block_statistics(
+    tensor: &[f32],
+    positions: impl Iterator<Item = usize>,
+) -> (f64, f64) {
+    let block: Vec<f64> = positions.map(|index| f64::from(tensor[index])).collect();
+    (num::mean(&block), num::std_dev(&block))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::super::samples::{Parts, ffn, run};
+    use super::*;
+    use crate::linalg::Matrix;
+    use crate::rng;
+
+    const FIXTURE: &str = include_str!("../../tests/fixtures/drop/drop.json");
+
+    fn floats(value: &Value) -> Vec<f64> {
+        match value {
+            Value::Array(items) => items.iter().flat_map(floats).collect(),
+            other => vec![other.as_f64().unwrap()],
+        }
+    }
+
+    fn tensor(example: &Value, name: &str) -> Vec<f32> {
+        let values = floats(&example["tensors"][name]);
+        values.into_iter().map(num::round_f32).collect()
+    }
+
+    fn units(value: &Value) -> Vec<usize> {
+        floats(value).into_iter().map(num::truncate_usize).collect()
+    }
+
+    fn close(found: f64, expected: &Value) -> bool {
+        let expected = expected.as_f64().unwrap();
+        (found - expected).abs() <= 1e-12 * expected.abs()
+    }
+
+    /// (tensor name, values, positions of the block, positions of the whole tensor).
+    fn blocks(example: &Value) -> Vec<(&'static str, Vec<f32>, Vec<usize>)> {
+        let selected = units(&example["selected"]);
+        vec![
+            ("c_fc.weight", tensor(example, "c_fc.weight"), rows(&selected, 4).collect()),
+            ("c_fc.bias", tensor(example, "c_fc.bias"), selected.clone()),
+            (
+                "c_proj.weight",
+                tensor(example, "c_proj.weight"),
+                columns(&selected, 8, 4).collect(),
+            ),
+        ]
+    }
+
+    #[test]
+    fn block_statistics_equal_the_reference() {
+        let fixture: Value = serde_json::from_str(FIXTURE).unwrap();
+        let example = &fixture["worked_example"];
+        for (name, values, block) in blocks(example) {
+            let expected = &example["block_statistics"][name];
+            let (mean, std) = block_statistics(&values, block.iter().copied());
+            assert_eq!(block.len() as u64, expected["count"].as_u64().unwrap());
+            assert!(close(mean, &expected["mean"]), "{name}: {mean}");
+            assert!(close(std, &expected["std"]), "{name}: {std}");
+        }
+        let option = &example["independent_option"];
+        let chosen = units(&option["c_proj_selected"]);
+        let values = tensor(example, "c_proj.weight");
+        let (mean, std) = block_statistics(&values, columns(&chosen, 8, 4));
+        assert!(close(mean, &option["c_proj_statistics"]["mean"]), "{mean}");
+        assert!(close(std, &option["c_proj_statistics"]["std"]), "{std}");
+    }
+
+    #[test]
+    fn the_wrong_values_are_told_apart() {
+        let fixture: Value = serde_json::from_str(FIXTURE).unwrap();
+        let example = &fixture["worked_example"];
+        let wrong = &example["wrong_values_to_tell_apart"];
+        for (name, values, block) in blocks(example) {
+            let (mean, std) = block_statistics(&values, block.iter().copied());
+            assert!(!close(mean, &wrong["whole_tensor"][name]["mean"]), "{name}");
+            assert!(!close(std, &wrong["whole_tensor"][name]["std"]), "{name}");
+            assert!(!close(std, &wrong["std_divided_by_count"][name]), "{name}");
+            let all = block_statistics(&values, 0..values.len());
+            assert!(close(all.0, &wrong["whole_tensor"][name]["mean"]), "{name}");
+            assert!(close(all.1, &wrong["whole_tensor"][name]["std"]), "{name}");
+        }
+    }
+
+    #[test]
+    fn halves_round_up() {
+        let found: Vec<usize> =
+            [(0.25, 10), (0.25, 8), (0.5, 7), (0.0, 9), (1.0, 9), (0.1, 4), (0.125, 4)]
+                .map(|(ratio, h)| redrawn_units(ratio, h))
+                .to_vec();
+        assert_eq!(found, [3, 2, 4, 0, 9, 0, 1]);
+    }
+
+    fn changed_units(dense: &DenseFfn, expert: &DenseFfn) -> [Vec<usize>; 3] {
+        let (h, d) = (dense.hidden(), dense.width());
+        let rows = |a: &Matrix, b: &Matrix| -> Vec<usize> {
+            (0..h).filter(|&i| (0..d).any(|j| a.row(i)[j] != b.row(i)[j])).collect()
+        };
+        let whole = |a: &Matrix, b: &Matrix, unit: usize| {
+            (0..d).all(|j| a.row(unit)[j] != b.row(unit)[j])
+        };
+        let (fc2, new_fc2) = (dense.fc2.transposed(), expert.fc2.transposed());
+        let fc1_rows = rows(&dense.fc1, &expert.fc1);
+        let fc2_columns = rows(&fc2, &new_fc2);
+        assert!(fc1_rows.iter().all(|&unit| whole(&dense.fc1, &expert.fc1, unit)));
+        assert!(fc2_columns.iter().all(|&unit| whole(&fc2, &new_fc2, unit)));
+        assert_eq!(dense.fc2_bias, expert.fc2_bias);
+        let bias = (0..h).filter(|&i| dense.fc1_bias[i] != expert.fc1_bias[i]).collect();
+        [fc1_rows, bias, fc2_columns]
+    }
+
+    #[test]
+    fn the_same_units_change_in_every_tensor_and_nothing_else() {
+        let dense = ffn(6, 40, 2);
+        for (ratio, untouched) in [(0.25, 0.75), (0.5, 0.5), (0.75, 0.25)] {
+            let mut stream = rng::stream(1, "mask");
+            let expert = dropped(&dense, ratio, Indices::Shared, &mut stream);
+            let [rows, bias, columns] = changed_units(&dense, &expert);
+            assert_eq!(rows, bias);
+            assert_eq!(rows, columns);
+            assert_eq!(1.0 - rows.len() as f64 / 40.0, untouched);
+        }
+    }
+
+    /// Fixture `untouched_fraction`: (1 - m/h)² of the units are untouched in both.
+    #[test]
+    fn independent_indices_touch_more_units() {
+        let dense = ffn(2, 40, 2);
+        for ratio in [0.25, 0.5, 0.75] {
+            let shares: Vec<f64> = (0..400)
+                .map(|seed| {
+                    let mut stream = rng::stream(seed, "independent");
+                    let expert =
+                        dropped(&dense, ratio, Indices::Independent, &mut stream);
+                    let [rows, bias, columns] = changed_units(&dense, &expert);
+                    assert_eq!(rows, bias);
+                    assert_eq!((rows.len(), columns.len()), (bias.len(), bias.len()));
+                    let touched =
+                        |unit: &usize| rows.contains(unit) || columns.contains(unit);
+                    (0..40).filter(|unit| !touched(unit)).count() as f64 / 40.0
+                })
+                .collect();
+            let error = num::std_dev(&shares) / 20.0;
+            let expected = (1.0 - ratio) * (1.0 - ratio);
+            assert!((num::mean(&shares) - expected).abs() < 4.5 * error, "{ratio}");
+        }
+    }
+
+    #[test]
+    fn the_ends_of_the_ratio_copy_and_replace() {
+        let dense = ffn(3, 8, 2);
+        let mut stream = rng::stream(1, "ends");
+        assert_eq!(dropped(&dense, 0.0, Indices::Shared, &mut stream), dense);
+        let all = dropped(&dense, 1.0, Indices::Independent, &mut stream);
+        let [rows, bias, columns] = changed_units(&dense, &all);
+        assert_eq!((rows.len(), bias.len(), columns.len()), (8, 8, 8));
+    }
+
+    fn moments(values: &[f64], mean: f64, std: f64) -> (f64, f64) {
+        let power = |k: i32| {
+            let standardised = values.iter().map(|v| ((v - mean) / std).powi(k));
+            standardised.sum::<f64>() / values.len() as f64
+        };
+        (power(3), power(4) - 3.0)
+    }
+
+    /// The fixture's checks of the new block: mean, deviation, skewness and kurtosis within
+    /// 4.5 standard errors, and no repeated row.
+    #[test]
+    fn new_values_are_normal_with_the_statistics_of_the_old_block() {
+        let mut dense = ffn(64, 400, 6);
+        dense.fc1.data_mut().iter_mut().for_each(|v| *v = 0.7 + v.powi(3));
+        dense.fc2.data_mut().iter_mut().for_each(|v| *v = *v * 0.01 - 3.0);
+        let expert = dropped(&dense, 0.5, Indices::Shared, &mut rng::stream(4, "normal"));
+        let [selected, _, _] = changed_units(&dense, &expert);
+        let fc1: Vec<usize> = rows(&selected, 64).collect();
+        let fc2: Vec<usize> = columns(&selected, 400, 64).collect();
+        for (old, new, block) in [
+            (dense.fc1.data(), expert.fc1.data(), &fc1),
+            (dense.fc1_bias.as_slice(), expert.fc1_bias.as_slice(), &selected),
+            (dense.fc2.data(), expert.fc2.data(), &fc2),
+        ] {
+            let n = block.len() as f64;
+            let (mean, std) = block_statistics(old, block.iter().copied());
+            let (new_mean, new_std) = block_statistics(new, block.iter().copied());
+            assert!((new_mean - mean).abs() <= 4.5 * std / n.sqrt());
+            assert!((new_std - std).abs() <= 4.5 * std / (2.0 * (n - 1.0)).sqrt());
+            if block.len() >= 10_000 {
+                let values: Vec<f64> = block.iter().map(|&i| f64::from(new[i])).collect();
+                let (skewness, kurtosis) = moments(&values, new_mean, new_std);
+                assert!(skewness.abs() <= 4.5 * (6.0 / n).sqrt(), "{skewness}");
+                assert!(kurtosis.abs() <= 4.5 * (24.0 / n).sqrt(), "{kurtosis}");
+            }
+        }
+        let mut new_rows: Vec<Vec<u32>> = selected
+            .iter()
+            .map(|&unit| expert.fc1.row(unit).iter().map(|v| v.to_bits()).collect())
+            .chain(dense.fc1.iter_rows().map(|r| r.iter().map(|v| v.to_bits()).collect()))
+            .collect();
+        let before = new_rows.len();
+        new_rows.sort();
+        new_rows.dedup();
+        assert_eq!(new_rows.len(), before);
+    }
+
+    #[test]
+    fn every_unit_is_chosen_equally_often_and_experts_differ() {
+        let (h, count, n) = (20, 5, 3000_u64);
+        let mut chosen = vec![0.0_f64; h];
+        for seed in 0..n {
+            let units = select(h, count, &mut rng::stream(seed, "frequency"));
+            assert_eq!(units.len(), count);
+            assert!(units.windows(2).all(|pair| pair[0] < pair[1]));
+            units.into_iter().for_each(|unit| chosen[unit] += 1.0);
+        }
+        let p = 0.25_f64;
+        let error = (p * (1.0 - p) / n as f64).sqrt();
+        assert!(chosen.iter().all(|c| (c / n as f64 - p).abs() < 4.5 * error));
+
+        let parts = Parts::new(4, 40, 3, 2);
+        let made = run(&Drop, &parts, 3, 8);
+        let sets: Vec<_> = made
+            .experts
+            .iter()
+            .map(|expert| changed_units(&parts.dense, expert)[0].clone())
+            .collect();
+        assert!(sets[0] != sets[1] && sets[1] != sets[2] && sets[0] != sets[2]);
+    }
+}

@@ -1,0 +1,161 @@
+//! Projecting an FFN on the subspaces of one expert (METHOD §2.3).
+//!
+//! The data-aware truncated SVD of the paper (arXiv 2604.13508) equals
+//! `W_i = U Uᵀ W`, so given the bases U an expert is two products. With moments about the
+//! cluster's mean (`centre: mean`, beyond the paper) the part of the mean output that the
+//! projection loses goes to the bias: `b_i = b + (I - U Uᵀ) W μ`, which makes the expert
+//! exact on the mean.
+
+use faer::{Mat, MatRef};
+
+use super::DenseFfn;
+use crate::linalg::Matrix;
+use crate::num;
+
+/// What an expert keeps of the outputs of one matrix.
+#[derive(Debug)]
+pub(super) struct Subspace<'a> {
+    /// U [out,r]; `None` keeps everything.
+    pub(super) basis: Option<Mat<f64>>,
+    /// W μ [out], if the bias is to make up for the mean.
+    pub(super) mean: Option<&'a [f32]>,
+}
+
+/// The dense FFN with both matrices projected.
+///
+/// Products in f64, rounded once. A full basis returns the dense tensors bit for bit.
+pub(super) fn project_ffn(
+    dense: &DenseFfn,
+    fc1: &Subspace<'_>,
+    fc2: &Subspace<'_>,
+) -> DenseFfn {
+    let (fc1, fc1_bias) = project(&dense.fc1, &dense.fc1_bias, fc1);
+    let (fc2, fc2_bias) = project(&dense.fc2, &dense.fc2_bias, fc2);
+    DenseFfn { fc1, fc1_bias, fc2, fc2_bias }
+}
+
+fn project(weight: &Matrix, bias: &[f32], subspace: &Subspace<'_>) -> (Matrix, Vec<f32>) {
+    let Some(basis) = subspace.basis.as_ref().filter(|u| u.ncols() < weight.rows())
+    else {
+        return (weight.clone(), bias.to_vec());
+    };
+    let projected = onto(basis.as_ref(), widened(weight).as_ref());
+    let bias = match subspace.mean {
+        None => bias.to_vec(),
+        Some(mean) => {
+            let mean = Mat::from_fn(mean.len(), 1, |i, _| f64::from(mean[i]));
+            let lost = &mean - onto(basis.as_ref(), mean.as_ref());
+            let moved = bias.iter().enumerate();
+            moved.map(|(i, &b)| num::round_f32(f64::from(b) + lost[(i, 0)])).collect()
+        }
+    };
+    (rounded(projected.as_ref()), bias)
+}
+
+/// U (Uᵀ A): never the out × out projector.
+fn onto(basis: MatRef<'_, f64>, a: MatRef<'_, f64>) -> Mat<f64> {
+    basis * (basis.transpose() * a)
+}
+
+/// A matrix in f64.
+pub(super) fn widened(matrix: &Matrix) -> Mat<f64> {
+    let (rows, cols) = (matrix.rows(), matrix.cols());
+    Mat::from_fn(rows, cols, |i, j| f64::from(matrix.data()[i * cols + j]))
+}
+
+/// A matrix rounded to f32.
+pub(super) fn rounded(matrix: MatRef<'_, f64>) -> Matrix {
+    let mut out = Matrix::zeros(matrix.nrows(), matrix.ncols());
+    let cols = matrix.ncols();
+    for (index, value) in out.data_mut().iter_mut().enumerate() {
+        *value = num::round_f32(matrix[(index / cols, index % cols)]);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::orthonormal::random_orthonormal;
+    use super::super::samples::{distance, ffn, matrix};
+    use super::*;
+    use crate::rng;
+
+    fn basis(outputs: usize, rank: usize) -> Mat<f64> {
+        random_orthonormal(outputs, rank, &mut rng::stream(3, "projection"))
+    }
+
+    fn only(weight: &Matrix, u: &Mat<f64>) -> Matrix {
+        let bias = vec![0.0; weight.rows()];
+        project(weight, &bias, &Subspace { basis: Some(u.clone()), mean: None }).0
+    }
+
+    #[test]
+    fn a_projection_is_idempotent() {
+        let w = matrix(11, 5, 1.0, 1);
+        let u = basis(11, 4);
+        let once = only(&w, &u);
+        assert!(distance(&once, &only(&once, &u)) < 1e-6);
+    }
+
+    #[test]
+    fn what_is_kept_is_orthogonal_to_what_is_lost() {
+        let w = matrix(11, 5, 1.0, 1);
+        let u = basis(11, 4);
+        let kept = widened(&only(&w, &u));
+        let lost = widened(&w) - &kept;
+        assert!((kept.transpose() * &lost).norm_max() < 1e-5);
+        assert!((u.transpose() * &lost).norm_max() < 1e-6);
+        let energy = kept.squared_norm_l2() + lost.squared_norm_l2();
+        assert!((energy / widened(&w).squared_norm_l2() - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_larger_nested_subspace_loses_no_more() {
+        let w = matrix(11, 5, 1.0, 1);
+        let u = basis(11, 11);
+        let losses: Vec<f64> = (1..=11)
+            .map(|r| {
+                let part = u.get(.., ..r).to_owned();
+                (widened(&w) - widened(&only(&w, &part))).squared_norm_l2()
+            })
+            .collect();
+        assert!(losses.windows(2).all(|pair| pair[1] <= pair[0] + 1e-9), "{losses:?}");
+        assert_eq!(losses[10], 0.0);
+    }
+
+    #[test]
+    fn a_matrix_inside_the_subspace_stays() {
+        let u = basis(11, 4);
+        let inside = rounded((&u * widened(&matrix(4, 5, 1.0, 2))).as_ref());
+        assert!(distance(&inside, &only(&inside, &u)) < 1e-6);
+    }
+
+    /// With a mean μ the affine map is exact on it: W_i μ + b_i = W μ + b.
+    #[test]
+    fn the_bias_makes_the_mean_exact() {
+        let dense = ffn(5, 11, 4);
+        let mu = widened(&matrix(5, 1, 1.0, 5));
+        let mean = rounded((widened(&dense.fc1) * &mu).as_ref()).into_data();
+        let subspace = Subspace { basis: Some(basis(11, 3)), mean: Some(&mean) };
+        let (w, b) = project(&dense.fc1, &dense.fc1_bias, &subspace);
+        let out = widened(&w) * &mu;
+        for i in 0..11 {
+            let found = out[(i, 0)] + f64::from(b[i]);
+            let expected = f64::from(mean[i]) + f64::from(dense.fc1_bias[i]);
+            assert!((found - expected).abs() < 1e-6, "{i}: {found} {expected}");
+        }
+        let plain = Subspace { basis: Some(basis(11, 3)), mean: None };
+        assert_eq!(project(&dense.fc1, &dense.fc1_bias, &plain).1, dense.fc1_bias);
+    }
+
+    #[test]
+    fn a_full_basis_keeps_every_bit() {
+        let dense = ffn(5, 11, 4);
+        let mean = vec![1.0; 11];
+        for basis in [None, Some(basis(11, 11))] {
+            let subspace = Subspace { basis, mean: Some(&mean) };
+            let (w, b) = project(&dense.fc1, &dense.fc1_bias, &subspace);
+            assert_eq!((w, b), (dense.fc1.clone(), dense.fc1_bias.clone()));
+        }
+    }
+}

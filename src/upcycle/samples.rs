@@ -1,0 +1,129 @@
+//! Layers for the tests of this module: a random FFN with evidence of any shape.
+
+use super::orthonormal::random_orthonormal;
+use super::projection::{rounded, widened};
+use super::{
+    DenseFfn, Evidence, ExpertBases, Experts, MatrixBasis, Method, Parameter, Settings,
+    Streams, upcycle_layer,
+};
+use crate::config::InitConfig;
+use crate::linalg::Matrix;
+use crate::rng;
+
+/// A layer with everything any method may ask for.
+#[derive(Debug, Clone)]
+pub(super) struct Parts {
+    pub(super) dense: DenseFfn,
+    pub(super) centroids: Matrix,
+    pub(super) subspaces: Vec<ExpertBases>,
+}
+
+impl Parts {
+    /// Width d, hidden width h, E experts, bases of `rank` (at most the full one).
+    pub(super) fn new(d: usize, h: usize, n_experts: usize, rank: usize) -> Self {
+        let mut centroids = matrix(n_experts, d, 1.0, 77);
+        for row in 0..n_experts {
+            let norm = centroids.row(row).iter().map(|v| v * v).sum::<f32>().sqrt();
+            centroids.row_mut(row).iter_mut().for_each(|v| *v /= norm);
+        }
+        let subspaces = (0..n_experts).map(|e| bases(d, h, rank, e as u64)).collect();
+        Self { dense: ffn(d, h, 1), centroids, subspaces }
+    }
+
+    pub(super) fn evidence(&self) -> Evidence<'_> {
+        Evidence {
+            centroids: Some(&self.centroids),
+            subspaces: Some(self.subspaces.as_slice()),
+        }
+    }
+
+    /// The same layer with the evidence of the first experts only.
+    pub(super) fn first(&self, n_experts: usize) -> Self {
+        let d = self.centroids.cols();
+        let rows = self.centroids.data()[..n_experts * d].to_vec();
+        Self {
+            dense: self.dense.clone(),
+            centroids: Matrix::new(n_experts, d, rows).unwrap(),
+            subspaces: self.subspaces[..n_experts].to_vec(),
+        }
+    }
+}
+
+/// Runs a method with the settings of [`init_of`], panicking on errors.
+pub(super) fn run(method: &dyn Method, parts: &Parts, n: usize, seed: u64) -> Experts {
+    let streams = Streams::new(seed, "vision.1");
+    upcycle_layer(method, &parts.dense, &parts.evidence(), &settings(method, n), &streams)
+        .unwrap()
+}
+
+pub(super) fn settings(method: &dyn Method, n_experts: usize) -> Settings {
+    settings_with(method, n_experts, |_| ())
+}
+
+pub(super) fn settings_with(
+    method: &dyn Method,
+    n_experts: usize,
+    change: impl Fn(&mut InitConfig),
+) -> Settings {
+    let mut init = init_of(method);
+    change(&mut init);
+    Settings::new(method, &init, n_experts).unwrap()
+}
+
+/// The least a method asks for: ratio 0.25 and the name of a variant.
+pub(super) fn init_of(method: &dyn Method) -> InitConfig {
+    let ratio = method.parameters().contains(&Parameter::Ratio).then_some(0.25);
+    InitConfig {
+        method: method.name().to_owned(),
+        subspaces: method.needs().subspaces.map(|_| "paper".to_owned()),
+        ratio,
+        independent_indices: None,
+        router_scale: None,
+        router_std: None,
+    }
+}
+
+/// A random FFN; values of weights and biases have visibly different statistics.
+pub(super) fn ffn(d: usize, h: usize, seed: u64) -> DenseFfn {
+    DenseFfn {
+        fc1: matrix(h, d, 0.3, seed),
+        fc1_bias: matrix(1, h, 0.1, seed + 1000).into_data(),
+        fc2: matrix(d, h, 0.2, seed + 2000),
+        fc2_bias: matrix(1, d, 0.05, seed + 3000).into_data(),
+    }
+}
+
+pub(super) fn matrix(rows: usize, cols: usize, std: f32, seed: u64) -> Matrix {
+    let mut out = Matrix::zeros(rows, cols);
+    rng::fill_normal(&mut rng::stream(seed, "samples"), std, out.data_mut());
+    out
+}
+
+/// Random bases of a rank, `None` where that is the full one, with mean outputs.
+fn bases(d: usize, h: usize, rank: usize, seed: u64) -> ExpertBases {
+    let basis = |outputs: usize, salt: u64| {
+        let mut stream = rng::stream(seed, &format!("basis {salt}"));
+        let basis = (rank < outputs)
+            .then(|| rounded(random_orthonormal(outputs, rank, &mut stream).as_ref()));
+        MatrixBasis {
+            basis,
+            mean: Some(matrix(1, outputs, 0.5, seed + salt).into_data()),
+        }
+    };
+    ExpertBases { fc1: basis(h, 1), fc2: basis(d, 2) }
+}
+
+/// Every value of a result as bits, so that equality means the same bytes.
+pub(super) fn bits(made: &Experts) -> Vec<u32> {
+    let tensors = made
+        .experts
+        .iter()
+        .flat_map(|e| [e.fc1.data(), &e.fc1_bias, e.fc2.data(), &e.fc2_bias]);
+    tensors.chain([made.router.data()]).flatten().map(|v| v.to_bits()).collect()
+}
+
+/// Largest difference of two matrices of one shape.
+pub(super) fn distance(a: &Matrix, b: &Matrix) -> f64 {
+    let (a, b) = (widened(a), widened(b));
+    (&a - &b).norm_max()
+}
