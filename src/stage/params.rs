@@ -75,7 +75,7 @@ pub struct SubspacesParams {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UpcycleParams {
-    /// One entry of section `inits`.
+    /// One entry of section `inits`, without the name of its variant.
     pub init: InitConfig,
     /// Section `moe`.
     pub moe: MoeConfig,

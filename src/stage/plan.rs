@@ -224,7 +224,8 @@ impl<'a> Planner<'a> {
             let run = run_name(variant_of(name, init)?, base);
             inputs.push(input("subspaces", run, &["bases.safetensors"]));
         }
-        let params = UpcycleParams { init: init.clone(), moe: self.config.moe.clone(), seed };
+        let init = InitConfig { subspaces: None, ..init.clone() };
+        let params = UpcycleParams { init, moe: self.config.moe.clone(), seed };
         node("upcycle", run_name(name, seed), &params, inputs)
     }
 
