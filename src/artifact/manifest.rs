@@ -150,7 +150,8 @@ impl Manifest {
     pub fn render(&self) -> Result<String> {
         let zeroed = Self { digest: "0".repeat(64), ..self.clone() };
         // Through a value, whose maps are sorted.
-        let value = serde_json::to_value(&zeroed).context(|| "manifest to JSON".to_owned())?;
+        let value =
+            serde_json::to_value(&zeroed).context(|| "manifest to JSON".to_owned())?;
         let mut text = serde_json::to_string_pretty(&value)
             .context(|| "manifest to text".to_owned())?;
         text.push('\n');
@@ -240,7 +241,8 @@ mod tests {
     #[test]
     fn a_manifest_in_the_wrong_directory_is_refused() {
         let manifest = sample();
-        let other = Expected::from_json(Place::new("train", None), json!({"stage": "x"})).key;
+        let other =
+            Expected::from_json(Place::new("train", None), json!({"stage": "x"})).key;
         let error = Manifest::parse(&manifest.render().unwrap(), &other).unwrap_err();
         assert!(error.contains("does not hash"), "{error}");
     }

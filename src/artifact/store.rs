@@ -127,7 +127,8 @@ impl Store {
     /// Why there is no result of the expected key: what differs from the current one.
     pub fn reason(&self, expected: &Expected) -> Reason {
         let current = self.current(&expected.place);
-        let manifest = current.and_then(|key| self.manifest(&expected.place, &key).ok()?);
+        let manifest =
+            current.and_then(|key| self.manifest(&expected.place, &key).ok()?);
         match manifest {
             Some(old) => Reason::Changed(changes(&old.key_preimage, &expected.preimage)),
             None => Reason::First,
@@ -142,14 +143,18 @@ impl Store {
             match self.digest(&path, Some(&output.blake3)) {
                 Ok(digest) if digest == output.blake3 => {}
                 Ok(_) => wrong.push(format!("{} was changed", output.path)),
-                Err(_) if !path.exists() => wrong.push(format!("{} is missing", output.path)),
+                Err(_) if !path.exists() => {
+                    wrong.push(format!("{} is missing", output.path))
+                }
                 Err(error) => return Err(error),
             }
         }
         match files::list(dir) {
             Ok(present) => {
-                let known = |name: &String| manifest.outputs.iter().any(|o| o.path == *name);
-                let extra = present.iter().filter(|name| *name != MANIFEST && !known(name));
+                let known =
+                    |name: &String| manifest.outputs.iter().any(|o| o.path == *name);
+                let extra =
+                    present.iter().filter(|name| *name != MANIFEST && !known(name));
                 wrong.extend(extra.map(|name| format!("{name} does not belong here")));
             }
             Err(error) => wrong.push(error.message().to_owned()),

@@ -120,7 +120,9 @@ fn run(stage: &'static Stage, panics: &Panics) -> Result<()> {
     let config = args.location.load()?;
     if args.missing_packages {
         let lines = match stage.name {
-            "dataset" => dataset::missing_packages(&config.dataset, &args.location.cache)?,
+            "dataset" => {
+                dataset::missing_packages(&config.dataset, &args.location.cache)?
+            }
             _ => Vec::new(),
         };
         return print(&lines);

@@ -50,7 +50,8 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
 
 /// The files from outside that `source: emoji` reads: the package archives in `cache`.
 pub fn externals(_config: &DatasetConfig, cache: &Path) -> Externals {
-    let file = |p: &emoji::Package| External { name: p.file.clone(), path: cache.join(&p.file) };
+    let file =
+        |p: &emoji::Package| External { name: p.file.clone(), path: cache.join(&p.file) };
     Externals::Files(emoji::packages().iter().map(file).collect())
 }
 

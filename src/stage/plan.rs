@@ -107,7 +107,9 @@ pub fn plan(config: &Config, cache: &Path) -> Result<Vec<Node>> {
     let mut nodes = vec![planner.dataset()?];
     let bases = planner.bases();
     let inits = planner.used_inits()?;
-    let reads = |evidence| inits.iter().any(|(_, init)| matches!(evidence_of(init), Ok(e) if e == evidence));
+    let reads = |evidence| {
+        inits.iter().any(|(_, init)| matches!(evidence_of(init), Ok(e) if e == evidence))
+    };
     let clusters = reads(Evidence::Clusters) || reads(Evidence::Subspaces);
     for &seed in &bases {
         nodes.push(planner.pretrain(seed)?);
@@ -157,7 +159,8 @@ impl<'a> Planner<'a> {
         };
         let mut node = node("dataset", None, &DatasetParams { dataset }, vec![])?;
         node.externals = externals;
-        node.paths = BTreeMap::from([("cache", self.cache.to_owned()), ("folder", folder)]);
+        node.paths =
+            BTreeMap::from([("cache", self.cache.to_owned()), ("folder", folder)]);
         Ok(node)
     }
 
@@ -211,7 +214,11 @@ impl<'a> Planner<'a> {
         let inputs = vec![
             input("pretrain", base_name(seed), MODEL),
             all("activations", base_name(seed)),
-            input("cluster", base_name(seed), &["assignments.parquet", "centroids.safetensors"]),
+            input(
+                "cluster",
+                base_name(seed),
+                &["assignments.parquet", "centroids.safetensors"],
+            ),
         ];
         let params = SubspacesParams { subspaces, seed };
         node("subspaces", run_name(variant, seed), &params, inputs)
@@ -248,7 +255,8 @@ impl<'a> Planner<'a> {
             }
             "evaluate" => {
                 let params = EvaluateParams { evaluate: config.evaluate.clone(), seed };
-                let inputs = vec![all("dataset", None), input("train", named.clone(), trained)];
+                let inputs =
+                    vec![all("dataset", None), input("train", named.clone(), trained)];
                 node(stage, named, &params, inputs)
             }
             _ => {
@@ -300,7 +308,8 @@ impl<'a> Planner<'a> {
     }
 
     fn used_inits(&self) -> Result<Vec<(&'a str, &'a InitConfig)>> {
-        let used: BTreeSet<&str> = self.config.runs.values().map(|r| r.init.as_str()).collect();
+        let used: BTreeSet<&str> =
+            self.config.runs.values().map(|r| r.init.as_str()).collect();
         used.into_iter()
             .map(|name| {
                 let init = self.config.inits.get(name);
@@ -329,7 +338,9 @@ fn evidence_of(init: &InitConfig) -> Result<Evidence> {
 fn variant_of<'a>(name: &str, init: &'a InitConfig) -> Result<&'a str> {
     init.subspaces.as_deref().ok_or_else(|| {
         let method = &init.method;
-        Error::usage(format!("inits.{name}: method {method} needs `subspaces: <variant>`"))
+        Error::usage(format!(
+            "inits.{name}: method {method} needs `subspaces: <variant>`"
+        ))
     })
 }
 
