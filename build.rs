@@ -50,13 +50,16 @@ fn main() {
         writeln!(table, "    ({name:?}, {version:?}),").expect("a string takes all text");
     }
     let rustc = rustc_version().unwrap_or_default();
-    writeln!(table, "];\nconst RUSTC: &str = {rustc:?};").expect("a string takes all text");
+    writeln!(table, "];\nconst RUSTC: &str = {rustc:?};")
+        .expect("a string takes all text");
     let out = env::var("OUT_DIR").expect("cargo sets OUT_DIR");
     fs::write(Path::new(&out).join("sources.rs"), table).expect("OUT_DIR can be written");
 }
 
 fn rustc_version() -> Option<String> {
-    let output =
-        std::process::Command::new(env::var_os("RUSTC")?).arg("--version").output().ok()?;
+    let output = std::process::Command::new(env::var_os("RUSTC")?)
+        .arg("--version")
+        .output()
+        .ok()?;
     Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

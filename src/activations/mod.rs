@@ -67,7 +67,8 @@ pub fn record(
             .map(|&row| {
                 let own = &split.rows[row];
                 let name = format!("activations/caption/{}", own.sample);
-                let pick = rng::stream(plan.seed, &name).random_range(0..own.captions.len());
+                let pick =
+                    rng::stream(plan.seed, &name).random_range(0..own.captions.len());
                 own.captions[pick].as_str()
             })
             .collect();

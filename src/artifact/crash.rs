@@ -2,7 +2,14 @@
 
 /// Every point, in the order a publication passes them.
 pub const STEPS: &[&str] = &[
-    "locked", "staged", "worked", "synced", "manifest", "moved-aside", "renamed", "pointed",
+    "locked",
+    "staged",
+    "worked",
+    "synced",
+    "manifest",
+    "moved-aside",
+    "renamed",
+    "pointed",
     "cleaned",
 ];
 

@@ -41,7 +41,8 @@ fn parquet_file(path: &Path) -> Result<Description> {
     let reader = SerializedFileReader::new(file).context(failing)?;
     let metadata = reader.metadata().file_metadata();
     let rows = u64::try_from(metadata.num_rows()).context(failing)?;
-    let schema = metadata.schema().get_fields().iter().map(|field| column(field)).collect();
+    let schema =
+        metadata.schema().get_fields().iter().map(|field| column(field)).collect();
     Ok(Description { kind: "parquet".to_owned(), rows: Some(rows), schema: Some(schema) })
 }
 

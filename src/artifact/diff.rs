@@ -27,7 +27,9 @@ impl fmt::Display for Change {
             (Some(_), Some(_)) if is_file => write!(f, "{} changed", self.path),
             (Some(_), None) if is_file => write!(f, "{} is gone", self.path),
             (None, Some(_)) if is_file => write!(f, "{} is new", self.path),
-            (Some(old), Some(new)) => write!(f, "{} {} → {}", self.path, Short(old), Short(new)),
+            (Some(old), Some(new)) => {
+                write!(f, "{} {} → {}", self.path, Short(old), Short(new))
+            }
             (Some(old), None) => write!(f, "{} {} → (absent)", self.path, Short(old)),
             (None, Some(new)) => write!(f, "{} (absent) → {}", self.path, Short(new)),
             (None, None) => write!(f, "{}", self.path),
@@ -58,7 +60,12 @@ pub fn changes(old: &Value, new: &Value) -> Vec<Change> {
     found
 }
 
-fn compare(path: &str, old: Option<&Value>, new: Option<&Value>, found: &mut Vec<Change>) {
+fn compare(
+    path: &str,
+    old: Option<&Value>,
+    new: Option<&Value>,
+    found: &mut Vec<Change>,
+) {
     if old == new {
         return;
     }
@@ -84,9 +91,12 @@ mod tests {
 
     #[test]
     fn a_change_names_the_key_and_both_values() {
-        let old = json!({"params": {"train": {"balance": 0.01}, "gone": 1}, "source": "a"});
-        let new = json!({"params": {"train": {"balance": 0.02}, "fresh": []}, "source": "b"});
-        let lines: Vec<String> = changes(&old, &new).iter().map(Change::to_string).collect();
+        let old =
+            json!({"params": {"train": {"balance": 0.01}, "gone": 1}, "source": "a"});
+        let new =
+            json!({"params": {"train": {"balance": 0.02}, "fresh": []}, "source": "b"});
+        let lines: Vec<String> =
+            changes(&old, &new).iter().map(Change::to_string).collect();
         assert_eq!(
             lines,
             [
@@ -100,7 +110,8 @@ mod tests {
 
     #[test]
     fn falsy_values_differ_from_each_other_and_from_absence() {
-        for (old, new) in [(json!(0), json!(null)), (json!(false), json!(0)), (json!(""), json!([]))]
+        for (old, new) in
+            [(json!(0), json!(null)), (json!(false), json!(0)), (json!(""), json!([]))]
         {
             assert_eq!(changes(&json!({"a": old}), &json!({"a": new})).len(), 1);
         }

@@ -106,9 +106,11 @@ mod tests {
 
     #[test]
     fn key_order_does_not_reach_the_canonical_text() {
-        let a: Value = serde_json::from_str(r#"{"b": [1, {"d": 0.001, "c": null}], "a": "x"}"#)
-            .unwrap();
-        let b: Value = serde_json::from_str(r#"{"a":"x","b":[1,{"c":null,"d":1e-3}]}"#).unwrap();
+        let a: Value =
+            serde_json::from_str(r#"{"b": [1, {"d": 0.001, "c": null}], "a": "x"}"#)
+                .unwrap();
+        let b: Value =
+            serde_json::from_str(r#"{"a":"x","b":[1,{"c":null,"d":1e-3}]}"#).unwrap();
         assert_eq!(canonical(&a), canonical(&b));
         assert_eq!(canonical(&a), r#"{"a":"x","b":[1,{"c":null,"d":0.001}]}"#);
     }

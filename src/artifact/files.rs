@@ -86,7 +86,11 @@ fn walk(folder: &Path, prefix: &str, found: &mut Vec<String>) -> Result<()> {
     for entry in fs::read_dir(folder).context(unreadable)? {
         let entry = entry.context(unreadable)?;
         let name = entry.file_name().into_string().map_err(|name| {
-            Error::corrupt(format!("{}: {} is not text", folder.display(), name.display()))
+            Error::corrupt(format!(
+                "{}: {} is not text",
+                folder.display(),
+                name.display()
+            ))
         })?;
         let name = format!("{prefix}{name}");
         let kind = entry.file_type().context(unreadable)?;
@@ -96,7 +100,10 @@ fn walk(folder: &Path, prefix: &str, found: &mut Vec<String>) -> Result<()> {
             found.push(name);
         } else {
             let path = entry.path();
-            return Err(Error::corrupt(format!("{} is not a regular file", path.display())));
+            return Err(Error::corrupt(format!(
+                "{} is not a regular file",
+                path.display()
+            )));
         }
     }
     Ok(())
@@ -119,7 +126,10 @@ pub fn remove_tree(path: &Path) -> Result<()> {
 }
 
 /// Nanoseconds since 1970; for cache entries and provenance only, never for a key.
-#[expect(clippy::disallowed_methods, reason = "provenance and the stat cache need a clock")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "provenance and the stat cache need a clock"
+)]
 pub(super) fn now_nanoseconds() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)

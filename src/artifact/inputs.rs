@@ -59,8 +59,12 @@ impl Inputs {
     /// An input by name.
     pub fn get(&self, name: &str) -> Result<&Input> {
         self.0.iter().find(|input| input.name == name).ok_or_else(|| {
-            let known: Vec<&str> = self.0.iter().map(|input| input.name.as_str()).collect();
-            Error::failed(format!("no input named {name}; there are: {}", known.join(", ")))
+            let known: Vec<&str> =
+                self.0.iter().map(|input| input.name.as_str()).collect();
+            Error::failed(format!(
+                "no input named {name}; there are: {}",
+                known.join(", ")
+            ))
         })
     }
 

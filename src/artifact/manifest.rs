@@ -146,7 +146,8 @@ impl Manifest {
     pub fn render(&self) -> Result<String> {
         let zeroed = Self { digest: "0".repeat(64), ..self.clone() };
         // Through a value, whose maps are sorted.
-        let value = serde_json::to_value(&zeroed).context(|| "manifest to JSON".to_owned())?;
+        let value =
+            serde_json::to_value(&zeroed).context(|| "manifest to JSON".to_owned())?;
         let mut text = serde_json::to_string_pretty(&value)
             .context(|| "manifest to text".to_owned())?;
         text.push('\n');

@@ -19,8 +19,8 @@ use std::time::Instant;
 use super::crash;
 use super::lock::{self, Guard, Try};
 use super::{
-    Digest, Draft, Expected, External, Inputs, MANIFEST, Manifest, Output, Provenance, Record,
-    Stat, State, Store, describe, files, history, now_text, store,
+    Digest, Draft, Expected, External, Inputs, MANIFEST, Manifest, Output, Provenance,
+    Record, Stat, State, Store, describe, files, history, now_text, store,
 };
 use crate::error::{Context, Error, Kind, Result};
 
@@ -295,7 +295,8 @@ impl Store {
             }
         }
         let folder = self.root().join(&expected.place.stage).join(".tmp");
-        let aside = folder.join(format!("{}.{}", staging_name(expected), files::unique()));
+        let aside =
+            folder.join(format!("{}.{}", staging_name(expected), files::unique()));
         fs::rename(&target, &aside)
             .context(|| format!("cannot move {} aside", target.display()))?;
         Ok(Some(aside))
@@ -404,7 +405,8 @@ fn unchanged(externals: &[(External, Stat)]) -> Result<()> {
 /// The files whose bytes two results of one key do not share.
 fn differing(old: &Manifest, new: &Manifest) -> Vec<String> {
     let (old, new) = (old.digests(), new.digests());
-    let names: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    let names: std::collections::BTreeSet<&String> =
+        old.keys().chain(new.keys()).collect();
     names.into_iter().filter(|name| old.get(*name) != new.get(*name)).cloned().collect()
 }
 
@@ -429,6 +431,7 @@ fn commit() -> String {
 fn peak_rss() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    let kibibytes =
+        line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
     kibibytes.unwrap_or(0) * 1024
 }

@@ -125,7 +125,8 @@ impl Store {
     /// Why there is no result of the expected key: what differs from the current one.
     pub fn reason(&self, expected: &Expected) -> Reason {
         let current = self.current(&expected.place);
-        let manifest = current.and_then(|key| self.manifest(&expected.place, &key).ok()?);
+        let manifest =
+            current.and_then(|key| self.manifest(&expected.place, &key).ok()?);
         match manifest {
             Some(old) => Reason::Changed(changes(&old.key_preimage, &expected.preimage.to_json())),
             None => Reason::First,

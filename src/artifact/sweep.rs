@@ -37,7 +37,9 @@ impl Store {
         let mut marked = BTreeSet::new();
         for (path, key) in &results {
             let current = path.with_file_name("current");
-            if fs::read_link(current).is_ok_and(|target| target == Path::new(key.as_str())) {
+            if fs::read_link(current)
+                .is_ok_and(|target| target == Path::new(key.as_str()))
+            {
                 self.mark(path, key, &mut marked);
             }
         }

@@ -48,7 +48,7 @@ impl Prefetch {
     /// The next batch; `None` after the last.
     ///
     /// An error means that the producer died, which is a defect.
-    pub fn next(&mut self) -> Result<Option<Batch>> {
+    pub fn take(&mut self) -> Result<Option<Batch>> {
         if self.left == 0 {
             return Ok(None);
         }
@@ -62,7 +62,7 @@ impl Prefetch {
         }
     }
 
-    /// Share of the time since the start that [`Prefetch::next`] waited.
+    /// Share of the time since the start that [`Prefetch::take`] waited.
     pub fn waited_share(&self) -> f64 {
         self.waited.as_secs_f64() / self.started.elapsed().as_secs_f64().max(1e-9)
     }
@@ -73,7 +73,7 @@ impl Drop for Prefetch {
     fn drop(&mut self) {
         drop(self.queue.take());
         if let Some(producer) = self.producer.take() {
-            // A panic of the producer was reported by `next`.
+            // A panic of the producer was reported by `take`.
             let _ = producer.join();
         }
     }
@@ -97,16 +97,16 @@ mod tests {
         let batches = batches();
         let mut ahead = Prefetch::start(Arc::clone(&batches), 5..25, 3).unwrap();
         for step in 5..25 {
-            assert!(ahead.next().unwrap().unwrap() == batches.batch(step), "{step}");
+            assert!(ahead.take().unwrap().unwrap() == batches.batch(step), "{step}");
         }
-        assert!(ahead.next().unwrap().is_none());
+        assert!(ahead.take().unwrap().is_none());
         assert!((0.0..=1.0).contains(&ahead.waited_share()));
     }
 
     #[test]
     fn stopping_early_does_not_hang() {
         let mut ahead = Prefetch::start(batches(), 0..1_000_000, 1).unwrap();
-        assert!(ahead.next().unwrap().is_some());
+        assert!(ahead.take().unwrap().is_some());
         drop(ahead);
     }
 }

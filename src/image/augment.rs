@@ -63,7 +63,7 @@ impl Augmenter {
         }
     }
 
-    /// CLIP's RandomResizedCrop: area (.9, 1), ratio (3/4, 4/3), bicubic, no flip.
+    /// CLIP's `RandomResizedCrop`: area (.9, 1), ratio (3/4, 4/3), bicubic, no flip.
     fn crop(&self, planes: &[u8], stream: &mut Stream, out: &mut [f32]) {
         let side = self.side;
         let [left, top, width, height] = crop_box(side, stream);

@@ -281,10 +281,13 @@ impl Clip {
             out.copy_from_slice(positions);
             let own = &state.embedded
                 [sample * (tokens - 1) * d..(sample + 1) * (tokens - 1) * d];
-            simd::dispatch(|| {
-                simd::add(&mut out[..d], class);
-                simd::add(&mut out[d..], own);
-            });
+            simd::dispatch(
+                #[inline(always)]
+                || {
+                    simd::add(&mut out[..d], class);
+                    simd::add(&mut out[d..], own);
+                },
+            );
         }
         state.x.resize(rows * d, 0.0);
         let (gain, bias) = self.pre_norm.of(params);
@@ -381,10 +384,13 @@ impl Clip {
         tower::norm_backward(&mut s.raw, &s.x, flat, &self.pre_norm, &s.pre_norm);
         s.embedded.clear();
         for own in s.raw.chunks_exact(tokens * d) {
-            simd::dispatch(|| {
-                simd::add(&mut gradients[self.vision.position.clone()], own);
-                simd::add(&mut gradients[self.class.clone()], &own[..d]);
-            });
+            simd::dispatch(
+                #[inline(always)]
+                || {
+                    simd::add(&mut gradients[self.vision.position.clone()], own);
+                    simd::add(&mut gradients[self.class.clone()], &own[..d]);
+                },
+            );
             s.embedded.extend_from_slice(&own[d..]);
         }
         let into = &mut gradients[self.patch.clone()];
@@ -560,7 +566,10 @@ impl Engine {
             let start = index << 14;
             out.copy_from_slice(&lanes[0][start..start + out.len()]);
             for lane in &lanes[1..] {
-                simd::dispatch(|| simd::add(out, &lane[start..start + out.len()]));
+                simd::dispatch(
+                    #[inline(always)]
+                    || simd::add(out, &lane[start..start + out.len()]),
+                );
             }
         });
     }

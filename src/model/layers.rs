@@ -102,7 +102,8 @@ impl Checkpoint {
                 place => &self.values[old.range(place)],
             };
             if source.len() != range.len() {
-                let (name, found, expected) = (&parameter.name, source.len(), range.len());
+                let (name, found, expected) =
+                    (&parameter.name, source.len(), range.len());
                 return Err(Error::failed(format!(
                     "{name}: {found} values, expected {expected}"
                 )));

@@ -9,25 +9,37 @@ use crate::config::Activation;
 /// Replaces `x` by act(x) and writes act'(x) to `slope`.
 pub fn forward(activation: Activation, x: &mut [f32], slope: &mut [f32]) {
     match activation {
-        Activation::Gelu => simd::dispatch(|| {
-            for (x, s) in x.iter_mut().zip(slope) {
-                (*x, *s) = gelu(*x);
-            }
-        }),
-        Activation::QuickGelu => simd::dispatch(|| {
-            for (x, s) in x.iter_mut().zip(slope) {
-                (*x, *s) = quick_gelu(*x);
-            }
-        }),
+        Activation::Gelu => simd::dispatch(
+            #[inline(always)]
+            || {
+                for (x, s) in x.iter_mut().zip(slope) {
+                    (*x, *s) = gelu(*x);
+                }
+            },
+        ),
+        Activation::QuickGelu => simd::dispatch(
+            #[inline(always)]
+            || {
+                for (x, s) in x.iter_mut().zip(slope) {
+                    (*x, *s) = quick_gelu(*x);
+                }
+            },
+        ),
     }
 }
 
 /// Replaces `x` by act(x).
 pub fn apply(activation: Activation, x: &mut [f32]) {
     match activation {
-        Activation::Gelu => simd::dispatch(|| x.iter_mut().for_each(|x| *x = gelu(*x).0)),
+        Activation::Gelu => simd::dispatch(
+            #[inline(always)]
+            || x.iter_mut().for_each(|x| *x = gelu(*x).0),
+        ),
         Activation::QuickGelu => {
-            simd::dispatch(|| x.iter_mut().for_each(|x| *x = quick_gelu(*x).0));
+            simd::dispatch(
+                #[inline(always)]
+                || x.iter_mut().for_each(|x| *x = quick_gelu(*x).0),
+            );
         }
     }
 }

@@ -31,24 +31,30 @@ pub fn update(
     let keep = 1.0 - step.learning_rate * decay;
     let rate = step.learning_rate / step.correction1;
     let root = 1.0 / step.correction2.sqrt();
-    simd::dispatch(|| {
-        let moments = first.iter_mut().zip(second);
-        for ((v, g), (m, s)) in values.iter_mut().zip(gradients).zip(moments) {
-            let g = g * step.gradient_scale;
-            *m = step.beta1.mul_add(*m, (1.0 - step.beta1) * g);
-            *s = step.beta2.mul_add(*s, (1.0 - step.beta2) * g * g);
-            *v = *v * keep - rate * *m / (s.sqrt().mul_add(root, step.epsilon));
-        }
-    });
+    simd::dispatch(
+        #[inline(always)]
+        || {
+            let moments = first.iter_mut().zip(second);
+            for ((v, g), (m, s)) in values.iter_mut().zip(gradients).zip(moments) {
+                let g = g * step.gradient_scale;
+                *m = step.beta1.mul_add(*m, (1.0 - step.beta1) * g);
+                *s = step.beta2.mul_add(*s, (1.0 - step.beta2) * g * g);
+                *v = *v * keep - rate * *m / (s.sqrt().mul_add(root, step.epsilon));
+            }
+        },
+    );
 }
 
 /// average += (1 - decay) (value - average).
 pub fn average(average: &mut [f32], values: &[f32], decay: f32) {
-    simd::dispatch(|| {
-        for (a, v) in average.iter_mut().zip(values) {
-            *a = (1.0 - decay).mul_add(v - *a, *a);
-        }
-    });
+    simd::dispatch(
+        #[inline(always)]
+        || {
+            for (a, v) in average.iter_mut().zip(values) {
+                *a = (1.0 - decay).mul_add(v - *a, *a);
+            }
+        },
+    );
 }
 
 #[cfg(test)]

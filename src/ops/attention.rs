@@ -45,7 +45,10 @@ pub fn forward(
             probabilities = rest;
             let part = Part { qkv, row: pair[0], t, d, column: head * size, size };
             gemm::a_bt(p, part.q(), part.k(), Write::Replace);
-            simd::dispatch(|| softmax_rows(p, t, scale, heads.causal));
+            simd::dispatch(
+                #[inline(always)]
+                || softmax_rows(p, t, scale, heads.causal),
+            );
             let o = &mut out[pair[0] * d + head * size..];
             gemm::a_b_strided(o, d, Rows::new(p, t), part.v());
         }
@@ -77,7 +80,10 @@ pub fn backward(
             let part = Part { qkv, row: pair[0], t, d, column: head * size, size };
             let dout = Rows::strided(&dout[pair[0] * d + head * size..], t, size, d);
             gemm::a_bt(dp, dout, part.v(), Write::Replace);
-            simd::dispatch(|| score_gradient(ds, dp, p, t, scale));
+            simd::dispatch(
+                #[inline(always)]
+                || score_gradient(ds, dp, p, t, scale),
+            );
             let base = pair[0] * 3 * d + head * size;
             let ds = Rows::new(ds, t);
             gemm::a_b_strided(&mut dqkv[base..], 3 * d, ds, part.k());

@@ -39,7 +39,13 @@ impl Unit {
         self.rows.extend_from_slice(raw);
         self.inverse_length.clear();
         for row in self.rows.chunks_exact_mut(width) {
-            let inverse = 1.0 / simd::dispatch(|| simd::dot(row, row)).sqrt().max(1e-12);
+            let inverse = 1.0
+                / simd::dispatch(
+                    #[inline(always)]
+                    || simd::dot(row, row),
+                )
+                .sqrt()
+                .max(1e-12);
             row.iter_mut().for_each(|v| *v *= inverse);
             self.inverse_length.push(inverse);
         }
@@ -49,7 +55,10 @@ impl Unit {
     pub fn backward(&self, gradient: &mut [f32], width: usize) {
         let rows = self.rows.chunks_exact(width).zip(&self.inverse_length);
         for (g, (row, inverse)) in gradient.chunks_exact_mut(width).zip(rows) {
-            let along = simd::dispatch(|| simd::dot(g, row));
+            let along = simd::dispatch(
+                #[inline(always)]
+                || simd::dot(g, row),
+            );
             for (g, r) in g.iter_mut().zip(row) {
                 *g = (*g - along * r) * inverse;
             }
@@ -112,23 +121,26 @@ impl Contrastive {
 fn cross_entropy(similarity: &mut [f32], pairs: usize, scale: f32) -> (f64, f64) {
     let (mut loss, mut along) = (0.0, 0.0);
     for (label, row) in similarity.chunks_exact_mut(pairs).enumerate() {
-        let (row_loss, row_along) = simd::dispatch(|| {
-            let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let target = scale * (row[label] - largest);
-            let mut total = 0.0_f64;
-            let mut weighted = 0.0_f64;
-            let own = row[label];
-            for v in row.iter_mut() {
-                let e = simd::exp(scale * (*v - largest));
-                total += f64::from(e);
-                weighted += f64::from(e * *v);
-                *v = e;
-            }
-            let inverse = crate::num::round_f32(1.0 / total);
-            row.iter_mut().for_each(|v| *v *= inverse);
-            row[label] -= 1.0;
-            (total.ln() - f64::from(target), weighted / total - f64::from(own))
-        });
+        let (row_loss, row_along) = simd::dispatch(
+            #[inline(always)]
+            || {
+                let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let target = scale * (row[label] - largest);
+                let mut total = 0.0_f64;
+                let mut weighted = 0.0_f64;
+                let own = row[label];
+                for v in row.iter_mut() {
+                    let e = simd::exp(scale * (*v - largest));
+                    total += f64::from(e);
+                    weighted += f64::from(e * *v);
+                    *v = e;
+                }
+                let inverse = crate::num::round_f32(1.0 / total);
+                row.iter_mut().for_each(|v| *v *= inverse);
+                row[label] -= 1.0;
+                (total.ln() - f64::from(target), weighted / total - f64::from(own))
+            },
+        );
         loss += row_loss;
         along += row_along;
     }

@@ -131,11 +131,14 @@ pub fn forward_add(
         let weight = routing.weights[widen(pair)];
         let token = widen(pair) / k;
         let target = &mut y[token * d..(token + 1) * d];
-        simd::dispatch(|| {
-            for (t, v) in target.iter_mut().zip(row) {
-                *t = weight.mul_add(*v, *t);
-            }
-        });
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for (t, v) in target.iter_mut().zip(row) {
+                    *t = weight.mul_add(*v, *t);
+                }
+            },
+        );
     }
 }
 
@@ -159,12 +162,15 @@ pub fn backward_add(
         let pair = widen(pair);
         let from = &dy[pair / k * d..(pair / k + 1) * d];
         let weight = routing.weights[pair];
-        routing.weight_gradient[pair] = simd::dispatch(|| {
-            for (g, v) in gradient.iter_mut().zip(from) {
-                *g = weight * v;
-            }
-            simd::dot(from, output)
-        });
+        routing.weight_gradient[pair] = simd::dispatch(
+            #[inline(always)]
+            || {
+                for (g, v) in gradient.iter_mut().zip(from) {
+                    *g = weight * v;
+                }
+                simd::dot(from, output)
+            },
+        );
     }
     for e in 0..shape.experts {
         let (from, to) = (ws.starts[e], ws.starts[e + 1]);
@@ -181,7 +187,10 @@ pub fn backward_add(
         linear::backward_parameters(dw2, db2, dy, &ws.hidden[from * h..to * h]);
         linear::backward_input(dh, dy, own.fc2, d);
         let slope = &ws.slope[from * h..to * h];
-        simd::dispatch(|| dh.iter_mut().zip(slope).for_each(|(g, s)| *g *= s));
+        simd::dispatch(
+            #[inline(always)]
+            || dh.iter_mut().zip(slope).for_each(|(g, s)| *g *= s),
+        );
         let (dw1, db1) = (
             &mut gradients.fc1[e * h * d..(e + 1) * h * d],
             &mut gradients.fc1_bias[e * h..(e + 1) * h],
@@ -191,7 +200,10 @@ pub fn backward_add(
     }
     for (row, &pair) in ws.input_gradient.chunks_exact(d).zip(&ws.pairs) {
         let token = widen(pair) / k;
-        simd::dispatch(|| simd::add(&mut dx[token * d..(token + 1) * d], row));
+        simd::dispatch(
+            #[inline(always)]
+            || simd::add(&mut dx[token * d..(token + 1) * d], row),
+        );
     }
 }
 

@@ -20,22 +20,26 @@ pub fn forward(y: &mut [f32], x: &[f32], gain: &[f32], bias: &[f32], saved: &mut
     saved.normalised.resize(x.len(), 0.0);
     saved.inverse_deviation.resize(x.len() / d, 0.0);
     let width = d as f32;
-    simd::dispatch(|| {
-        let rows = x.chunks_exact(d).zip(y.chunks_exact_mut(d));
-        let kept = saved.normalised.chunks_exact_mut(d).zip(&mut saved.inverse_deviation);
-        for ((x, y), (n, inverse)) in rows.zip(kept) {
-            let mean = simd::sum(x) / width;
-            for (n, x) in n.iter_mut().zip(x) {
-                *n = x - mean;
+    simd::dispatch(
+        #[inline(always)]
+        || {
+            let rows = x.chunks_exact(d).zip(y.chunks_exact_mut(d));
+            let kept =
+                saved.normalised.chunks_exact_mut(d).zip(&mut saved.inverse_deviation);
+            for ((x, y), (n, inverse)) in rows.zip(kept) {
+                let mean = simd::sum(x) / width;
+                for (n, x) in n.iter_mut().zip(x) {
+                    *n = x - mean;
+                }
+                let variance = simd::dot(n, n) / width;
+                *inverse = 1.0 / (variance + EPSILON).sqrt();
+                for (((y, n), g), b) in y.iter_mut().zip(n).zip(gain).zip(bias) {
+                    *n *= *inverse;
+                    *y = n.mul_add(*g, *b);
+                }
             }
-            let variance = simd::dot(n, n) / width;
-            *inverse = 1.0 / (variance + EPSILON).sqrt();
-            for (((y, n), g), b) in y.iter_mut().zip(n).zip(gain).zip(bias) {
-                *n *= *inverse;
-                *y = n.mul_add(*g, *b);
-            }
-        }
-    });
+        },
+    );
 }
 
 /// Gradients of gain and bias, [d] each, added to.
@@ -57,24 +61,27 @@ pub fn backward_add(
 ) {
     let d = gain.len();
     let width = d as f32;
-    simd::dispatch(|| {
-        let rows = dx.chunks_exact_mut(d).zip(dy.chunks_exact(d));
-        let kept = saved.normalised.chunks_exact(d).zip(&saved.inverse_deviation);
-        for ((dx, dy), (n, inverse)) in rows.zip(kept) {
-            for (j, db) in gradients.bias.iter_mut().enumerate() {
-                *db += dy[j];
+    simd::dispatch(
+        #[inline(always)]
+        || {
+            let rows = dx.chunks_exact_mut(d).zip(dy.chunks_exact(d));
+            let kept = saved.normalised.chunks_exact(d).zip(&saved.inverse_deviation);
+            for ((dx, dy), (n, inverse)) in rows.zip(kept) {
+                for (j, db) in gradients.bias.iter_mut().enumerate() {
+                    *db += dy[j];
+                }
+                for (j, dg) in gradients.gain.iter_mut().enumerate() {
+                    *dg = dy[j].mul_add(n[j], *dg);
+                }
+                let (total, along) = sums(dy, gain, n);
+                let (mean, along) = (total / width, along / width);
+                for j in 0..d {
+                    let inner = dy[j].mul_add(gain[j], -mean) - n[j] * along;
+                    dx[j] = inner.mul_add(*inverse, dx[j]);
+                }
             }
-            for (j, dg) in gradients.gain.iter_mut().enumerate() {
-                *dg = dy[j].mul_add(n[j], *dg);
-            }
-            let (total, along) = sums(dy, gain, n);
-            let (mean, along) = (total / width, along / width);
-            for j in 0..d {
-                let inner = dy[j].mul_add(gain[j], -mean) - n[j] * along;
-                dx[j] = inner.mul_add(*inverse, dx[j]);
-            }
-        }
-    });
+        },
+    );
 }
 
 /// (Σ dy g, Σ dy g n).

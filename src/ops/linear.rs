@@ -7,11 +7,14 @@ use crate::linalg::gemm::{self, Rows, Write};
 pub fn forward(y: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32]) {
     let out = bias.len();
     let width = weight.len() / out;
-    simd::dispatch(|| {
-        for row in y.chunks_exact_mut(out) {
-            row.copy_from_slice(bias);
-        }
-    });
+    simd::dispatch(
+        #[inline(always)]
+        || {
+            for row in y.chunks_exact_mut(out) {
+                row.copy_from_slice(bias);
+            }
+        },
+    );
     gemm::a_bt(y, Rows::new(x, width), Rows::new(weight, width), Write::Add);
 }
 
@@ -19,11 +22,14 @@ pub fn forward(y: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32]) {
 pub fn forward_add(y: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32]) {
     let out = bias.len();
     let width = weight.len() / out;
-    simd::dispatch(|| {
-        for row in y.chunks_exact_mut(out) {
-            simd::add(row, bias);
-        }
-    });
+    simd::dispatch(
+        #[inline(always)]
+        || {
+            for row in y.chunks_exact_mut(out) {
+                simd::add(row, bias);
+            }
+        },
+    );
     gemm::a_bt(y, Rows::new(x, width), Rows::new(weight, width), Write::Add);
 }
 
@@ -38,9 +44,12 @@ pub fn backward_parameters(dw: &mut [f32], db: &mut [f32], dy: &[f32], x: &[f32]
     let out = db.len();
     let width = dw.len() / out;
     gemm::at_b(dw, Rows::new(dy, out), Rows::new(x, width), Write::Add);
-    simd::dispatch(|| {
-        for row in dy.chunks_exact(out) {
-            simd::add(db, row);
-        }
-    });
+    simd::dispatch(
+        #[inline(always)]
+        || {
+            for row in dy.chunks_exact(out) {
+                simd::add(db, row);
+            }
+        },
+    );
 }

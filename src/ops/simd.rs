@@ -1,8 +1,9 @@
 //! Vector instructions without `unsafe`: loops that the compiler vectorises, run under the
 //! widest instruction set the machine has.
 //!
-//! [`dispatch`] compiles its closure once per instruction set and chooses at run time.
-//! What is called inside must be `#[inline(always)]`. Reductions keep [`LANES`] partial
+//! [`dispatch`] compiles its closure once per instruction set and chooses at run time. The
+//! closure and everything it calls must be `#[inline(always)]`: what is not inlined is compiled
+//! for the oldest machine, and a fused multiply-add becomes a call, 50 times slower. Reductions keep [`LANES`] partial
 //! sums whatever the register width, so their results do not depend on the machine.
 
 /// Partial sums of a reduction.

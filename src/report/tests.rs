@@ -14,8 +14,12 @@ fn contest(showcase: &[f64], reference: &[f64]) -> String {
     let mut inputs = inputs(&[]);
     let by_seed =
         |v: &[f64]| -> BTreeMap<u64, f64> { (1..).zip(v.iter().copied()).collect() };
-    let metrics =
-        ["image_retrieval_recall@1", "text_retrieval_recall@1", "logistic-5", "logistic-10"];
+    let metrics = [
+        "image_retrieval_recall@1",
+        "text_retrieval_recall@1",
+        "logistic-5",
+        "logistic-10",
+    ];
     for metric in metrics {
         for run in ["sparse", "cluster-aware-eesd"] {
             set(&mut inputs, run, metric, &by_seed(&[0.5, 0.4, 0.6]));
@@ -100,7 +104,9 @@ fn the_page_is_one_file_and_foreign_text_cannot_leave_its_element() {
         assert!(!html.contains(link), "{link}");
     }
     assert!(!markdown.contains("<script") && !markdown.contains("<img"));
-    for (open, close) in [("<table", "</table>"), ("<svg", "</svg>"), ("<details", "</details>")] {
+    for (open, close) in
+        [("<table", "</table>"), ("<svg", "</svg>"), ("<details", "</details>")]
+    {
         assert_eq!(html.matches(open).count(), html.matches(close).count(), "{open}");
     }
 }

@@ -63,7 +63,8 @@ pub(super) fn grouped(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut out = String::new();
     for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) && digit.is_ascii_digit() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) && digit.is_ascii_digit()
+        {
             out.push(',');
         }
         out.push(digit);

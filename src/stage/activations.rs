@@ -23,10 +23,11 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     let params: ActivationsParams = job.params()?;
     let model = Checkpoint::read(files::folder(job, "pretrain")?, "model.safetensors")?;
     let data = Dataset::open(files::folder(job, "dataset")?)?;
-    let towers = [(Tower::Vision, params.vision_blocks), (Tower::Text, params.text_blocks)];
-    let layers = towers.into_iter().flat_map(|(tower, blocks)| {
-        blocks.into_iter().map(move |block| (tower, block))
-    });
+    let towers =
+        [(Tower::Vision, params.vision_blocks), (Tower::Text, params.text_blocks)];
+    let layers = towers
+        .into_iter()
+        .flat_map(|(tower, blocks)| blocks.into_iter().map(move |block| (tower, block)));
     let plan = Plan {
         samples: params.activations.samples,
         tokens_per_sample: params.activations.tokens_per_sample,

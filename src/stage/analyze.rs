@@ -35,13 +35,18 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     let dense = Checkpoint::read(files::folder(job, "pretrain")?, "model.safetensors")?;
     let (pixels, ids) = validation(job, analyze.samples)?;
     let mut rows = Rows::default();
-    for (point, weights) in [("init", "init.safetensors"), ("final", "model.safetensors")] {
+    for (point, weights) in [("init", "init.safetensors"), ("final", "model.safetensors")]
+    {
         let model = Checkpoint::read(files::folder(job, "train")?, weights)?;
         if model.config.moe.is_none() {
             continue;
         }
         let mut engine = Engine::new(Clip::new(&model.config));
-        engine.forward(&model.values, Pairs { pixels: &pixels, ids: &ids }, Teacher::None);
+        engine.forward(
+            &model.values,
+            Pairs { pixels: &pixels, ids: &ids },
+            Teacher::None,
+        );
         for (tower, block) in files::moe_layers(&model) {
             let layer = model.moe_layer(tower, block)?;
             let base = dense.dense_ffn(tower, block)?;
@@ -118,7 +123,12 @@ struct Rows {
 }
 
 impl Rows {
-    fn add(&mut self, point: &str, (tower, block): (Tower, usize), found: &LayerAnalysis) {
+    fn add(
+        &mut self,
+        point: &str,
+        (tower, block): (Tower, usize),
+        found: &LayerAnalysis,
+    ) {
         let layer = index_u32(block);
         for reading in &found.readings {
             let rows = &mut self.readings;

@@ -83,7 +83,8 @@ fn layers(job: &Job<'_>) -> Result<Vec<(Tower, usize)>> {
 struct Outputs {
     assignments: (Vec<String>, Vec<u32>, Vec<u32>, Vec<u32>, Vec<u32>, Vec<f32>),
     clusters: (Vec<String>, Vec<u32>, Vec<u32>, Vec<u32>, Vec<f64>),
-    iterations: (Vec<String>, Vec<u32>, Vec<u32>, Vec<u32>, Vec<f64>, Vec<u32>, Vec<bool>),
+    iterations:
+        (Vec<String>, Vec<u32>, Vec<u32>, Vec<u32>, Vec<f64>, Vec<u32>, Vec<bool>),
 }
 
 impl Outputs {

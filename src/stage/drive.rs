@@ -116,7 +116,11 @@ impl Drive<'_> {
             Mode::Run => {
                 let tasks = self.tasks(&survey, &nodes)?;
                 if tasks.is_empty() && (self.orders.verbose || self.console.is_live()) {
-                    self.console.line(&format!("{}: {} fresh", self.stage.name, nodes.len()));
+                    self.console.line(&format!(
+                        "{}: {} fresh",
+                        self.stage.name,
+                        nodes.len()
+                    ));
                 }
                 self.work(tasks).map(|()| Vec::new())
             }
@@ -131,7 +135,8 @@ impl Drive<'_> {
         for only in &self.orders.only {
             let matching = |node: &&&Node| {
                 let run = runs(node);
-                run == *only || run.rsplit_once("-s").is_some_and(|(name, _)| name == only)
+                run == *only
+                    || run.rsplit_once("-s").is_some_and(|(name, _)| name == only)
             };
             let before = chosen.len();
             chosen.extend(mine.iter().filter(matching).copied());
@@ -180,7 +185,11 @@ impl Drive<'_> {
         Ok(lines)
     }
 
-    fn tasks<'n>(&self, survey: &Survey<'n>, nodes: &[&'n Node]) -> Result<Vec<Task<'n>>> {
+    fn tasks<'n>(
+        &self,
+        survey: &Survey<'n>,
+        nodes: &[&'n Node],
+    ) -> Result<Vec<Task<'n>>> {
         let mut tasks = Vec::new();
         for node in nodes {
             let resolved = survey.resolve(node)?;
@@ -197,7 +206,8 @@ impl Drive<'_> {
                 Verdict::Waits(_) | Verdict::Blocked(_) => String::new(),
             };
             let announce = describe(&node.place, &verdict).replace("would run", "runs");
-            let announce = if forced { named(&node.place, "runs (forced)") } else { announce };
+            let announce =
+                if forced { named(&node.place, "runs (forced)") } else { announce };
             tasks.push(Task { node, resolved: share(&resolved), reason, announce });
         }
         Ok(tasks)
@@ -269,8 +279,12 @@ impl Drive<'_> {
         self.console.line(&task.announce);
         let progress = self.console.bar(&place.to_string());
         let bar = progress.clone();
-        let externals: Vec<_> =
-            task.resolved.externals.iter().map(|(external, _)| external.clone()).collect();
+        let externals: Vec<_> = task
+            .resolved
+            .externals
+            .iter()
+            .map(|(external, _)| external.clone())
+            .collect();
         let mut job = Job {
             node: task.node,
             inputs: &task.resolved.inputs,
@@ -297,7 +311,9 @@ impl Drive<'_> {
             }
             Notice::Differs(files) => {
                 let files = one_line(files);
-                format!("is not deterministic: the forced run gave other bytes in {files}")
+                format!(
+                    "is not deterministic: the forced run gave other bytes in {files}"
+                )
             }
         };
         self.console.line(&named(place, &text));
@@ -312,7 +328,10 @@ fn share(resolved: &Resolved) -> Share {
     }
 }
 
-fn next<'a>(queue: &Mutex<VecDeque<Task<'a>>>, failure: &Mutex<Option<Error>>) -> Option<Task<'a>> {
+fn next<'a>(
+    queue: &Mutex<VecDeque<Task<'a>>>,
+    failure: &Mutex<Option<Error>>,
+) -> Option<Task<'a>> {
     if hold(failure).is_some() {
         return None;
     }
@@ -330,7 +349,9 @@ fn named(place: &Place, text: &str) -> String {
 pub(super) fn describe(place: &Place, verdict: &Verdict) -> String {
     let text = match verdict {
         Verdict::Fresh => "fresh".to_owned(),
-        Verdict::Reusable(why) => format!("would reuse an earlier result ({})", one_line(why)),
+        Verdict::Reusable(why) => {
+            format!("would reuse an earlier result ({})", one_line(why))
+        }
         Verdict::Runs(why) => format!("would run ({})", one_line(why)),
         Verdict::Damaged(what) => format!("would run (damaged: {})", one_line(what)),
         Verdict::Waits(upstream) => format!("depends on {upstream}, which would run"),

@@ -36,7 +36,8 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     let mut json = Map::new();
     let mut rows = Rows::default();
     let mut examples = Vec::new();
-    for (point, weights) in [("init", "init.safetensors"), ("final", "model.safetensors")] {
+    for (point, weights) in [("init", "init.safetensors"), ("final", "model.safetensors")]
+    {
         let model = Checkpoint::read(files::folder(job, "train")?, weights)?;
         let clip = Clip::new(&model.config);
         let mut encoder = ModelEncoder { clip: &clip, values: &model.values };
@@ -51,13 +52,15 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
         }
         rows.add(point, &found);
         let text = found.to_json()?;
-        let value: Value = serde_json::from_str(&text).context(|| "metrics".to_owned())?;
+        let value: Value =
+            serde_json::from_str(&text).context(|| "metrics".to_owned())?;
         json.insert(point.to_owned(), value);
         job.progress.advance(1);
     }
     rows.table().write(&job.output("metrics.parquet"))?;
     retrievals(&examples).write(&job.output("retrievals.parquet"))?;
-    let text = serde_json::to_string_pretty(&json).context(|| "metrics".to_owned())? + "\n";
+    let text =
+        serde_json::to_string_pretty(&json).context(|| "metrics".to_owned())? + "\n";
     let path = job.output("metrics.json");
     std::fs::write(&path, text).context(|| format!("writing {}", path.display()))
 }
@@ -74,7 +77,10 @@ fn open(job: &Job<'_>) -> Result<Pictures> {
     Pictures::open(folder, &splits)
 }
 
-fn bundle<'a>(pictures: &'a Pictures, tokenise: eval::Tokenise<'a>) -> Result<Bundle<'a>> {
+fn bundle<'a>(
+    pictures: &'a Pictures,
+    tokenise: eval::Tokenise<'a>,
+) -> Result<Bundle<'a>> {
     let layout = &pictures.dataset.meta.layout;
     let mut tests = layout.tests.clone();
     tests.push(layout.retrieval.clone());

@@ -13,7 +13,11 @@ use crate::model::clip::Clip;
 use crate::model::{Checkpoint, Tower};
 
 /// Writes `config.json` and the weights of a model under the given file name.
-pub(super) fn write_model(job: &Job<'_>, model: &Checkpoint, weights: &str) -> Result<()> {
+pub(super) fn write_model(
+    job: &Job<'_>,
+    model: &Checkpoint,
+    weights: &str,
+) -> Result<()> {
     let path = job.output("config.json");
     std::fs::write(&path, model.config_json()?)
         .context(|| format!("writing {}", path.display()))?;

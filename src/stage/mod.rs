@@ -18,13 +18,13 @@ pub mod activations;
 pub mod analyze;
 pub mod cluster;
 pub mod dataset;
-mod files;
-mod training;
 pub mod evaluate;
+mod files;
 pub mod pretrain;
 pub mod report;
 pub mod subspaces;
 pub mod train;
+mod training;
 pub mod upcycle;
 
 use std::path::{Path, PathBuf};

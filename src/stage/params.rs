@@ -6,8 +6,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::config::{
-    ActivationsConfig, AnalyzeConfig, ClusterConfig, Config, DatasetConfig, EvaluateConfig,
-    InitConfig, ModelConfig, MoeConfig, OptimConfig, SubspacesConfig, TrainConfig,
+    ActivationsConfig, AnalyzeConfig, ClusterConfig, Config, DatasetConfig,
+    EvaluateConfig, InitConfig, ModelConfig, MoeConfig, OptimConfig, SubspacesConfig,
+    TrainConfig,
 };
 
 /// Stage `dataset`. `folder` is blank: paths do not enter keys.

@@ -153,7 +153,8 @@ impl<'a> Planner<'a> {
         };
         let mut node = node("dataset", None, &DatasetParams { dataset }, vec![])?;
         node.externals = externals;
-        node.paths = BTreeMap::from([("cache", self.cache.to_owned()), ("folder", folder)]);
+        node.paths =
+            BTreeMap::from([("cache", self.cache.to_owned()), ("folder", folder)]);
         Ok(node)
     }
 
@@ -207,7 +208,11 @@ impl<'a> Planner<'a> {
         let inputs = vec![
             input("pretrain", base_name(seed), MODEL),
             all("activations", base_name(seed)),
-            input("cluster", base_name(seed), &["assignments.parquet", "centroids.safetensors"]),
+            input(
+                "cluster",
+                base_name(seed),
+                &["assignments.parquet", "centroids.safetensors"],
+            ),
         ];
         let params = SubspacesParams { subspaces, seed };
         node("subspaces", run_name(variant, seed), &params, inputs)
@@ -244,7 +249,8 @@ impl<'a> Planner<'a> {
             }
             "evaluate" => {
                 let params = EvaluateParams { evaluate: config.evaluate.clone(), seed };
-                let inputs = vec![all("dataset", None), input("train", named.clone(), trained)];
+                let inputs =
+                    vec![all("dataset", None), input("train", named.clone(), trained)];
                 node(stage, named, &params, inputs)
             }
             _ => {
@@ -296,7 +302,8 @@ impl<'a> Planner<'a> {
     }
 
     fn used_inits(&self) -> Result<Vec<(&'a str, &'a InitConfig)>> {
-        let used: BTreeSet<&str> = self.config.runs.values().map(|r| r.init.as_str()).collect();
+        let used: BTreeSet<&str> =
+            self.config.runs.values().map(|r| r.init.as_str()).collect();
         used.into_iter()
             .map(|name| {
                 let init = self.config.inits.get(name);
@@ -311,7 +318,9 @@ impl<'a> Planner<'a> {
 fn variant_of<'a>(name: &str, init: &'a InitConfig) -> Result<&'a str> {
     init.subspaces.as_deref().ok_or_else(|| {
         let method = &init.method;
-        Error::usage(format!("inits.{name}: method {method} needs `subspaces: <variant>`"))
+        Error::usage(format!(
+            "inits.{name}: method {method} needs `subspaces: <variant>`"
+        ))
     })
 }
 

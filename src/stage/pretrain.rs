@@ -24,7 +24,9 @@ pub const STAGE: Stage = Stage {
 /// Does the work of one node.
 pub fn run(job: &mut Job<'_>) -> Result<()> {
     match job.params()? {
-        PretrainParams::Train { model, optim, seed } => train_dense(job, &model, optim, seed),
+        PretrainParams::Train { model, optim, seed } => {
+            train_dense(job, &model, optim, seed)
+        }
         PretrainParams::Import {} => take_over(job),
     }
 }

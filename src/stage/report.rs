@@ -20,11 +20,13 @@ pub const STAGE: Stage = Stage {
 pub fn run(job: &mut Job<'_>) -> Result<()> {
     let ReportParams { config } = job.params()?;
     let find = |stage: &str, run: &str| {
-        let name = if run.is_empty() { stage.to_owned() } else { format!("{stage}/{run}") };
+        let name =
+            if run.is_empty() { stage.to_owned() } else { format!("{stage}/{run}") };
         job.inputs.dir(&name).map(std::path::Path::to_owned)
     };
     let rendered = report::render(&report::load(&config, &find)?)?;
-    for (file, text) in [("report.html", rendered.html), ("report.md", rendered.markdown)] {
+    for (file, text) in [("report.html", rendered.html), ("report.md", rendered.markdown)]
+    {
         let path = job.output(file);
         std::fs::write(&path, text).context(|| format!("writing {}", path.display()))?;
     }

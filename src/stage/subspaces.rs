@@ -52,7 +52,9 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
                 Error::corrupt(format!("centroids.safetensors has no {name}"))
             })?;
             let moments = moments(job, &model, (tower, block), own, experts)?;
-            for (expert, found) in moments.subspaces(&params.subspaces)?.iter().enumerate() {
+            for (expert, found) in
+                moments.subspaces(&params.subspaces)?.iter().enumerate()
+            {
                 keep(&mut bases, &format!("{name}.{expert}"), found)?;
                 out.add((tower, block, expert), found);
             }

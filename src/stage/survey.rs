@@ -120,7 +120,11 @@ impl<'a> Survey<'a> {
         resolution
     }
 
-    fn work_out(&self, node: &'a Node, depth: Depth) -> std::result::Result<Resolved, Unresolved> {
+    fn work_out(
+        &self,
+        node: &'a Node,
+        depth: Depth,
+    ) -> std::result::Result<Resolved, Unresolved> {
         let mut inputs = Vec::with_capacity(node.inputs.len());
         for upstream in &node.inputs {
             inputs.push(self.input(upstream)?);
@@ -203,10 +207,13 @@ impl<'a> Survey<'a> {
         }
         let key = self.store.current(&node.place)?;
         let manifest = self.store.manifest(&node.place, &key).ok()??;
-        let recorded: BTreeMap<String, Digest> = section(&manifest.key_preimage, "externals")?
-            .iter()
-            .map(|(name, digest)| Some((name.clone(), Digest::parse(digest.as_str()?)?)))
-            .collect::<Option<_>>()?;
+        let recorded: BTreeMap<String, Digest> =
+            section(&manifest.key_preimage, "externals")?
+                .iter()
+                .map(|(name, digest)| {
+                    Some((name.clone(), Digest::parse(digest.as_str()?)?))
+                })
+                .collect::<Option<_>>()?;
         match &node.externals {
             Externals::Files(files) => {
                 let same = files.len() == recorded.len()

@@ -60,7 +60,8 @@ impl Watcher for Watch<'_> {
         self.smooth = Some(smooth);
         self.progress.set(done);
         let accuracy = self.accuracy.map(|a| format!(", val {:.1} %", 100.0 * a));
-        self.progress.message(format!("loss {smooth:.3}{}", accuracy.unwrap_or_default()));
+        self.progress
+            .message(format!("loss {smooth:.3}{}", accuracy.unwrap_or_default()));
     }
 
     fn validate(&mut self, clip: &Clip, values: &[f32]) -> Result<Vec<(String, f64)>> {

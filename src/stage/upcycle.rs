@@ -49,8 +49,10 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
                 let name = files::layer_name(tower, block);
                 let ffn = dense_ffn(&dense, tower, block)?;
                 let (centroids, bases) = (&centroids, &bases);
-                let centroids = centroids.as_ref().map(|all| matrix(all, &name)).transpose()?;
-                let subspaces = bases.as_ref().map(|all| expert_bases(all, &name, moe.experts));
+                let centroids =
+                    centroids.as_ref().map(|all| matrix(all, &name)).transpose()?;
+                let subspaces =
+                    bases.as_ref().map(|all| expert_bases(all, &name, moe.experts));
                 let subspaces = subspaces.transpose()?;
                 let evidence = Evidence {
                     centroids: centroids.as_ref(),

@@ -59,7 +59,7 @@ pub fn train(texts: &[String], vocabulary: usize) -> Result<String> {
     let model =
         serde_json::to_value(&model).context(|| "storing the tokenizer".to_owned())?;
     let entries = model["vocab"].as_object().map_or(0, serde_json::Map::len);
-    let text = serde_json::to_string_pretty(&document(model, entries))
+    let text = serde_json::to_string_pretty(&document(&model, entries))
         .context(|| "storing the tokenizer".to_owned())?;
     Ok(text + "\n")
 }
@@ -79,7 +79,7 @@ fn split(text: &str) -> Result<Vec<String>> {
 }
 
 /// The whole file around a model of `entries` ordinary tokens.
-fn document(model: Value, entries: usize) -> Value {
+fn document(model: &Value, entries: usize) -> Value {
     let mark = |id: usize, content: &str| {
         json!({"id": id, "content": content, "single_word": false, "lstrip": false,
                "rstrip": false, "normalized": false, "special": true})

@@ -106,7 +106,8 @@ impl Record {
             .with("step", Column::U32(self.steps.iter().map(|r| r.step).collect()))
             .with("samples", Column::U32(self.steps.iter().map(|r| r.samples).collect()));
         for (index, name) in VALUES.iter().enumerate() {
-            let values = self.steps.iter().map(|r| f64::from_bits(r.values[index])).collect();
+            let values =
+                self.steps.iter().map(|r| f64::from_bits(r.values[index])).collect();
             table = table.with(name, Column::F64(values));
         }
         table
@@ -116,7 +117,8 @@ impl Record {
     pub fn routing(&self) -> Option<Table> {
         let rows = &self.routing;
         let width = rows.first()?.utilisation.len();
-        let data = rows.iter().flat_map(|r| r.utilisation.iter().copied()).map(f32::from_bits);
+        let data =
+            rows.iter().flat_map(|r| r.utilisation.iter().copied()).map(f32::from_bits);
         let data = data.collect();
         let towers = rows.iter().map(|r| r.tower.name().to_owned()).collect();
         Some(
@@ -124,7 +126,10 @@ impl Record {
                 .with("step", Column::U32(rows.iter().map(|r| r.step).collect()))
                 .with("tower", Column::Text(towers))
                 .with("layer", Column::U32(rows.iter().map(|r| r.layer).collect()))
-                .with("entropy", Column::F64(rows.iter().map(|r| f64::from_bits(r.entropy)).collect()))
+                .with(
+                    "entropy",
+                    Column::F64(rows.iter().map(|r| f64::from_bits(r.entropy)).collect()),
+                )
                 .with("utilisation", Column::Vectors { width, data }),
         )
     }
@@ -135,13 +140,17 @@ impl Record {
         Table::new()
             .with("step", Column::U32(rows.iter().map(|r| r.0).collect()))
             .with("metric", Column::Text(rows.iter().map(|r| r.1.clone()).collect()))
-            .with("value", Column::F64(rows.iter().map(|r| f64::from_bits(r.2)).collect()))
+            .with(
+                "value",
+                Column::F64(rows.iter().map(|r| f64::from_bits(r.2)).collect()),
+            )
     }
 
     /// The mean total loss of the last `count` steps.
     pub fn recent_loss(&self, count: usize) -> f64 {
         let from = self.steps.len().saturating_sub(count);
-        let losses: Vec<f64> = self.steps[from..].iter().map(|r| f64::from_bits(r.values[1])).collect();
+        let losses: Vec<f64> =
+            self.steps[from..].iter().map(|r| f64::from_bits(r.values[1])).collect();
         crate::num::mean(&losses)
     }
 }

@@ -34,7 +34,8 @@ impl State {
         let fresh = scratch.join("state.new");
         remove(&fresh)?;
         fs::create_dir_all(&fresh).context(place)?;
-        let flat = |values: &[f32]| Tensor { shape: vec![values.len()], data: values.to_vec() };
+        let flat =
+            |values: &[f32]| Tensor { shape: vec![values.len()], data: values.to_vec() };
         let mut all = Tensors::new();
         all.insert("values".into(), flat(&self.values));
         all.insert("first".into(), flat(&self.optimiser.first));
@@ -43,7 +44,8 @@ impl State {
             all.insert("average".into(), flat(average));
         }
         tensors::write(&fresh.join("state.safetensors"), &all)?;
-        let record = serde_json::to_vec(&(self.optimiser.steps, &self.record)).context(place)?;
+        let record =
+            serde_json::to_vec(&(self.optimiser.steps, &self.record)).context(place)?;
         fs::write(fresh.join("record.json"), record).context(place)?;
         for file in ["state.safetensors", "record.json"] {
             let file = fs::File::open(fresh.join(file)).context(place)?;
@@ -63,9 +65,9 @@ impl State {
     /// damaged checkpoint counts as none: the run then starts over and ends with the same
     /// bits.
     pub fn restore(&mut self, scratch: &Path) -> bool {
-        let found = [FOLDER, "state.old"].iter().find_map(|folder| {
-            self.read(&scratch.join(folder)).ok()
-        });
+        let found = [FOLDER, "state.old"]
+            .iter()
+            .find_map(|folder| self.read(&scratch.join(folder)).ok());
         match found {
             Some(state) => {
                 *self = state;
@@ -79,7 +81,8 @@ impl State {
         let place = || format!("reading a checkpoint in {}", folder.display());
         let mut all = tensors::read(&folder.join("state.safetensors"))?;
         let text = fs::read(folder.join("record.json")).context(place)?;
-        let (steps, record): (usize, Record) = serde_json::from_slice(&text).context(place)?;
+        let (steps, record): (usize, Record) =
+            serde_json::from_slice(&text).context(place)?;
         let mut take = |name: &str| match all.remove(name) {
             Some(tensor) if tensor.data.len() == self.values.len() => Ok(tensor.data),
             _ => Err(Error::corrupt(format!("no {name} of this model"))).context(place),

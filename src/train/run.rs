@@ -89,7 +89,7 @@ pub fn train(
     let scale_at = layout.range(Place::LogitScale).start;
     let first = state.optimiser.steps;
     let mut queue = Prefetch::start(Arc::clone(batches), first..steps, AHEAD)?;
-    while let Some(batch) = queue.next()? {
+    while let Some(batch) = queue.take()? {
         let pairs = Pairs { pixels: &batch.pixels, ids: &batch.ids };
         let logit_scale = f64::from(state.values[scale_at]);
         let distiller = distiller(plan, state.average.as_deref());
@@ -98,11 +98,18 @@ pub fn train(
         let done = batch.step + 1;
         if !losses.total.is_finite() {
             let step = batch.step;
-            return Err(Error::failed(format!("the loss became {} in step {step}", losses.total)));
+            return Err(Error::failed(format!(
+                "the loss became {} in step {step}",
+                losses.total
+            )));
         }
         let learning_rate = schedule.at(batch.step);
-        let norm =
-            state.optimiser.step(&mut state.values, &gradients, learning_rate, &plan.optim);
+        let norm = state.optimiser.step(
+            &mut state.values,
+            &gradients,
+            learning_rate,
+            &plan.optim,
+        );
         // METHOD §4: the scale stays between 1 and 100.
         state.values[scale_at] = state.values[scale_at].clamp(0.0, 100.0_f32.ln());
         if let (Some(teacher), Some(average)) = (&plan.teacher, &mut state.average) {

@@ -77,7 +77,7 @@ fn words(icon: &str) -> String {
     let stem = stem.unwrap_or_else(|| icon.to_owned());
     let parts: Vec<&str> = stem.split('-').filter(|part| !part.is_empty()).collect();
     let number = |part: &&str| part.bytes().all(|b| b.is_ascii_digit());
-    let end = if parts.len() > 1 && parts.last().is_some_and(number) { 1 } else { 0 };
+    let end = usize::from(parts.len() > 1 && parts.last().is_some_and(number));
     parts[..parts.len() - end].join(" ")
 }
 

@@ -170,7 +170,10 @@ impl Ffn {
                             (&mut state.distil.output, &state.routing.probabilities);
                         out.resize(x.len(), 0.0);
                         experts::ensemble(out, x, p, layer, &mut state.distil.scratch);
-                        simd::dispatch(|| simd::add(y, out));
+                        simd::dispatch(
+                            #[inline(always)]
+                            || simd::add(y, out),
+                        );
                     }
                     Teacher::Ensemble(taught, share) => {
                         state.distil.output.clear();
@@ -183,7 +186,10 @@ impl Ffn {
                             layer,
                             &mut state.experts,
                         );
-                        simd::dispatch(|| simd::add(y, out));
+                        simd::dispatch(
+                            #[inline(always)]
+                            || simd::add(y, out),
+                        );
                         self.distil(taught, (x, share), state);
                     }
                 }
@@ -247,9 +253,10 @@ impl Ffn {
                 let (weight, bias) = fc2.of(params);
                 linear::backward_input(scratch, dy, weight, bias.len());
                 let slope = &state.slope;
-                simd::dispatch(|| {
-                    scratch.iter_mut().zip(slope).for_each(|(g, s)| *g *= s)
-                });
+                simd::dispatch(
+                    #[inline(always)]
+                    || scratch.iter_mut().zip(slope).for_each(|(g, s)| *g *= s),
+                );
                 let (weight, bias) = fc1.of_mut(gradients);
                 linear::backward_parameters(weight, bias, scratch, x);
                 let (weight, bias) = fc1.of(params);

@@ -101,7 +101,8 @@ impl LineChart {
         for series in self.series.iter().rev() {
             let points: Vec<_> =
                 series.points.iter().map(|p| (x.at(p.x), y.at(p.mean))).collect();
-            let title = if series.title.is_empty() { &series.label } else { &series.title };
+            let title =
+                if series.title.is_empty() { &series.label } else { &series.title };
             svg.polyline(&points, &format!("line {}", series.class), title);
             if let Some(&at) = series.marked.and_then(|index| points.get(index)) {
                 svg.dot(at, 3.2, &format!("dot {}", series.class), title);
@@ -136,8 +137,10 @@ mod tests {
 
     #[test]
     fn a_chart_of_nothing_is_not_drawn() {
-        let nan = Series { points: vec![Point::bare(0.0, f64::NAN)], ..Series::default() };
-        let chart = LineChart { series: vec![nan], size: (300.0, 200.0), ..LineChart::default() };
+        let nan =
+            Series { points: vec![Point::bare(0.0, f64::NAN)], ..Series::default() };
+        let chart =
+            LineChart { series: vec![nan], size: (300.0, 200.0), ..LineChart::default() };
         assert!(chart.draw().is_none());
         assert!(LineChart::default().draw().is_none());
     }
@@ -146,8 +149,11 @@ mod tests {
     fn a_single_point_and_gaps_are_drawn_without_nan() {
         let points = vec![Point::bare(0.0, 1.0), Point::bare(1.0, f64::NAN)];
         let series = Series { label: "a<b".into(), points, ..Series::default() };
-        let chart =
-            LineChart { series: vec![series], size: (300.0, 200.0), ..LineChart::default() };
+        let chart = LineChart {
+            series: vec![series],
+            size: (300.0, 200.0),
+            ..LineChart::default()
+        };
         let out = chart.draw().unwrap();
         assert!(out.contains("a&lt;b") && !out.contains("NaN") && !out.contains("inf"));
     }

@@ -6,7 +6,9 @@ use crate::report::chart::bars::BarChart;
 use crate::report::chart::layers::Layer;
 use crate::report::chart::lines::{LineChart, Point, Series};
 use crate::report::document::{Block, Cell, Figure, Section, Table};
-use crate::report::inputs::{Clustering, IterationRow, SpectrumRow, SubspaceRow, Subspaces};
+use crate::report::inputs::{
+    Clustering, IterationRow, SpectrumRow, SubspaceRow, Subspaces,
+};
 use crate::report::stats::summary;
 use crate::report::study::{Study, in_tower_order, ranked};
 use crate::report::words;
@@ -28,8 +30,14 @@ pub(in crate::report) fn section(study: &Study<'_>) -> Option<Section> {
         blocks.push(Block::Table(variants(study)));
     }
     if let Some(subspaces) = shown(study) {
-        let summary = format!("Every expert of variant {}, seed {}", subspaces.variant, subspaces.seed);
-        blocks.push(Block::Details { summary, blocks: vec![Block::Table(experts(subspaces))] });
+        let summary = format!(
+            "Every expert of variant {}, seed {}",
+            subspaces.variant, subspaces.seed
+        );
+        blocks.push(Block::Details {
+            summary,
+            blocks: vec![Block::Table(experts(subspaces))],
+        });
     }
     let filled = |block: &Block| !matches!(block, Block::Figures { figures, .. } if figures.is_empty());
     blocks.retain(filled);
@@ -45,7 +53,8 @@ pub(in crate::report) fn section(study: &Study<'_>) -> Option<Section> {
 fn shown<'a>(study: &Study<'a>) -> Option<&'a Subspaces> {
     let config = study.config();
     let run = config.runs.get(&config.report.showcase);
-    let variant = run.and_then(|r| config.inits.get(&r.init)).and_then(|i| i.subspaces.as_ref());
+    let variant =
+        run.and_then(|r| config.inits.get(&r.init)).and_then(|i| i.subspaces.as_ref());
     let all = &study.inputs.subspaces;
     all.iter().find(|s| Some(&s.variant) == variant).or_else(|| all.first())
 }
@@ -79,7 +88,9 @@ fn objective(rows: &[IterationRow], layer: &Layer, seed: u64) -> Option<Figure> 
         size: SMALL,
         ..LineChart::default()
     };
-    let caption = format!("Mean cosine of tokens to their centroid, one line a restart, the chosen one in colour; seed {seed}.");
+    let caption = format!(
+        "Mean cosine of tokens to their centroid, one line a restart, the chosen one in colour; seed {seed}."
+    );
     Figure::new(&format!("k-means: {name}"), &caption, chart.draw())
 }
 
@@ -106,11 +117,16 @@ fn sizes(study: &Study<'_>) -> Option<Figure> {
         rule: Some((1.0 / experts as f64, format!("1/{experts}"))),
         size: SMALL,
     };
-    Figure::new("Cluster sizes", "Share of a layer's tokens in each cluster, in descending order within a seed, mean over seeds.", chart.draw())
+    Figure::new(
+        "Cluster sizes",
+        "Share of a layer's tokens in each cluster, in descending order within a seed, mean over seeds.",
+        chart.draw(),
+    )
 }
 
 fn shares(clustering: &Clustering, layer: &Layer) -> Vec<f64> {
-    let here = clustering.clusters.iter().filter(|r| r.tower == layer.0 && r.layer == layer.1);
+    let here =
+        clustering.clusters.iter().filter(|r| r.tower == layer.0 && r.layer == layer.1);
     let sizes: Vec<f64> = here.map(|r| f64::from(r.size)).collect();
     let total: f64 = sizes.iter().sum();
     sizes.into_iter().map(|size| size / total.max(1.0)).collect()
@@ -136,14 +152,18 @@ fn spectrum(
     tau: Option<f64>,
 ) -> Option<Figure> {
     let mut experts: BTreeMap<u32, Vec<&SpectrumRow>> = BTreeMap::new();
-    let here = |r: &&SpectrumRow| r.tower == layer.0 && r.layer == layer.1 && r.matrix == matrix;
+    let here =
+        |r: &&SpectrumRow| r.tower == layer.0 && r.layer == layer.1 && r.matrix == matrix;
     for row in subspaces.spectra.iter().filter(here) {
         experts.entry(row.expert).or_default().push(row);
     }
     let series = experts.into_iter().map(|(expert, mut rows)| {
         rows.sort_by_key(|row| row.index);
         let own = |r: &&SubspaceRow| {
-            r.tower == layer.0 && r.layer == layer.1 && r.matrix == matrix && r.expert == expert
+            r.tower == layer.0
+                && r.layer == layer.1
+                && r.matrix == matrix
+                && r.expert == expert
         };
         let rank = subspaces.experts.iter().find(own).map(|r| crate::num::widen(r.rank));
         let points = residuals(&rows);
@@ -164,7 +184,9 @@ fn spectrum(
         series: series.collect(),
         y_domain: Some((1e-4, 1.0)),
         y_log: true,
-        rule: tau.filter(|t| *t < 1.0).map(|t| (1.0 - t, "1 \u{2212} \u{3c4}".to_owned())),
+        rule: tau
+            .filter(|t| *t < 1.0)
+            .map(|t| (1.0 - t, "1 \u{2212} \u{3c4}".to_owned())),
         size: SMALL,
     };
     let caption = "Share of the output energy outside the first r directions, one line an expert; dots mark the kept ranks.";
@@ -188,7 +210,8 @@ fn residuals(rows: &[&SpectrumRow]) -> Vec<Point> {
 }
 
 fn variants(study: &Study<'_>) -> Table {
-    let mut groups: BTreeMap<(&str, &str, bool, u32), Vec<&SubspaceRow>> = BTreeMap::new();
+    let mut groups: BTreeMap<(&str, &str, bool, u32), Vec<&SubspaceRow>> =
+        BTreeMap::new();
     for one in &study.inputs.subspaces {
         for row in &one.experts {
             let key = (&*one.variant, &*row.matrix, row.tower != "vision", row.layer);
@@ -197,7 +220,8 @@ fn variants(study: &Study<'_>) -> Table {
     }
     let head = ["Variant", "Matrix", "Layer"].map(Cell::words).into_iter();
     let head = head.chain(
-        ["Mean rank", "Ranks", "Energy kept", "Error inside", "Error outside", "Shrunk"].map(Cell::number),
+        ["Mean rank", "Ranks", "Energy kept", "Error inside", "Error outside", "Shrunk"]
+            .map(Cell::number),
     );
     let rows = groups.into_iter().map(|((variant, matrix, text, layer), rows)| {
         let tower = if text { "text" } else { "vision" };
@@ -230,7 +254,8 @@ fn variants(study: &Study<'_>) -> Table {
 fn experts(subspaces: &Subspaces) -> Table {
     let head = ["Layer", "Matrix", "Expert"].map(Cell::words).into_iter();
     let head = head.chain(
-        ["Tokens", "Rank", "Energy kept", "Error inside", "Error outside", "Shrinkage"].map(Cell::number),
+        ["Tokens", "Rank", "Energy kept", "Error inside", "Error outside", "Shrinkage"]
+            .map(Cell::number),
     );
     let mut rows: Vec<&SubspaceRow> = subspaces.experts.iter().collect();
     rows.sort_by_key(|r| (r.tower != "vision", r.layer, r.matrix.clone(), r.expert));

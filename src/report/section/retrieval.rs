@@ -28,7 +28,8 @@ pub(in crate::report) fn section(study: &Study<'_>) -> Option<Section> {
         return None;
     }
     let showcase = &study.config().report.showcase;
-    let seed = study.seeds(showcase).first().map_or_else(String::new, |s| format!(", seed {s}"));
+    let seed =
+        study.seeds(showcase).first().map_or_else(String::new, |s| format!(", seed {s}"));
     let note = format!(
         "Captions of split `{}` and the {SHOWN} pictures of that split nearest to each by cosine, found by {}{seed}. The caption's own picture is framed; where it is not among the first {SHOWN}, it stands apart at the right. Chosen by number, not by success.",
         study.inputs.dataset.retrieval,
@@ -45,7 +46,8 @@ pub(in crate::report) fn section(study: &Study<'_>) -> Option<Section> {
 fn query(study: &Study<'_>, mut rows: Vec<&RetrievalRow>) -> Query {
     rows.sort_by_key(|row| row.rank);
     let place = rows.iter().position(|row| row.retrieved == row.sample);
-    let (text, sample) = rows.first().map_or_else(Default::default, |r| (r.text.clone(), r.sample));
+    let (text, sample) =
+        rows.first().map_or_else(Default::default, |r| (r.text.clone(), r.sample));
     let hit = |row: &&RetrievalRow| Hit {
         sample: row.retrieved,
         picture: picture(study, row.retrieved),
@@ -55,7 +57,8 @@ fn query(study: &Study<'_>, mut rows: Vec<&RetrievalRow>) -> Query {
     let missed = place.is_none_or(|place| place >= SHOWN).then(|| Hit {
         sample,
         picture: picture(study, sample),
-        score: place.map_or_else(String::new, |p| words::number(f64::from(rows[p].score), 2)),
+        score: place
+            .map_or_else(String::new, |p| words::number(f64::from(rows[p].score), 2)),
         own: true,
     });
     let outcome = match place {

@@ -74,13 +74,15 @@ fn ascii(
     counts: &BTreeMap<&str, usize>,
     text: &mut String,
 ) {
-    let present: Vec<&str> = STAGES.iter().copied().filter(|s| counts.contains_key(s)).collect();
+    let present: Vec<&str> =
+        STAGES.iter().copied().filter(|s| counts.contains_key(s)).collect();
     for (row, stage) in present.iter().enumerate() {
         let mut line = String::new();
         for (column, other) in present.iter().enumerate().take(row + 1) {
             let read_here = reads(edges, stage).contains(other);
-            let read_later =
-                present[row + 1..].iter().any(|later| reads(edges, later).contains(other));
+            let read_later = present[row + 1..]
+                .iter()
+                .any(|later| reads(edges, later).contains(other));
             line.push_str(match (column == row, read_here, read_later) {
                 (true, ..) => "●",
                 (_, true, true) => "├─",

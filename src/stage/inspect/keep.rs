@@ -25,7 +25,8 @@ pub(super) fn verify(view: &View, deep: bool) -> Result<Answer> {
                         Ok(digest) if digest == output.blake3 => {
                             wrong.extend(deep.then(|| decode(&path)).flatten());
                         }
-                        _ => wrong.push(format!("{} does not have its digest", output.path)),
+                        _ => wrong
+                            .push(format!("{} does not have its digest", output.path)),
                     }
                 }
             }
@@ -41,7 +42,9 @@ pub(super) fn verify(view: &View, deep: bool) -> Result<Answer> {
     lines.push(format!("{results} results, {files} files, {} checked", size(bytes)));
     let mut answer = Answer::new(lines, Value::Array(json));
     if damaged > 0 {
-        let text = format!("{damaged} of {results} results are damaged; `make` makes them again");
+        let text = format!(
+            "{damaged} of {results} results are damaged; `make` makes them again"
+        );
         answer.trouble = Some(Error::corrupt(text));
     }
     Ok(answer)
@@ -102,12 +105,17 @@ pub(super) fn accept(view: &View, stage: &str) -> Result<Answer> {
         let expected = &survey.resolve(node)?.expected;
         if !differs_in_code_only(view, expected)? {
             let why = reasons.join(", ");
-            lines.push(format!("{}: not accepted, more than code differs: {why}", node.place));
+            lines.push(format!(
+                "{}: not accepted, more than code differs: {why}",
+                node.place
+            ));
             continue;
         }
         view.store.accept(expected)?;
         lines.push(format!("{}: accepted as {}", node.place, expected.key.short()));
-        json.push(json!({ "node": node.place.to_string(), "key": expected.key.as_str() }));
+        json.push(
+            json!({ "node": node.place.to_string(), "key": expected.key.as_str() }),
+        );
     }
     if lines.is_empty() {
         lines.push(format!("{stage}: nothing to accept"));
@@ -115,8 +123,13 @@ pub(super) fn accept(view: &View, stage: &str) -> Result<Answer> {
     Ok(Answer::new(lines, Value::Array(json)))
 }
 
-fn differs_in_code_only(view: &View, expected: &crate::artifact::Expected) -> Result<bool> {
-    let Some(key): Option<Key> = view.store.current(&expected.place) else { return Ok(false) };
+fn differs_in_code_only(
+    view: &View,
+    expected: &crate::artifact::Expected,
+) -> Result<bool> {
+    let Some(key): Option<Key> = view.store.current(&expected.place) else {
+        return Ok(false);
+    };
     let Some(old) = view.store.manifest(&expected.place, &key)? else { return Ok(false) };
     let changes = crate::artifact::changes(&old.key_preimage, &expected.preimage.to_json());
     let code = |path: &str| path == "source" || path == "version" || path.starts_with("formats");

@@ -191,7 +191,9 @@ impl View {
             Ask::Status => status::status(self),
             Ask::Why { node } => status::why(self, node.as_deref()),
             Ask::Dag { format } => Ok(dag::draw(&self.nodes, *format)),
-            Ask::Show { node, file, rows } => show::show(self, node, file.as_deref(), *rows),
+            Ask::Show { node, file, rows } => {
+                show::show(self, node, file.as_deref(), *rows)
+            }
             Ask::Lineage { node } => show::lineage(self, node),
             Ask::Diff { left, right } => show::diff(self, left, right),
             Ask::Verify { deep } => keep::verify(self, *deep),
@@ -228,7 +230,8 @@ impl View {
         let place = match self.named(name)?.as_slice() {
             [node] => node.place.clone(),
             many => {
-                let known: Vec<String> = many.iter().map(|n| n.place.to_string()).collect();
+                let known: Vec<String> =
+                    many.iter().map(|n| n.place.to_string()).collect();
                 let known = known.join(", ");
                 return Err(Error::usage(format!("{name} has several runs: {known}")));
             }
@@ -245,7 +248,11 @@ fn size(bytes: u64) -> String {
     let mut value = bytes as f64;
     for unit in ["B", "KiB", "MiB"] {
         if value < 1024.0 {
-            return if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") };
+            return if unit == "B" {
+                format!("{bytes} B")
+            } else {
+                format!("{value:.1} {unit}")
+            };
         }
         value /= 1024.0;
     }

@@ -15,7 +15,12 @@ use crate::io::tensors;
 const CELL: usize = 40;
 
 /// A result's manifest, or the head of one of its files.
-pub(super) fn show(view: &View, name: &str, file: Option<&str>, rows: usize) -> Result<Answer> {
+pub(super) fn show(
+    view: &View,
+    name: &str,
+    file: Option<&str>,
+    rows: usize,
+) -> Result<Answer> {
     let (place, manifest) = view.result(name)?;
     let Some(file) = file else { return manifest_answer(&place, &manifest) };
     if !manifest.outputs.iter().any(|output| output.path == file) {
@@ -65,7 +70,8 @@ fn manifest_answer(place: &Place, manifest: &Manifest) -> Result<Answer> {
         let value = value.map_or_else(|| "not finite".to_owned(), |v| v.to_string());
         lines.push(format!("  {metric} = {value}"));
     }
-    let json = serde_json::to_value(manifest).context(|| "manifest to JSON".to_owned())?;
+    let json =
+        serde_json::to_value(manifest).context(|| "manifest to JSON".to_owned())?;
     Ok(Answer::new(lines, json))
 }
 
@@ -110,7 +116,8 @@ fn cell(column: &Column, row: usize) -> String {
         Column::Bytes(values) => format!("{} bytes", values[row].len()),
         Column::Vectors { width, data } => {
             let vector = &data[row * width..(row + 1) * width];
-            let head: Vec<String> = vector.iter().take(4).map(|v| format!("{v:.3}")).collect();
+            let head: Vec<String> =
+                vector.iter().take(4).map(|v| format!("{v:.3}")).collect();
             let more = if *width > 4 { ", …" } else { "" };
             format!("[{}{more}]", head.join(", "))
         }
@@ -164,7 +171,9 @@ fn climb(
             Some((stage, run)) => (stage, Some(run.to_owned())),
             None => (place, None),
         };
-        if !again && let Ok(Some(upstream)) = view.store.manifest(&Place::new(stage, run), &key) {
+        if !again
+            && let Ok(Some(upstream)) = view.store.manifest(&Place::new(stage, run), &key)
+        {
             climb(view, &upstream, depth + 1, seen, lines);
         }
     }

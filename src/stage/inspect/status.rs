@@ -23,7 +23,8 @@ pub(super) fn status(view: &View) -> Result<Answer> {
     let mut lines = Vec::new();
     for stage in STAGES {
         let Some(nodes) = of_stage.get(stage) else { continue };
-        let fresh = nodes.iter().filter(|(_, verdict)| *verdict == Verdict::Fresh).count();
+        let fresh =
+            nodes.iter().filter(|(_, verdict)| *verdict == Verdict::Fresh).count();
         lines.push(format!("{stage:<12} {fresh:>3} of {:>3} fresh", nodes.len()));
         for (node, verdict) in nodes.iter().filter(|(_, v)| *v != Verdict::Fresh) {
             let run = node.place.run.as_deref().unwrap_or(stage);

@@ -329,7 +329,10 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         };
-        put("stage/train.rs", "use super::{Job, samples}; use crate::train; use crate::error::R;");
+        put(
+            "stage/train.rs",
+            "use super::{Job, samples}; use crate::train; use crate::error::R;",
+        );
         put("stage/samples.rs", "use crate::io;");
         put("stage/evaluate.rs", "use crate::eval;");
         put("train/mod.rs", "use crate::model;");
@@ -341,8 +344,14 @@ mod tests {
             .iter()
             .map(|p| p.strip_prefix(src).unwrap().display().to_string())
             .collect();
-        let expected =
-            ["io.rs", "model.rs", "stage/samples.rs", "stage/train.rs", "train/mod.rs", "train/page.html"];
+        let expected = [
+            "io.rs",
+            "model.rs",
+            "stage/samples.rs",
+            "stage/train.rs",
+            "train/mod.rs",
+            "train/page.html",
+        ];
         assert_eq!(names, expected);
         let before = of_stage(src, "train");
         put("eval.rs", "fn f() {}");
@@ -356,6 +365,9 @@ mod tests {
     fn versions_are_read_from_the_lock_file() {
         let lock = "[[package]]\nname = \"a\"\nversion = \"1.0\"\n\n[[package]]\nname = \"b\"\n\
                     version = \"2.0\"\n[[package]]\nname = \"a\"\nversion = \"3.0\"\n";
-        assert_eq!(versions(lock, &["a"]), BTreeMap::from([("a".to_owned(), "1.0 3.0".to_owned())]));
+        assert_eq!(
+            versions(lock, &["a"]),
+            BTreeMap::from([("a".to_owned(), "1.0 3.0".to_owned())])
+        );
     }
 }
