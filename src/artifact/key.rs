@@ -113,7 +113,11 @@ impl Preimage {
     }
 }
 
-fn object<T>(map: &BTreeMap<String, T>, out: &mut String, value: impl Fn(&T, &mut String)) {
+fn object<T>(
+    map: &BTreeMap<String, T>,
+    out: &mut String,
+    value: impl Fn(&T, &mut String),
+) {
     out.push('{');
     for (index, (key, item)) in map.iter().enumerate() {
         if index > 0 {
@@ -218,7 +222,10 @@ mod tests {
     #[test]
     fn the_text_that_is_hashed_is_that_of_the_stored_preimage() {
         let digests = |names: [&str; 2]| -> BTreeMap<String, Digest> {
-            names.iter().map(|n| ((*n).to_owned(), Digest::of_bytes(n.as_bytes()))).collect()
+            names
+                .iter()
+                .map(|n| ((*n).to_owned(), Digest::of_bytes(n.as_bytes())))
+                .collect()
         };
         let full = Preimage {
             inputs: BTreeMap::from([

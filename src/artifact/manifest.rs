@@ -201,7 +201,8 @@ impl Brief {
 
     fn parse(text: &str, key: &Key) -> std::result::Result<Self, String> {
         check_text(text)?;
-        let brief: BriefText<'_> = serde_json::from_str(text).map_err(|e| e.to_string())?;
+        let brief: BriefText<'_> =
+            serde_json::from_str(text).map_err(|e| e.to_string())?;
         if brief.schema != SCHEMA {
             return Err(format!("schema {}, expected {SCHEMA}", brief.schema));
         }
@@ -316,6 +317,9 @@ mod tests {
         let error = Manifest::parse(&text, &other).unwrap_err();
         assert!(error.contains("does not hash"), "{error}");
         assert!(Brief::parse(&text, &other).is_err());
-        assert_eq!(*Brief::parse(&text, &manifest.key).unwrap().files, manifest.digests());
+        assert_eq!(
+            *Brief::parse(&text, &manifest.key).unwrap().files,
+            manifest.digests()
+        );
     }
 }

@@ -128,13 +128,19 @@ impl Store {
         let manifest =
             current.and_then(|key| self.manifest(&expected.place, &key).ok()?);
         match manifest {
-            Some(old) => Reason::Changed(changes(&old.key_preimage, &expected.preimage.to_json())),
+            Some(old) => {
+                Reason::Changed(changes(&old.key_preimage, &expected.preimage.to_json()))
+            }
             None => Reason::First,
         }
     }
 
     /// What is wrong with the files of a result: missing, wrong and extra ones.
-    pub fn damage(&self, dir: &Path, files: &BTreeMap<String, Digest>) -> Result<Vec<String>> {
+    pub fn damage(
+        &self,
+        dir: &Path,
+        files: &BTreeMap<String, Digest>,
+    ) -> Result<Vec<String>> {
         let mut wrong = Vec::new();
         for (name, expected) in files {
             let path = dir.join(name);

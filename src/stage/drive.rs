@@ -171,11 +171,17 @@ impl Drive<'_> {
         }
     }
 
-    fn dry_run<'n>(&self, survey: &Survey<'n>, nodes: &[&'n Node]) -> Result<Vec<String>> {
+    fn dry_run<'n>(
+        &self,
+        survey: &Survey<'n>,
+        nodes: &[&'n Node],
+    ) -> Result<Vec<String>> {
         let mut lines = Vec::new();
         for node in nodes {
             let verdict = match survey.verdict(node)? {
-                Verdict::Fresh if self.orders.force => Verdict::Runs(vec!["forced".to_owned()]),
+                Verdict::Fresh if self.orders.force => {
+                    Verdict::Runs(vec!["forced".to_owned()])
+                }
                 verdict => verdict,
             };
             if verdict != Verdict::Fresh {

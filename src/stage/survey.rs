@@ -14,8 +14,8 @@ use std::sync::Arc;
 use super::plan::{Externals, Files, Node, Upstream};
 use super::{FRAMEWORK_VERSION, Stage, source};
 use crate::artifact::{
-    Brief, Digest, Expected, External, Input, Inputs, Place, Preimage, Reason, Stat, State,
-    Store, section,
+    Brief, Digest, Expected, External, Input, Inputs, Place, Preimage, Reason, Stat,
+    State, Store, section,
 };
 use crate::error::{Error, Result};
 
@@ -143,7 +143,10 @@ impl<'a> Survey<'a> {
                 .collect(),
             backend: backend().to_owned(),
             params: node.params.clone(),
-            inputs: inputs.iter().map(|i| (i.name.clone(), Arc::clone(&i.files))).collect(),
+            inputs: inputs
+                .iter()
+                .map(|i| (i.name.clone(), Arc::clone(&i.files)))
+                .collect(),
             externals: digests,
         };
         let expected = Expected::new(node.place.clone(), preimage);
@@ -228,7 +231,9 @@ impl<'a> Survey<'a> {
 
 /// The digests of the files a reader may read.
 fn select(brief: &Brief, upstream: &Upstream) -> Result<Arc<BTreeMap<String, Digest>>> {
-    let Files::Listed(listed) = upstream.files else { return Ok(Arc::clone(&brief.files)) };
+    let Files::Listed(listed) = upstream.files else {
+        return Ok(Arc::clone(&brief.files));
+    };
     let file = |name: &&str| match brief.files.get(*name) {
         Some(digest) => Ok(((*name).to_owned(), digest.clone())),
         None => Err(Error::failed(format!("{} has no file {name}", upstream.place))),

@@ -37,7 +37,10 @@ fn a_run_that_must_not_wait_is_busy() {
         let error = world.one("numbers", &slow(), &hasty).unwrap_err();
         assert_eq!(error.kind(), Kind::Busy);
         assert_eq!(error.kind().exit_code(), 75);
-        assert!(format!("{error:?}").contains(&std::process::id().to_string()), "{error:?}");
+        assert!(
+            format!("{error:?}").contains(&std::process::id().to_string()),
+            "{error:?}"
+        );
     });
 }
 
@@ -57,7 +60,9 @@ fn the_lock_file_of_a_dead_process_holds_nobody_up() {
 fn the_number_of_jobs_and_threads_does_not_reach_a_result() {
     let world = |jobs, threads| {
         let world = World::new();
-        world.try_make(&Settings::default(), &Orders { jobs, threads, ..orders() }).unwrap();
+        world
+            .try_make(&Settings::default(), &Orders { jobs, threads, ..orders() })
+            .unwrap();
         world.contents()
     };
     assert_eq!(world(1, 1), world(4, 8));

@@ -132,8 +132,12 @@ fn a_manifest_truncated_at_any_length_is_damage() {
 fn a_corrupt_stat_cache_is_a_cold_one() {
     let world = World::new();
     world.make(&Settings::default());
-    for junk in [&b""[..], b"\xff\xfe", b"upcycle stat cache 1\n1 2 3\n", b"upcycle stat cache 9\n"]
-    {
+    for junk in [
+        &b""[..],
+        b"\xff\xfe",
+        b"upcycle stat cache 1\n1 2 3\n",
+        b"upcycle stat cache 9\n",
+    ] {
         fs::write(world.artifacts().join(".state/statcache"), junk).unwrap();
         assert_eq!(world.make(&Settings::default()), [""; 0]);
     }
@@ -156,6 +160,9 @@ fn failing_stages_publish_nothing_and_say_why_in_one_line() {
         assert!(text.contains("numbers: failed") && text.contains(expected), "{text}");
         assert!(world.store().results().is_empty());
         let leftovers = world.leftovers();
-        assert!(leftovers.iter().all(|name| name.starts_with("scratch-")), "{leftovers:?}");
+        assert!(
+            leftovers.iter().all(|name| name.starts_with("scratch-")),
+            "{leftovers:?}"
+        );
     }
 }

@@ -76,7 +76,11 @@ impl World {
         self.try_make(settings, &orders()).unwrap()
     }
 
-    pub(crate) fn try_make(&self, settings: &Settings, orders: &Orders) -> Result<Vec<String>> {
+    pub(crate) fn try_make(
+        &self,
+        settings: &Settings,
+        orders: &Orders,
+    ) -> Result<Vec<String>> {
         self.make_with(settings, orders, Options::default())
     }
 
@@ -97,7 +101,12 @@ impl World {
     }
 
     /// Drives one stage; its lines for standard output.
-    pub(crate) fn one(&self, name: &str, settings: &Settings, orders: &Orders) -> Result<Vec<String>> {
+    pub(crate) fn one(
+        &self,
+        name: &str,
+        settings: &Settings,
+        orders: &Orders,
+    ) -> Result<Vec<String>> {
         let stage = STAGES.iter().find(|stage| stage.name == name).unwrap();
         let store = self.store();
         let lines = drive(stage, &self.nodes(settings), &store, orders);
@@ -123,8 +132,12 @@ impl World {
             paths: paths.clone(),
         };
         let behaviour = settings.behaviour;
-        let mut numbers =
-            node("numbers", None, json!({ "n": settings.n, "behaviour": behaviour }), &[]);
+        let mut numbers = node(
+            "numbers",
+            None,
+            json!({ "n": settings.n, "behaviour": behaviour }),
+            &[],
+        );
         numbers.externals = Externals::Files(vec![External {
             name: "outside.txt".to_owned(),
             path: self.outside(),
@@ -151,9 +164,12 @@ impl World {
     /// every run.
     pub(crate) fn contents(&self) -> BTreeMap<String, Vec<u8>> {
         let mut found = BTreeMap::new();
-        for (stage, run) in
-            [("numbers", None), ("squares", None), ("total", Some("a")), ("total", Some("b"))]
-        {
+        for (stage, run) in [
+            ("numbers", None),
+            ("squares", None),
+            ("total", Some("a")),
+            ("total", Some("b")),
+        ] {
             let dir = self.dir(stage, run);
             let key = Key::parse(dir.file_name().unwrap().to_str().unwrap()).unwrap();
             let manifest = Manifest::read(&dir.join("manifest.json"), &key).unwrap();
@@ -198,7 +214,12 @@ pub(crate) fn orders() -> Orders {
     }
 }
 
-fn drive(stage: &Stage, nodes: &[Node], store: &Store, orders: &Orders) -> Result<Vec<String>> {
+fn drive(
+    stage: &Stage,
+    nodes: &[Node],
+    store: &Store,
+    orders: &Orders,
+) -> Result<Vec<String>> {
     let console = Console::new(Volume::Quiet);
     Drive { stage, stages: STAGES, nodes, store, console: &console, orders }.run()
 }
@@ -225,7 +246,9 @@ fn numbers(job: &mut Job<'_>) -> Result<()> {
         "empty" => return Ok(()),
         "edits its input" => fs::write(outside, "changed").unwrap(),
         "is slow" => std::thread::sleep(Duration::from_millis(150)),
-        "draws" => write(&job.output("luck.txt"), i64::from(std::process::id()) + count(job)),
+        "draws" => {
+            write(&job.output("luck.txt"), i64::from(std::process::id()) + count(job))
+        }
         _ => {}
     }
     write(&job.output("number.txt"), n + i64::try_from(length).unwrap());

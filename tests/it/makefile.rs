@@ -70,7 +70,8 @@ fn make_runs_every_stage_once_in_order() {
     assert!(output.status.success(), "{output:?}");
     let stages: Vec<String> =
         lines(&output).iter().map(|l| l.split(' ').next().unwrap().to_owned()).collect();
-    let expected: Vec<String> = ALL.iter().map(|s| format!("upcycle-{}", s.name)).collect();
+    let expected: Vec<String> =
+        ALL.iter().map(|s| format!("upcycle-{}", s.name)).collect();
     assert_eq!(stages, expected);
     assert_eq!(lines(&make(&["-j4"])).len(), ALL.len());
 }
@@ -82,7 +83,10 @@ fn flags_of_make_become_flags_of_the_stages() {
             let output = make(&[vec![flag], more.clone()].concat());
             let lines = lines(&output);
             assert_eq!(lines.len(), ALL.len(), "{flag} {more:?}: {output:?}");
-            assert!(lines.iter().all(|line| line.contains(mark)), "{flag} {more:?}: {lines:?}");
+            assert!(
+                lines.iter().all(|line| line.contains(mark)),
+                "{flag} {more:?}: {lines:?}"
+            );
         }
     }
     for plain in [vec![], vec!["-k"], vec!["-s"], vec!["THREADS=2"], vec!["SET=a.n=q"]] {
@@ -102,15 +106,15 @@ fn touching_is_refused() {
 
 #[test]
 fn variables_reach_the_stages_they_name() {
-    let lines = lines(&make(&[
-        "FORCE=train",
-        "PROFILE=smoke",
-        "SET=a.b=c d.e=[1]",
-        "THREADS=3",
-    ]));
+    let lines =
+        lines(&make(&["FORCE=train", "PROFILE=smoke", "SET=a.b=c d.e=[1]", "THREADS=3"]));
     for line in &lines {
         let mark = line.contains("--profile smoke --set a.b=c --set d.e=[1]");
         assert!(mark && line.contains("--threads 3"), "{line}");
-        assert_eq!(line.contains("--force"), line.starts_with("upcycle-train "), "{line}");
+        assert_eq!(
+            line.contains("--force"),
+            line.starts_with("upcycle-train "),
+            "{line}"
+        );
     }
 }

@@ -26,7 +26,9 @@ fn touched(set: &[&str]) -> BTreeSet<&'static str> {
         nodes(&[]).into_iter().map(|node| (node.place.clone(), node)).collect();
     nodes(set)
         .iter()
-        .filter(|node| before.get(&node.place).is_none_or(|old| old.params != node.params))
+        .filter(|node| {
+            before.get(&node.place).is_none_or(|old| old.params != node.params)
+        })
         .map(|node| node.stage)
         .filter(|stage| *stage != "report")
         .collect()
@@ -38,7 +40,12 @@ fn every_node_comes_after_all_it_reads_and_exists_once() {
     let mut seen = BTreeSet::new();
     for node in &nodes {
         for upstream in &node.inputs {
-            assert!(seen.contains(&upstream.place), "{} before {}", node.place, upstream.place);
+            assert!(
+                seen.contains(&upstream.place),
+                "{} before {}",
+                node.place,
+                upstream.place
+            );
         }
         assert!(seen.insert(node.place.clone()), "{} twice", node.place);
     }

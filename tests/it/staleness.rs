@@ -102,7 +102,10 @@ fn a_dry_run_says_what_a_run_then_does() {
     let lines = |stage, settings: &Settings| world.one(stage, settings, &dry).unwrap();
     let settings = Settings::default();
     assert_eq!(lines("numbers", &settings), ["numbers: would run (first run)"]);
-    assert_eq!(lines("squares", &settings), ["squares: depends on numbers, which would run"]);
+    assert_eq!(
+        lines("squares", &settings),
+        ["squares: depends on numbers, which would run"]
+    );
     assert!(!world.artifacts().join("numbers").exists());
     world.make(&settings);
     assert!(lines("total", &settings).is_empty());
@@ -135,7 +138,12 @@ fn a_stage_alone_refuses_to_read_what_is_out_of_date() {
     world.make(&Settings::default());
     let changed = Settings { n: json!(9), ..Settings::default() };
     let error = world.one("total", &changed, &orders()).unwrap_err();
-    assert!(error.to_string().contains("needs numbers, which is not up to date: `make total`"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("needs numbers, which is not up to date: `make total`"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -131,7 +131,9 @@ fn differs_in_code_only(
         return Ok(false);
     };
     let Some(old) = view.store.manifest(&expected.place, &key)? else { return Ok(false) };
-    let changes = crate::artifact::changes(&old.key_preimage, &expected.preimage.to_json());
-    let code = |path: &str| path == "source" || path == "version" || path.starts_with("formats");
+    let changes =
+        crate::artifact::changes(&old.key_preimage, &expected.preimage.to_json());
+    let code =
+        |path: &str| path == "source" || path == "version" || path.starts_with("formats");
     Ok(!changes.is_empty() && changes.iter().all(|change| code(&change.path)))
 }
