@@ -107,13 +107,13 @@ pub fn main(stage: &'static Stage) -> ExitCode {
 
 fn run(stage: &'static Stage, panics: &Panics) -> Result<()> {
     let name = format!("upcycle-{}", stage.name);
-    let command = Command::new(stage.name)
+    let command = StageArgs::augment_args(Command::new(stage.name))
         .bin_name(&name)
         .display_name(&name)
         .about(stage.about)
         .version(env!("CARGO_PKG_VERSION"))
         .after_help(EXAMPLES.replace("upcycle-STAGE", &name));
-    let matches = parse(StageArgs::augment_args(command), std::env::args_os())?;
+    let matches = parse(command, std::env::args_os())?;
     let Some(matches) = matches else { return Ok(()) };
     let args = StageArgs::from_arg_matches(&matches)
         .map_err(|e| Error::usage("wrong arguments").caused_by(e))?;

@@ -55,6 +55,18 @@ fn every_node_comes_after_all_it_reads_and_exists_once() {
 }
 
 #[test]
+fn every_stage_knows_the_code_it_was_built_from() {
+    let hashes: BTreeSet<&str> =
+        STAGES.iter().map(|stage| upcycle::stage::source::of_stage(stage)).collect();
+    assert_eq!(hashes.len(), STAGES.len());
+    assert!(!hashes.contains(""));
+    let formats = upcycle::stage::source::formats();
+    for package in ["parquet", "safetensors", "rand_chacha"] {
+        assert!(formats.iter().any(|(name, _)| *name == package), "{package}");
+    }
+}
+
+#[test]
 fn a_parameter_reaches_its_own_stages_only() {
     for (set, stages) in [
         ("dataset.context=20", vec!["dataset"]),

@@ -59,7 +59,8 @@ fn manifest_answer(place: &Place, manifest: &Manifest) -> Result<Answer> {
         lines.push(format!("  reads {input}: {result}"));
     }
     for output in &manifest.outputs {
-        let rows = output.rows.map(|n| format!("{n} rows")).unwrap_or_default();
+        let unit = if output.kind == "safetensors" { "tensors" } else { "rows" };
+        let rows = output.rows.map(|n| format!("{n} {unit}")).unwrap_or_default();
         let length = size(output.bytes);
         lines.push(format!("  {:<28} {length:>10}  {rows}", output.path));
         if let Some(schema) = &output.schema {
