@@ -4,7 +4,7 @@
 //! depend downwards only:
 //!
 //! ```text
-//! 0  error num rng par
+//! 0  error num par; rng above them
 //! 1  config artifact
 //! 2  io linalg
 //! 3  ops text image cluster lowrank
