@@ -58,9 +58,11 @@ impl Centroids {
                 let norm = norms[row_index];
                 // Longer rows may overflow f32: f64 decides all of them.
                 let trusted = norm < 1e30;
-                let slack = if trusted { bound * norm + UNDERFLOW } else { f64::INFINITY };
+                let slack =
+                    if trusted { bound * norm + UNDERFLOW } else { f64::INFINITY };
                 let scores = &scores[i * count..(i + 1) * count];
-                for (restart, scores) in scores.chunks_exact(self.per_restart).enumerate() {
+                for (restart, scores) in scores.chunks_exact(self.per_restart).enumerate()
+                {
                     let first = restart * self.per_restart;
                     found(row_index, restart, self.decide(first, row, scores, slack));
                 }

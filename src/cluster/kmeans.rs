@@ -65,15 +65,19 @@ impl SphericalKMeans {
         }
         let norms = norms(rows)?;
         if norms.iter().all(|&norm| norm == 0.0) {
-            return Err(Error::failed(format!("all {n} rows are zero: none has a direction")));
+            return Err(Error::failed(format!(
+                "all {n} rows are zero: none has a direction"
+            )));
         }
         let starts =
             seed::plus_plus(rows, &norms, self.clusters, self.restarts, self.seed)?;
         let starts = starts.chunks_exact(self.clusters * d).enumerate();
-        let mut runs: Vec<Run> =
-            starts.map(|(restart, start)| Run::new(restart, n, d, start.to_vec())).collect();
+        let mut runs: Vec<Run> = starts
+            .map(|(restart, start)| Run::new(restart, n, d, start.to_vec()))
+            .collect();
         self.iterate(rows, &norms, &mut runs)?;
-        let last = |run: &Run| run.stats.last().map_or(f64::NEG_INFINITY, |s| s.objective);
+        let last =
+            |run: &Run| run.stats.last().map_or(f64::NEG_INFINITY, |s| s.objective);
         let winner = runs.iter().reduce(|a, b| if last(b) > last(a) { b } else { a });
         let winner = winner.ok_or_else(|| Error::failed("k-means ran no restart"))?;
         let centroids = winner.centroids.iter().map(|&v| num::round_f32(v)).collect();
@@ -84,7 +88,12 @@ impl SphericalKMeans {
     }
 
     /// Runs all restarts side by side until each has converged or used its iterations.
-    fn iterate(&self, rows: &impl RowSource, norms: &[f64], runs: &mut [Run]) -> Result<()> {
+    fn iterate(
+        &self,
+        rows: &impl RowSource,
+        norms: &[f64],
+        runs: &mut [Run],
+    ) -> Result<()> {
         for iteration in 0..self.iterations {
             let mut active: Vec<&mut Run> =
                 runs.iter_mut().filter(|run| !run.converged(self.tolerance)).collect();
@@ -96,7 +105,8 @@ impl SphericalKMeans {
             for run in active {
                 let objective = run.sums.objective(&run.centroids) / norms.len() as f64;
                 let restart = run.restart;
-                let mut stats = IterationStats { restart, iteration, objective, refilled: 0 };
+                let mut stats =
+                    IterationStats { restart, iteration, objective, refilled: 0 };
                 if !last && run.sums.counts.contains(&0) {
                     stats.refilled = run.refill(rows, norms)?;
                 }
@@ -165,15 +175,19 @@ impl Run {
             let label = num::index_u32(largest);
             let usable =
                 (0..norms.len()).filter(|&i| self.labels[i] == label && norms[i] > 0.0);
-            let furthest = usable.reduce(|a, b| if cosines[b] < cosines[a] { b } else { a });
-            let Some(row) = furthest.filter(|&row| cosines[row] < 1.0 - 1e-12) else { break };
+            let furthest =
+                usable.reduce(|a, b| if cosines[b] < cosines[a] { b } else { a });
+            let Some(row) = furthest.filter(|&row| cosines[row] < 1.0 - 1e-12) else {
+                break;
+            };
             self.labels[row] = num::index_u32(empty);
             self.sums.counts[largest] -= 1;
             self.sums.counts[empty] += 1;
             moves.push((row, largest, empty));
         }
         let indices: Vec<usize> = moves.iter().map(|&(row, ..)| row).collect();
-        for (&(row, from, to), values) in moves.iter().zip(source::fetch(rows, &indices)?) {
+        for (&(row, from, to), values) in moves.iter().zip(source::fetch(rows, &indices)?)
+        {
             self.sums.add(from, -1.0 / norms[row], &values);
             self.sums.add(to, 1.0 / norms[row], &values);
         }
@@ -216,7 +230,9 @@ impl Sums {
         let by_cluster = self.sums.chunks_exact(self.cols());
         by_cluster
             .zip(centroids.chunks_exact(self.cols()))
-            .map(|(sum, centroid)| sum.iter().zip(centroid).map(|(s, c)| s * c).sum::<f64>())
+            .map(|(sum, centroid)| {
+                sum.iter().zip(centroid).map(|(s, c)| s * c).sum::<f64>()
+            })
             .sum()
     }
 
@@ -322,9 +338,9 @@ impl Found {
 
 /// Labels by stored centroids, which are f32 and so not unit to the last bit.
 fn label(centroids: &Matrix, rows: &impl RowSource, norms: &[f64]) -> Result<Found> {
-    let wide = centroids.iter_rows().flat_map(|row| {
-        unit(&row.iter().map(|&v| f64::from(v)).collect::<Vec<_>>())
-    });
+    let wide = centroids
+        .iter_rows()
+        .flat_map(|row| unit(&row.iter().map(|&v| f64::from(v)).collect::<Vec<_>>()));
     let exact = Centroids::new(centroids.cols(), centroids.rows(), wide.collect());
     label_exactly(&exact, rows, norms)
 }

@@ -73,7 +73,9 @@ impl ParamGuard for SphericalKMeansParams {
             [("clusters", clusters), ("iterations", iterations), ("restarts", restarts)]
         {
             if count == 0 {
-                return Err(Error::usage(format!("k-means: {name} is 0, expected at least 1")));
+                return Err(Error::usage(format!(
+                    "k-means: {name} is 0, expected at least 1"
+                )));
             }
         }
         if !(tolerance.is_finite() && *tolerance >= 0.0) {

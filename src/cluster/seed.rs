@@ -20,9 +20,11 @@ pub(super) fn plus_plus(
     seed: u64,
 ) -> Result<Vec<f64>> {
     let (rows, cols) = (source.rows(), source.cols());
-    let usable: Vec<f32> = norms.iter().map(|&n| if n > 0.0 { 1.0 } else { 0.0 }).collect();
-    let mut streams: Vec<_> =
-        (0..restarts).map(|r| rng::stream(seed, &format!("cluster/restart.{r}"))).collect();
+    let usable: Vec<f32> =
+        norms.iter().map(|&n| if n > 0.0 { 1.0 } else { 0.0 }).collect();
+    let mut streams: Vec<_> = (0..restarts)
+        .map(|r| rng::stream(seed, &format!("cluster/restart.{r}")))
+        .collect();
     let mut weights = vec![2.0_f32; restarts * rows];
     let mut centroids = vec![0.0; restarts * k * cols];
     for step in 0..k {

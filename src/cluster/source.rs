@@ -36,7 +36,9 @@ impl<'a> Rows<'a> {
     pub fn new(cols: usize, data: &'a [f32]) -> Result<Self> {
         if cols == 0 || !data.len().is_multiple_of(cols) {
             let found = data.len();
-            return Err(Error::failed(format!("{found} values do not fill rows of {cols}")));
+            return Err(Error::failed(format!(
+                "{found} values do not fill rows of {cols}"
+            )));
         }
         Ok(Self { cols, data })
     }
@@ -127,7 +129,9 @@ pub(super) fn fetch(source: &impl RowSource, indices: &[usize]) -> Result<Vec<Ve
         None => Ok(found),
         Some(missing) => {
             let index = indices[missing];
-            Err(Error::failed(format!("row {index} is absent from a source of {seen} rows")))
+            Err(Error::failed(format!(
+                "row {index} is absent from a source of {seen} rows"
+            )))
         }
     }
 }

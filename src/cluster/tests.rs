@@ -50,7 +50,8 @@ fn fixture(name: &str) -> (Matrix, Vec<i64>, serde_json::Value) {
     let bytes = fs::read(folder.join(format!("{name}.safetensors"))).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let x = file.tensor("x").unwrap();
-    let values = x.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+    let values =
+        x.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
     let matrix = Matrix::new(x.shape()[0], x.shape()[1], values.collect()).unwrap();
     let labels = file.tensor("planted_label").unwrap();
     let labels = labels.data().chunks_exact(8);
@@ -141,7 +142,9 @@ fn more_clusters_than_directions_is_no_failure() {
     let model = fit(params(4), &x.unwrap());
     assert!((model.objective - 1.0).abs() < 1e-12);
     assert_eq!(model.sizes.iter().filter(|&&size| size > 0).count(), 2);
-    assert!(model.centroids.iter_rows().all(|row| (row[0].hypot(row[1]) - 1.0).abs() < 1e-6));
+    assert!(
+        model.centroids.iter_rows().all(|row| (row[0].hypot(row[1]) - 1.0).abs() < 1e-6)
+    );
 }
 
 #[test]

@@ -47,7 +47,10 @@ impl<D: Data<Elem = f32>> PredictInplace<ArrayBase<D, Ix2>, Array1<u32>>
 
 fn rows<'a>(records: &'a CowArray<'_, f32, Ix2>) -> Result<Rows<'a>> {
     let values = records.as_slice();
-    Rows::new(records.ncols(), values.ok_or_else(|| Error::failed("records not in order"))?)
+    Rows::new(
+        records.ncols(),
+        values.ok_or_else(|| Error::failed("records not in order"))?,
+    )
 }
 
 #[cfg(test)]
@@ -63,7 +66,9 @@ mod tests {
         let model = SphericalKMeans::params(2).seed(3).fit(&dataset).unwrap();
         let labels = model.predict(&records);
         assert_eq!(labels.to_vec(), model.assignments);
-        assert!(labels[0] == labels[1] && labels[2] == labels[3] && labels[0] != labels[2]);
+        assert!(
+            labels[0] == labels[1] && labels[2] == labels[3] && labels[0] != labels[2]
+        );
         let transposed = records.t();
         let other = SphericalKMeans::params(2).fit(&DatasetBase::from(transposed));
         assert_eq!(other.unwrap().assignments.len(), 2);

@@ -45,7 +45,8 @@ pub fn symmetric(a: MatRef<'_, f64>) -> Result<SymmetricEigen> {
 
 /// -1 if the value of largest magnitude (the first of equals) is negative, else 1.
 pub(super) fn sign(values: impl Iterator<Item = f64>) -> f64 {
-    let largest = values.fold(0.0_f64, |best, v| if v.abs() > best.abs() { v } else { best });
+    let largest =
+        values.fold(0.0_f64, |best, v| if v.abs() > best.abs() { v } else { best });
     if largest < 0.0 { -1.0 } else { 1.0 }
 }
 
@@ -66,7 +67,8 @@ mod tests {
             let scaled = Mat::from_fn(n, n, |i, j| vectors[(i, j)] * values[j]);
             let back = product(scaled.as_ref(), vectors.transpose());
             let eye = product(vectors.transpose(), vectors.as_ref());
-            let slow = nalgebra::DMatrix::from_fn(n, n, |i, j| a[(i, j)]).symmetric_eigen();
+            let slow =
+                nalgebra::DMatrix::from_fn(n, n, |i, j| a[(i, j)]).symmetric_eigen();
             let mut slow: Vec<f64> = slow.eigenvalues.iter().copied().collect();
             slow.sort_by(|a, b| b.total_cmp(a));
             for i in 0..n {

@@ -20,7 +20,9 @@ pub struct ThinSvd {
 pub fn thin(a: MatRef<'_, f64>) -> Result<ThinSvd> {
     let (m, n) = a.shape();
     if !a.is_all_finite() {
-        return Err(Error::failed(format!("SVD of a {m}×{n} matrix with non-finite values")));
+        return Err(Error::failed(format!(
+            "SVD of a {m}×{n} matrix with non-finite values"
+        )));
     }
     let found = a
         .thin_svd()
@@ -51,7 +53,8 @@ mod tests {
             let scaled = Mat::from_fn(m, values.len(), |i, j| left[(i, j)] * values[j]);
             let back = product(scaled.as_ref(), right.transpose());
             assert!((back - &a).norm_max() < 1e-13);
-            let slow = nalgebra::DMatrix::from_fn(m, n, |i, j| a[(i, j)]).singular_values();
+            let slow =
+                nalgebra::DMatrix::from_fn(m, n, |i, j| a[(i, j)]).singular_values();
             for (fast, slow) in values.iter().zip(slow.iter()) {
                 assert!((fast - slow).abs() < 1e-13);
             }

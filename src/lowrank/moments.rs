@@ -45,13 +45,23 @@ impl Ffn<'_> {
     fn outputs(&self, x: &[f32]) -> Vec<f32> {
         let (h, d) = (self.fc1.rows(), self.fc1.cols());
         let mut hidden = vec![0.0; x.len() / d * h];
-        gemm::a_bt(&mut hidden, gemm::Rows::new(x, d), gemm::Rows::new(self.fc1.data(), d), Write::Replace);
+        gemm::a_bt(
+            &mut hidden,
+            gemm::Rows::new(x, d),
+            gemm::Rows::new(self.fc1.data(), d),
+            Write::Replace,
+        );
         for row in hidden.chunks_exact_mut(h) {
             row.iter_mut().zip(self.bias1).for_each(|(value, bias)| *value += bias);
         }
         (self.activation)(&mut hidden);
         let mut out = vec![0.0; x.len() / d * self.fc2.rows()];
-        gemm::a_bt(&mut out, gemm::Rows::new(&hidden, h), gemm::Rows::new(self.fc2.data(), h), Write::Replace);
+        gemm::a_bt(
+            &mut out,
+            gemm::Rows::new(&hidden, h),
+            gemm::Rows::new(self.fc2.data(), h),
+            Write::Replace,
+        );
         out
     }
 }
@@ -150,11 +160,15 @@ impl MomentsBuilder<'_> {
         let d = self.ffn.fc1.cols();
         if rows.len() != labels.len() * d {
             let (found, n) = (rows.len(), labels.len());
-            return Err(Error::failed(format!("{found} values for {n} labelled rows of {d}")));
+            return Err(Error::failed(format!(
+                "{found} values for {n} labelled rows of {d}"
+            )));
         }
         let experts = self.inputs.len();
         if let Some(bad) = labels.iter().find(|&&label| num::widen(label) >= experts) {
-            return Err(Error::failed(format!("cluster {bad} of a layer with {experts}")));
+            return Err(Error::failed(format!(
+                "cluster {bad} of a layer with {experts}"
+            )));
         }
         if rows.iter().any(|value| !value.is_finite()) {
             return Err(Error::failed("an FFN input holds a value that is not finite"));
@@ -205,7 +219,8 @@ impl MomentsBuilder<'_> {
         par::for_each_piece(&mut moments, 1, |index, moment| {
             let values = if index < experts { &rows } else { &outputs };
             let expert = num::index_u32(index % experts);
-            let own: Vec<usize> = (0..labels.len()).filter(|&i| labels[i] == expert).collect();
+            let own: Vec<usize> =
+                (0..labels.len()).filter(|&i| labels[i] == expert).collect();
             if let ([moment], false) = (moment, own.is_empty()) {
                 let entry = |i: usize, j: usize| f64::from(values[own[j] * d + i]);
                 moment.add(Mat::from_fn(d, own.len(), entry).as_ref());

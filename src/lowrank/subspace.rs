@@ -115,7 +115,11 @@ impl Space {
     }
 
     /// The subspace of one cluster.
-    pub(super) fn solve(&self, expert: usize, config: &SubspacesConfig) -> Result<Solved> {
+    pub(super) fn solve(
+        &self,
+        expert: usize,
+        config: &SubspacesConfig,
+    ) -> Result<Solved> {
         let own = &self.clusters[expert];
         let centred = config.centre == Centre::Mean;
         let shrinkage = match own.count {
@@ -131,7 +135,8 @@ impl Space {
             moment = moment * faer::Scale(1.0 - shrinkage)
                 + pooled * faer::Scale(shrinkage * share);
         }
-        let eigen::SymmetricEigen { mut values, vectors } = eigen::symmetric(moment.as_ref())?;
+        let eigen::SymmetricEigen { mut values, vectors } =
+            eigen::symmetric(moment.as_ref())?;
         values.truncate(self.full_rank);
         values.iter_mut().for_each(|value| *value = value.max(0.0));
         let rank = if config.tau >= 1.0 {
@@ -156,8 +161,9 @@ impl Space {
         if solved.centred {
             let centre = Mat::from_fn(sum.len(), 1, |i, _| solved.mean[i]);
             let off = wide::product(discard.as_ref(), centre.as_ref());
-            let along =
-                |other: &[f64]| other.iter().zip(off.col(0).iter()).map(|(a, b)| a * b).sum();
+            let along = |other: &[f64]| {
+                other.iter().zip(off.col(0).iter()).map(|(a, b)| a * b).sum()
+            };
             let (with_sum, with_mean): (f64, f64) = (along(sum), along(&solved.mean));
             error += *count as f64 * with_mean - 2.0 * with_sum;
         }
@@ -167,7 +173,8 @@ impl Space {
     /// Turns solutions into results: bases in output space, errors everywhere.
     pub(super) fn describe(&self, solved: &[Solved]) -> Vec<Subspace> {
         let experts = solved.len();
-        let totals: Vec<f64> = self.clusters.iter().map(|m| trace(m.second.as_ref())).collect();
+        let totals: Vec<f64> =
+            self.clusters.iter().map(|m| trace(m.second.as_ref())).collect();
         let table: Vec<Vec<f64>> = crate::par::map(experts, |i| {
             (0..experts).map(|j| self.error(&solved[i], j)).collect()
         });
@@ -176,7 +183,8 @@ impl Space {
                 (0..experts).filter(|&j| j != i).map(values).sum()
             };
             let outside = (others(&|j| table[i][j]), others(&|j| totals[j]));
-            let cross = others(&|j| table[j][i]) / experts.saturating_sub(1).max(1) as f64;
+            let cross =
+                others(&|j| table[j][i]) / experts.saturating_sub(1).max(1) as f64;
             let solution = &solved[i];
             let total: f64 = solution.values.iter().sum();
             let kept: f64 = solution.values[..solution.rank].iter().sum();

@@ -162,7 +162,8 @@ fn the_literal_definition_is_met_on_every_fixture_case() {
         let discarded: f64 = solved.values[rank..].iter().sum();
         assert!((discarded - number("discarded_energy")).abs() < 1e-9 * total);
         if tau < 1.0 {
-            let all = [0, 1, 2].map(|c| space.solve(c, &config(Centre::None, tau, 1)).unwrap());
+            let all =
+                [0, 1, 2].map(|c| space.solve(c, &config(Centre::None, tau, 1)).unwrap());
             let described = &space.describe(&all)[cluster];
             assert!((described.retained - number("retained")).abs() < 1e-9);
             for other in 0..3 {
@@ -177,9 +178,12 @@ fn the_literal_definition_is_met_on_every_fixture_case() {
 
 #[test]
 fn reported_errors_are_those_of_the_weights_on_the_tokens() {
-    for (hidden, centre, seed) in
-        [(20, Centre::None, 1), (20, Centre::Mean, 2), (6, Centre::None, 3), (6, Centre::Mean, 4)]
-    {
+    for (hidden, centre, seed) in [
+        (20, Centre::None, 1),
+        (20, Centre::Mean, 2),
+        (6, Centre::None, 3),
+        (6, Centre::Mean, 4),
+    ] {
         let case = Case::new(300, hidden, seed);
         let found = case.solve(&config(centre, 0.9, 1));
         let (x, a) = (wide::widened(&case.inputs), case.hidden());
@@ -196,7 +200,10 @@ fn reported_errors_are_those_of_the_weights_on_the_tokens() {
                 let mut cross = 0.0;
                 for j in 0..E {
                     let (off, all) = error(own, j);
-                    assert!((own.errors[j] - off / all).abs() < 2e-6, "{hidden} {centre:?}");
+                    assert!(
+                        (own.errors[j] - off / all).abs() < 2e-6,
+                        "{hidden} {centre:?}"
+                    );
                     if i != j {
                         outside = (outside.0 + off, outside.1 + all);
                         cross += error(pick(j, second), i).0 / 2.0;
@@ -249,7 +256,8 @@ fn threads_and_the_cut_of_the_stream_change_no_bit() {
     let one = with(1);
     assert_eq!(one, with(3));
     let mut builder = LayerMoments::builder(case.ffn(), E).unwrap();
-    for (rows, labels) in case.inputs.data().chunks(777 * D).zip(case.labels.chunks(777)) {
+    for (rows, labels) in case.inputs.data().chunks(777 * D).zip(case.labels.chunks(777))
+    {
         builder.push(rows, labels).unwrap();
     }
     assert_eq!(one, builder.finish().unwrap().subspaces(&config).unwrap());
@@ -276,7 +284,8 @@ fn empty_and_small_clusters_lean_on_the_whole_and_say_so() {
     let mut case = Case::new(120, 20, 8);
     case.labels = (0..120).map(|i| u32::from(i < 4)).collect();
     for centre in [Centre::None, Centre::Mean] {
-        let config = SubspacesConfig { min_tokens: 10, shrinkage: 0.1, ..config(centre, 0.9, 1) };
+        let config =
+            SubspacesConfig { min_tokens: 10, shrinkage: 0.1, ..config(centre, 0.9, 1) };
         let found = case.solve(&config);
         let shrinkage: Vec<f64> = found.iter().map(|e| e.fc1.shrinkage).collect();
         assert_eq!(shrinkage, [0.0, 0.1, 1.0]);
@@ -316,7 +325,8 @@ fn wrong_shapes_and_values_are_refused_in_a_sentence() {
 
 /// The Cholesky route of SVD-LLM, in nalgebra: slow, literal, for positive definite moments.
 fn literal_route(w: &Mat<f64>, g: &Mat<f64>, rank: usize) -> Mat<f64> {
-    let dense = |m: &Mat<f64>| nalgebra::DMatrix::from_fn(m.nrows(), m.ncols(), |i, j| m[(i, j)]);
+    let dense =
+        |m: &Mat<f64>| nalgebra::DMatrix::from_fn(m.nrows(), m.ncols(), |i, j| m[(i, j)]);
     let root = dense(g).cholesky().unwrap().l();
     let svd = (dense(w) * &root).svd(true, true);
     let (u, vt) = (svd.u.unwrap(), svd.v_t.unwrap());
