@@ -1,10 +1,10 @@
 //! The subspace one expert keeps of one matrix's outputs.
 //!
 //! For outputs with second moment M (about the origin, or about the cluster's mean), the
-//! best rank-r approximation of W on the cluster is `U_r U_rᵀ W` with the top
-//! eigenvectors `U_r` of M; its squared error there is the sum of the discarded eigenvalues. That is the result
-//! of SVD-LLM's Cholesky route (arXiv 2403.07378), without root or inverse of the inputs'
-//! moment, which may be singular.
+//! best rank-r approximation of W on the cluster is `U_r U_rᵀ W` with the top eigenvectors
+//! `U_r` of M; its squared error there is the sum of the discarded eigenvalues. That is the
+//! result of SVD-LLM's Cholesky route (arXiv 2403.07378), without root or inverse of the
+//! inputs' moment, which may be singular.
 //!
 //! Outputs of a tall W = Q R [h, d] lie in the span of Q: moments of `R x` (d × d) have the
 //! same eigenvalues, and U = Q V with V the small eigenvectors. Q comes from a Householder
