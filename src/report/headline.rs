@@ -35,7 +35,9 @@ impl Headline {
     pub(super) fn values(&self, study: &Study<'_>, run: &str, point: &str) -> BySeed {
         let mut collected: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
         for split in &self.splits {
-            for (seed, value) in study.metric(run, point, (self.task, split, &self.metric)) {
+            for (seed, value) in
+                study.metric(run, point, (self.task, split, &self.metric))
+            {
                 collected.entry(seed).or_default().push(value);
             }
         }
@@ -83,7 +85,14 @@ pub(super) fn headlines(study: &Study<'_>) -> Vec<Headline> {
                 (false, _) => definition,
             };
             let splits_found = !splits.is_empty();
-            splits_found.then_some(Headline { label, definition, area, task, metric, splits })
+            splits_found.then_some(Headline {
+                label,
+                definition,
+                area,
+                task,
+                metric,
+                splits,
+            })
         })
         .collect()
 }

@@ -306,7 +306,8 @@ pub(super) fn ordered_runs(config: &Config) -> Vec<String> {
     let dense = dense.map(|(name, _)| name);
     let named = config.report.ablation.iter().chain([&config.report.showcase]);
     let mut order: Vec<String> = Vec::new();
-    for name in dense.chain([&config.report.reference]).chain(named).chain(config.runs.keys())
+    for name in
+        dense.chain([&config.report.reference]).chain(named).chain(config.runs.keys())
     {
         if config.runs.contains_key(name) && !order.contains(name) {
             order.push(name.clone());

@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::inputs::{
-    AnalysisRow, ClusterRow, Clustering, DatasetMeta, Facts, IterationRow, LogRow, MetricRow,
-    ReportInputs, RetrievalRow, RoutingRow, RunInputs, SimilarityRow, SpectrumRow,
-    SubspaceRow, Subspaces, ValidationRow, is_dense,
+    AnalysisRow, ClusterRow, Clustering, DatasetMeta, Facts, IterationRow, LogRow,
+    MetricRow, ReportInputs, RetrievalRow, RoutingRow, RunInputs, SimilarityRow,
+    SpectrumRow, SubspaceRow, Subspaces, ValidationRow, is_dense,
 };
 use crate::config::{Bases, Config};
 use crate::error::{Context, Error, Result};
@@ -84,7 +84,11 @@ fn parameters(shape: &ClipConfig, count: impl Fn(usize, usize) -> usize) -> u64 
     total as u64
 }
 
-fn load_run((name, dense): (&str, bool), seed: u64, find: &Find<'_>) -> Result<RunInputs> {
+fn load_run(
+    (name, dense): (&str, bool),
+    seed: u64,
+    find: &Find<'_>,
+) -> Result<RunInputs> {
     let key = format!("{name}-s{seed}");
     let train = find("train", &key)?;
     let evaluate = find("evaluate", &key)?;
@@ -128,7 +132,8 @@ fn evidence(
     find: &Find<'_>,
 ) -> Result<(Vec<Clustering>, Vec<Subspaces>)> {
     let inits = config.runs.values().filter_map(|run| config.inits.get(&run.init));
-    let variants: BTreeSet<&String> = inits.filter_map(|i| i.subspaces.as_ref()).collect();
+    let variants: BTreeSet<&String> =
+        inits.filter_map(|i| i.subspaces.as_ref()).collect();
     let bases = match config.pretrain.bases {
         Bases::PerSeed => config.seeds.as_slice(),
         Bases::Shared => config.seeds.get(..1).unwrap_or_default(),
@@ -175,8 +180,8 @@ fn pictures(path: &Path, wanted: &BTreeSet<u32>) -> Result<BTreeMap<u32, Vec<u8>
 }
 
 fn json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
-    let text =
-        std::fs::read_to_string(path).context(|| format!("reading {}", path.display()))?;
+    let text = std::fs::read_to_string(path)
+        .context(|| format!("reading {}", path.display()))?;
     serde_json::from_str(&text)
         .map_err(|e| Error::corrupt(format!("{}: {e}", path.display())).caused_by(e))
 }

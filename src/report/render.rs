@@ -5,7 +5,7 @@ use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment};
 
 use super::chart::svg::escape;
-use super::document::{Block, Document};
+use super::document::Document;
 use super::headline::headlines;
 use super::inputs::ReportInputs;
 use super::section;
@@ -57,9 +57,6 @@ fn document(study: &Study<'_>) -> Document {
     sections.extend(section::retrieval::section(study));
     sections.push(section::choices::section(study));
     sections.push(section::paper::section());
-    for one in &mut sections {
-        one.blocks.retain(|b| !matches!(b, Block::Figures { figures, .. } if figures.is_empty()));
-    }
     Document {
         title: study.config().report.title.clone(),
         subtitle: subtitle(study),
@@ -76,7 +73,9 @@ fn subtitle(study: &Study<'_>) -> String {
     let steps = words::grouped(config.train.optim.steps as f64);
     let (experts, k) = (config.moe.experts, config.moe.top_k);
     let size = config.dataset.image_size;
-    format!("{runs} \u{d7} {seeds} \u{b7} {steps} steps each \u{b7} {experts} experts, {k} active \u{b7} pictures of {size}\u{d7}{size}")
+    format!(
+        "{runs} \u{d7} {seeds} \u{b7} {steps} steps each \u{b7} {experts} experts, {k} active \u{b7} pictures of {size}\u{d7}{size}"
+    )
 }
 
 fn environment() -> std::result::Result<Environment<'static>, minijinja::Error> {
@@ -146,9 +145,10 @@ fn value(tree: &serde_json::Value) -> Value {
     match tree {
         serde_json::Value::Null => Value::from(()),
         serde_json::Value::Bool(flag) => Value::from(*flag),
-        serde_json::Value::Number(number) => number
-            .as_i64()
-            .map_or_else(|| Value::from(number.as_f64().unwrap_or(f64::NAN)), Value::from),
+        serde_json::Value::Number(number) => number.as_i64().map_or_else(
+            || Value::from(number.as_f64().unwrap_or(f64::NAN)),
+            Value::from,
+        ),
         serde_json::Value::String(text) => Value::from(text.as_str()),
         serde_json::Value::Array(items) => {
             Value::from(items.iter().map(value).collect::<Vec<_>>())

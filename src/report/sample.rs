@@ -26,7 +26,8 @@ pub(super) fn from_config(config: Config) -> ReportInputs {
             runs.push(run(&config, &name, place, seed));
         }
     }
-    let clusterings = config.seeds.iter().map(|&seed| clustering(&config, seed)).collect();
+    let clusterings =
+        config.seeds.iter().map(|&seed| clustering(&config, seed)).collect();
     let used: std::collections::BTreeSet<_> = config
         .runs
         .values()
@@ -55,8 +56,14 @@ fn noise(rng: &mut crate::rng::Stream) -> f64 {
 
 fn dataset() -> DatasetMeta {
     let splits = [
-        ("train", 9270), ("val", 457), ("pair", 455), ("heldout", 646), ("v2", 1594),
-        ("3d", 1593), ("sketch", 1594), ("blob", 1233),
+        ("train", 9270),
+        ("val", 457),
+        ("pair", 455),
+        ("heldout", 646),
+        ("v2", 1594),
+        ("3d", 1593),
+        ("sketch", 1594),
+        ("blob", 1233),
     ];
     let texts = |list: &[&str]| list.iter().map(|&s| s.to_owned()).collect();
     DatasetMeta {
@@ -88,7 +95,8 @@ fn run(config: &Config, name: &str, place: usize, seed: u64) -> RunInputs {
         (_, "drop" | "drop-svd") => ((0.78, 0.76), (0.99, 0.93)),
         _ => ((1.0, 0.94), (0.99, 0.93)),
     };
-    let lift = if clustered { 0.009 } else { 0.0008 * place as f64 } + 0.4 * config.runs[name].eesd * 0.1;
+    let lift = if clustered { 0.009 } else { 0.0008 * place as f64 }
+        + 0.4 * config.runs[name].eesd * 0.1;
     let luck = 0.004 * noise(&mut base);
     let mut out = RunInputs {
         run: name.to_owned(),
@@ -96,7 +104,9 @@ fn run(config: &Config, name: &str, place: usize, seed: u64) -> RunInputs {
         facts: Facts {
             parameters_total: Some(if dense { 421_633 } else { 918_721 }),
             parameters_active: Some(if dense { 421_633 } else { 587_000 }),
-            wall_seconds: Some(92.0 + 60.0 * f64::from(u8::from(!dense)) + noise(&mut rng)),
+            wall_seconds: Some(
+                92.0 + 60.0 * f64::from(u8::from(!dense)) + noise(&mut rng),
+            ),
         },
         metrics: metrics(&mut rng, luck, lift, clustered),
         ..RunInputs::default()
@@ -108,7 +118,12 @@ fn run(config: &Config, name: &str, place: usize, seed: u64) -> RunInputs {
     out
 }
 
-fn metrics(rng: &mut crate::rng::Stream, luck: f64, lift: f64, cut: bool) -> Vec<MetricRow> {
+fn metrics(
+    rng: &mut crate::rng::Stream,
+    luck: f64,
+    lift: f64,
+    cut: bool,
+) -> Vec<MetricRow> {
     let figures = [
         ("summary", "shift", "shift", 0.156, 0.188),
         ("concept", "pair", "acc1", 0.198, 0.243),
@@ -143,12 +158,18 @@ fn metrics(rng: &mut crate::rng::Stream, luck: f64, lift: f64, cut: bool) -> Vec
     rows
 }
 
-fn curves(config: &Config, out: &mut RunInputs, rng: &mut crate::rng::Stream, (dense, entropy): (bool, (f64, f64))) {
+fn curves(
+    config: &Config,
+    out: &mut RunInputs,
+    rng: &mut crate::rng::Stream,
+    (dense, entropy): (bool, (f64, f64)),
+) {
     let (steps, experts) = (config.train.optim.steps, config.moe.experts);
     let level = 0.95 + 0.01 * noise(rng);
     for step in 0..steps {
         let share = step as f64 / steps as f64;
-        let bump = 0.6 * (-(share * 40.0)).exp() + 0.25 * (-((share - 0.12) / 0.09).powi(2)).exp();
+        let bump = 0.6 * (-(share * 40.0)).exp()
+            + 0.25 * (-((share - 0.12) / 0.09).powi(2)).exp();
         let clip = level + 0.35 * (1.0 - share) + bump + 0.06 * noise(rng);
         let step = index_u32(step);
         out.log.push(LogRow { step, loss: clip + 0.02, clip, balance: 1.02, eesd: 0.0 });
@@ -158,7 +179,9 @@ fn curves(config: &Config, out: &mut RunInputs, rng: &mut crate::rng::Stream, (d
         for (tower, layer) in LAYERS {
             let rise = 1.0 - (-share * 8.0).exp();
             let value = entropy.0 + (entropy.1 - entropy.0) * rise + 0.004 * noise(rng);
-            let loads: Vec<f64> = (0..experts).map(|e| 1.0 + 0.08 * (e as f64 - 1.5) + 0.02 * noise(rng)).collect();
+            let loads: Vec<f64> = (0..experts)
+                .map(|e| 1.0 + 0.08 * (e as f64 - 1.5) + 0.02 * noise(rng))
+                .collect();
             let total: f64 = loads.iter().sum();
             out.routing.push(RoutingRow {
                 step,
@@ -172,7 +195,11 @@ fn curves(config: &Config, out: &mut RunInputs, rng: &mut crate::rng::Stream, (d
     for step in (0..=steps).step_by(config.train.optim.validate_every.max(1)) {
         let share = step as f64 / steps as f64;
         let value = 0.19 + 0.06 * share.sqrt() + 0.003 * noise(rng);
-        out.validation.push(ValidationRow { step: index_u32(step), metric: "acc1".into(), value });
+        out.validation.push(ValidationRow {
+            step: index_u32(step),
+            metric: "acc1".into(),
+            value,
+        });
     }
 }
 
@@ -184,8 +211,11 @@ fn analyse(
 ) {
     let experts = config.moe.experts;
     for (depth, (tower, layer)) in LAYERS.into_iter().enumerate() {
-        for (point, similar, entropy) in [("init", similar.0, entropy.0), ("final", similar.1, entropy.1)] {
-            let similar: f64 = similar - 0.04 * depth as f64 * (1.0 - similar) + 0.002 * noise(rng);
+        for (point, similar, entropy) in
+            [("init", similar.0, entropy.0), ("final", similar.1, entropy.1)]
+        {
+            let similar: f64 =
+                similar - 0.04 * depth as f64 * (1.0 - similar) + 0.002 * noise(rng);
             let mut push = |metric: &str, expert: u32, value: f64| {
                 out.analysis.push(AnalysisRow {
                     point: point.to_owned(),
@@ -198,23 +228,44 @@ fn analyse(
             };
             let copies = similar > 0.995;
             push("similarity", WHOLE_LAYER, similar.min(1.0));
-            push("similarity_of_differences", WHOLE_LAYER, if copies { f64::NAN } else { 0.12 });
+            push(
+                "similarity_of_differences",
+                WHOLE_LAYER,
+                if copies { f64::NAN } else { 0.12 },
+            );
             push("entropy", WHOLE_LAYER, entropy * 1.386);
-            push("entropy_normalised", WHOLE_LAYER, (entropy - 0.03 * depth as f64).min(1.0));
+            push(
+                "entropy_normalised",
+                WHOLE_LAYER,
+                (entropy - 0.03 * depth as f64).min(1.0),
+            );
             push("utilisation_cv", WHOLE_LAYER, 0.18);
             push("dead_experts", WHOLE_LAYER, 0.0);
-            push("compactness", WHOLE_LAYER, if copies { 9.0 } else { 4.0 + 2.0 * entropy });
+            push(
+                "compactness",
+                WHOLE_LAYER,
+                if copies { 9.0 } else { 4.0 + 2.0 * entropy },
+            );
             push("compactness_trace_ratio", WHOLE_LAYER, 3.1);
             push("compactness_within_share", WHOLE_LAYER, 0.75);
-            let loads: Vec<f64> = (0..experts).map(|_| 0.6 + rng.random::<f64>()).collect();
+            let loads: Vec<f64> =
+                (0..experts).map(|_| 0.6 + rng.random::<f64>()).collect();
             let total: f64 = loads.iter().sum();
             for (expert, load) in loads.iter().enumerate() {
                 push("utilisation", index_u32(expert), load / total);
-                push("routing_probability", index_u32(expert), 1.0 - 0.6 * entropy + 0.05 * load);
+                push(
+                    "routing_probability",
+                    index_u32(expert),
+                    1.0 - 0.6 * entropy + 0.05 * load,
+                );
             }
             for expert in 0..experts {
                 for other in 0..experts {
-                    let cosine = if expert == other { 1.0 } else { (similar + 0.01 * noise(rng)).min(1.0) };
+                    let cosine = if expert == other {
+                        1.0
+                    } else {
+                        (similar + 0.01 * noise(rng)).min(1.0)
+                    };
                     out.similarity.push(SimilarityRow {
                         point: point.to_owned(),
                         tower: tower.to_owned(),
@@ -243,7 +294,8 @@ fn clustering(config: &Config, seed: u64) -> Clustering {
             });
         }
         for restart in 0..config.cluster.restarts {
-            let top = 0.62 + 0.01 * rng.random::<f64>() + if restart == 2 { 0.01 } else { 0.0 };
+            let top =
+                0.62 + 0.01 * rng.random::<f64>() + if restart == 2 { 0.01 } else { 0.0 };
             for iteration in 0..rng.random_range(12..30_u32) {
                 out.iterations.push(IterationRow {
                     tower: tower.to_owned(),
@@ -262,10 +314,14 @@ fn clustering(config: &Config, seed: u64) -> Clustering {
 fn subspaces(config: &Config, variant: &str, seed: u64) -> Subspaces {
     let mut rng = crate::rng::stream(seed, &format!("sample/subspaces/{variant}"));
     let mut out = Subspaces { variant: variant.to_owned(), seed, ..Subspaces::default() };
-    for ((tower, layer), matrix) in LAYERS.into_iter().flat_map(|l| [(l, "fc1"), (l, "fc2")]) {
+    for ((tower, layer), matrix) in
+        LAYERS.into_iter().flat_map(|l| [(l, "fc1"), (l, "fc2")])
+    {
         for expert in 0..index_u32(config.moe.experts) {
             let fall = 0.12 + 0.04 * rng.random::<f64>();
-            let raw: Vec<f64> = (0..64).map(|i| (-fall * f64::from(i)).exp() + if i == 0 { 3.0 } else { 0.0 }).collect();
+            let raw: Vec<f64> = (0..64)
+                .map(|i| (-fall * f64::from(i)).exp() + if i == 0 { 3.0 } else { 0.0 })
+                .collect();
             let total: f64 = raw.iter().sum();
             let mut kept = 0.0;
             let mut rank = 0;
@@ -304,16 +360,22 @@ fn subspaces(config: &Config, variant: &str, seed: u64) -> Subspaces {
 
 fn retrievals() -> Vec<RetrievalRow> {
     let captions = [
-        "grinning face", "flag: Japan, country", "red apple, fruit, food",
-        "<script>alert('x')</script> & \"quotes\"", "woman astronaut, space, rocket",
-        "house with garden", "baby chick", "fire engine, truck, red",
+        "grinning face",
+        "flag: Japan, country",
+        "red apple, fruit, food",
+        "<script>alert('x')</script> & \"quotes\"",
+        "woman astronaut, space, rocket",
+        "house with garden",
+        "baby chick",
+        "fire engine, truck, red",
     ];
     let mut rows = Vec::new();
     for (query, text) in captions.into_iter().enumerate() {
         let query = index_u32(query);
         for rank in 0..10 {
             let own = if query == 3 { 99 } else { query % 7 };
-            let retrieved = if rank == own { query } else { 10 + (query * 7 + rank) % 50 };
+            let retrieved =
+                if rank == own { query } else { 10 + (query * 7 + rank) % 50 };
             rows.push(RetrievalRow {
                 query,
                 text: text.to_owned(),
@@ -333,7 +395,8 @@ fn picture(sample: u32) -> Vec<u8> {
     let mut colour = || image::Rgb([rng.random(), rng.random(), rng.random::<u8>()]);
     let (disc, eye) = (colour(), colour());
     let canvas = image::RgbImage::from_fn(32, 32, |x, y| {
-        let from = |cx: i64, cy: i64| (i64::from(x) - cx).pow(2) + (i64::from(y) - cy).pow(2);
+        let from =
+            |cx: i64, cy: i64| (i64::from(x) - cx).pow(2) + (i64::from(y) - cy).pow(2);
         if from(11, 13) < 9 || from(21, 13) < 9 {
             eye
         } else if from(16, 16) < 190 {
@@ -358,9 +421,16 @@ pub(super) fn spoil(run: &mut RunInputs) {
 }
 
 /// Sets one headline metric of a run after training at every seed.
-pub(super) fn set(inputs: &mut ReportInputs, run: &str, metric: &str, values: &BTreeMap<u64, f64>) {
+pub(super) fn set(
+    inputs: &mut ReportInputs,
+    run: &str,
+    metric: &str,
+    values: &BTreeMap<u64, f64>,
+) {
     for one in inputs.runs.iter_mut().filter(|r| r.run == run) {
-        for row in one.metrics.iter_mut().filter(|r| r.metric == metric && r.point == "final") {
+        for row in
+            one.metrics.iter_mut().filter(|r| r.metric == metric && r.point == "final")
+        {
             row.value = values[&one.seed];
         }
     }

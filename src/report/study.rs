@@ -39,7 +39,9 @@ impl<'a> Study<'a> {
         let mut runs = ordered_runs(&inputs.config);
         runs.retain(|run| present.contains(run.as_str()));
         if runs.is_empty() {
-            return Err(Error::failed("the report has no run of the configuration to show"));
+            return Err(Error::failed(
+                "the report has no run of the configuration to show",
+            ));
         }
         let mut study = Self {
             inputs,
@@ -57,8 +59,7 @@ impl<'a> Study<'a> {
 
     fn index(&mut self, run: &'a RunInputs) {
         for row in &run.metrics {
-            let key =
-                (&*run.run, &*row.point, &*row.task, &*row.split, &*row.metric);
+            let key = (&*run.run, &*row.point, &*row.task, &*row.split, &*row.metric);
             self.metrics.entry(key).or_default().insert(run.seed, row.value);
         }
         for row in &run.analysis {
@@ -92,7 +93,13 @@ impl<'a> Study<'a> {
     }
 
     /// One analysis of a whole layer, by seed.
-    pub(super) fn layer(&self, run: &str, point: &str, layer: &Layer, metric: &str) -> BySeed {
+    pub(super) fn layer(
+        &self,
+        run: &str,
+        point: &str,
+        layer: &Layer,
+        metric: &str,
+    ) -> BySeed {
         let key = (run, point, layer.0.as_str(), layer.1, metric);
         self.layers.get(&key).cloned().unwrap_or_default()
     }
@@ -158,8 +165,7 @@ impl<'a> Study<'a> {
     /// The runs of the main figures: dense, ablation, reference and showcase.
     pub(super) fn focus(&self) -> Vec<String> {
         let report = &self.config().report;
-        let named =
-            |run: &String| *run == report.reference || *run == report.showcase;
+        let named = |run: &String| *run == report.reference || *run == report.showcase;
         let wanted = |run: &String| {
             !self.is_moe(run) || report.ablation.contains(run) || named(run)
         };
@@ -182,7 +188,8 @@ impl<'a> Study<'a> {
 pub(super) fn ranked(seeds: &BTreeMap<u64, Vec<f64>>) -> Vec<f64> {
     let mut places: Vec<Vec<f64>> = Vec::new();
     for values in seeds.values() {
-        let mut values: Vec<f64> = values.iter().copied().filter(|v| v.is_finite()).collect();
+        let mut values: Vec<f64> =
+            values.iter().copied().filter(|v| v.is_finite()).collect();
         values.sort_by(|a, b| b.total_cmp(a));
         for (place, value) in values.into_iter().enumerate() {
             match places.get_mut(place) {
@@ -221,11 +228,12 @@ pub(super) fn in_points(difference: Difference) -> Difference {
 /// Readable names of runs, unless two would read the same.
 fn names(config: &Config) -> BTreeMap<String, String> {
     let pretty = |run: &crate::config::RunConfig| {
-        let init = match run.init.strip_prefix("svd").or(run.init.strip_prefix("drop-svd")) {
-            Some(rest) if run.init.starts_with("svd") => format!("SVD{rest}"),
-            Some(rest) => format!("Drop-SVD{rest}"),
-            None => super::words::capital(&run.init),
-        };
+        let init =
+            match run.init.strip_prefix("svd").or(run.init.strip_prefix("drop-svd")) {
+                Some(rest) if run.init.starts_with("svd") => format!("SVD{rest}"),
+                Some(rest) => format!("Drop-SVD{rest}"),
+                None => super::words::capital(&run.init),
+            };
         if run.eesd > 0.0 { format!("{init} + EESD") } else { init }
     };
     let all: Vec<String> = config.runs.values().map(pretty).collect();

@@ -63,7 +63,8 @@ pub(super) fn grouped(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut out = String::new();
     for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) && digit.is_ascii_digit() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) && digit.is_ascii_digit()
+        {
             out.push(',');
         }
         out.push(digit);
@@ -118,6 +119,12 @@ pub(super) fn count(n: usize, noun: &str) -> String {
 pub(super) fn capital(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().map_or_else(String::new, |c| c.to_uppercase().chain(letters).collect())
+}
+
+/// The text with a small first letter.
+pub(super) fn lower(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |c| c.to_lowercase().chain(letters).collect())
 }
 
 #[cfg(test)]

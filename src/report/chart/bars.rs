@@ -29,14 +29,21 @@ impl BarChart {
             return None;
         }
         let (width, height) = self.size;
-        let area = Area { left: 42.0, top: 22.0, width: width - 54.0, height: height - 62.0 };
+        let area =
+            Area { left: 42.0, top: 22.0, width: width - 54.0, height: height - 62.0 };
         let y = Scale::linear((0.0, self.top), (area.bottom(), area.top));
         let mut svg = Svg::new(width, height);
         y_axis(&mut svg, area, &y, &self.y_label);
         let centres = columns(&self.layers, area);
         let slot = centres.windows(2).map(|p| p[1] - p[0]).fold(area.width, f64::min);
-        for ((layer, group), centre) in self.layers.iter().zip(&self.groups).zip(&centres) {
-            self.draw_group(&mut svg, layer, group, (*centre, (slot * 0.78).min(150.0), &y));
+        for ((layer, group), centre) in self.layers.iter().zip(&self.groups).zip(&centres)
+        {
+            self.draw_group(
+                &mut svg,
+                layer,
+                group,
+                (*centre, (slot * 0.78).min(150.0), &y),
+            );
             let at = (*centre, area.bottom() + 15.0);
             svg.text(at, Anchor::Middle, "tick", &layer.1.to_string());
         }

@@ -48,7 +48,7 @@ impl Forest {
         axis(&mut svg, area, &x, &self.x_label);
         let mut y = area.top;
         for (heading, rows) in &self.groups {
-            svg.text((0.0, y + 18.0), Anchor::Start, "heading", heading);
+            svg.text((0.0, y + 18.0), Anchor::Start, "heading halo", heading);
             y += 1.3 * ROW;
             for row in rows {
                 draw_row(&mut svg, row, &x, (y + ROW / 2.0, self.width));

@@ -52,8 +52,7 @@ impl HeatSheet {
             for (j, &value) in row.iter().enumerate() {
                 let left = cell.mul_add(j as f64, x);
                 let top = cell.mul_add(i as f64, y);
-                let area =
-                    Area { left, top, width: cell - 1.0, height: cell - 1.0 };
+                let area = Area { left, top, width: cell - 1.0, height: cell - 1.0 };
                 if !value.is_finite() {
                     svg.rect(area, "cell none", "no value");
                     continue;

@@ -32,13 +32,18 @@ pub(in crate::report) struct LayerChart {
 impl LayerChart {
     /// The drawing; `None` without a finite value.
     pub(in crate::report) fn draw(&self) -> Option<String> {
-        let values = self.series.iter().flat_map(|s| s.init.iter().chain(&s.end).copied());
+        let values =
+            self.series.iter().flat_map(|s| s.init.iter().chain(&s.end).copied());
         let domain = extent(values, 0.08)?;
         let labels = self.series.iter().map(|s| text_width(&s.label)).fold(0.0, f64::max);
         let (width, height) = self.size;
         let (left, top) = (42.0, 22.0);
-        let area =
-            Area { left, top, width: width - left - labels - 18.0, height: height - 62.0 };
+        let area = Area {
+            left,
+            top,
+            width: width - left - labels - 30.0,
+            height: height - 62.0,
+        };
         let y = Scale::linear(domain, (area.bottom(), area.top));
         let mut svg = Svg::new(width, height);
         y_axis(&mut svg, area, &y, &self.y_label);
@@ -66,7 +71,13 @@ impl LayerChart {
         }
     }
 
-    fn draw_series(&self, svg: &mut Svg, series: &LayerSeries, columns: &[f64], y: &Scale) {
+    fn draw_series(
+        &self,
+        svg: &mut Svg,
+        series: &LayerSeries,
+        columns: &[f64],
+        y: &Scale,
+    ) {
         let class = &series.class;
         for (values, style, when) in
             [(&series.init, "hollow", "at init"), (&series.end, "dot", "after training")]
@@ -105,7 +116,9 @@ impl LayerChart {
         for ((series, at), place) in ends.into_iter().zip(placed) {
             let label = area.right() + 14.0;
             svg.line((last + 5.0, at), (label - 3.0, place), "leader");
-            svg.text((label, place + 3.5), Anchor::Start, "label", &series.label);
+            let key = format!("key {}", series.class);
+            svg.line((label, place), (label + 9.0, place), &key);
+            svg.text((label + 13.0, place + 3.5), Anchor::Start, "label", &series.label);
         }
     }
 }
@@ -150,8 +163,9 @@ mod tests {
 
     #[test]
     fn columns_ascend_inside_the_area_with_a_gap_between_towers() {
-        let layers: Vec<Layer> =
-            [("vision", 1), ("vision", 3), ("text", 1)].map(|(t, l)| (t.to_owned(), l)).into();
+        let layers: Vec<Layer> = [("vision", 1), ("vision", 3), ("text", 1)]
+            .map(|(t, l)| (t.to_owned(), l))
+            .into();
         let area = Area { left: 40.0, top: 0.0, width: 300.0, height: 100.0 };
         let x = columns(&layers, area);
         assert!(x[0] > 40.0 && x[2] < 340.0);

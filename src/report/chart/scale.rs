@@ -78,7 +78,9 @@ fn label(value: f64, step: f64) -> String {
     let text = format!("{:.decimals$}", value.abs());
     let sign = if value < 0.0 { "\u{2212}" } else { "" };
     match text.split_once('.') {
-        None if text.len() > 3 => format!("{sign}{}", super::super::words::grouped(value.abs())),
+        None if text.len() > 3 => {
+            format!("{sign}{}", super::super::words::grouped(value.abs()))
+        }
         _ => format!("{sign}{text}"),
     }
 }
@@ -132,7 +134,8 @@ mod tests {
 
     #[test]
     fn ticks_are_round_inside_the_domain_and_few() {
-        for (low, high) in [(0.0, 1.0), (-3.2, 17.9), (0.0031, 0.0047), (12.0, 90_000.0)] {
+        for (low, high) in [(0.0, 1.0), (-3.2, 17.9), (0.0031, 0.0047), (12.0, 90_000.0)]
+        {
             let ticks = Scale::linear((low, high), (0.0, 100.0)).ticks(5);
             assert!((2..=7).contains(&ticks.len()), "{low}..{high}: {ticks:?}");
             assert!(ticks.iter().all(|(v, _)| *v >= low - 1e-9 && *v <= high + 1e-9));

@@ -48,7 +48,12 @@ impl Svg {
         Self { width, height, body: String::new() }
     }
 
-    pub(in crate::report) fn line(&mut self, from: (f64, f64), to: (f64, f64), class: &str) {
+    pub(in crate::report) fn line(
+        &mut self,
+        from: (f64, f64),
+        to: (f64, f64),
+        class: &str,
+    ) {
         let (x1, y1, x2, y2) = (short(from.0), short(from.1), short(to.0), short(to.1));
         self.push(&format!(
             r#"<line class="{class}" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>"#
@@ -77,7 +82,8 @@ impl Svg {
 
     /// A closed band between two lines over the same finite x.
     pub(in crate::report) fn band(&mut self, edges: &[(f64, f64, f64)], class: &str) {
-        let finite = edges.iter().filter(|(x, a, b)| [x, a, b].iter().all(|v| v.is_finite()));
+        let finite =
+            edges.iter().filter(|(x, a, b)| [x, a, b].iter().all(|v| v.is_finite()));
         let finite: Vec<_> = finite.collect();
         if finite.len() < 2 {
             return;
@@ -162,7 +168,8 @@ impl Svg {
 
     /// The finished drawing; `label` is what a screen reader says.
     pub(in crate::report) fn finish(self, label: &str) -> String {
-        let (width, height, label) = (short(self.width), short(self.height), escape(label));
+        let (width, height, label) =
+            (short(self.width), short(self.height), escape(label));
         let body = self.body;
         format!(
             r#"<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}" style="max-width:{width}px">{body}</svg>"#
@@ -176,7 +183,11 @@ impl Svg {
 }
 
 fn tooltip(title: &str) -> String {
-    if title.is_empty() { String::new() } else { format!("<title>{}</title>", escape(title)) }
+    if title.is_empty() {
+        String::new()
+    } else {
+        format!("<title>{}</title>", escape(title))
+    }
 }
 
 /// A coordinate with one decimal and no needless zero; tiny files, stable bytes.

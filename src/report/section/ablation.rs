@@ -8,24 +8,34 @@ use crate::report::study::{FINAL, Study, in_points, over_seeds};
 use crate::report::words;
 
 /// The ablation, if all four of its runs have data.
-pub(in crate::report) fn section(study: &Study<'_>, headlines: &[Headline]) -> Option<Section> {
+pub(in crate::report) fn section(
+    study: &Study<'_>,
+    headlines: &[Headline],
+) -> Option<Section> {
     let runs = &study.config().report.ablation;
     let [none, init, eesd, both] = runs.as_slice() else { return None };
     if !runs.iter().all(|run| study.has(run)) {
         return None;
     }
+    let probes = headlines.iter().filter(|h| h.area == Area::Probes);
+    let last_probe = probes.last().map(|h| h.metric.clone());
     let chosen: Vec<&Headline> = headlines
         .iter()
         .filter(|h| h.area != Area::Other || h.task == "concept")
+        .filter(|h| h.area != Area::Probes || Some(&h.metric) == last_probe.as_ref())
         .collect();
     Some(Section {
         id: "ablation",
         title: "Ablation: cluster initialisation and EESD".to_owned(),
         lead: vec!["The four combinations of the two parts of the method. An effect is a difference of means over the other factor; the interaction says how much more EESD helps on top of the cluster initialisation.".to_owned()],
         blocks: vec![
-            Block::Table(ours(study, &chosen, [none, init, eesd, both])),
+            Block::Beside {
+                blocks: vec![
+                    Block::Table(ours(study, &chosen, [none, init, eesd, both])),
+                    Block::Table(paper::ablation()),
+                ],
+            },
             Block::Table(effects(study, &chosen, [none, init, eesd, both])),
-            Block::Table(paper::ablation()),
         ],
     })
 }
@@ -35,11 +45,12 @@ fn tick(on: bool) -> Cell {
 }
 
 fn ours(study: &Study<'_>, headlines: &[&Headline], runs: [&String; 4]) -> Table {
-    let mut head = vec![Cell::words("Cluster init"), Cell::words("EESD"), Cell::words("Run")];
+    let mut head = vec![Cell::words("Cluster init"), Cell::words("EESD")];
     head.extend(headlines.iter().map(|h| Cell::number(&h.label)));
     let rows = runs.into_iter().enumerate().map(|(index, run)| {
-        let mut row = vec![tick(index % 2 == 1), tick(index >= 2)];
-        row.push(Cell::words(study.name(run)).with_mark(study.class(run)));
+        let init =
+            tick(index % 2 == 1).with_mark(study.class(run)).with_title(study.name(run));
+        let mut row = vec![init, tick(index >= 2)];
         row.extend(headlines.iter().map(|h| {
             Cell::number(words::spread_percent(over_seeds(&h.values(study, run, FINAL))))
         }));
@@ -47,7 +58,8 @@ fn ours(study: &Study<'_>, headlines: &[&Headline], runs: [&String; 4]) -> Table
     });
     Table {
         title: "This run".to_owned(),
-        note: "Percent after training, mean \u{b1} standard deviation over seeds.".to_owned(),
+        note: "Percent after training, mean \u{b1} standard deviation over seeds."
+            .to_owned(),
         rows: rows.collect(),
         head,
         foreign: false,
@@ -72,7 +84,13 @@ fn effects(study: &Study<'_>, headlines: &[&Headline], runs: [&String; 4]) -> Ta
             let mut cell = Cell::number(words::signed(effect.mean, 1));
             cell.sub = effect.interval.map_or_else(
                 || "no interval".to_owned(),
-                |(low, high)| format!("{} \u{2026} {}", words::signed(low, 1), words::signed(high, 1)),
+                |(low, high)| {
+                    format!(
+                        "{} \u{2026} {}",
+                        words::signed(low, 1),
+                        words::signed(high, 1)
+                    )
+                },
             );
             cell.best = matches!(effect.sign(), Sign::Above | Sign::Below);
             cell
@@ -93,7 +111,8 @@ fn contrast(values: &[BySeed; 4], weights: [f64; 4]) -> Vec<f64> {
     values[0]
         .keys()
         .filter_map(|seed| {
-            let found: Option<Vec<f64>> = values.iter().map(|v| v.get(seed).copied()).collect();
+            let found: Option<Vec<f64>> =
+                values.iter().map(|v| v.get(seed).copied()).collect();
             found.map(|found| found.iter().zip(weights).map(|(v, w)| v * w).sum())
         })
         .collect()
@@ -105,7 +124,8 @@ mod tests {
 
     #[test]
     fn additive_parts_have_no_interaction() {
-        let values = [10.0, 12.0, 11.0, 13.0].map(|v| BySeed::from([(1, v), (2, v + 5.0)]));
+        let values =
+            [10.0, 12.0, 11.0, 13.0].map(|v| BySeed::from([(1, v), (2, v + 5.0)]));
         for (weights, expected) in [
             ([-0.5, 0.5, -0.5, 0.5], 2.0),
             ([-0.5, -0.5, 0.5, 0.5], 1.0),

@@ -36,19 +36,38 @@ fn choices(config: &Config) -> Table {
     scales.sort();
     scales.dedup();
     let tokens = if eesd.tokens < 1.0 {
-        format!("the {} % of tokens with the highest routing entropy", plain(100.0 * eesd.tokens))
+        format!(
+            "the {} % of tokens with the highest routing entropy",
+            plain(100.0 * eesd.tokens)
+        )
     } else {
         "all tokens".to_owned()
     };
     let target = match eesd.target {
-        EesdTarget::Layer => "each MoE layer's output to its own ensemble, \u{2016}y \u{2212} y_ens\u{2016}\u{b2} over the mean \u{2016}y_ens\u{2016}\u{b2}",
-        EesdTarget::Embedding => "final embeddings to those of a full EMA model with dense routing",
+        EesdTarget::Layer => {
+            "each MoE layer's output to its own ensemble, \u{2016}y \u{2212} y_ens\u{2016}\u{b2} over the mean \u{2016}y_ens\u{2016}\u{b2}"
+        }
+        EesdTarget::Embedding => {
+            "final embeddings to those of a full EMA model with dense routing"
+        }
     };
     let mut rows = vec![
         row("Experts E", "moe.experts", moe.experts.to_string()),
-        row("Active experts K", "moe.top_k", format!("{}, weights renormalised to sum to 1", moe.top_k)),
-        row("MoE blocks, image tower", "moe.vision_blocks", blocks(&moe.vision_blocks, config.model.vision.layers)),
-        row("MoE blocks, text tower", "moe.text_blocks", blocks(&moe.text_blocks, config.model.text.layers)),
+        row(
+            "Active experts K",
+            "moe.top_k",
+            format!("{}, weights renormalised to sum to 1", moe.top_k),
+        ),
+        row(
+            "MoE blocks, image tower",
+            "moe.vision_blocks",
+            blocks(&moe.vision_blocks, config.model.vision.layers),
+        ),
+        row(
+            "MoE blocks, text tower",
+            "moe.text_blocks",
+            blocks(&moe.text_blocks, config.model.text.layers),
+        ),
     ];
     for (name, s) in &config.subspaces {
         let about = match s.centre {
@@ -78,7 +97,12 @@ fn choices(config: &Config) -> Table {
         row("Learning rate", "train.optim.learning_rate", format!("{} after {} steps of warm-up, cosine to {}", plain(optim.learning_rate), optim.warmup, plain(optim.final_learning_rate))),
         row("Relative compactness", "\u{2013}", "tr(S_W S_B\u{207a})/E on expert outputs, tokens grouped by their first expert".to_owned()),
     ]);
-    table("Choices", "Everything else stands in `pipeline.yaml` with its reason.", &["What", "Key", "Value"], rows)
+    table(
+        "Choices",
+        "Everything else stands in `pipeline.yaml` with its reason.",
+        &["What", "Key", "Value"],
+        rows,
+    )
 }
 
 fn runs(study: &Study<'_>) -> Table {
@@ -90,20 +114,31 @@ fn runs(study: &Study<'_>) -> Table {
         if let Some(init) = init {
             parameters.extend(init.subspaces.as_ref().map(|s| format!("subspaces {s}")));
             parameters.extend(init.ratio.map(|r| format!("ratio {}", plain(r))));
-            parameters.extend(init.router_std.map(|s| format!("router std {}", plain(s))));
+            parameters
+                .extend(init.router_std.map(|s| format!("router std {}", plain(s))));
         }
         let method = init.map_or("\u{2013}", |i| i.method.as_str());
-        let seeds: Vec<String> = study.seeds(name).iter().map(ToString::to_string).collect();
+        let seeds: Vec<String> =
+            study.seeds(name).iter().map(ToString::to_string).collect();
         vec![
             Cell::words(study.name(name)).with_mark(study.class(name)),
             Cell::words(name),
             Cell::words(method),
-            Cell::words(if parameters.is_empty() { words::NOTHING.to_owned() } else { parameters.join(", ") }),
+            Cell::words(if parameters.is_empty() {
+                words::NOTHING.to_owned()
+            } else {
+                parameters.join(", ")
+            }),
             Cell::words(plain(run.eesd)),
             Cell::words(seeds.join(", ")),
         ]
     });
-    table("Runs", "How each run begins and which weight \u{3bb}_eesd its self-distillation has.", &["Run", "Key", "Method", "Parameters", "\u{3bb}_eesd", "Seeds"], rows.collect())
+    table(
+        "Runs",
+        "How each run begins and which weight \u{3bb}_eesd its self-distillation has.",
+        &["Run", "Key", "Method", "Parameters", "\u{3bb}_eesd", "Seeds"],
+        rows.collect(),
+    )
 }
 
 fn data(study: &Study<'_>) -> Table {
@@ -130,9 +165,18 @@ fn data(study: &Study<'_>) -> Table {
         uses.join(", ")
     };
     let rows = rest.chain(tests).map(|split| {
-        vec![Cell::words(split), Cell::number(words::grouped(meta.splits[split] as f64)), Cell::words(use_of(split))]
+        vec![
+            Cell::words(split),
+            Cell::number(words::grouped(meta.splits[split] as f64)),
+            Cell::words(use_of(split)),
+        ]
     });
-    let note = format!("Source `{}`, {}\u{d7}{} pixels.", meta.source, study.config().dataset.image_size, study.config().dataset.image_size);
+    let note = format!(
+        "Source `{}`, {}\u{d7}{} pixels.",
+        meta.source,
+        study.config().dataset.image_size,
+        study.config().dataset.image_size
+    );
     table("Data", &note, &["Split", "Pictures", "Used for"], rows.collect())
 }
 
@@ -145,10 +189,14 @@ fn made(study: &Study<'_>) -> Vec<String> {
         format!("{steps} steps of {batch} pairs ({samples} samples)")
     };
     let dense = if config.pretrain.checkpoint.is_empty() {
-        format!("Dense pretraining: {}, {}.", budget(&config.pretrain.optim), match config.pretrain.bases {
-            crate::config::Bases::PerSeed => "one model a seed",
-            crate::config::Bases::Shared => "one model for all seeds",
-        })
+        format!(
+            "Dense pretraining: {}, {}.",
+            budget(&config.pretrain.optim),
+            match config.pretrain.bases {
+                crate::config::Bases::PerSeed => "one model a seed",
+                crate::config::Bases::Shared => "one model for all seeds",
+            }
+        )
     } else {
         "Dense model: imported from a checkpoint.".to_owned()
     };
@@ -167,14 +215,23 @@ fn command(config: &Config) -> String {
     let shipped = load_default(&Overrides::default()).ok();
     let shipped = shipped.and_then(|shipped| serde_json::to_value(shipped).ok());
     let own = serde_json::to_value(config).ok();
-    let (Some(shipped), Some(own)) = (shipped, own) else { return "Made by `make`.".to_owned() };
+    let (Some(shipped), Some(own)) = (shipped, own) else {
+        return "Made by `make`.".to_owned();
+    };
     let mut changed = Vec::new();
     diff(&shipped, &own, "", &mut changed);
-    let words_in = |text: &String| text.contains(char::is_whitespace) || text.contains('\'');
+    let awkward = |text: &String| {
+        text.contains(|c: char| c.is_whitespace() || "'`<$\\".contains(c))
+    };
     if changed.is_empty() {
         "Made by `make` with the shipped `pipeline.yaml`.".to_owned()
-    } else if changed.iter().any(words_in) {
-        format!("Made by `make` with these keys of `pipeline.yaml` changed: {}.", changed.iter().map(|c| format!("`{c}`")).collect::<Vec<_>>().join(", "))
+    } else if changed.iter().any(awkward) {
+        let keys = changed.iter().map(|c| c.split('=').next().unwrap_or_default());
+        let keys: Vec<String> = keys.map(|key| format!("`{key}`")).collect();
+        format!(
+            "Made by `make` with these keys of `pipeline.yaml` changed: {}.",
+            words::list(&keys)
+        )
     } else {
         format!("Made by `make SET='{}'`.", changed.join(" "))
     }
@@ -185,7 +242,8 @@ fn diff(from: &Value, to: &Value, path: &str, out: &mut Vec<String>) {
     match (from, to) {
         (Value::Object(from), Value::Object(to)) if from.keys().eq(to.keys()) => {
             for (key, value) in to {
-                let here = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                let here =
+                    if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
                 diff(&from[key], value, &here, out);
             }
         }
@@ -200,8 +258,13 @@ fn row(what: &str, key: &str, value: String) -> Vec<Cell> {
 }
 
 fn table(title: &str, note: &str, head: &[&str], rows: Vec<Vec<Cell>>) -> Table {
-    let numeric = |index: usize| rows.first().is_some_and(|r| r.get(index).is_some_and(|c| !c.words));
-    let head = head.iter().enumerate().map(|(index, text)| Cell { words: !numeric(index), ..Cell::number(*text) });
+    let numeric = |index: usize| {
+        rows.first().is_some_and(|r| r.get(index).is_some_and(|c| !c.words))
+    };
+    let head = head
+        .iter()
+        .enumerate()
+        .map(|(index, text)| Cell { words: !numeric(index), ..Cell::number(*text) });
     Table {
         title: title.to_owned(),
         note: note.to_owned(),
@@ -212,8 +275,13 @@ fn table(title: &str, note: &str, head: &[&str], rows: Vec<Vec<Cell>>) -> Table 
 }
 
 fn blocks(blocks: &Blocks, layers: usize) -> String {
-    let indices: Vec<String> = blocks.indices(layers).iter().map(ToString::to_string).collect();
-    if indices.is_empty() { "none".to_owned() } else { format!("{} of {layers} (from 0)", words::list(&indices)) }
+    let indices: Vec<String> =
+        blocks.indices(layers).iter().map(ToString::to_string).collect();
+    if indices.is_empty() {
+        "none".to_owned()
+    } else {
+        format!("{} of {layers} (from 0)", words::list(&indices))
+    }
 }
 
 /// A number without needless digits.
@@ -233,7 +301,10 @@ mod tests {
             command(&load_default(&Overrides { profile: None, set }).unwrap())
         };
         assert_eq!(with(&[]), "Made by `make` with the shipped `pipeline.yaml`.");
-        assert_eq!(with(&["seeds=[7]", "train.balance=0.5"]), "Made by `make SET='seeds=[7] train.balance=0.5'`.");
+        assert_eq!(
+            with(&["seeds=[7]", "train.balance=0.5"]),
+            "Made by `make SET='seeds=[7] train.balance=0.5'`."
+        );
         assert!(with(&["report.title=a b"]).contains("keys of `pipeline.yaml` changed"));
     }
 }

@@ -6,7 +6,9 @@ use crate::report::chart::bars::BarChart;
 use crate::report::chart::layers::Layer;
 use crate::report::chart::lines::{LineChart, Point, Series};
 use crate::report::document::{Block, Cell, Figure, Section, Table};
-use crate::report::inputs::{Clustering, IterationRow, SpectrumRow, SubspaceRow, Subspaces};
+use crate::report::inputs::{
+    Clustering, IterationRow, SpectrumRow, SubspaceRow, Subspaces,
+};
 use crate::report::stats::summary;
 use crate::report::study::{Study, in_tower_order, ranked};
 use crate::report::words;
@@ -17,22 +19,29 @@ const SMALL: (f64, f64) = (340.0, 210.0);
 pub(in crate::report) fn section(study: &Study<'_>) -> Option<Section> {
     let mut blocks = Vec::new();
     if let Some(first) = study.inputs.clusterings.first() {
-        let mut figures = objectives(first);
-        figures.extend(sizes(study));
-        blocks.push(Block::Figures { figures, columns: 3 });
+        blocks.extend(Block::figures(objectives(first), 3));
+        blocks.extend(Block::figures(sizes(study).into_iter().collect(), 2));
     }
     if let Some(subspaces) = shown(study) {
-        blocks.push(Block::Figures { figures: spectra(study, subspaces), columns: 3 });
+        blocks.extend(Block::figures(spectra(study, subspaces), 3));
     }
     if !study.inputs.subspaces.is_empty() {
-        blocks.push(Block::Table(variants(study)));
+        blocks.push(Block::Table(variants(study, Detail::Whole)));
+        blocks.push(Block::Details {
+            summary: "Subspaces by layer".to_owned(),
+            blocks: vec![Block::Table(variants(study, Detail::ByLayer))],
+        });
     }
     if let Some(subspaces) = shown(study) {
-        let summary = format!("Every expert of variant {}, seed {}", subspaces.variant, subspaces.seed);
-        blocks.push(Block::Details { summary, blocks: vec![Block::Table(experts(subspaces))] });
+        let summary = format!(
+            "Every expert of variant {}, seed {}",
+            subspaces.variant, subspaces.seed
+        );
+        blocks.push(Block::Details {
+            summary,
+            blocks: vec![Block::Table(experts(subspaces))],
+        });
     }
-    let filled = |block: &Block| !matches!(block, Block::Figures { figures, .. } if figures.is_empty());
-    blocks.retain(filled);
     (!blocks.is_empty()).then(|| Section {
         id: "clusters",
         title: "Clusters and subspaces".to_owned(),
@@ -45,7 +54,8 @@ pub(in crate::report) fn section(study: &Study<'_>) -> Option<Section> {
 fn shown<'a>(study: &Study<'a>) -> Option<&'a Subspaces> {
     let config = study.config();
     let run = config.runs.get(&config.report.showcase);
-    let variant = run.and_then(|r| config.inits.get(&r.init)).and_then(|i| i.subspaces.as_ref());
+    let variant =
+        run.and_then(|r| config.inits.get(&r.init)).and_then(|i| i.subspaces.as_ref());
     let all = &study.inputs.subspaces;
     all.iter().find(|s| Some(&s.variant) == variant).or_else(|| all.first())
 }
@@ -79,7 +89,9 @@ fn objective(rows: &[IterationRow], layer: &Layer, seed: u64) -> Option<Figure> 
         size: SMALL,
         ..LineChart::default()
     };
-    let caption = format!("Mean cosine of tokens to their centroid, one line a restart, the chosen one in colour; seed {seed}.");
+    let caption = format!(
+        "Mean cosine of tokens to their centroid, one line a restart, the chosen one in colour; seed {seed}."
+    );
     Figure::new(&format!("k-means: {name}"), &caption, chart.draw())
 }
 
@@ -104,13 +116,18 @@ fn sizes(study: &Study<'_>) -> Option<Figure> {
         groups,
         top,
         rule: Some((1.0 / experts as f64, format!("1/{experts}"))),
-        size: SMALL,
+        size: (540.0, 220.0),
     };
-    Figure::new("Cluster sizes", "Share of a layer's tokens in each cluster, in descending order within a seed, mean over seeds.", chart.draw())
+    Figure::new(
+        "Cluster sizes",
+        "Share of a layer's tokens in each cluster, in descending order within a seed, mean over seeds.",
+        chart.draw(),
+    )
 }
 
 fn shares(clustering: &Clustering, layer: &Layer) -> Vec<f64> {
-    let here = clustering.clusters.iter().filter(|r| r.tower == layer.0 && r.layer == layer.1);
+    let here =
+        clustering.clusters.iter().filter(|r| r.tower == layer.0 && r.layer == layer.1);
     let sizes: Vec<f64> = here.map(|r| f64::from(r.size)).collect();
     let total: f64 = sizes.iter().sum();
     sizes.into_iter().map(|size| size / total.max(1.0)).collect()
@@ -136,14 +153,18 @@ fn spectrum(
     tau: Option<f64>,
 ) -> Option<Figure> {
     let mut experts: BTreeMap<u32, Vec<&SpectrumRow>> = BTreeMap::new();
-    let here = |r: &&SpectrumRow| r.tower == layer.0 && r.layer == layer.1 && r.matrix == matrix;
+    let here =
+        |r: &&SpectrumRow| r.tower == layer.0 && r.layer == layer.1 && r.matrix == matrix;
     for row in subspaces.spectra.iter().filter(here) {
         experts.entry(row.expert).or_default().push(row);
     }
     let series = experts.into_iter().map(|(expert, mut rows)| {
         rows.sort_by_key(|row| row.index);
         let own = |r: &&SubspaceRow| {
-            r.tower == layer.0 && r.layer == layer.1 && r.matrix == matrix && r.expert == expert
+            r.tower == layer.0
+                && r.layer == layer.1
+                && r.matrix == matrix
+                && r.expert == expert
         };
         let rank = subspaces.experts.iter().find(own).map(|r| crate::num::widen(r.rank));
         let points = residuals(&rows);
@@ -164,7 +185,9 @@ fn spectrum(
         series: series.collect(),
         y_domain: Some((1e-4, 1.0)),
         y_log: true,
-        rule: tau.filter(|t| *t < 1.0).map(|t| (1.0 - t, "1 \u{2212} \u{3c4}".to_owned())),
+        rule: tau
+            .filter(|t| *t < 1.0)
+            .map(|t| (1.0 - t, "1 \u{2212} \u{3c4}".to_owned())),
         size: SMALL,
     };
     let caption = "Share of the output energy outside the first r directions, one line an expert; dots mark the kept ranks.";
@@ -187,20 +210,33 @@ fn residuals(rows: &[&SpectrumRow]) -> Vec<Point> {
     left.iter().enumerate().map(|(r, v)| Point::bare(r as f64, v.max(1e-12))).collect()
 }
 
-fn variants(study: &Study<'_>) -> Table {
-    let mut groups: BTreeMap<(&str, &str, bool, u32), Vec<&SubspaceRow>> = BTreeMap::new();
+/// How finely subspaces are tabled.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Detail {
+    Whole,
+    ByLayer,
+}
+
+fn variants(study: &Study<'_>, detail: Detail) -> Table {
+    let mut groups: BTreeMap<(&str, &str, Option<(bool, u32)>), Vec<&SubspaceRow>> =
+        BTreeMap::new();
     for one in &study.inputs.subspaces {
         for row in &one.experts {
-            let key = (&*one.variant, &*row.matrix, row.tower != "vision", row.layer);
-            groups.entry(key).or_default().push(row);
+            let layer =
+                (detail == Detail::ByLayer).then(|| (row.tower != "vision", row.layer));
+            groups.entry((&*one.variant, &*row.matrix, layer)).or_default().push(row);
         }
     }
     let head = ["Variant", "Matrix", "Layer"].map(Cell::words).into_iter();
     let head = head.chain(
-        ["Mean rank", "Ranks", "Energy kept", "Error inside", "Error outside", "Shrunk"].map(Cell::number),
+        ["Mean rank", "Ranks", "Energy kept", "Error inside", "Error outside", "Shrunk"]
+            .map(Cell::number),
     );
-    let rows = groups.into_iter().map(|((variant, matrix, text, layer), rows)| {
-        let tower = if text { "text" } else { "vision" };
+    let rows = groups.into_iter().map(|((variant, matrix, layer), rows)| {
+        let layer = layer.map_or_else(
+            || "all".to_owned(),
+            |(text, layer)| format!("{} {layer}", if text { "text" } else { "vision" }),
+        );
         let mean = |pick: fn(&SubspaceRow) -> f64| summary(rows.iter().map(|r| pick(r)));
         let ranks = || rows.iter().map(|r| r.rank);
         let full = rows.iter().map(|r| r.full_rank).max().unwrap_or(0);
@@ -209,7 +245,7 @@ fn variants(study: &Study<'_>) -> Table {
         vec![
             Cell::words(variant),
             Cell::words(matrix),
-            Cell::words(format!("{tower} {layer}")),
+            Cell::words(layer),
             Cell::number(words::spread(mean(|r| f64::from(r.rank)), 1.0, 1)),
             Cell::number(format!("{low}\u{2013}{high} of {full}")),
             Cell::number(words::mean_percent(mean(|r| r.retained))),
@@ -230,7 +266,8 @@ fn variants(study: &Study<'_>) -> Table {
 fn experts(subspaces: &Subspaces) -> Table {
     let head = ["Layer", "Matrix", "Expert"].map(Cell::words).into_iter();
     let head = head.chain(
-        ["Tokens", "Rank", "Energy kept", "Error inside", "Error outside", "Shrinkage"].map(Cell::number),
+        ["Tokens", "Rank", "Energy kept", "Error inside", "Error outside", "Shrinkage"]
+            .map(Cell::number),
     );
     let mut rows: Vec<&SubspaceRow> = subspaces.experts.iter().collect();
     rows.sort_by_key(|r| (r.tower != "vision", r.layer, r.matrix.clone(), r.expert));

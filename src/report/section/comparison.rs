@@ -12,7 +12,10 @@ pub(in crate::report) fn section(study: &Study<'_>, headlines: &[Headline]) -> S
     let definitions = headlines.iter().map(|h| format!("{}: {}.", h.label, h.definition));
     blocks.push(Block::List { items: definitions.collect() });
     if study.reference().is_some() {
-        blocks.push(details("Differences from the reference, paired over seeds", differences(study, headlines)));
+        blocks.push(details(
+            "Differences from the reference, paired over seeds",
+            differences(study, headlines),
+        ));
     }
     blocks.push(details("Every metric of every run", everything(study)));
     Section {
@@ -32,7 +35,9 @@ fn main_table(study: &Study<'_>, headlines: &[Headline]) -> Table {
     let costs = study.inputs.runs.iter().any(|r| r.facts.wall_seconds.is_some());
     let sizes = study.inputs.runs.iter().any(|r| r.facts.parameters_total.is_some());
     let mut head = vec![Cell::words("Run")];
-    head.extend(headlines.iter().map(|h| Cell::number(&h.label).with_title(&h.definition)));
+    head.extend(
+        headlines.iter().map(|h| Cell::number(&h.label).with_title(&h.definition)),
+    );
     if sizes {
         head.push(Cell::number("Parameters").with_sub("total / active"));
     }
@@ -53,7 +58,11 @@ fn main_table(study: &Study<'_>, headlines: &[Headline]) -> Table {
                     format!("{when}: {} (n = {})", words::spread_percent(Some(s)), s.n)
                 })
             };
-            cell.title = format!("{} \u{b7} {}", title("after training", end), title("init", init));
+            cell.title = format!(
+                "{} \u{b7} {}",
+                title("after training", end),
+                title("init", init)
+            );
             cell.best = best.as_ref() == Some(run);
             cell
         }));
@@ -63,7 +72,10 @@ fn main_table(study: &Study<'_>, headlines: &[Headline]) -> Table {
         if costs {
             let wall = summary(study.of(run).filter_map(|r| r.facts.wall_seconds));
             row.push(Cell::number(
-                wall.map_or_else(|| words::NOTHING.to_owned(), |s| words::duration(s.mean)),
+                wall.map_or_else(
+                    || words::NOTHING.to_owned(),
+                    |s| words::duration(s.mean),
+                ),
             ));
         }
         row
@@ -79,14 +91,21 @@ fn main_table(study: &Study<'_>, headlines: &[Headline]) -> Table {
 
 fn note(study: &Study<'_>) -> String {
     let seeds = study.runs.iter().map(|run| study.seeds(run).len()).max().unwrap_or(0);
-    let spread = if seeds > 1 { ", mean \u{b1} standard deviation over seeds" } else { "" };
-    format!("Percent after training{spread} (n = {seeds}); below, the mean at initialisation. The best of a column is bold only where the 95 % interval of its paired difference from the second excludes zero.")
+    let spread =
+        if seeds > 1 { ", mean \u{b1} standard deviation over seeds" } else { "" };
+    format!(
+        "Percent after training{spread} (n = {seeds}); below, the mean at initialisation. The best of a column is bold only where the 95 % interval of its paired difference from the second excludes zero."
+    )
 }
 
 fn name_cell(study: &Study<'_>, run: &str) -> Cell {
     let config = &study.config().runs[run];
     let method = study.config().inits.get(&config.init).map_or("", |i| i.method.as_str());
-    let eesd = if config.eesd > 0.0 { format!(", EESD weight {}", config.eesd) } else { String::new() };
+    let eesd = if config.eesd > 0.0 {
+        format!(", EESD weight {}", config.eesd)
+    } else {
+        String::new()
+    };
     Cell::words(study.name(run))
         .with_mark(study.class(run))
         .with_title(format!("run `{run}`: method {method}{eesd}"))
@@ -94,7 +113,9 @@ fn name_cell(study: &Study<'_>, run: &str) -> Cell {
 
 fn size_cell(study: &Study<'_>, run: &str) -> Cell {
     let facts = study.of(run).map(|r| r.facts).find(|f| f.parameters_total.is_some());
-    let text = |count: Option<u64>| count.map_or_else(|| words::NOTHING.to_owned(), words::parameters);
+    let text = |count: Option<u64>| {
+        count.map_or_else(|| words::NOTHING.to_owned(), words::parameters)
+    };
     let facts = facts.unwrap_or_default();
     Cell::number(text(facts.parameters_total)).with_sub(text(facts.parameters_active))
 }
@@ -131,7 +152,13 @@ fn differences(study: &Study<'_>, headlines: &[Headline]) -> Table {
             let mut cell = Cell::number(words::signed(difference.mean, 1));
             cell.sub = difference.interval.map_or_else(
                 || "no interval".to_owned(),
-                |(low, high)| format!("{} \u{2026} {}", words::signed(low, 1), words::signed(high, 1)),
+                |(low, high)| {
+                    format!(
+                        "{} \u{2026} {}",
+                        words::signed(low, 1),
+                        words::signed(high, 1)
+                    )
+                },
             );
             cell.best = matches!(difference.sign(), Sign::Above | Sign::Below);
             cell
@@ -153,12 +180,18 @@ fn everything(study: &Study<'_>) -> Table {
     let mut rows: Vec<_> = keys.iter().map(|k| (k.2, k.3, k.4)).collect();
     rows.dedup();
     let mut head = vec![Cell::words("Task"), Cell::words("Split"), Cell::words("Metric")];
-    head.extend(study.runs.iter().map(|run| Cell::number(study.name(run)).with_mark(study.class(run))));
+    head.extend(
+        study
+            .runs
+            .iter()
+            .map(|run| Cell::number(study.name(run)).with_mark(study.class(run))),
+    );
     let rows = rows.into_iter().map(|(task, split, metric)| {
         let mut row = vec![Cell::words(task), Cell::words(split), Cell::words(metric)];
         row.extend(study.runs.iter().map(|run| {
             let found = over_seeds(&study.metric(run, FINAL, (task, split, metric)));
-            Cell::number(words::mean_percent(found)).with_title(words::spread_percent(found))
+            Cell::number(words::mean_percent(found))
+                .with_title(words::spread_percent(found))
         }));
         row
     });

@@ -15,10 +15,30 @@ const SIZE: (f64, f64) = (540.0, 270.0);
 
 /// Metric, title, axis, caption.
 const PER_LAYER: [(&str, &str, &str, &str); 4] = [
-    ("similarity", "Expert similarity", "mean cosine", "Mean cosine of the flattened weights [W1; W2] over pairs of experts (paper, figure B.3); 1 means copies."),
-    ("entropy_normalised", "Routing entropy", "entropy / ln E", "Entropy of the router's softmax over ln E, mean over tokens (paper, figure B.3)."),
-    ("compactness", "Relative compactness", "tr(S_W S_B\u{207a}) / E", "tr(S_W S_B\u{207a})/E of the experts' outputs, tokens grouped by their first expert (after the paper's figure 4a); lower is better separated."),
-    ("similarity_of_differences", "Similarity of differences", "mean cosine", "Mean cosine between experts of what distinguishes them from the dense weights; absent where nothing does."),
+    (
+        "similarity",
+        "Expert similarity",
+        "mean cosine",
+        "Mean cosine of the flattened weights [W1; W2] over pairs of experts (paper, figure B.3); 1 means copies.",
+    ),
+    (
+        "entropy_normalised",
+        "Routing entropy",
+        "entropy / ln E",
+        "Entropy of the router's softmax over ln E, mean over tokens (paper, figure B.3).",
+    ),
+    (
+        "compactness",
+        "Relative compactness",
+        "tr(S_W S_B\u{207a}) / E",
+        "tr(S_W S_B\u{207a})/E of the experts' outputs, tokens grouped by their first expert (after the paper's figure 4a); lower is better separated.",
+    ),
+    (
+        "similarity_of_differences",
+        "Similarity of differences",
+        "mean cosine",
+        "Mean cosine between experts of what distinguishes them from the dense weights; absent where nothing does.",
+    ),
 ];
 
 /// Expert and routing analyses, if any run has them.
@@ -29,18 +49,15 @@ pub(in crate::report) fn section(study: &Study<'_>) -> Option<Section> {
     }
     let figures: Vec<Figure> =
         PER_LAYER.iter().filter_map(|metric| per_layer(study, &layers, metric)).collect();
-    let mut blocks = vec![Block::Figures { figures, columns: 2 }];
+    let mut blocks: Vec<Block> = Block::figures(figures, 2).into_iter().collect();
     for (metric, title, label, caption, rule) in bars(study) {
-        let figures = expert_bars(study, &layers, (metric, &title, &label, &caption), rule);
-        if !figures.is_empty() {
-            blocks.push(Block::Figures { figures, columns: 2 });
-        }
+        let figures =
+            expert_bars(study, &layers, (metric, &title, &label, &caption), rule);
+        blocks.extend(Block::figures(figures, 2));
     }
     let sheets: Vec<Figure> =
         study.pair().iter().filter_map(|run| similarity(study, run)).collect();
-    if !sheets.is_empty() {
-        blocks.push(Block::Figures { figures: sheets, columns: 2 });
-    }
+    blocks.extend(Block::figures(sheets, 2));
     blocks.push(Block::Details {
         summary: "All runs: means over layers".to_owned(),
         blocks: vec![Block::Table(table(study, &layers))],
@@ -59,7 +76,8 @@ fn per_layer(
     &(metric, title, y_label, caption): &(&str, &str, &str, &str),
 ) -> Option<Figure> {
     let values = |run: &str, point: &str| -> Vec<f64> {
-        let means = layers.iter().map(|l| over_seeds(&study.layer(run, point, l, metric)));
+        let means =
+            layers.iter().map(|l| over_seeds(&study.layer(run, point, l, metric)));
         means.map(|s| s.map_or(f64::NAN, |s| s.mean)).collect()
     };
     let focus = study.focus().into_iter().filter(|run| study.is_moe(run));
@@ -91,14 +109,18 @@ fn bars(study: &Study<'_>) -> [Bars; 2] {
             "utilisation",
             "Utilisation".to_owned(),
             "share of assignments".to_owned(),
-            format!("Share of the K = {k} assignments a token that goes to each expert, after training (paper, figure B.1). {ranked}"),
+            format!(
+                "Share of the K = {k} assignments a token that goes to each expert, after training (paper, figure B.1). {ranked}"
+            ),
             Some((1.0 / experts.max(1) as f64, format!("1/{experts}"))),
         ),
         (
             "routing_probability",
             "Routing probability".to_owned(),
             "mean probability".to_owned(),
-            format!("Mean router probability of an expert over the tokens assigned to it, after training (paper, figure B.4). {ranked}"),
+            format!(
+                "Mean router probability of an expert over the tokens assigned to it, after training (paper, figure B.4). {ranked}"
+            ),
             None,
         ),
     ]
@@ -151,8 +173,14 @@ fn similarity(study: &Study<'_>, run: &str) -> Option<Figure> {
         floor: floor(study),
     };
     let (seed, floor) = (first.seed, words::number(chart.floor, 1));
-    let caption = format!("Cosine of the weights of each pair of experts, seed {seed}; shading runs from {floor} to 1 in both sheets.");
-    Figure::new(&format!("Similarity matrices: {}", study.name(run)), &caption, chart.draw())
+    let caption = format!(
+        "Cosine of the weights of each pair of experts, seed {seed}; shading runs from {floor} to 1 in both sheets."
+    );
+    Figure::new(
+        &format!("Similarity matrices: {}", study.name(run)),
+        &caption,
+        chart.draw(),
+    )
 }
 
 /// The lowest cosine of the shown runs, rounded down to a tenth.
@@ -164,12 +192,15 @@ fn floor(study: &Study<'_>) -> f64 {
 }
 
 fn matrix(rows: &[SimilarityRow], point: &str, layer: &Layer) -> Cells {
-    let here = |r: &&SimilarityRow| r.point == point && r.tower == layer.0 && r.layer == layer.1;
+    let here =
+        |r: &&SimilarityRow| r.point == point && r.tower == layer.0 && r.layer == layer.1;
     let cells: BTreeMap<(u32, u32), f64> =
         rows.iter().filter(here).map(|r| ((r.expert, r.other), r.cosine)).collect();
     let size = cells.keys().map(|(a, b)| a.max(b) + 1).max().unwrap_or(0);
     let cell = |i, j| cells.get(&(i, j)).or_else(|| cells.get(&(j, i))).copied();
-    (0..size).map(|i| (0..size).map(|j| cell(i, j).unwrap_or(f64::NAN)).collect()).collect()
+    (0..size)
+        .map(|i| (0..size).map(|j| cell(i, j).unwrap_or(f64::NAN)).collect())
+        .collect()
 }
 
 fn table(study: &Study<'_>, layers: &[Layer]) -> Table {

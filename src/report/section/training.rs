@@ -24,15 +24,16 @@ pub(in crate::report) fn section(study: &Study<'_>) -> Section {
     figures.extend(validation(study, &focus));
     figures.extend(routing(study, &focus, Routed::Entropy));
     figures.extend(routing(study, &focus, Routed::Load));
-    let mut blocks = vec![Block::Figures { figures, columns: 2 }];
+    let mut blocks: Vec<Block> = Block::figures(figures, 2).into_iter().collect();
     let others: Vec<&String> = study.runs.iter().filter(|r| !focus.contains(r)).collect();
-    let small: Vec<Figure> = others.iter().filter_map(|run| against(study, run)).collect();
-    if !small.is_empty() {
-        let summary = format!("Loss of the {} against the reference", words::count(others.len(), "other run"));
-        blocks.push(Block::Details {
-            summary,
-            blocks: vec![Block::Figures { figures: small, columns: 3 }],
-        });
+    let small: Vec<Figure> =
+        others.iter().filter_map(|run| against(study, run)).collect();
+    if let Some(small) = Block::figures(small, 3) {
+        let summary = format!(
+            "Loss of the {} against the reference",
+            words::count(others.len(), "other run")
+        );
+        blocks.push(Block::Details { summary, blocks: vec![small] });
     }
     Section {
         id: "training",
@@ -53,7 +54,9 @@ fn loss(study: &Study<'_>, runs: &[String]) -> Option<Figure> {
         size: SIZE,
         ..LineChart::default()
     };
-    let caption = format!("Contrastive loss (nats, without the auxiliary losses), mean within {BINS} equal bins of steps; a first bin far above the rest is cut off.");
+    let caption = format!(
+        "Contrastive loss (nats, without the auxiliary losses), mean within {BINS} equal bins of steps; a first bin far above the rest is cut off."
+    );
     Figure::new("Loss", &caption, chart.draw())
 }
 
@@ -86,7 +89,8 @@ fn binned(log: &[LogRow]) -> Curve {
 /// Joins the seeds' curves: mean, lowest and highest at each x.
 fn banded(curves: &[Curve]) -> Vec<Point> {
     let mut at: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
-    for &(x, value) in curves.iter().flatten().filter(|(x, v)| *x >= 0.0 && v.is_finite()) {
+    for &(x, value) in curves.iter().flatten().filter(|(x, v)| *x >= 0.0 && v.is_finite())
+    {
         // Non-negative floats sort like their bits.
         at.entry(x.to_bits()).or_default().push(value);
     }
@@ -123,13 +127,20 @@ fn against(study: &Study<'_>, run: &str) -> Option<Figure> {
         size: (340.0, 210.0),
         ..LineChart::default()
     };
-    let reference = study.reference().map_or_else(String::new, |r| format!("; the other line is {}", study.name(r)));
+    let reference = study
+        .reference()
+        .map_or_else(String::new, |r| format!("; the other line is {}", study.name(r)));
     Figure::new(&study.name(run), &format!("Contrastive loss{reference}."), chart.draw())
 }
 
 fn validation(study: &Study<'_>, runs: &[String]) -> Vec<Figure> {
-    let metrics: BTreeSet<&str> =
-        study.inputs.runs.iter().flat_map(|r| &r.validation).map(|row| &*row.metric).collect();
+    let metrics: BTreeSet<&str> = study
+        .inputs
+        .runs
+        .iter()
+        .flat_map(|r| &r.validation)
+        .map(|row| &*row.metric)
+        .collect();
     // Accuracy first; a loss is drawn only where there is nothing else.
     let rate = |metric: &str| match metric {
         m if m.contains("acc1") => 0,
@@ -139,7 +150,11 @@ fn validation(study: &Study<'_>, runs: &[String]) -> Vec<Figure> {
     };
     let mut metrics: Vec<&str> = metrics.into_iter().collect();
     metrics.sort_by_key(|metric| rate(metric));
-    metrics.into_iter().take(1).filter_map(|metric| validation_of(study, runs, metric)).collect()
+    metrics
+        .into_iter()
+        .take(1)
+        .filter_map(|metric| validation_of(study, runs, metric))
+        .collect()
 }
 
 fn validation_of(study: &Study<'_>, runs: &[String], metric: &str) -> Option<Figure> {
@@ -147,10 +162,16 @@ fn validation_of(study: &Study<'_>, runs: &[String], metric: &str) -> Option<Fig
         let own = r.validation.iter().filter(|row| row.metric == metric);
         own.map(|row| (f64::from(row.step), row.value)).collect()
     };
-    let share = study.inputs.runs.iter().flat_map(rows).all(|(_, v)| v.is_nan() || (0.0..=1.0).contains(&v));
+    let share = study
+        .inputs
+        .runs
+        .iter()
+        .flat_map(rows)
+        .all(|(_, v)| v.is_nan() || (0.0..=1.0).contains(&v));
     let factor = if share { 100.0 } else { 1.0 };
-    let scaled =
-        |r: &RunInputs| -> Curve { rows(r).into_iter().map(|(x, v)| (x, factor * v)).collect() };
+    let scaled = |r: &RunInputs| -> Curve {
+        rows(r).into_iter().map(|(x, v)| (x, factor * v)).collect()
+    };
     let all = runs.iter().map(|run| {
         let curves: Vec<Curve> = study.of(run).map(scaled).collect();
         series(study, run, &curves)
@@ -164,7 +185,8 @@ fn validation_of(study: &Study<'_>, runs: &[String], metric: &str) -> Option<Fig
         size: SIZE,
         ..LineChart::default()
     };
-    let caption = format!("`{metric}` on the validation split, which every choice was made on.");
+    let caption =
+        format!("`{metric}` on the validation split, the one kept for choices.");
     Figure::new("Validation", &caption, chart.draw())
 }
 
@@ -263,14 +285,21 @@ mod tests {
 
     #[test]
     fn bands_reach_from_the_lowest_to_the_highest_seed() {
-        let points = banded(&[vec![(0.0, 1.0), (1.0, 2.0)], vec![(0.0, 3.0), (1.0, f64::NAN)]]);
+        let points =
+            banded(&[vec![(0.0, 1.0), (1.0, 2.0)], vec![(0.0, 3.0), (1.0, f64::NAN)]]);
         assert_eq!(points[0], Point { x: 0.0, mean: 2.0, low: 1.0, high: 3.0 });
         assert_eq!(points[1], Point::bare(1.0, 2.0));
     }
 
     #[test]
     fn binning_keeps_the_mean() {
-        let row = |step| LogRow { step, loss: 0.0, clip: f64::from(step), balance: 0.0, eesd: 0.0 };
+        let row = |step| LogRow {
+            step,
+            loss: 0.0,
+            clip: f64::from(step),
+            balance: 0.0,
+            eesd: 0.0,
+        };
         let log: Vec<_> = (0..600).map(row).collect();
         let bins = binned(&log);
         assert_eq!(bins.len(), BINS);

@@ -82,31 +82,42 @@ fn shared_means(a: &BySeed, b: &BySeed) -> (String, String) {
 fn headline(bouts: &[Bout<'_>], (ours, theirs): &(String, String)) -> String {
     let labels = |sign: Sign| -> Vec<String> {
         let chosen = bouts.iter().filter(|b| b.difference.sign() == sign);
-        chosen.map(|b| b.headline.label.clone()).collect()
+        chosen.map(|b| words::lower(&b.headline.label)).collect()
     };
     let seeds = bouts.iter().map(|b| b.difference.n).max().unwrap_or(0);
     let (won, lost) = (labels(Sign::Above), labels(Sign::Below));
     let (covered, unknown) = (labels(Sign::Covered), labels(Sign::Unknown));
     if unknown.len() == bouts.len() && seeds < 2 {
-        return format!("One seed gives no interval: nothing can be claimed about {ours} against {theirs}.");
+        return format!(
+            "One seed gives no interval: nothing can be claimed about {ours} against {theirs}."
+        );
     }
     if won.len() == bouts.len() {
         return format!("{ours} beats {theirs} on {}.", words::list(&won));
     }
     if won.is_empty() && lost.is_empty() {
         let n = words::count(seeds, "seed");
-        return format!("Not shown: over {n} the noise covers every difference between {ours} and {theirs}.");
+        return format!(
+            "Not shown: over {n} the noise covers every difference between {ours} and {theirs}."
+        );
     }
     let mut parts = Vec::new();
     if !won.is_empty() {
         parts.push(format!("{ours} beats {theirs} on {}", words::list(&won)));
     }
     if !lost.is_empty() {
-        let subject = if won.is_empty() { format!("{ours} is worse than {theirs}") } else { "it is worse".to_owned() };
+        let subject = if won.is_empty() {
+            format!("{ours} is worse than {theirs}")
+        } else {
+            "it is worse".to_owned()
+        };
         parts.push(format!("{subject} on {}", words::list(&lost)));
     }
     if !covered.is_empty() {
-        parts.push(format!("on {} the noise covers the difference", words::list(&covered)));
+        parts.push(format!(
+            "on {} the noise covers the difference",
+            words::list(&covered)
+        ));
     }
     if !unknown.is_empty() {
         parts.push(format!("on {} there is no interval", words::list(&unknown)));
@@ -115,11 +126,15 @@ fn headline(bouts: &[Bout<'_>], (ours, theirs): &(String, String)) -> String {
 }
 
 fn statements(bouts: &[Bout<'_>]) -> Vec<String> {
-    let areas = [(Area::Shift, "Shift"), (Area::Retrieval, "Retrieval"), (Area::Probes, "Probes")];
+    let areas = [
+        (Area::Shift, "Shift"),
+        (Area::Retrieval, "Retrieval"),
+        (Area::Probes, "Probes"),
+    ];
     let mut out = Vec::new();
     for (area, title) in areas {
-        let parts: Vec<_> =
-            bouts.iter().filter(|b| b.headline.area == area).map(sentence).collect();
+        let own = || bouts.iter().filter(|b| b.headline.area == area);
+        let parts: Vec<_> = own().map(|bout| sentence(bout, title)).collect();
         if !parts.is_empty() {
             out.push(format!("{title}: {}.", parts.join("; ")));
         }
@@ -127,7 +142,7 @@ fn statements(bouts: &[Bout<'_>]) -> Vec<String> {
     out
 }
 
-fn sentence(bout: &Bout<'_>) -> String {
+fn sentence(bout: &Bout<'_>, title: &str) -> String {
     let (ours, theirs) = &bout.means;
     let end = match bout.difference.sign() {
         Sign::Above => "better",
@@ -137,7 +152,9 @@ fn sentence(bout: &Bout<'_>) -> String {
     };
     let points = words::points(&bout.difference);
     let label = &bout.headline.label;
-    format!("{label} {ours} against {theirs}, {points} points: {end}")
+    let label =
+        if label == title { String::new() } else { format!("{} ", words::lower(label)) };
+    format!("{label}{ours} against {theirs}, {points} points: {end}")
 }
 
 /// Expert similarity and routing entropy, each as a mean over layers.
@@ -149,7 +166,8 @@ fn structure(study: &Study<'_>, runs: (&str, &str)) -> Option<String> {
     let parts: Vec<String> = metrics
         .iter()
         .filter_map(|(metric, name)| {
-            let (a, b) = (layer_mean(study, runs.0, metric), layer_mean(study, runs.1, metric));
+            let (a, b) =
+                (layer_mean(study, runs.0, metric), layer_mean(study, runs.1, metric));
             let (ours, theirs) = (over_seeds(&a)?, over_seeds(&b)?);
             let end = match paired(&a, &b, COVERAGE)?.sign() {
                 Sign::Above => "higher",
@@ -162,7 +180,8 @@ fn structure(study: &Study<'_>, runs: (&str, &str)) -> Option<String> {
             Some(format!("{name} {ours} against {theirs}: {end}"))
         })
         .collect();
-    (!parts.is_empty()).then(|| format!("Structure after training: {}.", parts.join("; ")))
+    (!parts.is_empty())
+        .then(|| format!("Structure after training: {}.", parts.join("; ")))
 }
 
 fn layer_mean(study: &Study<'_>, run: &str, metric: &str) -> BySeed {
@@ -195,8 +214,11 @@ fn caveats(study: &Study<'_>, bouts: &[Bout<'_>]) -> Vec<String> {
         out.push(format!(
             "Differences are paired by seed; brackets are 95 % t intervals over n = {n} seeds (factor {quantile:.2} on the standard error). A difference counts only where its interval excludes zero."
         ));
-        let shown = bouts.iter().filter(|b| matches!(b.difference.sign(), Sign::Above | Sign::Below));
-        let kept = bouts.iter().filter(|b| matches!(b.corrected, Sign::Above | Sign::Below));
+        let shown = bouts
+            .iter()
+            .filter(|b| matches!(b.difference.sign(), Sign::Above | Sign::Below));
+        let kept =
+            bouts.iter().filter(|b| matches!(b.corrected, Sign::Above | Sign::Below));
         let (shown, kept) = (shown.count(), kept.count());
         if shown > 0 {
             let metrics = bouts.len();
@@ -208,7 +230,10 @@ fn caveats(study: &Study<'_>, bouts: &[Bout<'_>]) -> Vec<String> {
         out.push("With one shared seed no spread can be estimated; differences are printed without a claim.".to_owned());
     }
     if study.config().pretrain.bases == crate::config::Bases::Shared {
-        out.push("All seeds share one dense model: the intervals do not cover its luck.".to_owned());
+        out.push(
+            "All seeds share one dense model: the intervals do not cover its luck."
+                .to_owned(),
+        );
     }
     out
 }
@@ -221,18 +246,19 @@ fn figure(study: &Study<'_>, headlines: &[Headline], reference: &str) -> Option<
     contestants.retain(|run| *run != reference);
     let theirs = study.name(reference);
     let groups = contestants.into_iter().map(|run| {
-        let rows = bouts(study, headlines, (run, reference)).into_iter().map(|bout| ForestRow {
-            label: bout.headline.label.clone(),
-            class: study.class(run),
-            difference: bout.difference,
-        });
+        let rows =
+            bouts(study, headlines, (run, reference)).into_iter().map(|bout| ForestRow {
+                label: bout.headline.label.clone(),
+                class: study.class(run),
+                difference: bout.difference,
+            });
         (format!("{} \u{2212} {theirs}", study.name(run)), rows.collect())
     });
     let forest = Forest {
         title: format!("Paired differences from {theirs}"),
         x_label: format!("points of percent; right of zero is better than {theirs}"),
         groups: groups.collect(),
-        width: 640.0,
+        width: 540.0,
     };
     Figure::new(
         "Paired differences over seeds",
