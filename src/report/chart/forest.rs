@@ -48,8 +48,14 @@ impl Forest {
         axis(&mut svg, area, &x, &self.x_label);
         let mut y = area.top;
         for (heading, rows) in &self.groups {
-            svg.text((0.0, y + 18.0), Anchor::Start, "heading halo", heading);
+            svg.text((0.0, y + 18.0), Anchor::Start, "heading", heading);
             y += 1.3 * ROW;
+            // Lines stop at headings, which need the whole width.
+            let span = (y, ROW.mul_add(rows.len() as f64, y));
+            for (value, _) in x.ticks(6) {
+                svg.line((x.at(value), span.0), (x.at(value), span.1), "grid");
+            }
+            svg.line((x.at(0.0), span.0), (x.at(0.0), span.1), "zero");
             for row in rows {
                 draw_row(&mut svg, row, &x, (y + ROW / 2.0, self.width));
                 y += ROW;
@@ -62,11 +68,8 @@ impl Forest {
 fn axis(svg: &mut Svg, area: Area, x: &Scale, label: &str) {
     for (value, text) in x.ticks(6) {
         let at = x.at(value);
-        svg.line((at, area.top), (at, area.bottom()), "grid");
         svg.text((at, area.bottom() + 15.0), Anchor::Middle, "tick", &text);
     }
-    let zero = x.at(0.0);
-    svg.line((zero, area.top), (zero, area.bottom()), "zero");
     let middle = area.left + area.width / 2.0;
     svg.text((middle, area.bottom() + 32.0), Anchor::Middle, "unit", label);
 }
