@@ -159,6 +159,7 @@ fn write_pictures(root: &Path, inputs: &ReportInputs) {
         .with("query", u32s(rows, |r| r.query))
         .with("text", texts(rows, |r| &r.text))
         .with("sample", u32s(rows, |r| r.sample))
+        .with("own_rank", u32s(rows, |r| r.own_rank.unwrap()))
         .with("rank", u32s(rows, |r| r.rank))
         .with("retrieved", u32s(rows, |r| r.retrieved))
         .with("score", Column::F32(rows.iter().map(|r| r.score).collect()));

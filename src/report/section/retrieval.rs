@@ -64,7 +64,8 @@ fn query(study: &Study<'_>, mut rows: Vec<&RetrievalRow>) -> Query {
         score: own.map_or_else(String::new, |row| score(row)),
         own: true,
     });
-    let outcome = match own.map(|row| place(row)) {
+    let known = rows.iter().find_map(|row| row.own_rank).map(crate::num::widen);
+    let outcome = match known.or_else(|| own.map(|row| place(row))) {
         Some(0) => "found first".to_owned(),
         Some(place) => format!("own picture is number {}", place + 1),
         None => format!("own picture is not among the first {}", rows.len()),
@@ -94,9 +95,14 @@ mod tests {
         let mut own = inputs.retrievals[0].clone();
         (own.rank, own.retrieved) = (38, own.sample);
         inputs.retrievals.push(own);
+        inputs.retrievals.iter_mut().for_each(|r| r.own_rank = None);
         let page = crate::report::render(&inputs).unwrap().html;
         assert!(page.contains("own picture is number 38"));
         assert_eq!(page.matches("class=\"hit\"").count(), 5);
         assert_eq!(page.matches("class=\"hit own\"").count(), 1);
+        inputs.retrievals.pop();
+        inputs.retrievals.iter_mut().for_each(|r| r.own_rank = Some(216));
+        let page = crate::report::render(&inputs).unwrap().html;
+        assert!(page.contains("own picture is number 217"));
     }
 }
