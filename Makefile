@@ -49,7 +49,7 @@ subspaces: pretrain activations cluster
 upcycle: pretrain cluster subspaces
 train: dataset upcycle
 evaluate: dataset train
-analyze: dataset train
+analyze: dataset pretrain train
 report: dataset pretrain cluster subspaces train evaluate analyze
 
 $(STAGES): | build

@@ -13,6 +13,7 @@
 //! 6  stage
 //! ```
 
+pub mod activations;
 pub mod analysis;
 pub mod artifact;
 pub mod cluster;

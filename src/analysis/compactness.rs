@@ -12,7 +12,7 @@
 //! this one is our choice (METHOD §7). Without any separation `S_B` is what chance leaves
 //! of N tokens, so RC grows with N: compare at equal N.
 //!
-//! `S_B` = M Mᵀ with columns √`n_e` (μ_e - μ), so its eigenvectors come from the E × E Gram
+//! `S_B = M Mᵀ` with columns `√n_e (μ_e - μ)`, so its eigenvectors come from the E × E Gram
 //! matrix of M: the d × d scatters are never formed.
 
 use nalgebra::{DMatrix, SymmetricEigen};
@@ -81,7 +81,7 @@ pub fn compactness(routing: &Routing<'_>, outputs: &Matrix) -> Result<Compactnes
 #[derive(Debug)]
 struct Groups {
     counts: Vec<usize>,
-    /// μ_e [E][d]; zeros for an empty group.
+    /// `μ_e` [E][d]; zeros for an empty group.
     means: Vec<Vec<f64>>,
     /// μ [d].
     mean: Vec<f64>,
@@ -101,14 +101,18 @@ impl Groups {
         for sums in &means {
             mean.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
         }
-        mean.iter_mut().for_each(|total| *total /= outputs.rows() as f64);
+        for total in &mut mean {
+            *total /= outputs.rows() as f64;
+        }
         for (sums, &count) in means.iter_mut().zip(&counts) {
-            sums.iter_mut().for_each(|sum| *sum /= count.max(1) as f64);
+            for sum in sums.iter_mut() {
+                *sum /= count.max(1) as f64;
+            }
         }
         Self { counts, means, mean }
     }
 
-    /// M [d,E], columns √`n_e` (μ_e - μ): `S_B` = M Mᵀ.
+    /// M [d,E], columns `√n_e (μ_e - μ)`: `S_B = M Mᵀ`.
     fn between_factor(&self) -> DMatrix<f64> {
         DMatrix::from_fn(self.mean.len(), self.counts.len(), |i, expert| {
             (self.counts[expert] as f64).sqrt() * (self.means[expert][i] - self.mean[i])
@@ -165,7 +169,9 @@ mod tests {
 
     fn of(n_experts: usize, first: &[u32], outputs: &Matrix) -> Compactness {
         let mut probs = Matrix::zeros(first.len(), n_experts);
-        (0..first.len()).for_each(|token| probs.row_mut(token)[0] = 1.0);
+        for token in 0..first.len() {
+            probs.row_mut(token)[0] = 1.0;
+        }
         compactness(&Routing::new(&probs, 1, first).unwrap(), outputs).unwrap()
     }
 
@@ -246,7 +252,9 @@ mod tests {
         let before = of(4, &first, &outputs);
         for (scale, shift) in [(64.0, 0.0), (1.0 / 1024.0, 0.0), (1.0, 16.0)] {
             let mut moved = outputs.clone();
-            moved.data_mut().iter_mut().for_each(|z| *z = *z * scale + shift);
+            for z in moved.data_mut().iter_mut() {
+                *z = *z * scale + shift;
+            }
             let after = of(4, &first, &moved);
             assert!(near(after.overlap, before.overlap, 1e-5));
             assert!(near(after.trace_ratio, before.trace_ratio, 1e-5));
@@ -300,7 +308,9 @@ mod tests {
         assert_eq!((alone.overlap, alone.trace_ratio), (None, None));
         assert_eq!((alone.within_share, alone.directions), (Some(1.0), 0));
         let mut equal = Matrix::zeros(6, 3);
-        equal.data_mut().iter_mut().for_each(|z| *z = 0.1);
+        for z in equal.data_mut().iter_mut() {
+            *z = 0.1;
+        }
         let same = of(2, &[0, 1, 0, 1, 1, 1], &equal);
         assert_eq!((same.overlap, same.within_share), (None, None));
         let zero = of(2, &[0, 1], &Matrix::zeros(2, 3));

@@ -267,7 +267,7 @@ mod tests {
             };
             let found = plain(&rows);
             prop_assert!((found.get(0, 2) - slow(&rows[0], &rows[2])).abs() < 1e-12);
-            rows[2].iter_mut().for_each(|v| *v *= scale);
+            for v in rows[2].iter_mut() { *v *= scale; }
             prop_assert!((found.get(0, 2) - plain(&rows).get(0, 2)).abs() < 1e-6);
             let zero = vec![0.0; len];
             let experts: Vec<_> =

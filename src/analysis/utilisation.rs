@@ -22,7 +22,9 @@ pub struct Utilisation {
 pub fn utilisation(routing: &Routing<'_>) -> Utilisation {
     let mut counts = vec![0_usize; routing.experts()];
     for token in 0..routing.tokens() {
-        routing.experts_of(token).for_each(|expert| counts[expert] += 1);
+        for expert in routing.experts_of(token) {
+            counts[expert] += 1;
+        }
     }
     let total = (routing.tokens() * routing.top_k()) as f64;
     let e = counts.len() as f64;
@@ -42,7 +44,9 @@ mod tests {
     fn of(n_experts: usize, top_k: usize, assigned: &[u32]) -> Utilisation {
         let n = assigned.len() / top_k;
         let mut probs = Matrix::zeros(n, n_experts);
-        (0..n).for_each(|token| probs.row_mut(token)[0] = 1.0);
+        for token in 0..n {
+            probs.row_mut(token)[0] = 1.0;
+        }
         utilisation(&Routing::new(&probs, top_k, assigned).unwrap())
     }
 

@@ -206,3 +206,90 @@ impl Batch {
         num::index_u32((self.step + 1) * self.len())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::data::tests::TRAINING;
+
+    fn batches(batch: usize, seed: u64, augment: Augment) -> Batches {
+        let (tokenizer, split) = &*TRAINING;
+        let plan = Plan { batch, context: 16, seed, augment };
+        Batches::new(Arc::clone(split), tokenizer, plan).unwrap()
+    }
+
+    #[test]
+    fn a_batch_is_a_pure_function_of_seed_and_step() {
+        for augment in [Augment::None, Augment::Crop, Augment::Affine] {
+            let (one, other) = (batches(16, 1, augment), batches(16, 1, augment));
+            let forwards: Vec<Batch> = (0..40).map(|step| one.batch(step)).collect();
+            for step in [39, 3, 17, 0, 16] {
+                assert!(other.batch(step) == forwards[step], "{augment:?} {step}");
+            }
+            let another = batches(16, 2, augment);
+            assert_ne!(another.batch(0).samples, forwards[0].samples);
+            let single = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+            assert!(single.install(|| other.batch(5)) == forwards[5]);
+        }
+    }
+
+    #[test]
+    fn a_concept_is_in_a_batch_once_and_a_sample_in_an_epoch_once() {
+        for batch in [7, 32, 60] {
+            let batches = batches(batch, 3, Augment::None);
+            let steps = batches.steps_per_epoch();
+            let concept: BTreeMap<u32, u32> =
+                batches.split.rows.iter().map(|row| (row.sample, row.concept)).collect();
+            let mut ever = BTreeSet::new();
+            for epoch in 0..6 {
+                let mut seen = BTreeSet::new();
+                for step in epoch * steps..(epoch + 1) * steps {
+                    let made = batches.batch(step);
+                    let concepts: BTreeSet<_> =
+                        made.samples.iter().map(|s| concept[s]).collect();
+                    assert_eq!(concepts.len(), batch);
+                    assert!(made.samples.iter().all(|&s| seen.insert(s)));
+                }
+                let left_out = batches.split.len() - seen.len();
+                assert!(
+                    batch == 60 || left_out < batch,
+                    "{left_out} left out of {batch}"
+                );
+                ever.extend(seen);
+            }
+            assert!(ever.len() * 100 >= batches.split.len() * 95, "the left-out change");
+        }
+    }
+
+    #[test]
+    fn shapes_and_captions_of_a_batch_fit_together() {
+        let batches = batches(16, 1, Augment::None);
+        let made = batches.batch(4);
+        let values = 3 * 16 * 16;
+        assert_eq!((made.pixels.len(), made.ids.len()), (16 * values, 16 * 16));
+        assert_eq!(made.seen(), 80);
+        for (i, sample) in made.samples.iter().enumerate() {
+            let row =
+                batches.split.rows.iter().position(|r| r.sample == *sample).unwrap();
+            let mut pixels = vec![0.0; values];
+            batches.split.pixels(&[row], &mut pixels);
+            assert!(pixels == made.pixels[i * values..(i + 1) * values]);
+            let own = batches.captions[row] * 16..batches.captions[row + 1] * 16;
+            let mut captions = batches.ids[own].chunks_exact(16);
+            assert!(captions.any(|ids| ids == &made.ids[i * 16..(i + 1) * 16]));
+        }
+    }
+
+    #[test]
+    fn a_batch_larger_than_the_concepts_is_refused() {
+        let (tokenizer, split) = &*TRAINING;
+        for batch in [0, 61] {
+            let plan = Plan { batch, context: 16, seed: 1, augment: Augment::None };
+            let made = Batches::new(Arc::clone(split), tokenizer, plan);
+            let error = made.unwrap_err().to_string();
+            assert!(error.contains("60 concepts"), "{error}");
+        }
+    }
+}

@@ -78,3 +78,35 @@ impl Drop for Prefetch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::batches::Plan;
+    use super::*;
+    use crate::config::Augment;
+    use crate::data::tests::TRAINING;
+
+    fn batches() -> Arc<Batches> {
+        let (tokenizer, split) = &*TRAINING;
+        let plan = Plan { batch: 16, context: 16, seed: 1, augment: Augment::Affine };
+        Arc::new(Batches::new(Arc::clone(split), tokenizer, plan).unwrap())
+    }
+
+    #[test]
+    fn batches_come_in_order_and_end() {
+        let batches = batches();
+        let mut ahead = Prefetch::start(Arc::clone(&batches), 5..25, 3).unwrap();
+        for step in 5..25 {
+            assert!(ahead.next().unwrap().unwrap() == batches.batch(step), "{step}");
+        }
+        assert!(ahead.next().unwrap().is_none());
+        assert!((0.0..=1.0).contains(&ahead.waited_share()));
+    }
+
+    #[test]
+    fn stopping_early_does_not_hang() {
+        let mut ahead = Prefetch::start(batches(), 0..1_000_000, 1).unwrap();
+        assert!(ahead.next().unwrap().is_some());
+        drop(ahead);
+    }
+}

@@ -122,7 +122,7 @@ pub(super) fn captions<R>(
 }
 
 fn whole(len: usize, n: usize, what: &str) -> Result<()> {
-    if len == 0 || len % n != 0 {
+    if len == 0 || !len.is_multiple_of(n) {
         return Err(Error::failed(format!("{len} {what} for {n} inputs")));
     }
     Ok(())

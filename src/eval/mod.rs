@@ -10,8 +10,7 @@
 mod bootstrap;
 mod bundle;
 mod embed;
-#[path = "evaluate.rs"]
-mod evaluation;
+mod evaluate;
 mod examples;
 mod measurement;
 pub mod metrics;
@@ -26,7 +25,7 @@ pub use bundle::{
     Bundle, Concept, Pixels, Split, Test, Tokenise, Train, Validation, Vocabulary,
 };
 pub use embed::LabelledImages;
-pub use evaluation::evaluate;
+pub use evaluate::evaluate;
 pub use examples::{Example, Retrieved, example_retrievals};
 pub use measurement::{Choice, Evaluation, Measurement};
 pub use validate::validate;

@@ -1,1 +1,77 @@
-//! stub
+//! Data-aware low-rank subspaces of an FFN's two matrices, one per cluster (METHOD §2.3).
+//!
+//! Sees matrices and labelled rows, no model. Moments are gathered in one streaming pass
+//! ([`MomentsBuilder`]) and serve every variant ([`LayerMoments::subspaces`]); weights follow
+//! by [`project`] and [`affine_bias`].
+
+mod moments;
+mod project;
+mod subspace;
+#[cfg(test)]
+mod tests;
+
+pub use moments::{Ffn, LayerMoments, MomentsBuilder};
+pub use project::{affine_bias, project};
+pub use subspace::{Subspace, rank_for};
+
+use subspace::Space;
+
+use crate::config::SubspacesConfig;
+use crate::error::{Error, Result};
+use crate::linalg::Matrix;
+use crate::par;
+
+/// What one expert keeps of both matrices.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExpertSubspaces {
+    /// Of W1 [h, d], on the cluster's inputs.
+    pub fc1: Subspace,
+    /// Of W2 [d, h], on the dense hidden activations of the cluster's inputs.
+    pub fc2: Subspace,
+}
+
+impl LayerMoments {
+    /// The subspaces of every expert; `config.labels` has been decided by the labels pushed.
+    ///
+    /// One d × d eigenproblem per expert and matrix, in f64, independent of the number of
+    /// threads. An empty cluster takes the pooled moments (shrinkage 1).
+    pub fn subspaces(&self, config: &SubspacesConfig) -> Result<Vec<ExpertSubspaces>> {
+        let SubspacesConfig { tau, shrinkage, .. } = config;
+        if !(*tau > 0.0 && *tau <= 1.0 && (0.0..=1.0).contains(shrinkage)) {
+            return Err(Error::usage(format!(
+                "subspaces: tau {tau} and shrinkage {shrinkage}, expected 0 < tau <= 1 and \
+                 0 <= shrinkage <= 1"
+            )));
+        }
+        if self.tokens().iter().all(|&tokens| tokens == 0) {
+            return Err(Error::failed("subspaces of an FFN without a single token"));
+        }
+        let d = self.fc1.ncols();
+        let spaces = [
+            Space::of_inputs(self.fc1.as_ref(), &self.inputs),
+            Space::new(None, d.min(self.hidden), self.outputs.clone()),
+        ];
+        let experts = self.experts();
+        let mut solved = par::try_map(2 * experts, |job| {
+            spaces[job / experts].solve(job % experts, config)
+        })?;
+        let second = solved.split_off(experts);
+        let fc1 = spaces[0].describe(&solved);
+        let fc2 = spaces[1].describe(&second);
+        let pairs = fc1.into_iter().zip(fc2);
+        Ok(pairs.map(|(fc1, fc2)| ExpertSubspaces { fc1, fc2 }).collect())
+    }
+}
+
+/// The subspaces of one FFN from all its labelled inputs at once.
+pub fn subspaces(
+    ffn: Ffn<'_>,
+    inputs: &Matrix,
+    labels: &[u32],
+    experts: usize,
+    config: &SubspacesConfig,
+) -> Result<Vec<ExpertSubspaces>> {
+    let mut builder = LayerMoments::builder(ffn, experts)?;
+    builder.push(inputs.data(), labels)?;
+    builder.finish()?.subspaces(config)
+}

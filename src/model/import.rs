@@ -68,8 +68,10 @@ fn weights_of(path: &Path) -> Result<PathBuf> {
     if let Some((weights, _)) = FOLDERS.iter().find(|pair| complete(pair)) {
         return Ok(path.join(weights));
     }
-    let wanted: Vec<String> =
-        FOLDERS.iter().map(|(weights, config)| format!("{weights} with {config}")).collect();
+    let wanted: Vec<String> = FOLDERS
+        .iter()
+        .map(|(weights, config)| format!("{weights} with {config}"))
+        .collect();
     let (place, wanted) = (path.display(), wanted.join(", or "));
     Err(Error::failed(format!("{place} holds no checkpoint: expected {wanted}")))
 }

@@ -4,6 +4,7 @@ pub mod clip;
 mod config;
 pub mod import;
 pub mod init;
+pub mod layers;
 pub mod names;
 pub mod params;
 pub mod reference;

@@ -1,18 +1,46 @@
-//! Stage `activations`: the inputs of the FFNs that become MoE layers.
+//! Stage `activations`: FFN inputs of the blocks that will become MoE layers.
+//!
+//! Writes `<tower>-<layer>.parquet`.
 
-use super::{Job, Stage, Width};
-use crate::error::{Error, Result};
+use super::params::ActivationsParams;
+use super::{Job, Stage, Width, files};
+use crate::activations::{self, Plan};
+use crate::data::Dataset;
+use crate::error::Result;
+use crate::model::{Checkpoint, Tower};
 
 /// This stage.
 pub const STAGE: Stage = Stage {
     name: "activations",
     version: 1,
     width: Width::Shared,
-    about: "Records the inputs of the FFNs that become MoE layers.",
+    about: "Records the FFN inputs of every layer that becomes a mixture.",
     run,
 };
 
 /// Does the work of one node.
 pub fn run(job: &mut Job<'_>) -> Result<()> {
-    Err(Error::failed(format!("{} is not wired yet", job.node.place)))
+    let params: ActivationsParams = job.params()?;
+    let model = Checkpoint::read(files::folder(job, "pretrain")?, "model.safetensors")?;
+    let data = Dataset::open(files::folder(job, "dataset")?)?;
+    let towers = [(Tower::Vision, params.vision_blocks), (Tower::Text, params.text_blocks)];
+    let layers = towers.into_iter().flat_map(|(tower, blocks)| {
+        blocks.into_iter().map(move |block| (tower, block))
+    });
+    let plan = Plan {
+        samples: params.activations.samples,
+        tokens_per_sample: params.activations.tokens_per_sample,
+        batch: params.activations.batch,
+        layers: layers.collect(),
+        seed: params.seed,
+    };
+    let progress = job.progress.clone();
+    progress.start(plan.samples, "samples");
+    let out = job.draft.folder().to_owned();
+    let rows =
+        activations::record(&model, &data, &plan, &out, &mut |done| progress.set(done))?;
+    for ((tower, layer), rows) in plan.layers.iter().zip(rows) {
+        job.draft.metric(&format!("rows_{}_{layer}", tower.name()), rows as f64);
+    }
+    Ok(())
 }

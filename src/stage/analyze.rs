@@ -1,18 +1,164 @@
-//! Stage `analyze`: how alike experts are, how sharply tokens are routed.
+//! Stage `analyze`: what became of the experts, at initialisation and after training.
+//!
+//! Reads the validation split; writes `analysis.parquet` and `similarity_matrix.parquet`
+//! (both empty for a dense model).
 
-use super::{Job, Stage, Width};
-use crate::error::{Error, Result};
+use super::params::AnalyzeParams;
+use super::{Job, Stage, Width, files};
+use crate::analysis::{self, ExpertWeights, LayerAnalysis, LayerView};
+use crate::data::Dataset;
+use crate::error::Result;
+use crate::io::table::{Column, Table};
+use crate::linalg::Matrix;
+use crate::model::clip::{Clip, Engine, Pairs};
+use crate::model::layers::{FfnTensors, MoeTensors};
+use crate::model::tower::Teacher;
+use crate::model::{Checkpoint, Tower};
+use crate::num::{index_u32, widen};
+use crate::ops::{activation, linear};
 
 /// This stage.
 pub const STAGE: Stage = Stage {
     name: "analyze",
     version: 1,
     width: Width::Shared,
-    about: "Analyses experts and routing.",
+    about: "Analyses experts and routing at initialisation and after training.",
     run,
 };
 
+/// Stands for the whole layer in the column `expert`.
+const LAYER: u32 = u32::MAX;
+
 /// Does the work of one node.
 pub fn run(job: &mut Job<'_>) -> Result<()> {
-    Err(Error::failed(format!("{} is not wired yet", job.node.place)))
+    let AnalyzeParams { analyze, .. } = job.params()?;
+    let dense = Checkpoint::read(files::folder(job, "pretrain")?, "model.safetensors")?;
+    let (pixels, ids) = validation(job, analyze.samples)?;
+    let mut rows = Rows::default();
+    for (point, weights) in [("init", "init.safetensors"), ("final", "model.safetensors")] {
+        let model = Checkpoint::read(files::folder(job, "train")?, weights)?;
+        if model.config.moe.is_none() {
+            continue;
+        }
+        let mut engine = Engine::new(Clip::new(&model.config));
+        engine.forward(&model.values, Pairs { pixels: &pixels, ids: &ids }, Teacher::None);
+        for (tower, block) in files::moe_layers(&model) {
+            let layer = model.moe_layer(tower, block)?;
+            let base = dense.dense_ffn(tower, block)?;
+            let found = analyse((&model, &engine), (tower, block), &layer, &base)?;
+            rows.add(point, (tower, block), &found);
+        }
+    }
+    rows.write(job)
+}
+
+/// Pixels and ids of the first samples of the validation split, first caption each.
+fn validation(job: &Job<'_>, samples: usize) -> Result<(Vec<f32>, Vec<u32>)> {
+    let data = Dataset::open(files::folder(job, "dataset")?)?;
+    let split = data.split("val")?;
+    let rows: Vec<usize> = (0..split.len().min(samples)).collect();
+    let mut pixels = vec![0.0; rows.len() * 3 * split.side().pow(2)];
+    split.pixels(&rows, &mut pixels);
+    let texts = rows.iter().filter_map(|&row| split.rows[row].captions.first());
+    let texts: Vec<&str> = texts.map(String::as_str).collect();
+    Ok((pixels, data.tokenizer.encode_all(&texts, data.meta.context)?))
+}
+
+/// Gathers one layer's counted tokens over all groups and analyses them.
+fn analyse(
+    (model, engine): (&Checkpoint, &Engine),
+    (tower, block): (Tower, usize),
+    layer: &MoeTensors<'_>,
+    base: &FfnTensors<'_>,
+) -> Result<LayerAnalysis> {
+    let shape = model.config.tower(tower);
+    let (d, e) = (shape.width, layer.experts.len());
+    let top_k = model.config.moe.as_ref().map_or(1, |moe| moe.top_k);
+    let (mut probs, mut assigned, mut outputs) = (Vec::new(), Vec::new(), Vec::new());
+    for group in engine.groups() {
+        let state = group.tower(tower);
+        let own = &state.blocks[block];
+        for row in (0..state.counted.len()).filter(|&row| state.counted[row]) {
+            let routing = &own.ffn.routing;
+            probs.extend_from_slice(&routing.probabilities[row * e..(row + 1) * e]);
+            let chosen = &routing.chosen[row * top_k..(row + 1) * top_k];
+            assigned.extend_from_slice(chosen);
+            let input = &own.ffn_input[row * d..(row + 1) * d];
+            outputs.extend(output(model, &layer.experts[widen(chosen[0])], input));
+        }
+    }
+    let n = probs.len() / e;
+    let experts: Vec<ExpertWeights<'_>> =
+        layer.experts.iter().map(|t| ExpertWeights { fc1: t.fc1, fc2: t.fc2 }).collect();
+    analysis::analyse_layer(&LayerView {
+        probs: &Matrix::new(n, e, probs)?,
+        top_k,
+        assigned: &assigned,
+        outputs: &Matrix::new(n, d, outputs)?,
+        experts: &experts,
+        dense: Some(ExpertWeights { fc1: base.fc1, fc2: base.fc2 }),
+    })
+}
+
+/// One expert on one row.
+fn output(model: &Checkpoint, expert: &FfnTensors<'_>, input: &[f32]) -> Vec<f32> {
+    let mut hidden = vec![0.0; expert.fc1_bias.len()];
+    linear::forward(&mut hidden, input, expert.fc1, expert.fc1_bias);
+    activation::apply(model.config.activation, &mut hidden);
+    let mut out = vec![0.0; expert.fc2_bias.len()];
+    linear::forward(&mut out, &hidden, expert.fc2, expert.fc2_bias);
+    out
+}
+
+/// The rows of both tables.
+#[derive(Debug, Default)]
+struct Rows {
+    readings: (Vec<String>, Vec<String>, Vec<u32>, Vec<String>, Vec<u32>, Vec<f64>),
+    cosines: (Vec<String>, Vec<String>, Vec<u32>, Vec<u32>, Vec<u32>, Vec<f64>),
+}
+
+impl Rows {
+    fn add(&mut self, point: &str, (tower, block): (Tower, usize), found: &LayerAnalysis) {
+        let layer = index_u32(block);
+        for reading in &found.readings {
+            let rows = &mut self.readings;
+            rows.0.push(point.to_owned());
+            rows.1.push(tower.name().to_owned());
+            rows.2.push(layer);
+            rows.3.push(reading.metric.to_owned());
+            rows.4.push(reading.expert.map_or(LAYER, index_u32));
+            rows.5.push(reading.value);
+        }
+        let e = found.cosines.experts();
+        for (expert, other) in (0..e * e).map(|i| (i / e, i % e)) {
+            let rows = &mut self.cosines;
+            rows.0.push(point.to_owned());
+            rows.1.push(tower.name().to_owned());
+            rows.2.push(layer);
+            rows.3.push(index_u32(expert));
+            rows.4.push(index_u32(other));
+            rows.5.push(found.cosines.get(expert, other));
+        }
+    }
+
+    fn write(self, job: &Job<'_>) -> Result<()> {
+        let rows = self.readings;
+        Table::new()
+            .with("point", Column::Text(rows.0))
+            .with("tower", Column::Text(rows.1))
+            .with("layer", Column::U32(rows.2))
+            .with("metric", Column::Text(rows.3))
+            .with("expert", Column::U32(rows.4))
+            .with("value", Column::F64(rows.5))
+            .write(&job.output("analysis.parquet"))?;
+        let rows = self.cosines;
+        Table::new()
+            .with("point", Column::Text(rows.0))
+            .with("tower", Column::Text(rows.1))
+            .with("layer", Column::U32(rows.2))
+            .with("expert", Column::U32(rows.3))
+            .with("other", Column::U32(rows.4))
+            .with("cosine", Column::F64(rows.5))
+            .write(&job.output("similarity_matrix.parquet"))
+    }
 }

@@ -1,7 +1,18 @@
 //! Stage `cluster`: spherical k-means of each layer's activations.
+//!
+//! Writes `centroids.safetensors`, `assignments.parquet`, `clusters.parquet` and
+//! `iterations.parquet`.
 
-use super::{Job, Stage, Width};
-use crate::error::{Error, Result};
+use linfa::ParamGuard;
+
+use super::params::ClusterParams;
+use super::{Job, Stage, Width, files};
+use crate::cluster::{Rows, SphericalKMeans, SphericalKMeansModel};
+use crate::error::{Context, Error, Result};
+use crate::io::table::{Column, Table};
+use crate::io::tensors::{self, Tensor, Tensors};
+use crate::model::Tower;
+use crate::num::index_u32;
 
 /// This stage.
 pub const STAGE: Stage = Stage {
@@ -14,5 +25,134 @@ pub const STAGE: Stage = Stage {
 
 /// Does the work of one node.
 pub fn run(job: &mut Job<'_>) -> Result<()> {
-    Err(Error::failed(format!("{} is not wired yet", job.node.place)))
+    let params: ClusterParams = job.params()?;
+    let layers = layers(job)?;
+    job.progress.start(layers.len(), "layers");
+    let mut out = Outputs::default();
+    let mut centroids = Tensors::new();
+    for (tower, layer) in layers {
+        let name = files::layer_name(tower, layer);
+        let file = format!("{}-{layer}.parquet", tower.name());
+        let table = Table::read(&job.input("activations", &file)?)?;
+        let (width, data) = table.vectors("x")?;
+        let checked = SphericalKMeans::params(params.clusters)
+            .iterations(params.cluster.iterations)
+            .restarts(params.cluster.restarts)
+            .tolerance(params.cluster.tolerance)
+            .seed(layer_seed(params.seed, &name))
+            .check()?;
+        let model = checked
+            .fit_rows(&Rows::new(width, data)?)
+            .context(|| format!("clustering {name}"))?;
+        job.draft.metric(&format!("objective_{name}"), model.objective);
+        let shape = vec![params.clusters, width];
+        centroids.insert(name, Tensor::new(shape, model.centroids.data().to_vec())?);
+        out.add(tower, layer, &table, &model)?;
+        job.progress.advance(1);
+    }
+    tensors::write(&job.output("centroids.safetensors"), &centroids)?;
+    out.write(job)
+}
+
+/// A seed for each layer: equal layers must not get equal starts by accident.
+fn layer_seed(seed: u64, name: &str) -> u64 {
+    use crate::rng::RngExt;
+    crate::rng::stream(seed, &format!("cluster/{name}")).random()
+}
+
+/// The recorded layers, by the names of their files.
+fn layers(job: &Job<'_>) -> Result<Vec<(Tower, usize)>> {
+    let folder = files::folder(job, "activations")?;
+    let mut layers = Vec::new();
+    for tower in Tower::BOTH {
+        for layer in 0..1000 {
+            if folder.join(format!("{}-{layer}.parquet", tower.name())).exists() {
+                layers.push((tower, layer));
+            }
+        }
+    }
+    if layers.is_empty() {
+        let folder = folder.display();
+        return Err(Error::corrupt(format!("no recorded layer in {folder}")));
+    }
+    Ok(layers)
+}
+
+/// The three tables, row by row.
+#[derive(Debug, Default)]
+struct Outputs {
+    assignments: (Vec<String>, Vec<u32>, Vec<u32>, Vec<u32>, Vec<u32>, Vec<f32>),
+    clusters: (Vec<String>, Vec<u32>, Vec<u32>, Vec<u32>, Vec<f64>),
+    iterations: (Vec<String>, Vec<u32>, Vec<u32>, Vec<u32>, Vec<f64>, Vec<u32>, Vec<bool>),
+}
+
+impl Outputs {
+    fn add(
+        &mut self,
+        tower: Tower,
+        layer: usize,
+        table: &Table,
+        model: &SphericalKMeansModel,
+    ) -> Result<()> {
+        let (tower, layer, n) = (tower.name().to_owned(), index_u32(layer), table.rows());
+        let rows = &mut self.assignments;
+        rows.0.extend(std::iter::repeat_n(tower.clone(), n));
+        rows.1.extend(std::iter::repeat_n(layer, n));
+        rows.2.extend_from_slice(table.u32s("sample")?);
+        rows.3.extend_from_slice(table.u32s("position")?);
+        rows.4.extend_from_slice(&model.assignments);
+        rows.5.extend_from_slice(&model.cosines);
+        for (cluster, &size) in model.sizes.iter().enumerate() {
+            let own = model.assignments.iter().zip(&model.cosines);
+            let own = own.filter(|(c, _)| **c == index_u32(cluster));
+            let total: f64 = own.map(|(_, cosine)| f64::from(*cosine)).sum();
+            let rows = &mut self.clusters;
+            rows.0.push(tower.clone());
+            rows.1.push(layer);
+            rows.2.push(index_u32(cluster));
+            rows.3.push(index_u32(size));
+            rows.4.push(total / size.max(1) as f64);
+        }
+        for stats in &model.history {
+            let rows = &mut self.iterations;
+            rows.0.push(tower.clone());
+            rows.1.push(layer);
+            rows.2.push(index_u32(stats.restart));
+            rows.3.push(index_u32(stats.iteration));
+            rows.4.push(stats.objective);
+            rows.5.push(index_u32(stats.refilled));
+            rows.6.push(stats.restart == model.restart);
+        }
+        Ok(())
+    }
+
+    fn write(self, job: &Job<'_>) -> Result<()> {
+        let rows = self.assignments;
+        Table::new()
+            .with("tower", Column::Text(rows.0))
+            .with("layer", Column::U32(rows.1))
+            .with("sample", Column::U32(rows.2))
+            .with("position", Column::U32(rows.3))
+            .with("cluster", Column::U32(rows.4))
+            .with("cosine", Column::F32(rows.5))
+            .write(&job.output("assignments.parquet"))?;
+        let rows = self.clusters;
+        Table::new()
+            .with("tower", Column::Text(rows.0))
+            .with("layer", Column::U32(rows.1))
+            .with("cluster", Column::U32(rows.2))
+            .with("size", Column::U32(rows.3))
+            .with("mean_cosine", Column::F64(rows.4))
+            .write(&job.output("clusters.parquet"))?;
+        let rows = self.iterations;
+        Table::new()
+            .with("tower", Column::Text(rows.0))
+            .with("layer", Column::U32(rows.1))
+            .with("restart", Column::U32(rows.2))
+            .with("iteration", Column::U32(rows.3))
+            .with("objective", Column::F64(rows.4))
+            .with("refilled", Column::U32(rows.5))
+            .with("chosen", Column::Bool(rows.6))
+            .write(&job.output("iterations.parquet"))
+    }
 }

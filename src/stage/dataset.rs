@@ -1,11 +1,16 @@
 //! Stage `dataset`: pictures and captions from their source to Parquet.
+//!
+//! Writes what `docs/artifacts.md` says under *dataset*.
 
 use std::path::Path;
 
+use super::params::DatasetParams;
 use super::plan::Externals;
 use super::{Job, Stage, Width};
-use crate::config::DatasetConfig;
-use crate::error::{Error, Result};
+use crate::artifact::External;
+use crate::config::{DatasetConfig, Source};
+use crate::data::{self, emoji};
+use crate::error::Result;
 
 /// This stage.
 pub const STAGE: Stage = Stage {
@@ -16,18 +21,45 @@ pub const STAGE: Stage = Stage {
     run,
 };
 
+/// The one seed of the data set: captions and drawn shapes are the same in every run.
+const SEED: u64 = 0;
+
 /// Does the work of one node.
 pub fn run(job: &mut Job<'_>) -> Result<()> {
-    Err(Error::failed(format!("{} is not wired yet", job.node.place)))
+    let mut params: DatasetParams = job.params()?;
+    params.dataset.folder = job.path("folder")?.display().to_string();
+    let progress = job.progress.clone();
+    let mut started = false;
+    let mut told = |done: usize, total: usize| {
+        if !started {
+            progress.start(total, "pictures");
+            started = true;
+        }
+        progress.set(done);
+    };
+    let out = job.draft.folder().to_owned();
+    let cache = job.path("cache")?.to_owned();
+    let summary = data::build(&params.dataset, &cache, SEED, &out, &mut told)?;
+    for (split, count) in &summary.splits {
+        job.draft.metric(&format!("pictures_{split}"), *count as f64);
+    }
+    job.draft.metric("concepts", summary.concepts as f64);
+    job.draft.metric("vocabulary", summary.vocabulary as f64);
+    Ok(())
 }
 
 /// The files from outside that `source: emoji` reads: the package archives in `cache`.
-pub fn externals(_config: &DatasetConfig, _cache: &Path) -> Externals {
-    Externals::None
+pub fn externals(_config: &DatasetConfig, cache: &Path) -> Externals {
+    let file = |p: &emoji::Package| External { name: p.file.clone(), path: cache.join(&p.file) };
+    Externals::Files(emoji::packages().iter().map(file).collect())
 }
 
 /// The packages that must be fetched before this stage can run, one `name version file` a
 /// line's worth each.
-pub fn missing_packages(_config: &DatasetConfig, _cache: &Path) -> Result<Vec<String>> {
-    Ok(Vec::new())
+pub fn missing_packages(config: &DatasetConfig, cache: &Path) -> Result<Vec<String>> {
+    if config.source != Source::Emoji {
+        return Ok(Vec::new());
+    }
+    let line = |p: emoji::Package| format!("{} {} {}", p.name, p.version, p.file);
+    Ok(emoji::missing(cache).into_iter().map(line).collect())
 }

@@ -1,18 +1,157 @@
-//! Stage `evaluate`: zero-shot, retrieval and probe figures of each run.
+//! Stage `evaluate`: a trained model and its initialisation on the held-out splits.
+//!
+//! Writes `metrics.parquet`, `metrics.json` and `retrievals.parquet`.
 
+use serde_json::{Map, Value};
+
+use super::files::{self, ModelEncoder, Pictures};
+use super::params::EvaluateParams;
 use super::{Job, Stage, Width};
-use crate::error::{Error, Result};
+use crate::error::{Context as _, Result};
+use crate::eval::{self, Bundle, Evaluation, Example};
+use crate::io::table::{Column, Table};
+use crate::model::Checkpoint;
+use crate::model::clip::Clip;
+use crate::num::index_u32;
 
 /// This stage.
 pub const STAGE: Stage = Stage {
     name: "evaluate",
     version: 1,
     width: Width::Shared,
-    about: "Evaluates the trained models on the held-out splits.",
+    about: "Measures trained models on pictures that were never trained on.",
     run,
 };
 
+/// Example retrievals kept; the report shows as many as it is asked for.
+const EXAMPLES: usize = 32;
+
 /// Does the work of one node.
 pub fn run(job: &mut Job<'_>) -> Result<()> {
-    Err(Error::failed(format!("{} is not wired yet", job.node.place)))
+    let EvaluateParams { evaluate, seed } = job.params()?;
+    let pictures = open(job)?;
+    let tokenise = |texts: &[String]| pictures.tokenise(texts);
+    let bundle = bundle(&pictures, &tokenise)?;
+    job.progress.start(2, "evaluations");
+    let mut json = Map::new();
+    let mut rows = Rows::default();
+    let mut examples = Vec::new();
+    for (point, weights) in [("init", "init.safetensors"), ("final", "model.safetensors")] {
+        let model = Checkpoint::read(files::folder(job, "train")?, weights)?;
+        let clip = Clip::new(&model.config);
+        let mut encoder = ModelEncoder { clip: &clip, values: &model.values };
+        let found = eval::evaluate(&mut encoder, &bundle, &evaluate, seed)?;
+        if point == "final" {
+            let batch = evaluate.batch;
+            examples =
+                eval::example_retrievals(&mut encoder, &bundle, EXAMPLES, batch, seed)?;
+            for m in found.measurements.iter().filter(|m| m.task == "summary") {
+                job.draft.metric(&m.metric, m.value);
+            }
+        }
+        rows.add(point, &found);
+        let text = found.to_json()?;
+        let value: Value = serde_json::from_str(&text).context(|| "metrics".to_owned())?;
+        json.insert(point.to_owned(), value);
+        job.progress.advance(1);
+    }
+    rows.table().write(&job.output("metrics.parquet"))?;
+    retrievals(&examples).write(&job.output("retrievals.parquet"))?;
+    let text = serde_json::to_string_pretty(&json).context(|| "metrics".to_owned())? + "\n";
+    let path = job.output("metrics.json");
+    std::fs::write(&path, text).context(|| format!("writing {}", path.display()))
+}
+
+/// Opens every split that evaluation reads.
+fn open(job: &Job<'_>) -> Result<Pictures> {
+    let folder = files::folder(job, "dataset")?;
+    let layout = crate::data::Dataset::open(folder)?.meta.layout;
+    let mut splits = vec!["train", "val", layout.retrieval.as_str()];
+    splits.extend(layout.tests.iter().map(String::as_str));
+    splits.extend(layout.held_out.as_deref());
+    splits.sort_unstable();
+    splits.dedup();
+    Pictures::open(folder, &splits)
+}
+
+fn bundle<'a>(pictures: &'a Pictures, tokenise: eval::Tokenise<'a>) -> Result<Bundle<'a>> {
+    let layout = &pictures.dataset.meta.layout;
+    let mut tests = layout.tests.clone();
+    tests.push(layout.retrieval.clone());
+    tests.extend(layout.held_out.clone());
+    tests.sort_unstable();
+    tests.dedup();
+    let splits = tests.iter().map(|name| pictures.role(name)).collect::<Result<_>>()?;
+    Ok(Bundle {
+        vocabulary: pictures.vocabulary(tokenise),
+        train: pictures.role("train")?,
+        validation: pictures.role("val")?,
+        splits,
+        tests: layout.tests.clone(),
+        shifts: layout.shifts.clone(),
+        retrieval: layout.retrieval.clone(),
+        held_out: layout.held_out.clone(),
+    })
+}
+
+/// The rows of `metrics.parquet`.
+#[derive(Debug, Default)]
+struct Rows {
+    /// Point, task, split, metric.
+    names: [Vec<String>; 4],
+    /// Value, low, high.
+    values: [Vec<f64>; 3],
+    n: Vec<u32>,
+}
+
+impl Rows {
+    fn add(&mut self, point: &str, found: &Evaluation) {
+        for m in &found.measurements {
+            let names = [point, &m.task, &m.split, &m.metric];
+            let columns = self.names.iter_mut().zip(names);
+            columns.for_each(|(column, name)| column.push(name.to_owned()));
+            let values = self.values.iter_mut().zip([m.value, m.low, m.high]);
+            values.for_each(|(column, value)| column.push(value));
+            self.n.push(m.n);
+        }
+    }
+
+    fn table(self) -> Table {
+        let [point, task, split, metric] = self.names;
+        let [value, low, high] = self.values;
+        Table::new()
+            .with("point", Column::Text(point))
+            .with("task", Column::Text(task))
+            .with("split", Column::Text(split))
+            .with("metric", Column::Text(metric))
+            .with("value", Column::F64(value))
+            .with("low", Column::F64(low))
+            .with("high", Column::F64(high))
+            .with("n", Column::U32(self.n))
+    }
+}
+
+fn retrievals(examples: &[Example]) -> Table {
+    let (mut query, mut text, mut score) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut sample, mut own_rank) = (Vec::new(), Vec::new());
+    let (mut rank, mut retrieved) = (Vec::new(), Vec::new());
+    for (index, example) in examples.iter().enumerate() {
+        for (place, found) in example.retrieved.iter().enumerate() {
+            query.push(index_u32(index));
+            text.push(example.text.clone());
+            sample.push(example.sample);
+            own_rank.push(example.own_rank);
+            rank.push(index_u32(place));
+            retrieved.push(found.sample);
+            score.push(found.score);
+        }
+    }
+    Table::new()
+        .with("query", Column::U32(query))
+        .with("text", Column::Text(text))
+        .with("sample", Column::U32(sample))
+        .with("own_rank", Column::U32(own_rank))
+        .with("rank", Column::U32(rank))
+        .with("retrieved", Column::U32(retrieved))
+        .with("score", Column::F32(score))
 }

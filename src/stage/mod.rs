@@ -18,6 +18,8 @@ pub mod activations;
 pub mod analyze;
 pub mod cluster;
 pub mod dataset;
+mod files;
+mod training;
 pub mod evaluate;
 pub mod pretrain;
 pub mod report;

@@ -171,8 +171,7 @@ impl<'a> Planner<'a> {
             return node("pretrain", run, &params, vec![dataset(TRAINING_DATA)]);
         }
         let folder = PathBuf::from(&pretrain.checkpoint);
-        let files = Files::Listed(&["dataset.json", "tokenizer.json"]);
-        let data = Upstream { files, ..dataset(&[]) };
+        let data = dataset(TRAINING_DATA);
         let mut node = node("pretrain", run, &PretrainParams::Import {}, vec![data])?;
         node.externals = Externals::Folder(folder.clone());
         node.paths = BTreeMap::from([("checkpoint", folder)]);
@@ -187,8 +186,14 @@ impl<'a> Planner<'a> {
             text_blocks: moe.text_blocks.indices(model.text.layers),
             seed,
         };
-        let data: &[_] = &["dataset.json", "samples-train.parquet", "tokenizer.json"];
-        let inputs = vec![dataset(data), input("pretrain", base_name(seed), MODEL)];
+        let data = dataset(&[
+            "concepts.parquet",
+            "dataset.json",
+            "labels.parquet",
+            "samples-train.parquet",
+            "tokenizer.json",
+        ]);
+        let inputs = vec![data, input("pretrain", base_name(seed), MODEL)];
         node("activations", base_name(seed), &params, inputs)
     }
 
@@ -248,8 +253,15 @@ impl<'a> Planner<'a> {
             }
             _ => {
                 let params = AnalyzeParams { analyze: config.analyze.clone(), seed };
-                let data: &[_] = &["dataset.json", "samples-val.parquet", "tokenizer.json"];
-                let inputs = vec![dataset(data), input("train", named.clone(), trained)];
+                let data = dataset(&[
+                    "concepts.parquet",
+                    "dataset.json",
+                    "labels.parquet",
+                    "samples-val.parquet",
+                    "tokenizer.json",
+                ]);
+                let base = input("pretrain", base_name(self.base_of(seed)), MODEL);
+                let inputs = vec![data, base, input("train", named.clone(), trained)];
                 node(stage, named, &params, inputs)
             }
         }

@@ -1,7 +1,11 @@
-//! Stage `report`: all runs compared in one page.
+//! Stage `report`: one page for people, and its comparison as a table.
+//!
+//! Writes `report.html`, `report.md` and `comparison.parquet`.
 
+use super::params::ReportParams;
 use super::{Job, Stage, Width};
-use crate::error::{Error, Result};
+use crate::error::{Context as _, Result};
+use crate::report;
 
 /// This stage.
 pub const STAGE: Stage = Stage {
@@ -14,5 +18,15 @@ pub const STAGE: Stage = Stage {
 
 /// Does the work of one node.
 pub fn run(job: &mut Job<'_>) -> Result<()> {
-    Err(Error::failed(format!("{} is not wired yet", job.node.place)))
+    let ReportParams { config } = job.params()?;
+    let find = |stage: &str, run: &str| {
+        let name = if run.is_empty() { stage.to_owned() } else { format!("{stage}/{run}") };
+        job.inputs.dir(&name).map(std::path::Path::to_owned)
+    };
+    let rendered = report::render(&report::load(&config, &find)?)?;
+    for (file, text) in [("report.html", rendered.html), ("report.md", rendered.markdown)] {
+        let path = job.output(file);
+        std::fs::write(&path, text).context(|| format!("writing {}", path.display()))?;
+    }
+    rendered.comparison.write(&job.output("comparison.parquet"))
 }

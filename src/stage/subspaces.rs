@@ -1,18 +1,189 @@
-//! Stage `subspaces`: the output subspace of each cluster and FFN matrix.
+//! Stage `subspaces`: the data-aware subspaces of one variant.
+//!
+//! Writes `bases.safetensors`, `subspaces.parquet` and `spectra.parquet`.
 
-use super::{Job, Stage, Width};
+use std::collections::BTreeMap;
+
+use super::params::SubspacesParams;
+use super::{Job, Stage, Width, files};
+use crate::config::Labels;
 use crate::error::{Error, Result};
+use crate::io::table::{Column, Table, TableReader};
+use crate::io::tensors::{self, Tensor, Tensors};
+use crate::linalg::Matrix;
+use crate::lowrank::{ExpertSubspaces, Ffn, LayerMoments, Subspace};
+use crate::model::{Checkpoint, Tower};
+use crate::num::index_u32;
+use crate::ops::activation;
+use crate::rng::{self, SliceRandom};
 
 /// This stage.
 pub const STAGE: Stage = Stage {
     name: "subspaces",
     version: 1,
     width: Width::Shared,
-    about: "Finds the output subspace of each cluster and FFN matrix.",
+    about: "Finds the data-aware subspaces of every expert's matrices.",
     run,
 };
 
+/// Labels of each layer's rows, in the order of its activations.
+type LayerLabels = BTreeMap<(String, u32), Vec<u32>>;
+
 /// Does the work of one node.
 pub fn run(job: &mut Job<'_>) -> Result<()> {
-    Err(Error::failed(format!("{} is not wired yet", job.node.place)))
+    let params: SubspacesParams = job.params()?;
+    let model = Checkpoint::read(files::folder(job, "pretrain")?, "model.safetensors")?;
+    let centroids = tensors::read(&job.input("cluster", "centroids.safetensors")?)?;
+    let mut labels = labels(job)?;
+    job.progress.start(labels.len(), "layers");
+    let mut bases = Tensors::new();
+    let mut out = Outputs::default();
+    for tower in Tower::BOTH {
+        for block in 0..model.config.tower(tower).layers {
+            let key = (tower.name().to_owned(), index_u32(block));
+            let Some(own) = labels.get_mut(&key) else { continue };
+            let name = files::layer_name(tower, block);
+            if params.subspaces.labels == Labels::Shuffled {
+                let stream = format!("subspaces/shuffle/{name}");
+                own.shuffle(&mut rng::stream(params.seed, &stream));
+            }
+            let experts = centroids.get(&name).and_then(|t| t.shape.first().copied());
+            let experts = experts.ok_or_else(|| {
+                Error::corrupt(format!("centroids.safetensors has no {name}"))
+            })?;
+            let moments = moments(job, &model, (tower, block), own, experts)?;
+            for (expert, found) in moments.subspaces(&params.subspaces)?.iter().enumerate() {
+                keep(&mut bases, &format!("{name}.{expert}"), found)?;
+                out.add((tower, block, expert), found);
+            }
+            job.progress.advance(1);
+        }
+    }
+    tensors::write(&job.output("bases.safetensors"), &bases)?;
+    out.write(job)
+}
+
+/// The moments of one layer, streamed from its activations.
+fn moments(
+    job: &Job<'_>,
+    model: &Checkpoint,
+    (tower, block): (Tower, usize),
+    labels: &[u32],
+    experts: usize,
+) -> Result<LayerMoments> {
+    let shape = model.config.tower(tower);
+    let dense = model.dense_ffn(tower, block)?;
+    let fc1 = Matrix::new(shape.hidden, shape.width, dense.fc1.to_vec())?;
+    let fc2 = Matrix::new(shape.width, shape.hidden, dense.fc2.to_vec())?;
+    let kind = model.config.activation;
+    let apply = |values: &mut [f32]| activation::apply(kind, values);
+    let ffn = Ffn { fc1: &fc1, bias1: dense.fc1_bias, fc2: &fc2, activation: &apply };
+    let mut builder = LayerMoments::builder(ffn, experts)?;
+    let file = job.input("activations", &format!("{}-{block}.parquet", tower.name()))?;
+    let mut reader = TableReader::open(&file)?;
+    let mut from = 0;
+    while let Some(part) = reader.next()? {
+        let to = from + part.rows();
+        let own = labels.get(from..to).ok_or_else(|| {
+            let (file, found) = (file.display(), labels.len());
+            Error::corrupt(format!("{file}: {found} assignments, more rows"))
+        })?;
+        builder.push(part.vectors("x")?.1, own)?;
+        from = to;
+    }
+    builder.finish()
+}
+
+/// The assignments by layer.
+fn labels(job: &Job<'_>) -> Result<LayerLabels> {
+    let mut reader = TableReader::open(&job.input("cluster", "assignments.parquet")?)?;
+    let mut labels = LayerLabels::new();
+    while let Some(part) = reader.next()? {
+        let rows = part.texts("tower")?.iter().zip(part.u32s("layer")?);
+        for ((tower, layer), cluster) in rows.zip(part.u32s("cluster")?) {
+            labels.entry((tower.clone(), *layer)).or_default().push(*cluster);
+        }
+    }
+    Ok(labels)
+}
+
+fn keep(bases: &mut Tensors, name: &str, found: &ExpertSubspaces) -> Result<()> {
+    for (matrix, subspace) in [("fc1", &found.fc1), ("fc2", &found.fc2)] {
+        if let Some(basis) = &subspace.basis {
+            let shape = vec![basis.rows(), basis.cols()];
+            let tensor = Tensor::new(shape, basis.data().to_vec())?;
+            bases.insert(format!("{name}.{matrix}"), tensor);
+        }
+        if let Some(mean) = &subspace.mean {
+            let tensor = Tensor::new(vec![mean.len()], mean.clone())?;
+            bases.insert(format!("{name}.{matrix}.mean"), tensor);
+        }
+    }
+    Ok(())
+}
+
+/// Both tables, row by row.
+#[derive(Debug, Default)]
+struct Outputs {
+    towers: Vec<String>,
+    matrices: Vec<String>,
+    /// Layer, expert, tokens, rank, full rank.
+    counts: [Vec<u32>; 5],
+    /// Retained, error inside, error outside, shrinkage, cross.
+    shares: [Vec<f64>; 5],
+    spectra: (Vec<String>, [Vec<u32>; 3], Vec<String>, Vec<f64>),
+}
+
+impl Outputs {
+    fn add(&mut self, at: (Tower, usize, usize), found: &ExpertSubspaces) {
+        self.add_matrix(at, "fc1", &found.fc1);
+        self.add_matrix(at, "fc2", &found.fc2);
+    }
+
+    fn add_matrix(&mut self, at: (Tower, usize, usize), matrix: &str, s: &Subspace) {
+        let (tower, layer, expert) = (at.0.name(), index_u32(at.1), index_u32(at.2));
+        self.towers.push(tower.to_owned());
+        self.matrices.push(matrix.to_owned());
+        let counts = [layer, expert, index_u32(s.tokens), index_u32(s.rank)];
+        let counts = counts.into_iter().chain([index_u32(s.full_rank)]);
+        self.counts.iter_mut().zip(counts).for_each(|(column, v)| column.push(v));
+        let shares = [s.retained, s.error_inside, s.error_outside, s.shrinkage, s.cross];
+        self.shares.iter_mut().zip(shares).for_each(|(column, v)| column.push(v));
+        for (index, energy) in s.spectrum.iter().enumerate() {
+            let rows = &mut self.spectra;
+            rows.0.push(tower.to_owned());
+            let values = [layer, expert, index_u32(index)];
+            rows.1.iter_mut().zip(values).for_each(|(column, v)| column.push(v));
+            rows.2.push(matrix.to_owned());
+            rows.3.push(*energy);
+        }
+    }
+
+    fn write(self, job: &Job<'_>) -> Result<()> {
+        let [layer, expert, tokens, rank, full_rank] = self.counts;
+        let [retained, inside, outside, shrinkage, cross] = self.shares;
+        Table::new()
+            .with("tower", Column::Text(self.towers))
+            .with("layer", Column::U32(layer))
+            .with("expert", Column::U32(expert))
+            .with("matrix", Column::Text(self.matrices))
+            .with("tokens", Column::U32(tokens))
+            .with("rank", Column::U32(rank))
+            .with("full_rank", Column::U32(full_rank))
+            .with("retained", Column::F64(retained))
+            .with("error_inside", Column::F64(inside))
+            .with("error_outside", Column::F64(outside))
+            .with("shrinkage", Column::F64(shrinkage))
+            .with("cross", Column::F64(cross))
+            .write(&job.output("subspaces.parquet"))?;
+        let (tower, [layer, expert, index], matrix, energy) = self.spectra;
+        Table::new()
+            .with("tower", Column::Text(tower))
+            .with("layer", Column::U32(layer))
+            .with("expert", Column::U32(expert))
+            .with("matrix", Column::Text(matrix))
+            .with("index", Column::U32(index))
+            .with("energy", Column::F64(energy))
+            .write(&job.output("spectra.parquet"))
+    }
 }

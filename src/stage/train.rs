@@ -1,7 +1,13 @@
 //! Stage `train`: training of the upcycled models.
+//!
+//! Writes `model.safetensors`, `init.safetensors`, `config.json`, `log.parquet`,
+//! `validation.parquet` and, for MoE models, `routing.parquet`.
 
-use super::{Job, Stage, Width};
-use crate::error::{Error, Result};
+use super::params::TrainParams;
+use super::{Job, Stage, Width, files, training};
+use crate::error::Result;
+use crate::model::Checkpoint;
+use crate::train::{self, Objective, TeacherPlan};
 
 /// This stage.
 pub const STAGE: Stage = Stage {
@@ -14,5 +20,36 @@ pub const STAGE: Stage = Stage {
 
 /// Does the work of one node.
 pub fn run(job: &mut Job<'_>) -> Result<()> {
-    Err(Error::failed(format!("{} is not wired yet", job.node.place)))
+    let TrainParams { train, eesd, seed } = job.params()?;
+    let pictures = training::open(job)?;
+    let start = Checkpoint::read(files::folder(job, "upcycle")?, "model.safetensors")?;
+    // Another order than the dense model saw, the same for every run of a seed.
+    let batches = training::batches(&pictures, &train.optim, order_seed(seed))?;
+    let steps = train.optim.steps;
+    let distils = start.config.moe.is_some() && eesd > 0.0;
+    let teacher = TeacherPlan {
+        target: train.eesd.target,
+        share: train.eesd.tokens,
+        decay: train.eesd.decay,
+    };
+    let plan = train::Plan {
+        objective: Objective { balance: train.balance, router_z: train.router_z, eesd },
+        optim: train.optim,
+        teacher: distils.then_some(teacher),
+        scratch: Some(job.draft.scratch()?),
+    };
+    files::write_model(job, &start, "init.safetensors")?;
+    let mut watch = training::Watch::new(&pictures, job.progress.clone(), steps);
+    let trained = train::train(start, &batches, &plan, &mut watch)?;
+    let (total, active) = trained.checkpoint.counts();
+    job.draft.metric("parameters_total", total as f64);
+    job.draft.metric("parameters_active", active as f64);
+    job.draft.metric("data_wait_share", trained.waited);
+    training::write_record(job, &trained.record)?;
+    files::write_model(job, &trained.checkpoint, "model.safetensors")
+}
+
+fn order_seed(seed: u64) -> u64 {
+    use crate::rng::RngExt;
+    crate::rng::stream(seed, "train/order").random()
 }

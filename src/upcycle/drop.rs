@@ -298,8 +298,12 @@ mod tests {
     #[test]
     fn new_values_are_normal_with_the_statistics_of_the_old_block() {
         let mut dense = ffn(64, 400, 6);
-        dense.fc1.data_mut().iter_mut().for_each(|v| *v = 0.7 + v.powi(3));
-        dense.fc2.data_mut().iter_mut().for_each(|v| *v = *v * 0.01 - 3.0);
+        for v in dense.fc1.data_mut().iter_mut() {
+            *v = 0.7 + v.powi(3);
+        }
+        for v in dense.fc2.data_mut().iter_mut() {
+            *v = *v * 0.01 - 3.0;
+        }
         let expert = dropped(&dense, 0.5, Indices::Shared, &mut rng::stream(4, "normal"));
         let [selected, _, _] = changed_units(&dense, &expert);
         let fc1: Vec<usize> = rows(&selected, 64).collect();
@@ -340,7 +344,9 @@ mod tests {
             let units = select(h, count, &mut rng::stream(seed, "frequency"));
             assert_eq!(units.len(), count);
             assert!(units.windows(2).all(|pair| pair[0] < pair[1]));
-            units.into_iter().for_each(|unit| chosen[unit] += 1.0);
+            for unit in units {
+                chosen[unit] += 1.0;
+            }
         }
         let p = 0.25_f64;
         let error = (p * (1.0 - p) / n as f64).sqrt();

@@ -205,7 +205,9 @@ mod tests {
     #[test]
     fn a_matrix_of_lower_rank_is_no_obstacle() {
         let mut w = matrix(6, 5, 1.0, 2);
-        w.data_mut().iter_mut().for_each(|v| *v = 0.25);
+        for v in w.data_mut().iter_mut() {
+            *v = 0.25;
+        }
         let new = redrawn(&w, 0.5, 1);
         assert!(new.data().iter().all(|v| (v - 0.25).abs() < 1e-6));
         assert_eq!(redrawn(&Matrix::zeros(3, 4), 0.5, 1), Matrix::zeros(3, 4));

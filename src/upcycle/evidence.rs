@@ -139,7 +139,7 @@ fn check_centroids(
     Ok(())
 }
 
-/// Largest entry of |UᵀU - I|.
+/// Largest entry of `|UᵀU - I|`.
 fn distance_from_orthonormal(basis: &Matrix) -> f64 {
     let u = super::projection::widened(basis);
     let gram = u.transpose() * &u;

@@ -43,7 +43,9 @@ fn orthonormalised(kept: MatRef<'_, f64>, columns: Mat<f64>) -> Mat<f64> {
     let r = qr.thin_R();
     for j in 0..q.ncols() {
         if r[(j, j)] < 0.0 {
-            q.col_mut(j).iter_mut().for_each(|value| *value = -*value);
+            for value in q.col_mut(j).iter_mut() {
+                *value = -*value;
+            }
         }
     }
     q

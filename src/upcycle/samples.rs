@@ -24,7 +24,9 @@ impl Parts {
         let mut centroids = matrix(n_experts, d, 1.0, 77);
         for row in 0..n_experts {
             let norm = centroids.row(row).iter().map(|v| v * v).sum::<f32>().sqrt();
-            centroids.row_mut(row).iter_mut().for_each(|v| *v /= norm);
+            for v in centroids.row_mut(row).iter_mut() {
+                *v /= norm;
+            }
         }
         let subspaces = (0..n_experts).map(|e| bases(d, h, rank, e as u64)).collect();
         Self { dense: ffn(d, h, 1), centroids, subspaces }

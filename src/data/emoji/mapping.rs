@@ -21,8 +21,10 @@ const ALIASED: [&str; 3] = ["noto", "twemoji", "openmoji"];
 /// Sets that write names without dashes, or nearly so.
 const CARELESS: [&str; 3] = ["fxemoji", "streamline-emojis", "emojione-v1"];
 
-/// Code points of an icon, or `-` for a name that must not be read.
+/// Names that changed or are misspelt, and their present name.
 const RENAMES: &str = include_str!("renames.tsv");
+/// Target of a name that must not be read.
+const UNREADABLE: &str = "-";
 
 /// `icons.json` of an icon set.
 #[derive(Deserialize)]
@@ -173,8 +175,11 @@ impl Names {
     /// The code points that a name stands for.
     fn read(&self, name: &str, aliases: &[&str], set: &str) -> Option<&str> {
         let own = forms(name);
+        if self.renames.get(name) == Some(&UNREADABLE) {
+            return None;
+        }
         let target = own.iter().find_map(|form| self.renames.get(form.as_str()));
-        if let Some(&target) = target {
+        if let Some(&target) = target.filter(|target| **target != UNREADABLE) {
             return self
                 .direct
                 .get(target)

@@ -12,12 +12,13 @@ use ndarray::{Array1, Array2, Axis, concatenate};
 use super::{Linear, Probe, Standardised, check_labels};
 use crate::error::{Context, Result};
 
-/// Gradient length of the mean loss at which a fit is done; test
-/// `stopping_early_changes_no_prediction_that_counts` measures what is lost.
-const GRADIENT: f64 = 1e-3;
+/// Gradient length of the mean loss at which a fit is done. On 89 classes × 10 shots × 64
+/// features no accuracy differs from that at 1e-6 by more than 0.2 points; at 1e-3 the
+/// strongest weight is 2 points off, for half the time.
+const GRADIENT: f64 = 1e-4;
 
-/// Most L-BFGS iterations a fit.
-const ITERATIONS: u64 = 100;
+/// Most L-BFGS iterations a fit: a guard, not what ends one.
+const ITERATIONS: u64 = 300;
 
 /// The logistic probe.
 #[derive(Debug, Clone, Copy)]

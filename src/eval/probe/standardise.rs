@@ -32,7 +32,9 @@ impl Standardised {
                 *sum += f64::from(value);
             }
         }
-        mean.iter_mut().for_each(|sum| *sum /= n as f64);
+        for sum in &mut mean {
+            *sum /= n as f64;
+        }
         for &row in rows {
             for ((sum, &value), mean) in
                 scale.iter_mut().zip(embeddings.row(row)).zip(&mean)
@@ -40,7 +42,9 @@ impl Standardised {
                 *sum += (f64::from(value) - mean).powi(2);
             }
         }
-        scale.iter_mut().for_each(|sum| *sum = (*sum / n as f64).sqrt());
+        for sum in &mut scale {
+            *sum = (*sum / n as f64).sqrt();
+        }
         let widest = scale.iter().copied().fold(0.0, f64::max);
         for spread in &mut scale {
             if *spread <= CONSTANT * widest {

@@ -141,7 +141,7 @@ fn stopping_early_changes_no_prediction_that_counts() {
     for ((quick, exact), l2) in quick.iter().zip(&exact).zip(weights) {
         let quick = accuracy(quick, &features, &unseen, &of(&test));
         let exact = accuracy(exact, &features, &unseen, &of(&test));
-        assert!((quick - exact).abs() <= 0.01, "ℓ2 {l2}: {quick}, exact {exact}");
+        assert!((quick - exact).abs() < 0.004, "ℓ2 {l2}: {quick}, exact {exact}");
     }
 }
 

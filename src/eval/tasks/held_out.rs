@@ -16,7 +16,7 @@ pub(crate) fn measure(
         (0..concepts.len()).filter(|&c| concepts[c].held_out).collect();
     let split = images.split.as_str();
     let place = |(&concept, &sample): (&usize, &u32)| {
-        held_out.binary_search(&concept).map_err(|_| {
+        held_out.binary_search(&concept).ok().ok_or_else(|| {
             let label = &concepts[concept].label;
             Error::corrupt(format!(
                 "split {split}: sample {sample} shows {label:?}, which is not held out"

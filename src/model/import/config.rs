@@ -83,7 +83,9 @@ pub(super) fn beside(
             let Some(path) = file(HUGGING_FACE) else {
                 let place = folder.join(HUGGING_FACE);
                 let place = place.display();
-                return Err(Error::failed(format!("{place} is missing: it has the heads")));
+                return Err(Error::failed(format!(
+                    "{place} is missing: it has the heads"
+                )));
             };
             hugging_face(&path, asked)?
         }

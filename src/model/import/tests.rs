@@ -224,7 +224,10 @@ fn half_precision_and_foreign_buffers_are_read() {
         [(Dtype::F16, DType::F16), (Dtype::BF16, DType::BF16), (Dtype::F64, DType::F64)]
     {
         let convert = |values: &[f32]| {
-            candle_core::Tensor::new(values, &Device::Cpu).unwrap().to_dtype(kind).unwrap()
+            candle_core::Tensor::new(values, &Device::Cpu)
+                .unwrap()
+                .to_dtype(kind)
+                .unwrap()
         };
         let folder = copy("clip-tiny-gelu", "hf");
         let path = folder.path().join("model.safetensors");

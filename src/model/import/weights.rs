@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use candle_core::{DType, Device};
 use candle_core::pickle::{PthTensors, TensorInfo};
+use candle_core::{DType, Device};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::error::{Context, Error, Result};
@@ -97,9 +97,10 @@ fn widen(view: &TensorView<'_>) -> Option<Tensor> {
     };
     let shape = view.shape().to_vec();
     let count: usize = shape.iter().product();
-    let data = candle_core::Tensor::from_raw_buffer(view.data(), dtype, &[count], &Device::Cpu)
-        .and_then(|tensor| tensor.to_dtype(DType::F32)?.to_vec1())
-        .ok()?;
+    let data =
+        candle_core::Tensor::from_raw_buffer(view.data(), dtype, &[count], &Device::Cpu)
+            .and_then(|tensor| tensor.to_dtype(DType::F32)?.to_vec1())
+            .ok()?;
     Tensor::new(shape, data).ok()
 }
 

@@ -58,7 +58,7 @@ impl Experts {
         self.mix(x, &probs, act)
     }
 
-    /// Σ_e weights[:, e] E_e(x) for `weights` [N, E].
+    /// `Σ_e weights[:, e] E_e(x)` for `weights` [N, E].
     pub(super) fn mix(
         &self,
         x: &Tensor,
@@ -79,7 +79,7 @@ impl Experts {
 }
 
 impl Routing {
-    /// The load-balance loss over `rows`: E/(K N) Σ_e n_e P_e; 1 when uniform.
+    /// The load-balance loss over `rows`: `E/(K N) Σ_e n_e P_e`; 1 when uniform.
     pub fn balance(&self, rows: &[usize]) -> Result<Tensor> {
         let experts = self.probs.dim(1)?;
         let mut counts = vec![0.0_f64; experts];

@@ -289,7 +289,9 @@ fn random_moe() -> (ClipConfig, Tensors, Tensor, Tensor) {
         let scale = if parameter.role == Role::Bias { 0.2 } else { 0.8 };
         let mut data = random(parameter.len(), scale);
         if parameter.role == Role::Norm && parameter.name.ends_with("weight") {
-            data.iter_mut().for_each(|v| *v += 1.0);
+            for gain in &mut data {
+                *gain += 1.0;
+            }
         }
         let tensor = tensors::Tensor::new(parameter.shape, data).unwrap();
         tensors.insert(parameter.name, tensor);

@@ -1,0 +1,215 @@
+//! Moments of one FFN's inputs and outputs by cluster, in one streaming pass.
+//!
+//! All that the subspaces need of the tokens: counts, sums and second moments of x and of
+//! y = W2 act(W1 x + b1), d × d each. Hidden activations are recomputed block by block and
+//! never kept; memory does not depend on the number of tokens.
+
+use std::fmt;
+
+use faer::{Mat, MatRef};
+
+use crate::error::{Error, Result};
+use crate::linalg::gemm::{self, Write};
+use crate::linalg::{Matrix, wide};
+use crate::{num, par};
+
+/// Rows that are gathered before they are added; fixes the bits of the sums, whatever the
+/// size of the pieces handed in.
+const BLOCK: usize = 4096;
+
+/// Rows of one FFN evaluation; its hidden activations are all that exist on a thread.
+const PIECE: usize = 256;
+
+/// The FFN whose subspaces are sought: `W2 act(W1 x + b1)`; the outer bias plays no part.
+#[derive(Clone, Copy)]
+pub struct Ffn<'a> {
+    /// W1 [h, d].
+    pub fc1: &'a Matrix,
+    /// b1 [h].
+    pub bias1: &'a [f32],
+    /// W2 [d, h].
+    pub fc2: &'a Matrix,
+    /// The activation, applied in place to any number of values.
+    pub activation: &'a (dyn Fn(&mut [f32]) + Sync),
+}
+
+impl fmt::Debug for Ffn<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (h, d) = (self.fc1.rows(), self.fc1.cols());
+        write!(f, "Ffn {{ d: {d}, h: {h} }}")
+    }
+}
+
+impl Ffn<'_> {
+    /// `W2 act(W1 x + b1)` of each row.
+    fn outputs(&self, x: &[f32]) -> Vec<f32> {
+        let (h, d) = (self.fc1.rows(), self.fc1.cols());
+        let mut hidden = vec![0.0; x.len() / d * h];
+        gemm::a_bt(&mut hidden, gemm::Rows::new(x, d), gemm::Rows::new(self.fc1.data(), d), Write::Replace);
+        for row in hidden.chunks_exact_mut(h) {
+            row.iter_mut().zip(self.bias1).for_each(|(value, bias)| *value += bias);
+        }
+        (self.activation)(&mut hidden);
+        let mut out = vec![0.0; x.len() / d * self.fc2.rows()];
+        gemm::a_bt(&mut out, gemm::Rows::new(&hidden, h), gemm::Rows::new(self.fc2.data(), h), Write::Replace);
+        out
+    }
+}
+
+/// Count, sum and second moment of vectors.
+#[derive(Debug, Clone)]
+pub(super) struct Moment {
+    pub(super) count: usize,
+    pub(super) sum: Vec<f64>,
+    /// `Σ v vᵀ`, symmetric once [`LayerMoments`] exists.
+    pub(super) second: Mat<f64>,
+}
+
+impl Moment {
+    pub(super) fn zeros(width: usize) -> Self {
+        Self { count: 0, sum: vec![0.0; width], second: Mat::zeros(width, width) }
+    }
+
+    /// Adds vectors, one a column, to the lower triangle.
+    pub(super) fn add(&mut self, columns: MatRef<'_, f64>) {
+        self.count += columns.ncols();
+        for column in columns.col_iter() {
+            self.sum.iter_mut().zip(column.iter()).for_each(|(sum, v)| *sum += v);
+        }
+        wide::add_gram(self.second.as_mut(), columns);
+    }
+
+    /// The moments of both sets of vectors.
+    pub(super) fn merge(&mut self, other: &Self) {
+        self.count += other.count;
+        self.sum.iter_mut().zip(&other.sum).for_each(|(a, b)| *a += b);
+        self.second += &other.second;
+    }
+
+    /// The mean; zeros without vectors.
+    pub(super) fn mean(&self) -> Vec<f64> {
+        self.sum.iter().map(|sum| sum / self.count.max(1) as f64).collect()
+    }
+}
+
+/// Gathers the moments; made by [`LayerMoments::builder`].
+#[derive(Debug)]
+pub struct MomentsBuilder<'a> {
+    ffn: Ffn<'a>,
+    rows: Vec<f32>,
+    labels: Vec<u32>,
+    inputs: Vec<Moment>,
+    outputs: Vec<Moment>,
+}
+
+/// The moments of one FFN: everything its subspaces are made of, for any variant.
+#[derive(Debug, Clone)]
+pub struct LayerMoments {
+    pub(super) fc1: Mat<f64>,
+    pub(super) hidden: usize,
+    pub(super) inputs: Vec<Moment>,
+    pub(super) outputs: Vec<Moment>,
+}
+
+impl LayerMoments {
+    /// Starts without tokens. Refuses an FFN whose shapes contradict each other.
+    pub fn builder(ffn: Ffn<'_>, experts: usize) -> Result<MomentsBuilder<'_>> {
+        let (h, d) = (ffn.fc1.rows(), ffn.fc1.cols());
+        let found = (ffn.fc2.rows(), ffn.fc2.cols(), ffn.bias1.len());
+        if found != (d, h, h) || d == 0 || h == 0 || experts == 0 {
+            return Err(Error::failed(format!(
+                "{experts} experts of an FFN with fc1 [{h}, {d}], bias [{}], fc2 [{}, {}]: \
+                 expected at least one, [{h}] and [{d}, {h}]",
+                found.2, found.0, found.1
+            )));
+        }
+        let moments = || vec![Moment::zeros(d); experts];
+        Ok(MomentsBuilder {
+            ffn,
+            rows: Vec::new(),
+            labels: Vec::new(),
+            inputs: moments(),
+            outputs: moments(),
+        })
+    }
+
+    /// Number of experts.
+    pub fn experts(&self) -> usize {
+        self.inputs.len()
+    }
+
+    /// Tokens of each expert's cluster.
+    pub fn tokens(&self) -> Vec<usize> {
+        self.inputs.iter().map(|moment| moment.count).collect()
+    }
+}
+
+impl MomentsBuilder<'_> {
+    /// Adds row-major FFN inputs and their clusters. The cut into calls changes no bit.
+    pub fn push(&mut self, rows: &[f32], labels: &[u32]) -> Result<()> {
+        let d = self.ffn.fc1.cols();
+        if rows.len() != labels.len() * d {
+            let (found, n) = (rows.len(), labels.len());
+            return Err(Error::failed(format!("{found} values for {n} labelled rows of {d}")));
+        }
+        let experts = self.inputs.len();
+        if let Some(bad) = labels.iter().find(|&&label| num::widen(label) >= experts) {
+            return Err(Error::failed(format!("cluster {bad} of a layer with {experts}")));
+        }
+        if rows.iter().any(|value| !value.is_finite()) {
+            return Err(Error::failed("an FFN input holds a value that is not finite"));
+        }
+        let (mut rows, mut labels) = (rows, labels);
+        while !labels.is_empty() {
+            let take = (BLOCK - self.labels.len()).min(labels.len());
+            self.rows.extend_from_slice(&rows[..take * d]);
+            self.labels.extend_from_slice(&labels[..take]);
+            (rows, labels) = (&rows[take * d..], &labels[take..]);
+            if self.labels.len() == BLOCK {
+                self.add_block();
+            }
+        }
+        Ok(())
+    }
+
+    /// The moments of all rows pushed.
+    pub fn finish(mut self) -> Result<LayerMoments> {
+        self.add_block();
+        let finite = |moment: &Moment| moment.second.is_all_finite();
+        if !self.outputs.iter().all(finite) {
+            return Err(Error::failed("an FFN output is not finite"));
+        }
+        for moment in self.inputs.iter_mut().chain(&mut self.outputs) {
+            wide::mirror(moment.second.as_mut());
+        }
+        Ok(LayerMoments {
+            fc1: wide::widened(self.ffn.fc1),
+            hidden: self.ffn.fc1.rows(),
+            inputs: self.inputs,
+            outputs: self.outputs,
+        })
+    }
+
+    /// Adds the gathered rows: outputs piece by piece, then every moment on its own thread.
+    fn add_block(&mut self) {
+        let (d, labels) = (self.ffn.fc1.cols(), std::mem::take(&mut self.labels));
+        let rows = std::mem::take(&mut self.rows);
+        let ffn = self.ffn;
+        let mut outputs = vec![0.0; rows.len()];
+        par::for_each_piece(&mut outputs, PIECE * d, |index, out| {
+            out.copy_from_slice(&ffn.outputs(&rows[index * PIECE * d..][..out.len()]));
+        });
+        let experts = self.inputs.len();
+        let mut moments: Vec<&mut Moment> =
+            self.inputs.iter_mut().chain(&mut self.outputs).collect();
+        par::for_each_piece(&mut moments, 1, |index, moment| {
+            let values = if index < experts { &rows } else { &outputs };
+            let expert = num::index_u32(index % experts);
+            let own: Vec<usize> = (0..labels.len()).filter(|&i| labels[i] == expert).collect();
+            if let ([moment], false) = (moment, own.is_empty()) {
+                let entry = |i: usize, j: usize| f64::from(values[own[j] * d + i]);
+                moment.add(Mat::from_fn(d, own.len(), entry).as_ref());
+            }
+        });
+    }
+}

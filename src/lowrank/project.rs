@@ -1,0 +1,44 @@
+//! From a subspace to an expert's weights: `U Uᵀ W`, and the bias that goes with it.
+
+use faer::Mat;
+
+use super::subspace::Subspace;
+use crate::error::{Error, Result};
+use crate::linalg::{Matrix, wide};
+use crate::num;
+
+/// `U Uᵀ W` in f64, rounded once; W itself where the subspace has no basis (full rank).
+pub fn project(w: &Matrix, subspace: &Subspace) -> Result<Matrix> {
+    let Some(basis) = &subspace.basis else { return Ok(w.clone()) };
+    if basis.rows() != w.rows() {
+        let (found, expected) = (basis.rows(), w.rows());
+        return Err(Error::failed(format!(
+            "a basis of {found} rows for a matrix of {expected}"
+        )));
+    }
+    let (basis, w) = (wide::widened(basis), wide::widened(w));
+    let inner = wide::product(basis.transpose(), w.as_ref());
+    Ok(wide::narrowed(wide::product(basis.as_ref(), inner.as_ref()).as_ref()))
+}
+
+/// `b + (I - U Uᵀ) W μ`: makes the projected matrix exact on the cluster's mean. The bias
+/// itself where the subspace keeps no mean (`centre: none`, or full rank).
+pub fn affine_bias(bias: &[f32], subspace: &Subspace) -> Result<Vec<f32>> {
+    let (Some(basis), Some(mean)) = (&subspace.basis, &subspace.mean) else {
+        return Ok(bias.to_vec());
+    };
+    if basis.rows() != bias.len() || mean.len() != bias.len() {
+        let (rows, means, expected) = (basis.rows(), mean.len(), bias.len());
+        return Err(Error::failed(format!(
+            "a basis of {rows} rows and {means} means for a bias of {expected}"
+        )));
+    }
+    let basis = wide::widened(basis);
+    let mean = Mat::from_fn(mean.len(), 1, |i, _| f64::from(mean[i]));
+    let inner = wide::product(basis.transpose(), mean.as_ref());
+    let inside = wide::product(basis.as_ref(), inner.as_ref());
+    let corrected = |(i, &b): (usize, &f32)| {
+        num::round_f32(f64::from(b) + mean[(i, 0)] - inside[(i, 0)])
+    };
+    Ok(bias.iter().enumerate().map(corrected).collect())
+}

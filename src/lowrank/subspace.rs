@@ -1,0 +1,255 @@
+//! The subspace one expert keeps of one matrix's outputs.
+//!
+//! For outputs with second moment M (about the origin, or about the cluster's mean), the
+//! best rank-r approximation of W on the cluster is `U_r U_rᵀ W`, U_r the top eigenvectors
+//! of M; its squared error there is the sum of the discarded eigenvalues. That is the result
+//! of SVD-LLM's Cholesky route (arXiv 2403.07378), without root or inverse of the inputs'
+//! moment, which may be singular.
+//!
+//! Outputs of a tall W = Q R [h, d] lie in the span of Q: moments of `R x` (d × d) have the
+//! same eigenvalues, and U = Q V with V the small eigenvectors. Q comes from a Householder
+//! QR, so U is orthonormal to rounding however small the eigenvalues are. (METHOD's form,
+//! `U = B V Σ⁻¹` with a root B of the moment, needs a second eigenproblem per expert and
+//! divides by small numbers.)
+
+use faer::{Mat, MatRef};
+
+use super::moments::Moment;
+use crate::config::{Centre, SubspacesConfig};
+use crate::error::Result;
+use crate::linalg::{Matrix, eigen, orthonormal, wide};
+use crate::num;
+
+/// Slack of the rank rule, as a share of the total energy: what counts as numerically zero
+/// (`tests/fixtures/svd`).
+const SLACK: f64 = 1e-12;
+
+/// What one expert keeps of one matrix, and how good it is.
+///
+/// Errors are squared errors of the outputs (without bias, against the dense outputs),
+/// relative to the outputs' squared length. `centre: mean` counts the bias correction.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Subspace {
+    /// Orthonormal columns U [out, r]; absent where the rank is full: the matrix is kept.
+    pub basis: Option<Matrix>,
+    /// Rank r.
+    pub rank: usize,
+    /// The largest possible rank.
+    pub full_rank: usize,
+    /// Mean output W μ, without bias; for `centre: mean` with a basis.
+    pub mean: Option<Vec<f32>>,
+    /// Energies as shares of their total, descending; `full_rank` of them.
+    pub spectrum: Vec<f64>,
+    /// Share of the energy within the subspace.
+    pub retained: f64,
+    /// Error on the own cluster; 0 if it has no outputs.
+    pub error_inside: f64,
+    /// Error on all other clusters together.
+    pub error_outside: f64,
+    /// Error on each cluster.
+    pub errors: Vec<f64>,
+    /// Share α of the pooled moments that was mixed in; 1 for an empty cluster.
+    pub shrinkage: f64,
+    /// Tokens of the cluster.
+    pub tokens: usize,
+    /// The paper's cross term of this cluster's tokens, `Σ_{j≠i} |W X_i - W_j X_i|² / (E-1)`,
+    /// relative to `|W X_i|²`. The paper subtracts it; nothing optimises it directly.
+    pub cross: f64,
+}
+
+/// Where the outputs of one matrix live: a frame Q (absent: the identity) and coordinates.
+#[derive(Debug)]
+pub(super) struct Space {
+    pub(super) frame: Option<Mat<f64>>,
+    pub(super) full_rank: usize,
+    /// Moments of the coordinates, cluster by cluster.
+    pub(super) clusters: Vec<Moment>,
+    /// Moments over all clusters.
+    pub(super) pooled: Moment,
+}
+
+/// One expert's solution in the coordinates of its [`Space`].
+#[derive(Debug)]
+pub(super) struct Solved {
+    pub(super) values: Vec<f64>,
+    pub(super) vectors: Mat<f64>,
+    pub(super) rank: usize,
+    mean: Vec<f64>,
+    centred: bool,
+    shrinkage: f64,
+    /// `I - V Vᵀ`; absent at full rank.
+    discard: Option<Mat<f64>>,
+}
+
+impl Space {
+    /// Outputs of `w` from moments of its inputs.
+    pub(super) fn of_inputs(w: MatRef<'_, f64>, inputs: &[Moment]) -> Self {
+        let (frame, coordinates) = if w.nrows() > w.ncols() {
+            let (q, r) = orthonormal::qr(w);
+            (Some(q), r)
+        } else {
+            (None, w.to_owned())
+        };
+        let r = coordinates.as_ref();
+        let clusters = crate::par::map(inputs.len(), |index| {
+            let Moment { count, sum, second } = &inputs[index];
+            let sum = Mat::from_fn(sum.len(), 1, |i, _| sum[i]);
+            let sum = wide::product(r, sum.as_ref());
+            let half = wide::product(r, second.as_ref());
+            let mut second = wide::product(half.as_ref(), r.transpose());
+            wide::mirror(second.as_mut());
+            let sum = sum.col(0).iter().copied().collect();
+            Moment { count: *count, sum, second }
+        });
+        Self::new(frame, w.nrows().min(w.ncols()), clusters)
+    }
+
+    pub(super) fn new(
+        frame: Option<Mat<f64>>,
+        full_rank: usize,
+        clusters: Vec<Moment>,
+    ) -> Self {
+        let mut pooled = Moment::zeros(clusters.first().map_or(0, |m| m.sum.len()));
+        clusters.iter().for_each(|cluster| pooled.merge(cluster));
+        Self { frame, full_rank, clusters, pooled }
+    }
+
+    /// The subspace of one cluster.
+    pub(super) fn solve(&self, expert: usize, config: &SubspacesConfig) -> Result<Solved> {
+        let own = &self.clusters[expert];
+        let centred = config.centre == Centre::Mean;
+        let shrinkage = match own.count {
+            0 => 1.0,
+            count if count < config.min_tokens => config.shrinkage,
+            _ => 0.0,
+        };
+        let basis_of = if own.count == 0 { &self.pooled } else { own };
+        let mut moment = energy(basis_of, centred);
+        if shrinkage > 0.0 && own.count > 0 {
+            let share = own.count as f64 / self.pooled.count as f64;
+            let pooled = energy(&self.pooled, centred);
+            moment = moment * faer::Scale(1.0 - shrinkage)
+                + pooled * faer::Scale(shrinkage * share);
+        }
+        let eigen::SymmetricEigen { mut values, vectors } = eigen::symmetric(moment.as_ref())?;
+        values.truncate(self.full_rank);
+        values.iter_mut().for_each(|value| *value = value.max(0.0));
+        let rank = if config.tau >= 1.0 {
+            self.full_rank
+        } else {
+            rank_for(&values, config.tau).max(config.min_rank).min(self.full_rank)
+        };
+        let discard = (rank < self.full_rank).then(|| {
+            let kept = wide::gram(vectors.subcols(0, rank));
+            Mat::<f64>::identity(kept.nrows(), kept.ncols()) - kept
+        });
+        let mean = basis_of.mean();
+        Ok(Solved { values, vectors, rank, mean, centred, shrinkage, discard })
+    }
+
+    /// Squared output error of an expert's matrix (and bias correction) on a cluster:
+    /// `Σ |(I - P)(y - c)|²` with c the expert's mean output if centred, else 0.
+    fn error(&self, solved: &Solved, cluster: usize) -> f64 {
+        let Some(discard) = &solved.discard else { return 0.0 };
+        let Moment { count, sum, second } = &self.clusters[cluster];
+        let mut error = inner(discard.as_ref(), second.as_ref());
+        if solved.centred {
+            let centre = Mat::from_fn(sum.len(), 1, |i, _| solved.mean[i]);
+            let off = wide::product(discard.as_ref(), centre.as_ref());
+            let along =
+                |other: &[f64]| other.iter().zip(off.col(0).iter()).map(|(a, b)| a * b).sum();
+            let (with_sum, with_mean): (f64, f64) = (along(sum), along(&solved.mean));
+            error += *count as f64 * with_mean - 2.0 * with_sum;
+        }
+        error.max(0.0)
+    }
+
+    /// Turns solutions into results: bases in output space, errors everywhere.
+    pub(super) fn describe(&self, solved: &[Solved]) -> Vec<Subspace> {
+        let experts = solved.len();
+        let totals: Vec<f64> = self.clusters.iter().map(|m| trace(m.second.as_ref())).collect();
+        let table: Vec<Vec<f64>> = crate::par::map(experts, |i| {
+            (0..experts).map(|j| self.error(&solved[i], j)).collect()
+        });
+        crate::par::map(experts, |i| {
+            let others = |values: &dyn Fn(usize) -> f64| -> f64 {
+                (0..experts).filter(|&j| j != i).map(values).sum()
+            };
+            let outside = (others(&|j| table[i][j]), others(&|j| totals[j]));
+            let cross = others(&|j| table[j][i]) / experts.saturating_sub(1).max(1) as f64;
+            let solution = &solved[i];
+            let total: f64 = solution.values.iter().sum();
+            let kept: f64 = solution.values[..solution.rank].iter().sum();
+            let has_basis = solution.discard.is_some();
+            Subspace {
+                basis: has_basis.then(|| {
+                    let columns = solution.vectors.subcols(0, solution.rank);
+                    wide::narrowed(self.to_outputs(columns).as_ref())
+                }),
+                rank: solution.rank,
+                full_rank: self.full_rank,
+                mean: (has_basis && solution.centred).then(|| {
+                    let mean = &solution.mean;
+                    let mean = Mat::from_fn(mean.len(), 1, |k, _| mean[k]);
+                    let mean = self.to_outputs(mean.as_ref());
+                    mean.col(0).iter().map(|&v| num::round_f32(v)).collect()
+                }),
+                spectrum: solution.values.iter().map(|&v| ratio(v, total)).collect(),
+                retained: if total > 0.0 { kept / total } else { 1.0 },
+                error_inside: ratio(table[i][i], totals[i]),
+                error_outside: ratio(outside.0, outside.1),
+                errors: (0..experts).map(|j| ratio(table[i][j], totals[j])).collect(),
+                shrinkage: solution.shrinkage,
+                tokens: self.clusters[i].count,
+                cross: ratio(cross, totals[i]),
+            }
+        })
+    }
+
+    /// Columns in coordinates as columns in output space.
+    pub(super) fn to_outputs(&self, columns: MatRef<'_, f64>) -> Mat<f64> {
+        match &self.frame {
+            Some(frame) => wide::product(frame.as_ref(), columns),
+            None => columns.to_owned(),
+        }
+    }
+}
+
+/// The second moment whose eigenvalues are the energies: about the origin or the mean.
+fn energy(moment: &Moment, centred: bool) -> Mat<f64> {
+    if !centred || moment.count == 0 {
+        return moment.second.clone();
+    }
+    let mean = moment.mean();
+    let n = moment.count as f64;
+    let entry = |i: usize, j: usize| moment.second[(i, j)] - n * (mean[i] * mean[j]);
+    Mat::from_fn(mean.len(), mean.len(), entry)
+}
+
+/// The smallest rank whose discarded energy is at most `(1 - tau)` of the total, with a
+/// slack of 1e-12 of the total. `values` descend and are not negative.
+pub fn rank_for(values: &[f64], tau: f64) -> usize {
+    let total: f64 = values.iter().sum();
+    let allowed = (1.0 - tau) * total + SLACK * total;
+    let (mut rank, mut discarded) = (values.len(), 0.0);
+    while rank > 0 && discarded + values[rank - 1] <= allowed {
+        discarded += values[rank - 1];
+        rank -= 1;
+    }
+    rank
+}
+
+/// `part / whole`, 0 of nothing.
+fn ratio(part: f64, whole: f64) -> f64 {
+    if whole > 0.0 { part / whole } else { 0.0 }
+}
+
+fn trace(matrix: MatRef<'_, f64>) -> f64 {
+    (0..matrix.nrows()).map(|i| matrix[(i, i)]).sum()
+}
+
+/// `Σ a_ij b_ij`.
+fn inner(a: MatRef<'_, f64>, b: MatRef<'_, f64>) -> f64 {
+    let columns = a.col_iter().zip(b.col_iter());
+    columns.map(|(a, b)| a.iter().zip(b.iter()).map(|(a, b)| a * b).sum::<f64>()).sum()
+}

@@ -1,0 +1,118 @@
+//! Files that more than one stage reads or writes: models, MoE layers by name, evaluation.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::Job;
+use crate::data::{Dataset, Split};
+use crate::error::{Context as _, Result};
+use crate::eval::{self, Encoder};
+use crate::io::tensors;
+use crate::linalg::Matrix;
+use crate::model::clip::Clip;
+use crate::model::{Checkpoint, Tower};
+
+/// Writes `config.json` and the weights of a model under the given file name.
+pub(super) fn write_model(job: &Job<'_>, model: &Checkpoint, weights: &str) -> Result<()> {
+    let path = job.output("config.json");
+    std::fs::write(&path, model.config_json()?)
+        .context(|| format!("writing {}", path.display()))?;
+    tensors::write(&job.output(weights), &model.tensors())
+}
+
+/// The folder of an input that the plan lists.
+pub(super) fn folder<'a>(job: &'a Job<'_>, name: &str) -> Result<&'a Path> {
+    job.inputs.dir(name)
+}
+
+/// `vision.1`: how centroids, bases and messages call a layer.
+pub(super) fn layer_name(tower: Tower, block: usize) -> String {
+    format!("{}.{block}", tower.name())
+}
+
+/// Every MoE block of a model: the towers in order, blocks ascending.
+pub(super) fn moe_layers(model: &Checkpoint) -> Vec<(Tower, usize)> {
+    let blocks = |tower| model.config.moe_blocks(tower).iter().map(move |&b| (tower, b));
+    Tower::BOTH.into_iter().flat_map(blocks).collect()
+}
+
+/// A model as evaluation sees it.
+#[derive(Debug)]
+pub(super) struct ModelEncoder<'a> {
+    pub(super) clip: &'a Clip,
+    pub(super) values: &'a [f32],
+}
+
+impl Encoder for ModelEncoder<'_> {
+    fn embed_dim(&self) -> usize {
+        self.clip.config().embed_dim
+    }
+
+    fn images(&mut self, pixels: &[f32], n: usize) -> Result<Matrix> {
+        Matrix::new(n, self.embed_dim(), self.clip.encode_images(self.values, pixels))
+    }
+
+    fn texts(&mut self, ids: &[u32], n: usize) -> Result<Matrix> {
+        Matrix::new(n, self.embed_dim(), self.clip.encode_texts(self.values, ids))
+    }
+}
+
+/// An opened data set with the splits that a stage evaluates on.
+#[derive(Debug)]
+pub(super) struct Pictures {
+    pub(super) dataset: Dataset,
+    splits: BTreeMap<String, Split>,
+}
+
+impl Pictures {
+    /// Opens the data set and decodes the named splits.
+    pub(super) fn open(folder: &Path, splits: &[&str]) -> Result<Self> {
+        let dataset = Dataset::open(folder)?;
+        let mut decoded = BTreeMap::new();
+        for &name in splits {
+            decoded.insert(name.to_owned(), dataset.split(name)?);
+        }
+        Ok(Self { dataset, splits: decoded })
+    }
+
+    /// A split in a role. Roles are types: a test split cannot be trained on.
+    pub(super) fn role<R>(&self, name: &str) -> Result<eval::Split<'_, R>> {
+        let split = self.splits.get(name).ok_or_else(|| {
+            crate::error::Error::failed(format!("split {name} was not opened"))
+        })?;
+        let rows = &split.rows;
+        let pixels = move |indices: &[usize]| {
+            let mut out = vec![0.0; indices.len() * 3 * split.side() * split.side()];
+            split.pixels(indices, &mut out);
+            Ok(out)
+        };
+        eval::Split::new(
+            name,
+            rows.iter().map(|r| r.sample).collect(),
+            rows.iter().map(|r| crate::num::widen(r.concept)).collect(),
+            rows.iter().map(|r| r.names.clone()).collect(),
+            Box::new(pixels),
+        )
+    }
+
+    /// Concepts and templates, with the tokenizer as a function of texts.
+    pub(super) fn vocabulary<'a>(
+        &self,
+        tokenise: eval::Tokenise<'a>,
+    ) -> eval::Vocabulary<'a> {
+        let concepts = self.dataset.concepts.iter().map(|c| eval::Concept {
+            label: c.label.clone(),
+            group: crate::num::widen(c.group),
+            subgroup: crate::num::widen(c.subgroup),
+            held_out: c.held_out,
+        });
+        let templates = self.dataset.meta.layout.templates.clone();
+        eval::Vocabulary { concepts: concepts.collect(), templates, tokenise }
+    }
+
+    /// Texts to padded token ids.
+    pub(super) fn tokenise(&self, texts: &[String]) -> Result<Vec<u32>> {
+        let context = self.dataset.meta.context;
+        self.dataset.tokenizer.encode_all(texts, context)
+    }
+}

@@ -1,0 +1,87 @@
+//! What `pretrain` and `train` share: batches, the progress bar, validation on `val`.
+
+use std::sync::Arc;
+
+use super::files::{ModelEncoder, Pictures};
+use super::{Job, Progress};
+use crate::config::OptimConfig;
+use crate::data::{Batches, Plan};
+use crate::error::Result;
+use crate::eval;
+use crate::model::clip::Clip;
+use crate::train::{Record, Watcher};
+
+/// Pictures a validation pass embeds at a time.
+const VALIDATION_BATCH: usize = 256;
+
+/// The split that choices are made on.
+const VALIDATION: &str = "val";
+
+/// The training batches of a run.
+pub(super) fn batches(
+    pictures: &Pictures,
+    optim: &OptimConfig,
+    seed: u64,
+) -> Result<Arc<Batches>> {
+    let split = Arc::new(pictures.dataset.split("train")?);
+    let context = pictures.dataset.meta.context;
+    let plan = Plan { batch: optim.batch, context, seed, augment: optim.augment };
+    Ok(Arc::new(Batches::new(split, &pictures.dataset.tokenizer, plan)?))
+}
+
+/// Opens the data set for training: the validation split is decoded at once.
+pub(super) fn open(job: &Job<'_>) -> Result<Pictures> {
+    Pictures::open(super::files::folder(job, "dataset")?, &[VALIDATION])
+}
+
+/// Shows the loss and validates.
+pub(super) struct Watch<'a> {
+    pictures: &'a Pictures,
+    progress: Progress,
+    started: bool,
+    steps: usize,
+    smooth: Option<f64>,
+    accuracy: Option<f64>,
+}
+
+impl<'a> Watch<'a> {
+    pub(super) fn new(pictures: &'a Pictures, progress: Progress, steps: usize) -> Self {
+        Self { pictures, progress, started: false, steps, smooth: None, accuracy: None }
+    }
+}
+
+impl Watcher for Watch<'_> {
+    fn stepped(&mut self, done: usize, loss: f64) {
+        if !self.started {
+            self.progress.start(self.steps, "steps");
+            self.started = true;
+        }
+        let smooth = self.smooth.map_or(loss, |before| 0.95 * before + 0.05 * loss);
+        self.smooth = Some(smooth);
+        self.progress.set(done);
+        let accuracy = self.accuracy.map(|a| format!(", val {:.1} %", 100.0 * a));
+        self.progress.message(format!("loss {smooth:.3}{}", accuracy.unwrap_or_default()));
+    }
+
+    fn validate(&mut self, clip: &Clip, values: &[f32]) -> Result<Vec<(String, f64)>> {
+        let tokenise = |texts: &[String]| self.pictures.tokenise(texts);
+        let vocabulary = self.pictures.vocabulary(&tokenise);
+        let validation = self.pictures.role::<eval::Validation>(VALIDATION)?;
+        let mut encoder = ModelEncoder { clip, values };
+        let metrics =
+            eval::validate(&mut encoder, &vocabulary, &validation, VALIDATION_BATCH)?;
+        self.accuracy = metrics.first().map(|(_, value)| *value);
+        Ok(metrics)
+    }
+}
+
+/// Writes the tables of a record, and its last loss as a metric.
+pub(super) fn write_record(job: &mut Job<'_>, record: &Record) -> Result<()> {
+    record.log().write(&job.output("log.parquet"))?;
+    record.validations().write(&job.output("validation.parquet"))?;
+    if let Some(routing) = record.routing() {
+        routing.write(&job.output("routing.parquet"))?;
+    }
+    job.draft.metric("loss", record.recent_loss(50));
+    Ok(())
+}
