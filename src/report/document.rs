@@ -74,7 +74,9 @@ impl Block {
         let first = figures.first()?.caption.clone();
         let shared = figures.len() > 1 && figures.iter().all(|f| f.caption == first);
         if shared {
-            figures.iter_mut().for_each(|f| f.caption.clear());
+            for figure in &mut figures {
+                figure.caption.clear();
+            }
         }
         let caption = if shared { first } else { String::new() };
         Some(Self::Figures { figures, columns, caption })

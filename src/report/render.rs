@@ -81,7 +81,7 @@ fn subtitle(study: &Study<'_>) -> String {
 fn environment() -> std::result::Result<Environment<'static>, minijinja::Error> {
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|name| {
-        if name.ends_with(".html") { AutoEscape::Html } else { AutoEscape::None }
+        if name == "report.html" { AutoEscape::Html } else { AutoEscape::None }
     });
     environment.set_syntax(
         SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?,

@@ -32,9 +32,7 @@ impl Forest {
             [low, high, r.difference.mean, 0.0]
         });
         let domain = extent(ends, 0.04)?;
-        if rows().next().is_none() {
-            return None;
-        }
+        rows().next()?;
         let names = rows().map(|r| text_width(&r.label)).fold(0.0, f64::max);
         let lines = rows().count() as f64 + 1.3 * self.groups.len() as f64;
         let area = Area {

@@ -65,7 +65,7 @@ impl LayerChart {
         for (tower, indices) in towers(&self.layers) {
             let ends = indices.first().zip(indices.last());
             let Some((&first, &last)) = ends else { continue };
-            let middle = (columns[first] + columns[last]) / 2.0;
+            let middle = f64::midpoint(columns[first], columns[last]);
             let at = (middle, area.bottom() + 31.0);
             svg.text(at, Anchor::Middle, "unit", &format!("{tower} block"));
         }

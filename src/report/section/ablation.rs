@@ -17,8 +17,8 @@ pub(in crate::report) fn section(
     if !runs.iter().all(|run| study.has(run)) {
         return None;
     }
-    let probes = headlines.iter().filter(|h| h.area == Area::Probes);
-    let last_probe = probes.last().map(|h| h.metric.clone());
+    let mut probes = headlines.iter().filter(|h| h.area == Area::Probes);
+    let last_probe = probes.next_back().map(|h| h.metric.clone());
     let chosen: Vec<&Headline> = headlines
         .iter()
         .filter(|h| h.area != Area::Other || h.task == "concept")

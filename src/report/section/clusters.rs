@@ -217,9 +217,11 @@ enum Detail {
     ByLayer,
 }
 
+/// Variant, matrix and, by layer, whether it is the text tower's and its block.
+type Group<'a> = (&'a str, &'a str, Option<(bool, u32)>);
+
 fn variants(study: &Study<'_>, detail: Detail) -> Table {
-    let mut groups: BTreeMap<(&str, &str, Option<(bool, u32)>), Vec<&SubspaceRow>> =
-        BTreeMap::new();
+    let mut groups: BTreeMap<Group<'_>, Vec<&SubspaceRow>> = BTreeMap::new();
     for one in &study.inputs.subspaces {
         for row in &one.experts {
             let layer =
