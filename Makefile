@@ -59,31 +59,48 @@ $(filter-out dataset,$(STAGES)):
 dataset: | fetch
 	+@$(BIN)/upcycle-dataset $(WHERE) $(FLAGS)
 
+# Scripts are passed by the environment, so that `make -n` shows plans and not scripts.
+#
 # cargo needs a third of a second to find that there is nothing to do; find needs three
 # milliseconds. The stamp carries the time at which the last good build began.
-build:
-	+@if [ ! -x $(BIN)/upcycle-report ] || [ ! -e $(STAMP) ] || \
-	    [ -n "$$(find src bin build.rs Cargo.toml Cargo.lock pipeline.yaml -newer $(STAMP) -print -quit)" ]; then \
-	  command -v cargo >/dev/null || { echo 'upcycle is built with Rust: install it from https://rustup.rs' >&2; exit 1; }; \
-	  echo 'building (some minutes the first time)' >&2; \
-	  mkdir -p $(BIN); touch $(STAMP).begun; \
-	  cargo build --release --locked --bins --quiet; \
-	  mv $(STAMP).begun $(STAMP); \
-	fi
+define BUILD
+sources='src bin build.rs Cargo.toml Cargo.lock pipeline.yaml'
+if [ -x $(BIN)/upcycle-report ] && [ -e $(STAMP) ] &&
+   [ -z "$$(find $$sources -newer $(STAMP) -print -quit)" ]; then exit 0; fi
+command -v cargo >/dev/null || {
+  echo 'upcycle is built with Rust: install it from https://rustup.rs' >&2; exit 1; }
+echo 'building (some minutes the first time)' >&2
+mkdir -p $(BIN)
+touch $(STAMP).begun
+cargo build --release --locked --bins --quiet
+mv $(STAMP).begun $(STAMP)
+endef
 
 # Packages are pinned by version and digest in src/data/emoji/packages.lock; the data set
 # stage checks the digests.
+define FETCH
+missing=$$($(BIN)/upcycle-dataset $(WHERE) --missing-packages)
+if [ -z "$$missing" ]; then exit 0; fi
+if [ -n '$(MODE)' ]; then
+  echo "would fetch $$(wc -l <<< "$$missing") packages with npm" >&2; exit 0; fi
+command -v npm >/dev/null || {
+  echo 'the emoji are fetched with npm, which is missing; without it: make PROFILE=smoke' >&2
+  exit 1; }
+mkdir -p '$(CACHE)'
+while read -r name version file; do
+  echo "fetching $$name $$version" >&2
+  npm pack "$$name@$$version" --pack-destination '$(CACHE)' --silent >/dev/null || {
+    echo "cannot fetch $$name $$version ($$file): is the network there?" >&2; exit 1; }
+done <<< "$$missing"
+endef
+
+export BUILD FETCH
+
+build:
+	+@eval "$$BUILD"
+
 fetch: | build
-	+@missing=$$($(BIN)/upcycle-dataset $(WHERE) --missing-packages); \
-	[ -n "$$missing" ] || exit 0; \
-	$(if $(call has,n)$(call has,q),echo "would fetch $$(wc -l <<< "$$missing") packages with npm"; exit 0;) \
-	command -v npm >/dev/null || { echo 'the emoji data set is fetched with npm, which is not installed; without it try: make PROFILE=smoke' >&2; exit 1; }; \
-	mkdir -p '$(CACHE)'; \
-	while read -r name version file; do \
-	  echo "fetching $$name $$version" >&2; \
-	  npm pack "$$name@$$version" --pack-destination '$(CACHE)' --silent >/dev/null \
-	    || { echo "cannot fetch $$name $$version ($$file): is the network there?" >&2; exit 1; }; \
-	done <<< "$$missing"
+	+@eval "$$FETCH"
 
 status why dag verify gc: | build
 	@$(BIN)/upcycle-inspect $@ $(WHERE)

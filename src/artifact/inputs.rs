@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::{Digest, Key, Place};
 use crate::error::{Error, Result};
@@ -21,7 +22,7 @@ pub struct Input {
     /// Its directory.
     pub dir: PathBuf,
     /// The files the reader may read, with their digests; only these enter its key.
-    pub files: BTreeMap<String, Digest>,
+    pub files: Arc<BTreeMap<String, Digest>>,
 }
 
 /// All upstream results of a run, in the order of the plan.

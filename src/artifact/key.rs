@@ -6,11 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{Digest, Place, canonical};
+use super::{Digest, Place, canonical, digest};
 
 /// Separates our hashes from all others.
 const DOMAIN: &str = "upcycle 2026-11-22 artifact key";
@@ -63,13 +64,13 @@ pub struct Preimage {
     /// The stage's slice of the configuration.
     pub params: Value,
     /// Digests of the files read, by input and file.
-    pub inputs: BTreeMap<String, BTreeMap<String, Digest>>,
+    pub inputs: BTreeMap<String, Arc<BTreeMap<String, Digest>>>,
     /// Digests of files from outside, by name.
     pub externals: BTreeMap<String, Digest>,
 }
 
 impl Preimage {
-    /// As JSON, ready to be hashed and stored.
+    /// As JSON, ready to be stored.
     pub fn to_json(&self) -> Value {
         let mut value = json!({
             "stage": self.stage,
@@ -78,12 +79,59 @@ impl Preimage {
             "formats": self.formats,
             "backend": self.backend,
             "params": self.params,
-            "inputs": self.inputs,
+            "inputs": self.inputs.iter().map(|(name, files)| (name, &**files)).collect::<BTreeMap<_, _>>(),
             "externals": self.externals,
         });
         settle_floats(&mut value);
         value
     }
+
+    /// The canonical text of [`Preimage::to_json`], written without building it: most keys
+    /// are only compared.
+    fn canonical(&self) -> String {
+        let mut out = String::with_capacity(2048);
+        out.push_str("{\"backend\":");
+        text(&self.backend, &mut out);
+        out.push_str(",\"externals\":");
+        object(&self.externals, &mut out, |digest, out| text(digest.as_str(), out));
+        out.push_str(",\"formats\":");
+        object(&self.formats, &mut out, |version, out| text(version, out));
+        out.push_str(",\"inputs\":");
+        object(&self.inputs, &mut out, |files, out| {
+            object(files, out, |digest, out| text(digest.as_str(), out));
+        });
+        out.push_str(",\"params\":");
+        let mut params = self.params.clone();
+        settle_floats(&mut params);
+        digest::write_canonical(&params, &mut out);
+        out.push_str(",\"source\":");
+        text(&self.source, &mut out);
+        out.push_str(",\"stage\":");
+        text(&self.stage, &mut out);
+        out.push_str(&format!(",\"version\":{}}}", self.version));
+        out
+    }
+}
+
+fn object<T>(
+    map: &BTreeMap<String, T>,
+    out: &mut String,
+    value: impl Fn(&T, &mut String),
+) {
+    out.push('{');
+    for (index, (key, item)) in map.iter().enumerate() {
+        if index > 0 {
+            out.push(',');
+        }
+        text(key, out);
+        out.push(':');
+        value(item, out);
+    }
+    out.push('}');
+}
+
+fn text(value: &str, out: &mut String) {
+    digest::write_text(value, out);
 }
 
 /// Stores floats of more than 15 significant digits as text: JSON readers may return their
@@ -108,21 +156,16 @@ fn settle_floats(value: &mut Value) {
 pub struct Expected {
     /// Where results of this node live.
     pub place: Place,
-    /// The preimage as JSON.
-    pub preimage: Value,
-    /// Its hash.
+    /// What the key is the hash of.
+    pub preimage: Preimage,
+    /// The hash.
     pub key: Key,
 }
 
 impl Expected {
     /// Hashes a preimage.
-    pub fn new(place: Place, preimage: &Preimage) -> Self {
-        Self::from_json(place, preimage.to_json())
-    }
-
-    /// Hashes a preimage that is JSON already.
-    pub fn from_json(place: Place, preimage: Value) -> Self {
-        let key = key_of(&preimage);
+    pub fn new(place: Place, preimage: Preimage) -> Self {
+        let key = hash(&preimage.stage, &preimage.canonical());
         Self { place, preimage, key }
     }
 }
@@ -130,10 +173,14 @@ impl Expected {
 /// The key of a stored preimage.
 pub(super) fn key_of(preimage: &Value) -> Key {
     let stage = preimage.get("stage").and_then(Value::as_str).unwrap_or_default();
+    hash(stage, &canonical(preimage))
+}
+
+fn hash(stage: &str, canonical: &str) -> Key {
     let mut hasher = blake3::Hasher::new_derive_key(DOMAIN);
     hasher.update(stage.as_bytes());
     hasher.update(b"\0");
-    hasher.update(canonical(preimage).as_bytes());
+    hasher.update(canonical.as_bytes());
     Key(hasher.finalize().to_hex().as_str()[..DIGITS].to_owned())
 }
 
@@ -160,7 +207,7 @@ mod tests {
     }
 
     fn key(params: Value) -> Key {
-        Expected::new(Place::new("train", None), &preimage(params)).key
+        Expected::new(Place::new("train", None), preimage(params)).key
     }
 
     #[test]
@@ -170,6 +217,28 @@ mod tests {
         assert_ne!(key(read(r#"{"a": 0.0}"#)), key(read(r#"{"a": null}"#)));
         assert_ne!(key(read(r#"{"a": false}"#)), key(read("{}")));
         assert_ne!(key(read(r#"{"a": ""}"#)), key(read(r#"{"a": null}"#)));
+    }
+
+    #[test]
+    fn the_text_that_is_hashed_is_that_of_the_stored_preimage() {
+        let digests = |names: [&str; 2]| -> BTreeMap<String, Digest> {
+            names
+                .iter()
+                .map(|n| ((*n).to_owned(), Digest::of_bytes(n.as_bytes())))
+                .collect()
+        };
+        let full = Preimage {
+            inputs: BTreeMap::from([
+                ("b".to_owned(), Arc::new(digests(["x", "a \"quoted\"\nname"]))),
+                ("a".to_owned(), Arc::new(BTreeMap::new())),
+            ]),
+            externals: digests(["ü", "z"]),
+            formats: BTreeMap::from([("parquet".to_owned(), "60".to_owned())]),
+            ..preimage(json!({"z": [0.1 + 0.2, null], "a": {"\t": true}}))
+        };
+        assert_eq!(full.canonical(), canonical(&full.to_json()));
+        let expected = Expected::new(Place::new("train", None), full.clone());
+        assert_eq!(key_of(&full.to_json()), expected.key);
     }
 
     #[test]

@@ -4,9 +4,11 @@
 //! or edited manifest is never believed. Provenance tells people the circumstances and feeds
 //! no key.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -105,7 +107,7 @@ impl Manifest {
             stage: expected.place.stage.clone(),
             run: expected.place.run.clone(),
             key: expected.key.clone(),
-            key_preimage: expected.preimage.clone(),
+            key_preimage: expected.preimage.to_json(),
             tree: tree_digest(&outputs),
             outputs,
             metrics: BTreeMap::new(),
@@ -129,13 +131,7 @@ impl Manifest {
 
     /// As [`Manifest::read`], from text; the error says what is wrong.
     pub fn parse(text: &str, key: &Key) -> std::result::Result<Self, String> {
-        let stored = text
-            .strip_prefix(HEAD)
-            .and_then(|rest| rest.get(..64))
-            .ok_or("it does not begin like a manifest")?;
-        if digest_of_text(text).as_str() != stored {
-            return Err("its digest does not match its text".to_owned());
-        }
+        check_text(text)?;
         let manifest: Self = serde_json::from_str(text).map_err(|e| e.to_string())?;
         if manifest.schema != SCHEMA {
             return Err(format!("schema {}, expected {SCHEMA}", manifest.schema));
@@ -169,6 +165,67 @@ impl Manifest {
     }
 }
 
+/// What a reader of a result needs of its manifest: files and digests, nothing else.
+///
+/// A decision reads a manifest for every node upstream, so this leaves the preimage unread;
+/// the manifest's own digest vouches for it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Brief {
+    /// The digests of the files, by name.
+    pub files: Arc<BTreeMap<String, Digest>>,
+}
+
+#[derive(Deserialize)]
+struct BriefText<'a> {
+    schema: u32,
+    key: &'a str,
+    #[serde(borrow)]
+    outputs: Vec<BriefOutput<'a>>,
+}
+
+#[derive(Deserialize)]
+struct BriefOutput<'a> {
+    #[serde(borrow)]
+    path: Cow<'a, str>,
+    blake3: Digest,
+}
+
+impl Brief {
+    /// Reads and checks a manifest: form, own digest, and that it is that of `key`.
+    pub fn read(path: &Path, key: &Key) -> Result<Self> {
+        let text = fs::read_to_string(path)
+            .context(|| format!("cannot read {}", path.display()))?;
+        Self::parse(&text, key)
+            .map_err(|why| Error::corrupt(format!("{}: {why}", path.display())))
+    }
+
+    fn parse(text: &str, key: &Key) -> std::result::Result<Self, String> {
+        check_text(text)?;
+        let brief: BriefText<'_> =
+            serde_json::from_str(text).map_err(|e| e.to_string())?;
+        if brief.schema != SCHEMA {
+            return Err(format!("schema {}, expected {SCHEMA}", brief.schema));
+        }
+        if brief.key != key.as_str() {
+            return Err(format!("it is the manifest of {}, not of {key}", brief.key));
+        }
+        let files = brief.outputs.into_iter().map(|o| (o.path.into_owned(), o.blake3));
+        Ok(Self { files: Arc::new(files.collect()) })
+    }
+}
+
+/// Compares a manifest's text with the digest it carries.
+fn check_text(text: &str) -> std::result::Result<(), String> {
+    let stored = text
+        .strip_prefix(HEAD)
+        .and_then(|rest| rest.get(..64))
+        .ok_or("it does not begin like a manifest")?;
+    if digest_of_text(text).as_str() != stored {
+        return Err("its digest does not match its text".to_owned());
+    }
+    Ok(())
+}
+
 /// Digest of a manifest's text, its digest field taken as zeros.
 fn digest_of_text(text: &str) -> Digest {
     let bytes = text.as_bytes();
@@ -189,12 +246,25 @@ pub(super) fn tree_digest(outputs: &[Output]) -> Digest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::artifact::{Expected, Place};
+    use crate::artifact::{Expected, Place, Preimage};
     use serde_json::json;
 
+    fn expected(params: Value) -> Expected {
+        let preimage = Preimage {
+            stage: "train".to_owned(),
+            version: 1,
+            source: String::new(),
+            formats: BTreeMap::new(),
+            backend: "cpu-f32".to_owned(),
+            params,
+            inputs: BTreeMap::new(),
+            externals: BTreeMap::new(),
+        };
+        Expected::new(Place::new("train", None), preimage)
+    }
+
     fn sample() -> Manifest {
-        let preimage = json!({"stage": "train", "params": {"steps": 3, "rate": 0.002}});
-        let expected = Expected::from_json(Place::new("train", None), preimage);
+        let expected = expected(json!({"steps": 3, "rate": 0.002}));
         let output = Output {
             path: "a.json".to_owned(),
             bytes: 2,
@@ -235,15 +305,21 @@ mod tests {
             bytes[position] ^= 1;
             let flipped = String::from_utf8_lossy(&bytes);
             assert!(Manifest::parse(&flipped, &manifest.key).is_err(), "{position}");
+            assert!(Brief::parse(&flipped, &manifest.key).is_err(), "{position}");
         }
     }
 
     #[test]
     fn a_manifest_in_the_wrong_directory_is_refused() {
         let manifest = sample();
-        let other =
-            Expected::from_json(Place::new("train", None), json!({"stage": "x"})).key;
-        let error = Manifest::parse(&manifest.render().unwrap(), &other).unwrap_err();
+        let other = expected(json!({"steps": 4})).key;
+        let text = manifest.render().unwrap();
+        let error = Manifest::parse(&text, &other).unwrap_err();
         assert!(error.contains("does not hash"), "{error}");
+        assert!(Brief::parse(&text, &other).is_err());
+        assert_eq!(
+            *Brief::parse(&text, &manifest.key).unwrap().files,
+            manifest.digests()
+        );
     }
 }

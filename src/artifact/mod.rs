@@ -44,7 +44,7 @@ pub use files::remove_tree;
 pub use history::{Record, now_text};
 pub use inputs::{Input, Inputs};
 pub use key::{Expected, Key, Preimage, section};
-pub use manifest::{MANIFEST, Manifest, Output, Provenance};
+pub use manifest::{Brief, MANIFEST, Manifest, Output, Provenance};
 pub use place::{External, Place};
 pub use publish::{Notice, Outcome, Request};
 pub use statcache::{Stat, StatCache};

@@ -178,7 +178,7 @@ impl Store {
     /// Refuses to compute from damaged files.
     fn verify_inputs(&self, inputs: &Inputs) -> Result<()> {
         for input in inputs {
-            for (name, digest) in &input.files {
+            for (name, digest) in &*input.files {
                 let path = input.dir.join(name);
                 if self.digest(&path, Some(digest))? != *digest {
                     let (place, stage) = (&input.place, &input.place.stage);
@@ -321,7 +321,7 @@ impl Store {
             .manifest(place, &from)?
             .ok_or_else(|| Error::failed(format!("{place} has no result to accept")))?;
         let source = self.dir(place, &from);
-        let damage = self.damage(&source, &manifest)?;
+        let damage = self.damage(&source, &manifest.digests())?;
         if let Some(what) = damage.first() {
             return Err(Error::corrupt(format!("{place} cannot be accepted: {what}")));
         }
@@ -349,7 +349,6 @@ impl Store {
             .iter()
             .map(|input| (input.name.clone(), format!("{}/{}", input.place, input.key)))
             .collect();
-        let backend = request.expected.preimage.get("backend");
         Provenance {
             started: started.to_owned(),
             finished: now_text(),
@@ -358,7 +357,7 @@ impl Store {
             argv: self.options.argv.clone(),
             git: commit(),
             rustc: self.options.rustc.clone(),
-            device: backend.and_then(|b| b.as_str()).unwrap_or_default().to_owned(),
+            device: request.expected.preimage.backend.clone(),
             threads: request.threads,
             peak_rss: peak_rss(),
             inputs,

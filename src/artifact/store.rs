@@ -7,11 +7,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{
-    Change, Digest, Expected, External, Key, MANIFEST, Manifest, Place, Stat, StatCache,
-    changes, files,
+    Brief, Change, Digest, Expected, External, Key, MANIFEST, Manifest, Place, Stat,
+    StatCache, changes, files,
 };
 use crate::error::{Context, Error, Result};
 
@@ -54,7 +54,7 @@ pub struct Store {
     root: PathBuf,
     pub(super) options: Options,
     stats: Mutex<StatCache>,
-    manifests: Mutex<BTreeMap<PathBuf, Arc<Manifest>>>,
+    briefs: Mutex<BTreeMap<PathBuf, Brief>>,
 }
 
 impl Store {
@@ -64,7 +64,7 @@ impl Store {
             root: root.to_owned(),
             options,
             stats: Mutex::new(StatCache::load(&statcache_path(root))),
-            manifests: Mutex::default(),
+            briefs: Mutex::default(),
         }
     }
 
@@ -85,30 +85,34 @@ impl Store {
     }
 
     /// The checked manifest of a result; `None` if there is no such directory.
-    pub fn manifest(&self, place: &Place, key: &Key) -> Result<Option<Arc<Manifest>>> {
+    pub fn manifest(&self, place: &Place, key: &Key) -> Result<Option<Manifest>> {
         let dir = self.dir(place, key);
-        if let Some(known) = hold(&self.manifests).get(&dir) {
-            return Ok(Some(Arc::clone(known)));
+        present(&dir, Manifest::read(&dir.join(MANIFEST), key))
+    }
+
+    /// The files of a result by its checked manifest, which is read once; `None` if there is
+    /// no such directory.
+    pub fn brief(&self, place: &Place, key: &Key) -> Result<Option<Brief>> {
+        let dir = self.dir(place, key);
+        if let Some(known) = hold(&self.briefs).get(&dir) {
+            return Ok(Some(known.clone()));
         }
-        let path = dir.join(MANIFEST);
-        let manifest = match Manifest::read(&path, key) {
-            Ok(manifest) => Arc::new(manifest),
-            Err(_) if !dir.exists() => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        hold(&self.manifests).insert(dir, Arc::clone(&manifest));
-        Ok(Some(manifest))
+        let brief = present(&dir, Brief::read(&dir.join(MANIFEST), key))?;
+        if let Some(brief) = &brief {
+            hold(&self.briefs).insert(dir, brief.clone());
+        }
+        Ok(brief)
     }
 
     /// Decides whether a node must run, looking at every file of its result.
     pub fn check(&self, expected: &Expected) -> Result<State> {
         let dir = self.dir(&expected.place, &expected.key);
-        let manifest = match self.manifest(&expected.place, &expected.key) {
-            Ok(Some(manifest)) => manifest,
+        let brief = match self.brief(&expected.place, &expected.key) {
+            Ok(Some(brief)) => brief,
             Ok(None) => return Ok(State::Stale(self.reason(expected))),
             Err(error) => return Ok(State::Damaged(vec![error.message().to_owned()])),
         };
-        let damage = self.damage(&dir, &manifest)?;
+        let damage = self.damage(&dir, &brief.files)?;
         Ok(if !damage.is_empty() {
             State::Damaged(damage)
         } else if self.current(&expected.place).as_ref() == Some(&expected.key) {
@@ -118,43 +122,39 @@ impl Store {
         })
     }
 
-    /// Whether the current result has the expected key, by its manifest alone.
-    pub fn is_recorded(&self, expected: &Expected) -> bool {
-        self.current(&expected.place).as_ref() == Some(&expected.key)
-            && matches!(self.manifest(&expected.place, &expected.key), Ok(Some(_)))
-    }
-
     /// Why there is no result of the expected key: what differs from the current one.
     pub fn reason(&self, expected: &Expected) -> Reason {
         let current = self.current(&expected.place);
         let manifest =
             current.and_then(|key| self.manifest(&expected.place, &key).ok()?);
         match manifest {
-            Some(old) => Reason::Changed(changes(&old.key_preimage, &expected.preimage)),
+            Some(old) => {
+                Reason::Changed(changes(&old.key_preimage, &expected.preimage.to_json()))
+            }
             None => Reason::First,
         }
     }
 
     /// What is wrong with the files of a result: missing, wrong and extra ones.
-    pub fn damage(&self, dir: &Path, manifest: &Manifest) -> Result<Vec<String>> {
+    pub fn damage(
+        &self,
+        dir: &Path,
+        files: &BTreeMap<String, Digest>,
+    ) -> Result<Vec<String>> {
         let mut wrong = Vec::new();
-        for output in &manifest.outputs {
-            let path = dir.join(&output.path);
-            match self.digest(&path, Some(&output.blake3)) {
-                Ok(digest) if digest == output.blake3 => {}
-                Ok(_) => wrong.push(format!("{} was changed", output.path)),
-                Err(_) if !path.exists() => {
-                    wrong.push(format!("{} is missing", output.path))
-                }
+        for (name, expected) in files {
+            let path = dir.join(name);
+            match self.digest(&path, Some(expected)) {
+                Ok(digest) if digest == *expected => {}
+                Ok(_) => wrong.push(format!("{name} was changed")),
+                Err(_) if !path.exists() => wrong.push(format!("{name} is missing")),
                 Err(error) => return Err(error),
             }
         }
         match files::list(dir) {
             Ok(present) => {
-                let known =
-                    |name: &String| manifest.outputs.iter().any(|o| o.path == *name);
-                let extra =
-                    present.iter().filter(|name| *name != MANIFEST && !known(name));
+                let known = |name: &String| name == MANIFEST || files.contains_key(name);
+                let extra = present.iter().filter(|name| !known(name));
                 wrong.extend(extra.map(|name| format!("{name} does not belong here")));
             }
             Err(error) => wrong.push(error.message().to_owned()),
@@ -202,7 +202,7 @@ impl Store {
     }
 
     pub(super) fn forget(&self, dir: &Path) {
-        hold(&self.manifests).remove(dir);
+        hold(&self.briefs).remove(dir);
     }
 
     /// Moves a damaged result out of the way and says where to.
@@ -216,6 +216,15 @@ impl Store {
             .context(|| format!("cannot move the damaged {} aside", dir.display()))?;
         self.forget(&dir);
         Ok(target)
+    }
+}
+
+/// A manifest that cannot be read because its directory is not there is no damage.
+fn present<T>(dir: &Path, read: Result<T>) -> Result<Option<T>> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(_) if !dir.exists() => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -70,7 +70,7 @@ struct StageArgs {
     #[arg(long, conflicts_with_all = ["dry_run", "force"])]
     check: bool,
     /// Make nothing; say what would be made.
-    #[arg(long, conflicts_with = "force")]
+    #[arg(long)]
     dry_run: bool,
     /// Make everything again.
     #[arg(long)]
@@ -107,22 +107,20 @@ pub fn main(stage: &'static Stage) -> ExitCode {
 
 fn run(stage: &'static Stage, panics: &Panics) -> Result<()> {
     let name = format!("upcycle-{}", stage.name);
-    let command = Command::new(stage.name)
+    let command = StageArgs::augment_args(Command::new(stage.name))
         .bin_name(&name)
         .display_name(&name)
         .about(stage.about)
         .version(env!("CARGO_PKG_VERSION"))
         .after_help(EXAMPLES.replace("upcycle-STAGE", &name));
-    let matches = parse(StageArgs::augment_args(command), std::env::args_os())?;
+    let matches = parse(command, std::env::args_os())?;
     let Some(matches) = matches else { return Ok(()) };
     let args = StageArgs::from_arg_matches(&matches)
         .map_err(|e| Error::usage("wrong arguments").caused_by(e))?;
     let config = args.location.load()?;
     if args.missing_packages {
         let lines = match stage.name {
-            "dataset" => {
-                dataset::missing_packages(&config.dataset, &args.location.cache)?
-            }
+            "dataset" => dataset::missing_packages(&config.dataset, &args.location.cache),
             _ => Vec::new(),
         };
         return print(&lines);
@@ -145,15 +143,15 @@ fn run(stage: &'static Stage, panics: &Panics) -> Result<()> {
 
 impl StageArgs {
     fn orders(&self, panics: &Panics) -> Orders {
-        let mode = match (self.check, self.dry_run, self.force) {
-            (true, ..) => Mode::Check,
-            (_, true, _) => Mode::DryRun,
-            (.., true) => Mode::Force,
+        let mode = match (self.check, self.dry_run) {
+            (true, _) => Mode::Check,
+            (_, true) => Mode::DryRun,
             _ => Mode::Run,
         };
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         Orders {
             mode,
+            force: self.force,
             only: self.only.clone(),
             threads: self.threads.map_or_else(cores, usize::from),
             jobs: self.jobs.map_or(0, usize::from),

@@ -49,18 +49,19 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
 }
 
 /// The files from outside that `source: emoji` reads: the package archives in `cache`.
-pub fn externals(_config: &DatasetConfig, cache: &Path) -> Externals {
-    let file =
-        |p: &emoji::Package| External { name: p.file.clone(), path: cache.join(&p.file) };
+pub fn externals(cache: &Path) -> Externals {
+    let file = |package: &emoji::Package| External {
+        name: package.file.clone(),
+        path: cache.join(&package.file),
+    };
     Externals::Files(emoji::packages().iter().map(file).collect())
 }
 
-/// The packages that must be fetched before this stage can run, one `name version file` a
-/// line's worth each.
-pub fn missing_packages(config: &DatasetConfig, cache: &Path) -> Result<Vec<String>> {
+/// The packages that must be fetched before this stage can run: `name version file` each.
+pub fn missing_packages(config: &DatasetConfig, cache: &Path) -> Vec<String> {
     if config.source != Source::Emoji {
-        return Ok(Vec::new());
+        return Vec::new();
     }
     let line = |p: emoji::Package| format!("{} {} {}", p.name, p.version, p.file);
-    Ok(emoji::missing(cache).into_iter().map(line).collect())
+    emoji::missing(cache).into_iter().map(line).collect()
 }

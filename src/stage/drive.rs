@@ -19,8 +19,6 @@ use crate::error::{Context, Error, Result};
 pub enum Mode {
     /// Make what is not fresh.
     Run,
-    /// Make everything again.
-    Force,
     /// Say whether anything is not fresh.
     Check,
     /// Say what would be made.
@@ -32,6 +30,8 @@ pub enum Mode {
 pub struct Orders {
     /// What to do.
     pub mode: Mode,
+    /// Make, or plan to make, what is fresh too.
+    pub force: bool,
     /// Only these runs; all if empty.
     pub only: Vec<String>,
     /// Threads in all.
@@ -113,7 +113,7 @@ impl Drive<'_> {
         match self.orders.mode {
             Mode::Check => self.check(&survey, &nodes),
             Mode::DryRun => self.dry_run(&survey, &nodes),
-            Mode::Run | Mode::Force => {
+            Mode::Run => {
                 let tasks = self.tasks(&survey, &nodes)?;
                 if tasks.is_empty() && (self.orders.verbose || self.console.is_live()) {
                     self.console.line(&format!(
@@ -171,7 +171,6 @@ impl Drive<'_> {
         }
     }
 
-    #[expect(clippy::unused_self, reason = "one of the modes of a drive")]
     fn dry_run<'n>(
         &self,
         survey: &Survey<'n>,
@@ -179,7 +178,12 @@ impl Drive<'_> {
     ) -> Result<Vec<String>> {
         let mut lines = Vec::new();
         for node in nodes {
-            let verdict = survey.verdict(node)?;
+            let verdict = match survey.verdict(node)? {
+                Verdict::Fresh if self.orders.force => {
+                    Verdict::Runs(vec!["forced".to_owned()])
+                }
+                verdict => verdict,
+            };
             if verdict != Verdict::Fresh {
                 lines.push(describe(&node.place, &verdict));
             }
@@ -196,7 +200,7 @@ impl Drive<'_> {
         for node in nodes {
             let resolved = survey.resolve(node)?;
             let verdict = survey.verdict(node)?;
-            let forced = self.orders.mode == Mode::Force;
+            let forced = self.orders.force;
             if verdict == Verdict::Fresh && !forced {
                 continue;
             }
@@ -252,7 +256,7 @@ impl Drive<'_> {
             reason: task.reason.clone(),
             inputs,
             externals,
-            force: self.orders.mode == Mode::Force,
+            force: self.orders.force,
             no_wait: self.orders.no_wait,
             threads,
         };

@@ -17,6 +17,7 @@ use super::params::{
 use crate::artifact::{External, Place};
 use crate::config::{Bases, Config, InitConfig, Source};
 use crate::error::{Context, Error, Result};
+use crate::upcycle::{self, Needs};
 
 /// The stages in the order of the pipeline.
 pub const STAGES: &[&str] = &[
@@ -93,24 +94,17 @@ pub struct Node {
     pub paths: BTreeMap<&'static str, PathBuf>,
 }
 
-/// What an initialisation reads beside the dense model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Evidence {
-    Nothing,
-    Clusters,
-    Subspaces,
-}
-
 /// Plans the whole pipeline. `cache` is the folder of downloaded packages.
 pub fn plan(config: &Config, cache: &Path) -> Result<Vec<Node>> {
+    upcycle::check_inits(&config.inits, &config.subspaces)?;
     let planner = Planner { config, cache };
     let mut nodes = vec![planner.dataset()?];
     let bases = planner.bases();
     let inits = planner.used_inits()?;
-    let reads = |evidence| {
-        inits.iter().any(|(_, init)| matches!(evidence_of(init), Ok(e) if e == evidence))
-    };
-    let clusters = reads(Evidence::Clusters) || reads(Evidence::Subspaces);
+    let mut clusters = false;
+    for (_, init) in &inits {
+        clusters |= upcycle::find(&init.method)?.needs() != Needs::default();
+    }
     for &seed in &bases {
         nodes.push(planner.pretrain(seed)?);
     }
@@ -153,7 +147,7 @@ impl<'a> Planner<'a> {
         let mut dataset = self.config.dataset.clone();
         let folder = PathBuf::from(std::mem::take(&mut dataset.folder));
         let externals = match dataset.source {
-            Source::Emoji => super::dataset::externals(&dataset, self.cache),
+            Source::Emoji => super::dataset::externals(self.cache),
             Source::Folder => Externals::Folder(folder.clone()),
             Source::Shapes => Externals::None,
         };
@@ -227,11 +221,11 @@ impl<'a> Planner<'a> {
     fn upcycle(&self, name: &str, init: &InitConfig, seed: u64) -> Result<Node> {
         let base = self.base_of(seed);
         let mut inputs = vec![input("pretrain", base_name(base), MODEL)];
-        let evidence = evidence_of(init)?;
-        if evidence != Evidence::Nothing {
+        let needs = upcycle::find(&init.method)?.needs();
+        if needs.centroids {
             inputs.push(input("cluster", base_name(base), &["centroids.safetensors"]));
         }
-        if evidence == Evidence::Subspaces {
+        if needs.subspaces.is_some() {
             let run = run_name(variant_of(name, init)?, base);
             inputs.push(input("subspaces", run, &["bases.safetensors"]));
         }
@@ -321,20 +315,6 @@ impl<'a> Planner<'a> {
     }
 }
 
-fn evidence_of(init: &InitConfig) -> Result<Evidence> {
-    match init.method.as_str() {
-        "dense" | "sparse" | "drop" | "drop-svd" => Ok(Evidence::Nothing),
-        "router-only" => Ok(Evidence::Clusters),
-        "cluster-aware" | "random-clusters" | "random-subspace" | "svd-only" => {
-            Ok(Evidence::Subspaces)
-        }
-        other => Err(Error::usage(format!(
-            "inits: no method named {other}; there are: dense, sparse, drop, drop-svd, \
-             router-only, cluster-aware, random-clusters, random-subspace, svd-only"
-        ))),
-    }
-}
-
 fn variant_of<'a>(name: &str, init: &'a InitConfig) -> Result<&'a str> {
     init.subspaces.as_deref().ok_or_else(|| {
         let method = &init.method;
@@ -347,7 +327,7 @@ fn variant_of<'a>(name: &str, init: &'a InitConfig) -> Result<&'a str> {
 fn used_variants<'a>(inits: &[(&str, &'a InitConfig)]) -> Result<BTreeSet<&'a str>> {
     let mut used = BTreeSet::new();
     for (name, init) in inits {
-        if evidence_of(init)? == Evidence::Subspaces {
+        if upcycle::find(&init.method)?.needs().subspaces.is_some() {
             used.insert(variant_of(name, init)?);
         }
     }

@@ -9,11 +9,12 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::plan::{Externals, Files, Node, Upstream};
 use super::{FRAMEWORK_VERSION, Stage, source};
 use crate::artifact::{
-    Digest, Expected, External, Input, Inputs, Manifest, Place, Preimage, Reason, Stat,
+    Brief, Digest, Expected, External, Input, Inputs, Place, Preimage, Reason, Stat,
     State, Store, section,
 };
 use crate::error::{Error, Result};
@@ -100,10 +101,9 @@ impl<'a> Survey<'a> {
     pub fn resolve(&self, node: &'a Node) -> Result<Rc<Resolved>> {
         self.resolution(node, Depth::Full).map_err(|why| match why {
             Unresolved::Waits(up) => {
-                let stage = &up.stage;
+                let (place, stage) = (&node.place, node.stage);
                 Error::failed(format!(
-                    "{} needs {up}, which is not up to date: run `make {stage}` first",
-                    node.place
+                    "{place} needs {up}, which is not up to date: `make {stage}` makes both"
                 ))
             }
             Unresolved::Blocked(why) => Error::failed(format!("{}: {why}", node.place)),
@@ -143,10 +143,13 @@ impl<'a> Survey<'a> {
                 .collect(),
             backend: backend().to_owned(),
             params: node.params.clone(),
-            inputs: inputs.iter().map(|i| (i.name.clone(), i.files.clone())).collect(),
+            inputs: inputs
+                .iter()
+                .map(|i| (i.name.clone(), Arc::clone(&i.files)))
+                .collect(),
             externals: digests,
         };
-        let expected = Expected::new(node.place.clone(), &preimage);
+        let expected = Expected::new(node.place.clone(), preimage);
         Ok(Resolved { expected, inputs, externals })
     }
 
@@ -160,11 +163,11 @@ impl<'a> Survey<'a> {
         let resolved = self.resolution(node, Depth::Recorded)?;
         let Expected { place, key, .. } = &resolved.expected;
         // A damaged manifest is the upstream stage's to report and repair.
-        let manifest = match self.store.manifest(place, key) {
-            Ok(Some(manifest)) => manifest,
+        let brief = match self.store.brief(place, key) {
+            Ok(Some(brief)) => brief,
             Ok(None) | Err(_) => return Err(waits()),
         };
-        let files = select(&manifest, upstream).map_err(|e| blocked(&e))?;
+        let files = select(&brief, upstream).map_err(|e| blocked(&e))?;
         Ok(Input {
             name: upstream.name.clone(),
             place: place.clone(),
@@ -227,17 +230,15 @@ impl<'a> Survey<'a> {
 }
 
 /// The digests of the files a reader may read.
-fn select(manifest: &Manifest, upstream: &Upstream) -> Result<BTreeMap<String, Digest>> {
-    let mut digests = manifest.digests();
-    let Files::Listed(listed) = upstream.files else { return Ok(digests) };
-    for name in listed {
-        if !digests.contains_key(*name) {
-            let place = &upstream.place;
-            return Err(Error::failed(format!("{place} has no file {name}")));
-        }
-    }
-    digests.retain(|name, _| listed.contains(&name.as_str()));
-    Ok(digests)
+fn select(brief: &Brief, upstream: &Upstream) -> Result<Arc<BTreeMap<String, Digest>>> {
+    let Files::Listed(listed) = upstream.files else {
+        return Ok(Arc::clone(&brief.files));
+    };
+    let file = |name: &&str| match brief.files.get(*name) {
+        Some(digest) => Ok(((*name).to_owned(), digest.clone())),
+        None => Err(Error::failed(format!("{} has no file {name}", upstream.place))),
+    };
+    listed.iter().map(file).collect::<Result<_>>().map(Arc::new)
 }
 
 /// What computes, where that changes bytes.

@@ -150,13 +150,12 @@ pub fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let command = Command::new("inspect")
+    let command = <InspectArgs as clap::Args>::augment_args(Command::new("inspect"))
         .bin_name("upcycle-inspect")
         .display_name("upcycle-inspect")
         .about("Looks at the pipeline and its results without running anything.")
         .version(env!("CARGO_PKG_VERSION"))
         .after_help(EXAMPLES);
-    let command = <InspectArgs as clap::Args>::augment_args(command);
     let Some(matches) = cli::parse(command, std::env::args_os())? else { return Ok(()) };
     let args = InspectArgs::from_arg_matches(&matches)
         .map_err(|e| Error::usage("wrong arguments").caused_by(e))?;
@@ -226,7 +225,7 @@ impl View {
     }
 
     /// The current result of the one node a person names.
-    fn result(&self, name: &str) -> Result<(Place, std::sync::Arc<Manifest>)> {
+    fn result(&self, name: &str) -> Result<(Place, Manifest)> {
         let place = match self.named(name)?.as_slice() {
             [node] => node.place.clone(),
             many => {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{Answer, View, size};
 use crate::artifact::{Key, Manifest, Place, changes};
 use crate::error::{Context, Error, Result};
-use crate::io::table::{Column, Table, TableReader};
+use crate::io::table::{Column, TableReader};
 use crate::io::tensors;
 
 /// Widest cell of a printed table.
@@ -59,7 +59,8 @@ fn manifest_answer(place: &Place, manifest: &Manifest) -> Result<Answer> {
         lines.push(format!("  reads {input}: {result}"));
     }
     for output in &manifest.outputs {
-        let rows = output.rows.map(|n| format!("{n} rows")).unwrap_or_default();
+        let unit = if output.kind == "safetensors" { "tensors" } else { "rows" };
+        let rows = output.rows.map(|n| format!("{n} {unit}")).unwrap_or_default();
         let length = size(output.bytes);
         lines.push(format!("  {:<28} {length:>10}  {rows}", output.path));
         if let Some(schema) = &output.schema {

@@ -1,0 +1,102 @@
+//! The binaries as a person meets them: exit codes, one-line errors, closed pipes.
+
+use std::io::Read as _;
+use std::process::{Command, Output, Stdio};
+
+const INSPECT: &str = env!("CARGO_BIN_EXE_upcycle-inspect");
+const CLUSTER: &str = env!("CARGO_BIN_EXE_upcycle-cluster");
+
+fn run(program: &str, args: &[&str]) -> Output {
+    let folder = tempfile::tempdir().unwrap();
+    Command::new(program)
+        .args(["--config", concat!(env!("CARGO_MANIFEST_DIR"), "/pipeline.yaml")])
+        .args(args)
+        .current_dir(folder.path())
+        .output()
+        .unwrap()
+}
+
+fn errors(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn wrong_usage_and_configuration_exit_with_2() {
+    for args in [
+        &["--nonsense"][..],
+        &["--set", "train.balanse=1"],
+        &["--set", "moe.top_k=9"],
+        &["--profile", "nowhere"],
+        &["--threads", "0"],
+        &["--only", "nowhere"],
+        &["--config", "missing.yaml"],
+    ] {
+        let output = run(CLUSTER, args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {output:?}");
+        let text = errors(&output);
+        assert!(text.starts_with("error: ") && !text.contains("panicked"), "{text}");
+    }
+    let text = errors(&run(CLUSTER, &["--set", "train.balanse=1"]));
+    assert!(text.contains("did you mean balance?"), "{text}");
+}
+
+#[test]
+fn a_stage_before_its_turn_says_what_to_make_first() {
+    let output = run(CLUSTER, &["--profile", "smoke"]);
+    assert_eq!(output.status.code(), Some(1));
+    let text = errors(&output);
+    assert!(text.contains("`make cluster`") && text.lines().count() <= 2, "{text}");
+}
+
+#[test]
+fn a_check_of_an_empty_store_exits_with_1_and_writes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = Command::new(CLUSTER)
+        .args(["--config", concat!(env!("CARGO_MANIFEST_DIR"), "/pipeline.yaml")])
+        .args(["--check", "--quiet"])
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_closed_standard_output_ends_quietly_with_141() {
+    for (program, args) in [(INSPECT, vec!["status"]), (CLUSTER, vec!["--dry-run"])] {
+        let mut child = Command::new("bash")
+            .args(["-c", "\"$0\" \"$@\" | true; echo ${PIPESTATUS[0]}", program])
+            .args(["--config", concat!(env!("CARGO_MANIFEST_DIR"), "/pipeline.yaml")])
+            .args(&args)
+            .current_dir(std::env::temp_dir())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (mut code, mut errors) = (String::new(), String::new());
+        child.stdout.take().unwrap().read_to_string(&mut code).unwrap();
+        child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+        child.wait().unwrap();
+        // The reader may also have been slower than we are: then all is well.
+        assert!(["0", "141"].contains(&code.trim()), "{code}");
+        assert!(!errors.contains("panicked") && !errors.contains("error"), "{errors}");
+    }
+}
+
+#[test]
+fn inspect_answers_in_lines_and_in_json() {
+    let output = run(INSPECT, &["status", "--profile", "smoke"]);
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("dataset") && text.contains("first run"), "{text}");
+    for ask in [&["status"][..], &["why"], &["dag"], &["verify"], &["gc"]] {
+        let output = run(INSPECT, &[ask, &["--json", "--profile", "smoke"]].concat());
+        let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(value.is_array() || value.is_object(), "{ask:?}");
+    }
+    for format in ["ascii", "dot", "mermaid"] {
+        assert!(run(INSPECT, &["dag", "--format", format]).status.success());
+    }
+    let output = run(INSPECT, &["show", "trian/sparse-s1"]);
+    assert!(errors(&output).contains("did you mean train/sparse-s1?"), "{output:?}");
+}

@@ -1,0 +1,120 @@
+//! The Makefile: the same graph as the plan, and flags that reach the stages.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use upcycle::stage::ALL;
+
+use crate::plan::nodes;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn the_makefile_has_the_graph_of_the_plan() {
+    let mut planned: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for node in nodes(&[]) {
+        let reads = planned.entry(node.stage.to_owned()).or_default();
+        reads.extend(node.inputs.iter().map(|upstream| upstream.place.stage.clone()));
+    }
+    let text = fs::read_to_string(root().join("Makefile")).unwrap();
+    let mut written: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for line in text.lines() {
+        let Some((stage, reads)) = line.split_once(':') else { continue };
+        if ALL.iter().any(|known| known.name == stage) && !reads.contains('|') {
+            let reads = reads.split_whitespace().map(str::to_owned);
+            written.entry(stage.to_owned()).or_default().extend(reads);
+        }
+    }
+    assert_eq!(written, planned);
+}
+
+/// Runs make over binaries that only say how they were called.
+fn make(args: &[&str]) -> Output {
+    let folder = tempfile::tempdir().unwrap();
+    let script = "#!/bin/sh\ncase \"$*\" in *--missing-packages*) exit 0;; esac\n\
+                  echo \"${0##*/} $*\"\n";
+    for name in ALL.iter().map(|stage| stage.name).chain(["inspect"]) {
+        let path = folder.path().join(format!("upcycle-{name}"));
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let stamp = folder.path().join(".upcycle-built");
+    fs::write(&stamp, "").unwrap();
+    Command::new("make")
+        .arg("-C")
+        .arg(root())
+        .arg(format!("BIN={}", folder.path().display()))
+        .arg("--no-print-directory")
+        .args(args)
+        .env_remove("MAKEFLAGS")
+        .env_remove("MAKELEVEL")
+        .env_remove("MFLAGS")
+        .output()
+        .unwrap()
+}
+
+fn lines(output: &Output) -> Vec<String> {
+    // A dry run shows the recipes too.
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().filter(|line| line.starts_with("upcycle-")).map(str::to_owned).collect()
+}
+
+#[test]
+fn make_runs_every_stage_once_in_order() {
+    let output = make(&[]);
+    assert!(output.status.success(), "{output:?}");
+    let stages: Vec<String> =
+        lines(&output).iter().map(|l| l.split(' ').next().unwrap().to_owned()).collect();
+    let expected: Vec<String> =
+        ALL.iter().map(|s| format!("upcycle-{}", s.name)).collect();
+    assert_eq!(stages, expected);
+    assert_eq!(lines(&make(&["-j4"])).len(), ALL.len());
+}
+
+#[test]
+fn flags_of_make_become_flags_of_the_stages() {
+    for (flag, mark) in [("-n", "--dry-run"), ("-q", "--check --quiet")] {
+        for more in [vec![], vec!["-j2"], vec!["-k"], vec!["PROFILE=no"]] {
+            let output = make(&[vec![flag], more.clone()].concat());
+            let lines = lines(&output);
+            assert_eq!(lines.len(), ALL.len(), "{flag} {more:?}: {output:?}");
+            assert!(
+                lines.iter().all(|line| line.contains(mark)),
+                "{flag} {more:?}: {lines:?}"
+            );
+        }
+    }
+    for plain in [vec![], vec!["-k"], vec!["-s"], vec!["THREADS=2"], vec!["SET=a.n=q"]] {
+        let lines = lines(&make(&plain));
+        let clean = |l: &String| !l.contains("--dry-run") && !l.contains("--check");
+        assert!(lines.iter().all(clean), "{plain:?}: {lines:?}");
+    }
+}
+
+#[test]
+fn touching_is_refused() {
+    let output = make(&["-t"]);
+    assert!(!output.status.success());
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("make -t is not supported"), "{text}");
+}
+
+#[test]
+fn variables_reach_the_stages_they_name() {
+    let lines =
+        lines(&make(&["FORCE=train", "PROFILE=smoke", "SET=a.b=c d.e=[1]", "THREADS=3"]));
+    for line in &lines {
+        let mark = line.contains("--profile smoke --set a.b=c --set d.e=[1]");
+        assert!(mark && line.contains("--threads 3"), "{line}");
+        assert_eq!(
+            line.contains("--force"),
+            line.starts_with("upcycle-train "),
+            "{line}"
+        );
+    }
+}

@@ -1,0 +1,142 @@
+//! The plan: who exists, who reads whom, and what may reach whose key.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use upcycle::config::{Config, Overrides, load_default};
+use upcycle::stage::params::{
+    ActivationsParams, AnalyzeParams, ClusterParams, DatasetParams, EvaluateParams,
+    PretrainParams, ReportParams, SubspacesParams, TrainParams, UpcycleParams,
+};
+use upcycle::stage::plan::{STAGES, plan};
+use upcycle::stage::{ALL, Node};
+
+pub(crate) fn config(set: &[&str]) -> Config {
+    let set = set.iter().map(|&text| text.to_owned()).collect();
+    load_default(&Overrides { profile: None, set }).unwrap()
+}
+
+pub(crate) fn nodes(set: &[&str]) -> Vec<Node> {
+    plan(&config(set), Path::new("cache")).unwrap()
+}
+
+/// Stages whose parameters differ between two configurations.
+fn touched(set: &[&str]) -> BTreeSet<&'static str> {
+    let before: BTreeMap<_, _> =
+        nodes(&[]).into_iter().map(|node| (node.place.clone(), node)).collect();
+    nodes(set)
+        .iter()
+        .filter(|node| {
+            before.get(&node.place).is_none_or(|old| old.params != node.params)
+        })
+        .map(|node| node.stage)
+        .filter(|stage| *stage != "report")
+        .collect()
+}
+
+#[test]
+fn every_node_comes_after_all_it_reads_and_exists_once() {
+    let nodes = nodes(&[]);
+    let mut seen = BTreeSet::new();
+    for node in &nodes {
+        for upstream in &node.inputs {
+            assert!(
+                seen.contains(&upstream.place),
+                "{} before {}",
+                node.place,
+                upstream.place
+            );
+        }
+        assert!(seen.insert(node.place.clone()), "{} twice", node.place);
+    }
+    let names: Vec<&str> = ALL.iter().map(|stage| stage.name).collect();
+    assert_eq!(names, STAGES);
+    assert_eq!(seen.len(), 1 + 3 * 3 + 9 + 30 + 3 * 36 + 1);
+}
+
+#[test]
+fn every_stage_knows_the_code_it_was_built_from() {
+    let hashes: BTreeSet<&str> =
+        STAGES.iter().map(|stage| upcycle::stage::source::of_stage(stage)).collect();
+    assert_eq!(hashes.len(), STAGES.len());
+    assert!(!hashes.contains(""));
+    let formats = upcycle::stage::source::formats();
+    for package in ["parquet", "safetensors", "rand_chacha"] {
+        assert!(formats.iter().any(|(name, _)| *name == package), "{package}");
+    }
+}
+
+#[test]
+fn a_parameter_reaches_its_own_stages_only() {
+    for (set, stages) in [
+        ("dataset.context=20", vec!["dataset"]),
+        ("model.embed_dim=32", vec!["pretrain"]),
+        ("pretrain.optim.steps=9", vec!["pretrain"]),
+        ("activations.samples=9", vec!["activations"]),
+        ("cluster.restarts=9", vec!["cluster"]),
+        ("subspaces.paper.tau=0.9", vec!["subspaces"]),
+        ("moe.top_k=3", vec!["upcycle"]),
+        ("moe.experts=8", vec!["cluster", "upcycle"]),
+        ("moe.vision_blocks={last: 2}", vec!["activations", "upcycle"]),
+        ("inits.drop.ratio=0.5", vec!["upcycle"]),
+        ("train.balance=0.5", vec!["train"]),
+        ("runs.sparse-eesd.eesd=0.5", vec!["train"]),
+        ("evaluate.bootstrap=9", vec!["evaluate"]),
+        ("analyze.samples=9", vec!["analyze"]),
+        ("report.title=x", vec![]),
+        ("dataset.folder=elsewhere", vec![]),
+    ] {
+        assert_eq!(touched(&[set]), stages.into_iter().collect(), "{set}");
+    }
+}
+
+#[test]
+fn more_seeds_leave_the_nodes_of_the_old_ones_alone() {
+    let places = |set: &[&str]| -> BTreeMap<String, Node> {
+        nodes(set).into_iter().map(|node| (node.place.to_string(), node)).collect()
+    };
+    let (three, four) = (places(&[]), places(&["seeds=[1, 2, 3, 4]"]));
+    for (place, node) in three.iter().filter(|(place, _)| *place != "report") {
+        assert_eq!(four.get(place), Some(node), "{place}");
+    }
+}
+
+#[test]
+fn a_shared_base_is_made_once_and_read_by_all_seeds() {
+    let nodes = nodes(&["pretrain.bases=shared"]);
+    let of = |stage| nodes.iter().filter(|n| n.stage == stage).count();
+    assert_eq!((of("pretrain"), of("subspaces"), of("train")), (1, 3, 36));
+    for node in nodes.iter().filter(|node| node.stage == "upcycle") {
+        assert_eq!(node.inputs[0].place.to_string(), "pretrain/s1");
+    }
+}
+
+#[test]
+fn only_what_some_run_uses_is_planned() {
+    let set = ["runs.dense.init=sparse", "pretrain.checkpoint=folder"];
+    let nodes = nodes(&set);
+    assert!(!nodes.iter().any(|node| node.place.to_string() == "upcycle/dense-s1"));
+    let pretrain = nodes.iter().find(|node| node.stage == "pretrain").unwrap();
+    assert!(pretrain.paths.contains_key("checkpoint"));
+    assert!(!pretrain.params.to_string().contains("folder"), "a path in a key");
+}
+
+#[test]
+fn every_node_has_the_parameters_its_stage_reads_back() {
+    for node in nodes(&[]) {
+        let value = node.params.clone();
+        let fine = match node.stage {
+            "dataset" => serde_json::from_value::<DatasetParams>(value).is_ok(),
+            "pretrain" => serde_json::from_value::<PretrainParams>(value).is_ok(),
+            "activations" => serde_json::from_value::<ActivationsParams>(value).is_ok(),
+            "cluster" => serde_json::from_value::<ClusterParams>(value).is_ok(),
+            "subspaces" => serde_json::from_value::<SubspacesParams>(value).is_ok(),
+            "upcycle" => serde_json::from_value::<UpcycleParams>(value).is_ok(),
+            "train" => serde_json::from_value::<TrainParams>(value).is_ok(),
+            "evaluate" => serde_json::from_value::<EvaluateParams>(value).is_ok(),
+            "analyze" => serde_json::from_value::<AnalyzeParams>(value).is_ok(),
+            _ => serde_json::from_value::<ReportParams>(value).is_ok(),
+        };
+        assert!(fine, "{}", node.place);
+    }
+}
