@@ -4,12 +4,15 @@
 //! fast k-means with a poor objective is no k-means.
 
 use std::hint::black_box;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use linfa::ParamGuard;
 use upcycle::cluster::SphericalKMeans;
-use upcycle::linalg::Matrix;
+use upcycle::config::{Activation, Centre, Labels, SubspacesConfig};
+use upcycle::linalg::{Matrix, eigen, wide};
+use upcycle::lowrank::{Ffn, LayerMoments};
+use upcycle::ops::activation;
 use upcycle::{par, rng};
 
 const SEED: u64 = 1;
@@ -59,10 +62,10 @@ fn kmeans(criterion: &mut Criterion) {
             let params = params.iterations(iterations).seed(SEED).check();
             params.and_then(|p| p.fit_rows(&x)).expect("a fit")
         };
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         fit(1);
         let short = start.elapsed();
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         let model = fit(11);
         let passes = model.history.iter().map(|stats| stats.iteration).max().unwrap_or(1);
         let per_iteration =
@@ -80,5 +83,54 @@ fn kmeans(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, kmeans);
+fn subspaces(criterion: &mut Criterion) {
+    let (d, h, experts, n) = (768, 3072, 8, 20_000);
+    let x = rows(n, d, experts);
+    let labels: Vec<u32> = (0..8).cycle().take(n).collect();
+    let (mut fc1, mut fc2) = (Matrix::zeros(h, d), Matrix::zeros(d, h));
+    let mut stream = rng::stream(SEED, "bench/weights");
+    rng::fill_normal(&mut stream, 0.04, fc1.data_mut());
+    rng::fill_normal(&mut stream, 0.02, fc2.data_mut());
+    let bias1 = vec![0.0; h];
+    let gelu = |values: &mut [f32]| activation::apply(Activation::Gelu, values);
+    let ffn = Ffn { fc1: &fc1, bias1: &bias1, fc2: &fc2, activation: &gelu };
+    let start = Instant::now();
+    let mut builder = LayerMoments::builder(ffn, experts).expect("an FFN");
+    builder.push(x.data(), &labels).expect("rows");
+    let moments = builder.finish().expect("moments");
+    let gathered = start.elapsed().as_secs_f64();
+    for centre in [Centre::None, Centre::Mean] {
+        let config = SubspacesConfig {
+            labels: Labels::Clusters,
+            centre,
+            tau: 0.99,
+            min_rank: 1,
+            min_tokens: 64,
+            shrinkage: 0.1,
+        };
+        let start = Instant::now();
+        let found = moments.subspaces(&config).expect("subspaces");
+        println!(
+            "subspaces/{d}x{h}/{experts} experts/{n} tokens/{centre:?}: moments {gathered:.2} s \
+             (shared by variants), 16 subspaces {:.2} s, ranks {} and {}, retained {:.4}, \
+             error inside {:.4}, outside {:.4}",
+            start.elapsed().as_secs_f64(),
+            found[0].fc1.rank,
+            found[0].fc2.rank,
+            found[0].fc1.retained,
+            found[0].fc1.error_inside,
+            found[0].fc1.error_outside
+        );
+    }
+    let small = wide::widened(&rows(d + 100, d, 1));
+    let moment = wide::gram(small.transpose());
+    let mut group = criterion.benchmark_group(format!("eigen/{d}/seed{SEED}"));
+    group.sample_size(10).warm_up_time(Duration::from_millis(300));
+    group.bench_function("symmetric", |bencher| {
+        bencher.iter(|| eigen::symmetric(black_box(moment.as_ref())));
+    });
+    group.finish();
+}
+
+criterion_group!(benches, subspaces, kmeans);
 criterion_main!(benches);

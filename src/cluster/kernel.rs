@@ -204,20 +204,15 @@ fn tile<S: Simd, const R: usize, const C: usize>(
     rows: [&[f32]; R],
     centroids: [&[f32]; C],
 ) -> [[f32; C]; R] {
-    let (mut x, mut c): ([&[S::f32s]; R], [&[S::f32s]; C]) = ([&[]; R], [&[]; C]);
-    let (mut x_tail, mut c_tail): ([&[f32]; R], [&[f32]; C]) = ([&[]; R], [&[]; C]);
-    for i in 0..R {
-        (x[i], x_tail[i]) = S::as_simd_f32s(rows[i]);
-    }
-    for j in 0..C {
-        (c[j], c_tail[j]) = S::as_simd_f32s(centroids[j]);
-    }
+    let (mut x, x_tail) = vectors::<S, R>(rows);
+    let (mut c, c_tail) = vectors::<S, C>(centroids);
+    // Equal lengths, in sight of the compiler, so that it drops the bounds checks.
     let length = x[0].len();
-    for i in 0..R {
-        x[i] = &x[i][..length];
+    for row in &mut x {
+        *row = &row[..length];
     }
-    for j in 0..C {
-        c[j] = &c[j][..length];
+    for centroid in &mut c {
+        *centroid = &centroid[..length];
     }
     let zero = simd.splat_f32s(0.0);
     let mut sums = [[zero; C]; R];
@@ -243,6 +238,19 @@ fn tile<S: Simd, const R: usize, const C: usize>(
         }
     }
     out
+}
+
+/// Whole vectors of each row, and each row's rest.
+type Vectors<'a, T, const N: usize> = ([&'a [T]; N], [&'a [f32]; N]);
+
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "the loops must see the instruction set")]
+fn vectors<S: Simd, const N: usize>(rows: [&[f32]; N]) -> Vectors<'_, S::f32s, N> {
+    let (mut heads, mut tails): Vectors<'_, S::f32s, N> = ([&[]; N], [&[]; N]);
+    for (i, row) in rows.into_iter().enumerate() {
+        (heads[i], tails[i]) = S::as_simd_f32s(row);
+    }
+    (heads, tails)
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! The subspace one expert keeps of one matrix's outputs.
 //!
 //! For outputs with second moment M (about the origin, or about the cluster's mean), the
-//! best rank-r approximation of W on the cluster is `U_r U_rᵀ W`, U_r the top eigenvectors
-//! of M; its squared error there is the sum of the discarded eigenvalues. That is the result
-//! of SVD-LLM's Cholesky route (arXiv 2403.07378), without root or inverse of the inputs'
-//! moment, which may be singular.
+//! best rank-r approximation of W on the cluster is `U_r U_rᵀ W` with the top eigenvectors
+//! `U_r` of M; its squared error there is the sum of the discarded eigenvalues. That is the
+//! result of SVD-LLM's Cholesky route (arXiv 2403.07378), without root or inverse of the
+//! inputs' moment, which may be singular.
 //!
 //! Outputs of a tall W = Q R [h, d] lie in the span of Q: moments of `R x` (d × d) have the
 //! same eigenvalues, and U = Q V with V the small eigenvectors. Q comes from a Householder
@@ -110,7 +110,9 @@ impl Space {
         clusters: Vec<Moment>,
     ) -> Self {
         let mut pooled = Moment::zeros(clusters.first().map_or(0, |m| m.sum.len()));
-        clusters.iter().for_each(|cluster| pooled.merge(cluster));
+        for cluster in &clusters {
+            pooled.merge(cluster);
+        }
         Self { frame, full_rank, clusters, pooled }
     }
 
@@ -138,7 +140,9 @@ impl Space {
         let eigen::SymmetricEigen { mut values, vectors } =
             eigen::symmetric(moment.as_ref())?;
         values.truncate(self.full_rank);
-        values.iter_mut().for_each(|value| *value = value.max(0.0));
+        for value in &mut values {
+            *value = value.max(0.0);
+        }
         let rank = if config.tau >= 1.0 {
             self.full_rank
         } else {

@@ -44,6 +44,13 @@ pub(super) enum Block {
         figures: Vec<Figure>,
         /// Figures in a row on a wide screen.
         columns: usize,
+        /// A caption for all of them; empty where each has its own.
+        caption: String,
+    },
+    /// Blocks side by side where there is room.
+    Beside {
+        /// The blocks.
+        blocks: Vec<Block>,
     },
     /// A folded part.
     Details {
@@ -59,6 +66,21 @@ pub(super) enum Block {
         /// The sentences.
         items: Vec<String>,
     },
+}
+
+impl Block {
+    /// Figures that share one caption; `None` without a figure.
+    pub(super) fn figures(mut figures: Vec<Figure>, columns: usize) -> Option<Self> {
+        let first = figures.first()?.caption.clone();
+        let shared = figures.len() > 1 && figures.iter().all(|f| f.caption == first);
+        if shared {
+            for figure in &mut figures {
+                figure.caption.clear();
+            }
+        }
+        let caption = if shared { first } else { String::new() };
+        Some(Self::Figures { figures, columns, caption })
+    }
 }
 
 /// A table: every cell is text.

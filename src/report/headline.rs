@@ -53,6 +53,8 @@ pub(super) fn headlines(study: &Study<'_>) -> Vec<Headline> {
     let config = &study.config().evaluate;
     let pair = meta.retrieval.as_str();
     let k = config.recall_at.iter().min().copied().unwrap_or(1);
+    let place =
+        if k == 1 { "comes first".to_owned() } else { format!("is among the first {k}") };
     let shifts = super::words::list(&meta.shifts);
     let held_out = meta.held_out.as_deref().unwrap_or("heldout");
     let mut wanted = vec![
@@ -63,9 +65,9 @@ pub(super) fn headlines(study: &Study<'_>) -> Vec<Headline> {
         (Area::Other, "heldout", "acc1".to_owned(), "Held-out acc@1".to_owned(), held_out,
          "zero-shot top-1 accuracy among concepts that no training picture shows".to_owned()),
         (Area::Retrieval, "retrieval", format!("image_retrieval_recall@{k}"), format!("Text\u{2192}image R@{k}"), pair,
-         format!("`image_retrieval_recall@{k}`: share of captions whose own picture is among the first {k}")),
+         format!("`image_retrieval_recall@{k}`: share of captions whose own picture {place}")),
         (Area::Retrieval, "retrieval", format!("text_retrieval_recall@{k}"), format!("Image\u{2192}text R@{k}"), pair,
-         format!("`text_retrieval_recall@{k}`: share of pictures with any own caption among the first {k}")),
+         format!("`text_retrieval_recall@{k}`: share of pictures with any own caption that {place}")),
         (Area::Other, "subgroup", "acc1".to_owned(), "Subgroup acc@1".to_owned(), pair,
          "zero-shot top-1 accuracy over subgroups; a subgroup is the mean of its concepts' prompts".to_owned()),
     ];

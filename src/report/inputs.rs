@@ -292,6 +292,8 @@ pub struct RetrievalRow {
     pub text: String,
     /// The picture it describes.
     pub sample: u32,
+    /// Place of that picture in the whole ranking from 0, where it is known.
+    pub own_rank: Option<u32>,
     /// Place in the ranking, ascending.
     pub rank: u32,
     /// The picture at that place.

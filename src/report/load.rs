@@ -346,10 +346,13 @@ fn retrieval(table: &Table) -> Result<Vec<RetrievalRow>> {
     let (query, text) = (table.u32s("query")?, table.texts("text")?);
     let (sample, rank) = (table.u32s("sample")?, table.u32s("rank")?);
     let retrieved = table.u32s("retrieved")?;
+    let has_own = table.columns().iter().any(|(name, _)| name == "own_rank");
+    let own_rank = if has_own { table.u32s("own_rank")? } else { &[] };
     let row = |(i, &score): (usize, &f32)| RetrievalRow {
         query: query[i],
         text: text[i].clone(),
         sample: sample[i],
+        own_rank: own_rank.get(i).copied(),
         rank: rank[i],
         retrieved: retrieved[i],
         score,

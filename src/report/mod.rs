@@ -11,6 +11,8 @@ mod document;
 mod headline;
 mod inputs;
 mod load;
+#[cfg(test)]
+mod load_tests;
 mod render;
 #[cfg(test)]
 mod sample;
@@ -26,5 +28,5 @@ pub use inputs::{
     MetricRow, ReportInputs, RetrievalRow, RoutingRow, RunInputs, SimilarityRow,
     SpectrumRow, SubspaceRow, Subspaces, ValidationRow, WHOLE_LAYER,
 };
-pub use load::{active_parameters, load, total_parameters};
+pub use load::{Find, active_parameters, load, total_parameters};
 pub use render::{Rendered, render};

@@ -5,7 +5,7 @@ use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment};
 
 use super::chart::svg::escape;
-use super::document::{Block, Document};
+use super::document::Document;
 use super::headline::headlines;
 use super::inputs::ReportInputs;
 use super::section;
@@ -57,11 +57,6 @@ fn document(study: &Study<'_>) -> Document {
     sections.extend(section::retrieval::section(study));
     sections.push(section::choices::section(study));
     sections.push(section::paper::section());
-    for one in &mut sections {
-        one.blocks.retain(
-            |b| !matches!(b, Block::Figures { figures, .. } if figures.is_empty()),
-        );
-    }
     Document {
         title: study.config().report.title.clone(),
         subtitle: subtitle(study),
@@ -86,7 +81,7 @@ fn subtitle(study: &Study<'_>) -> String {
 fn environment() -> std::result::Result<Environment<'static>, minijinja::Error> {
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|name| {
-        if name.ends_with(".html") { AutoEscape::Html } else { AutoEscape::None }
+        if name == "report.html" { AutoEscape::Html } else { AutoEscape::None }
     });
     environment.set_syntax(
         SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?,

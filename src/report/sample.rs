@@ -380,6 +380,7 @@ fn retrievals() -> Vec<RetrievalRow> {
                 query,
                 text: text.to_owned(),
                 sample: query,
+                own_rank: Some(own),
                 rank,
                 retrieved,
                 score: 0.62 - 0.03 * round_f32(f64::from(rank)),

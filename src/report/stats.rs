@@ -110,13 +110,13 @@ pub fn t_quantile(probability: f64, degrees: usize) -> f64 {
     0.5 * (low + high)
 }
 
-/// Distribution function of Student's t for t ≥ 0: 1 - I_x(ν/2, 1/2)/2 with x = ν/(ν+t²).
+/// Distribution function of Student's t for t ≥ 0: `1 - I_x(ν/2, 1/2)/2` with `x = ν/(ν+t²)`.
 fn t_cdf(t: f64, degrees: usize) -> f64 {
     let nu = degrees as f64;
     1.0 - 0.5 * incomplete_beta(nu / 2.0, 0.5, nu / (nu + t * t))
 }
 
-/// The regularised incomplete beta function I_x(a, b), by Lentz's continued fraction
+/// The regularised incomplete beta function `I_x(a, b)`, by Lentz's continued fraction
 /// (Abramowitz & Stegun 26.5.8).
 fn incomplete_beta(a: f64, b: f64, x: f64) -> f64 {
     if x <= 0.0 || x >= 1.0 {

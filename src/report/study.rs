@@ -172,7 +172,7 @@ impl<'a> Study<'a> {
         self.runs.iter().filter(|run| wanted(run)).cloned().collect()
     }
 
-    /// Reference and showcase, where they are MoEs with data.
+    /// Reference and showcase, where they have experts and data.
     pub(super) fn pair(&self) -> Vec<String> {
         let report = &self.config().report;
         let mut pair = vec![report.reference.clone()];

@@ -51,7 +51,7 @@ impl BarChart {
         for (tower, indices) in towers(&self.layers) {
             let ends = indices.first().zip(indices.last());
             let Some((&first, &last)) = ends else { continue };
-            let at = ((centres[first] + centres[last]) / 2.0, area.bottom() + 31.0);
+            let at = (f64::midpoint(centres[first], centres[last]), area.bottom() + 31.0);
             svg.text(at, Anchor::Middle, "unit", &format!("{tower} block"));
         }
         if let Some((value, label)) = &self.rule {

@@ -32,9 +32,7 @@ impl Forest {
             [low, high, r.difference.mean, 0.0]
         });
         let domain = extent(ends, 0.04)?;
-        if rows().next().is_none() {
-            return None;
-        }
+        rows().next()?;
         let names = rows().map(|r| text_width(&r.label)).fold(0.0, f64::max);
         let lines = rows().count() as f64 + 1.3 * self.groups.len() as f64;
         let area = Area {
@@ -50,6 +48,12 @@ impl Forest {
         for (heading, rows) in &self.groups {
             svg.text((0.0, y + 18.0), Anchor::Start, "heading", heading);
             y += 1.3 * ROW;
+            // Lines stop at headings, which need the whole width.
+            let span = (y, ROW.mul_add(rows.len() as f64, y));
+            for (value, _) in x.ticks(6) {
+                svg.line((x.at(value), span.0), (x.at(value), span.1), "grid");
+            }
+            svg.line((x.at(0.0), span.0), (x.at(0.0), span.1), "zero");
             for row in rows {
                 draw_row(&mut svg, row, &x, (y + ROW / 2.0, self.width));
                 y += ROW;
@@ -62,11 +66,8 @@ impl Forest {
 fn axis(svg: &mut Svg, area: Area, x: &Scale, label: &str) {
     for (value, text) in x.ticks(6) {
         let at = x.at(value);
-        svg.line((at, area.top), (at, area.bottom()), "grid");
         svg.text((at, area.bottom() + 15.0), Anchor::Middle, "tick", &text);
     }
-    let zero = x.at(0.0);
-    svg.line((zero, area.top), (zero, area.bottom()), "zero");
     let middle = area.left + area.width / 2.0;
     svg.text((middle, area.bottom() + 32.0), Anchor::Middle, "unit", label);
 }

@@ -41,7 +41,7 @@ impl LayerChart {
         let area = Area {
             left,
             top,
-            width: width - left - labels - 18.0,
+            width: width - left - labels - 30.0,
             height: height - 62.0,
         };
         let y = Scale::linear(domain, (area.bottom(), area.top));
@@ -65,7 +65,7 @@ impl LayerChart {
         for (tower, indices) in towers(&self.layers) {
             let ends = indices.first().zip(indices.last());
             let Some((&first, &last)) = ends else { continue };
-            let middle = (columns[first] + columns[last]) / 2.0;
+            let middle = f64::midpoint(columns[first], columns[last]);
             let at = (middle, area.bottom() + 31.0);
             svg.text(at, Anchor::Middle, "unit", &format!("{tower} block"));
         }
@@ -116,7 +116,9 @@ impl LayerChart {
         for ((series, at), place) in ends.into_iter().zip(placed) {
             let label = area.right() + 14.0;
             svg.line((last + 5.0, at), (label - 3.0, place), "leader");
-            svg.text((label, place + 3.5), Anchor::Start, "label", &series.label);
+            let key = format!("key {}", series.class);
+            svg.line((label, place), (label + 9.0, place), &key);
+            svg.text((label + 13.0, place + 3.5), Anchor::Start, "label", &series.label);
         }
     }
 }

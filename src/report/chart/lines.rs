@@ -83,7 +83,7 @@ impl LineChart {
 
     fn area(&self) -> Area {
         let labels = self.series.iter().map(|s| text_width(&s.label)).fold(0.0, f64::max);
-        let right = if labels > 0.0 { labels + 16.0 } else { 12.0 };
+        let right = if labels > 0.0 { labels + 28.0 } else { 12.0 };
         let (width, height) = self.size;
         Area { left: 42.0, top: 22.0, width: width - 42.0 - right, height: height - 60.0 }
     }
@@ -124,11 +124,16 @@ impl LineChart {
         let placed = spread(&wanted, 13.0, (area.top, area.bottom() + 4.0));
         for ((series, from, at), place) in ends.into_iter().zip(placed) {
             svg.dot((from, at), 2.4, &format!("dot {}", series.class), "");
-            let label = area.right() + 12.0;
-            svg.line((from + 3.0, at), (label - 2.0, place), "leader");
-            svg.text((label, place + 3.5), Anchor::Start, "label", &series.label);
+            direct_label(svg, (from + 3.0, at), (area.right() + 12.0, place), series);
         }
     }
+}
+
+/// A label beside the end of its line, with a stroke of the line's colour before it.
+fn direct_label(svg: &mut Svg, from: (f64, f64), to: (f64, f64), series: &Series) {
+    svg.line(from, (to.0 - 2.0, to.1), "leader");
+    svg.line(to, (to.0 + 9.0, to.1), &format!("key {}", series.class));
+    svg.text((to.0 + 13.0, to.1 + 3.5), Anchor::Start, "label", &series.label);
 }
 
 #[cfg(test)]

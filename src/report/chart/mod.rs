@@ -16,7 +16,7 @@ use svg::{Anchor, Area, Svg};
 
 /// Draws horizontal grid lines and their numbers to the left of `area`.
 fn y_axis(svg: &mut Svg, area: Area, y: &Scale, label: &str) {
-    for (value, text) in y.ticks(4) {
+    for (value, text) in y.ticks(5) {
         let at = y.at(value);
         svg.line((area.left, at), (area.right(), at), "grid");
         svg.text((area.left - 6.0, at + 3.5), Anchor::End, "tick", &text);

@@ -17,18 +17,25 @@ pub(in crate::report) fn section(
     if !runs.iter().all(|run| study.has(run)) {
         return None;
     }
+    let mut probes = headlines.iter().filter(|h| h.area == Area::Probes);
+    let last_probe = probes.next_back().map(|h| h.metric.clone());
     let chosen: Vec<&Headline> = headlines
         .iter()
         .filter(|h| h.area != Area::Other || h.task == "concept")
+        .filter(|h| h.area != Area::Probes || Some(&h.metric) == last_probe.as_ref())
         .collect();
     Some(Section {
         id: "ablation",
         title: "Ablation: cluster initialisation and EESD".to_owned(),
         lead: vec!["The four combinations of the two parts of the method. An effect is a difference of means over the other factor; the interaction says how much more EESD helps on top of the cluster initialisation.".to_owned()],
         blocks: vec![
-            Block::Table(ours(study, &chosen, [none, init, eesd, both])),
+            Block::Beside {
+                blocks: vec![
+                    Block::Table(ours(study, &chosen, [none, init, eesd, both])),
+                    Block::Table(paper::ablation()),
+                ],
+            },
             Block::Table(effects(study, &chosen, [none, init, eesd, both])),
-            Block::Table(paper::ablation()),
         ],
     })
 }
@@ -38,12 +45,12 @@ fn tick(on: bool) -> Cell {
 }
 
 fn ours(study: &Study<'_>, headlines: &[&Headline], runs: [&String; 4]) -> Table {
-    let mut head =
-        vec![Cell::words("Cluster init"), Cell::words("EESD"), Cell::words("Run")];
+    let mut head = vec![Cell::words("Cluster init"), Cell::words("EESD")];
     head.extend(headlines.iter().map(|h| Cell::number(&h.label)));
     let rows = runs.into_iter().enumerate().map(|(index, run)| {
-        let mut row = vec![tick(index % 2 == 1), tick(index >= 2)];
-        row.push(Cell::words(study.name(run)).with_mark(study.class(run)));
+        let init =
+            tick(index % 2 == 1).with_mark(study.class(run)).with_title(study.name(run));
+        let mut row = vec![init, tick(index >= 2)];
         row.extend(headlines.iter().map(|h| {
             Cell::number(words::spread_percent(over_seeds(&h.values(study, run, FINAL))))
         }));

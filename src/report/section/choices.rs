@@ -220,14 +220,17 @@ fn command(config: &Config) -> String {
     };
     let mut changed = Vec::new();
     diff(&shipped, &own, "", &mut changed);
-    let words_in =
-        |text: &String| text.contains(char::is_whitespace) || text.contains('\'');
+    let awkward = |text: &String| {
+        text.contains(|c: char| c.is_whitespace() || "'`<$\\".contains(c))
+    };
     if changed.is_empty() {
         "Made by `make` with the shipped `pipeline.yaml`.".to_owned()
-    } else if changed.iter().any(words_in) {
+    } else if changed.iter().any(awkward) {
+        let keys = changed.iter().map(|c| c.split('=').next().unwrap_or_default());
+        let keys: Vec<String> = keys.map(|key| format!("`{key}`")).collect();
         format!(
             "Made by `make` with these keys of `pipeline.yaml` changed: {}.",
-            changed.iter().map(|c| format!("`{c}`")).collect::<Vec<_>>().join(", ")
+            words::list(&keys)
         )
     } else {
         format!("Made by `make SET='{}'`.", changed.join(" "))

@@ -19,15 +19,18 @@ const SMALL: (f64, f64) = (340.0, 210.0);
 pub(in crate::report) fn section(study: &Study<'_>) -> Option<Section> {
     let mut blocks = Vec::new();
     if let Some(first) = study.inputs.clusterings.first() {
-        let mut figures = objectives(first);
-        figures.extend(sizes(study));
-        blocks.push(Block::Figures { figures, columns: 3 });
+        blocks.extend(Block::figures(objectives(first), 3));
+        blocks.extend(Block::figures(sizes(study).into_iter().collect(), 2));
     }
     if let Some(subspaces) = shown(study) {
-        blocks.push(Block::Figures { figures: spectra(study, subspaces), columns: 3 });
+        blocks.extend(Block::figures(spectra(study, subspaces), 3));
     }
     if !study.inputs.subspaces.is_empty() {
-        blocks.push(Block::Table(variants(study)));
+        blocks.push(Block::Table(variants(study, Detail::Whole)));
+        blocks.push(Block::Details {
+            summary: "Subspaces by layer".to_owned(),
+            blocks: vec![Block::Table(variants(study, Detail::ByLayer))],
+        });
     }
     if let Some(subspaces) = shown(study) {
         let summary = format!(
@@ -39,8 +42,6 @@ pub(in crate::report) fn section(study: &Study<'_>) -> Option<Section> {
             blocks: vec![Block::Table(experts(subspaces))],
         });
     }
-    let filled = |block: &Block| !matches!(block, Block::Figures { figures, .. } if figures.is_empty());
-    blocks.retain(filled);
     (!blocks.is_empty()).then(|| Section {
         id: "clusters",
         title: "Clusters and subspaces".to_owned(),
@@ -115,7 +116,7 @@ fn sizes(study: &Study<'_>) -> Option<Figure> {
         groups,
         top,
         rule: Some((1.0 / experts as f64, format!("1/{experts}"))),
-        size: SMALL,
+        size: (540.0, 220.0),
     };
     Figure::new(
         "Cluster sizes",
@@ -209,13 +210,23 @@ fn residuals(rows: &[&SpectrumRow]) -> Vec<Point> {
     left.iter().enumerate().map(|(r, v)| Point::bare(r as f64, v.max(1e-12))).collect()
 }
 
-fn variants(study: &Study<'_>) -> Table {
-    let mut groups: BTreeMap<(&str, &str, bool, u32), Vec<&SubspaceRow>> =
-        BTreeMap::new();
+/// How finely subspaces are tabled.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Detail {
+    Whole,
+    ByLayer,
+}
+
+/// Variant, matrix and, by layer, whether it is the text tower's and its block.
+type Group<'a> = (&'a str, &'a str, Option<(bool, u32)>);
+
+fn variants(study: &Study<'_>, detail: Detail) -> Table {
+    let mut groups: BTreeMap<Group<'_>, Vec<&SubspaceRow>> = BTreeMap::new();
     for one in &study.inputs.subspaces {
         for row in &one.experts {
-            let key = (&*one.variant, &*row.matrix, row.tower != "vision", row.layer);
-            groups.entry(key).or_default().push(row);
+            let layer =
+                (detail == Detail::ByLayer).then(|| (row.tower != "vision", row.layer));
+            groups.entry((&*one.variant, &*row.matrix, layer)).or_default().push(row);
         }
     }
     let head = ["Variant", "Matrix", "Layer"].map(Cell::words).into_iter();
@@ -223,8 +234,11 @@ fn variants(study: &Study<'_>) -> Table {
         ["Mean rank", "Ranks", "Energy kept", "Error inside", "Error outside", "Shrunk"]
             .map(Cell::number),
     );
-    let rows = groups.into_iter().map(|((variant, matrix, text, layer), rows)| {
-        let tower = if text { "text" } else { "vision" };
+    let rows = groups.into_iter().map(|((variant, matrix, layer), rows)| {
+        let layer = layer.map_or_else(
+            || "all".to_owned(),
+            |(text, layer)| format!("{} {layer}", if text { "text" } else { "vision" }),
+        );
         let mean = |pick: fn(&SubspaceRow) -> f64| summary(rows.iter().map(|r| pick(r)));
         let ranks = || rows.iter().map(|r| r.rank);
         let full = rows.iter().map(|r| r.full_rank).max().unwrap_or(0);
@@ -233,7 +247,7 @@ fn variants(study: &Study<'_>) -> Table {
         vec![
             Cell::words(variant),
             Cell::words(matrix),
-            Cell::words(format!("{tower} {layer}")),
+            Cell::words(layer),
             Cell::number(words::spread(mean(|r| f64::from(r.rank)), 1.0, 1)),
             Cell::number(format!("{low}\u{2013}{high} of {full}")),
             Cell::number(words::mean_percent(mean(|r| r.retained))),

@@ -49,19 +49,19 @@ pub(in crate::report) fn section(study: &Study<'_>) -> Option<Section> {
     }
     let figures: Vec<Figure> =
         PER_LAYER.iter().filter_map(|metric| per_layer(study, &layers, metric)).collect();
-    let mut blocks = vec![Block::Figures { figures, columns: 2 }];
+    let mut blocks: Vec<Block> = Block::figures(figures, 2).into_iter().collect();
     for (metric, title, label, caption, rule) in bars(study) {
-        let figures =
-            expert_bars(study, &layers, (metric, &title, &label, &caption), rule);
-        if !figures.is_empty() {
-            blocks.push(Block::Figures { figures, columns: 2 });
-        }
+        let figures = expert_bars(
+            study,
+            &layers,
+            (metric, &title, &label, &caption),
+            rule.as_ref(),
+        );
+        blocks.extend(Block::figures(figures, 2));
     }
     let sheets: Vec<Figure> =
         study.pair().iter().filter_map(|run| similarity(study, run)).collect();
-    if !sheets.is_empty() {
-        blocks.push(Block::Figures { figures: sheets, columns: 2 });
-    }
+    blocks.extend(Block::figures(sheets, 2));
     blocks.push(Block::Details {
         summary: "All runs: means over layers".to_owned(),
         blocks: vec![Block::Table(table(study, &layers))],
@@ -134,7 +134,7 @@ fn expert_bars(
     study: &Study<'_>,
     layers: &[Layer],
     (metric, title, y_label, caption): (&str, &str, &str, &str),
-    rule: Option<(f64, String)>,
+    rule: Option<&(f64, String)>,
 ) -> Vec<Figure> {
     let pair = study.pair();
     let groups = |run: &String| -> Vec<Vec<f64>> {
@@ -152,7 +152,7 @@ fn expert_bars(
                 layers: layers.to_vec(),
                 groups,
                 top: largest * 1.06,
-                rule: rule.clone(),
+                rule: rule.cloned(),
                 size: (540.0, 230.0),
             };
             Figure::new(&format!("{title}: {}", study.name(run)), caption, chart.draw())

@@ -31,7 +31,7 @@ pub(in crate::report) fn section(study: &Study<'_>) -> Option<Section> {
     let seed =
         study.seeds(showcase).first().map_or_else(String::new, |s| format!(", seed {s}"));
     let note = format!(
-        "Captions of split `{}` and the {SHOWN} pictures of that split nearest to each by cosine, found by {}{seed}. The caption's own picture is framed; where it is not among the first {SHOWN}, it stands apart at the right. Chosen by number, not by success.",
+        "Captions of split `{}` and the {SHOWN} pictures of that split nearest to each by cosine, found by {}{seed}. The caption's own picture is framed; where it is not among the first {SHOWN}, it stands apart at the right. The captions were drawn before any model was seen.",
         study.inputs.dataset.retrieval,
         study.name(showcase),
     );
@@ -45,28 +45,33 @@ pub(in crate::report) fn section(study: &Study<'_>) -> Option<Section> {
 
 fn query(study: &Study<'_>, mut rows: Vec<&RetrievalRow>) -> Query {
     rows.sort_by_key(|row| row.rank);
-    let place = rows.iter().position(|row| row.retrieved == row.sample);
+    let first = rows.first().map_or(0, |row| row.rank);
+    // Ranks may begin at 0 or 1, and a far one may follow: the own picture's.
+    let place = |row: &RetrievalRow| crate::num::widen(row.rank - first);
+    let own = rows.iter().find(|row| row.retrieved == row.sample);
     let (text, sample) =
         rows.first().map_or_else(Default::default, |r| (r.text.clone(), r.sample));
+    let score = |row: &RetrievalRow| words::number(f64::from(row.score), 2);
     let hit = |row: &&RetrievalRow| Hit {
         sample: row.retrieved,
         picture: picture(study, row.retrieved),
-        score: words::number(f64::from(row.score), 2),
+        score: score(row),
         own: row.retrieved == row.sample,
     };
-    let missed = place.is_none_or(|place| place >= SHOWN).then(|| Hit {
+    let missed = own.is_none_or(|row| place(row) >= SHOWN).then(|| Hit {
         sample,
         picture: picture(study, sample),
-        score: place
-            .map_or_else(String::new, |p| words::number(f64::from(rows[p].score), 2)),
+        score: own.map_or_else(String::new, |row| score(row)),
         own: true,
     });
-    let outcome = match place {
+    let known = rows.iter().find_map(|row| row.own_rank).map(crate::num::widen);
+    let outcome = match known.or_else(|| own.map(|row| place(row))) {
         Some(0) => "found first".to_owned(),
         Some(place) => format!("own picture is number {}", place + 1),
         None => format!("own picture is not among the first {}", rows.len()),
     };
-    Query { text, outcome, hits: rows.iter().take(SHOWN).map(hit).collect(), missed }
+    let hits = rows.iter().filter(|row| place(row) < SHOWN).map(hit).collect();
+    Query { text, outcome, hits, missed }
 }
 
 fn picture(study: &Study<'_>, sample: u32) -> String {
@@ -75,5 +80,29 @@ fn picture(study: &Study<'_>, sample: u32) -> String {
             format!("data:image/png;base64,{}", STANDARD.encode(bytes))
         }
         _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::report::sample::inputs;
+
+    #[test]
+    fn a_far_rank_is_told_truly_and_ranks_may_begin_at_one() {
+        let mut inputs = inputs(&["seeds=[1]"]);
+        inputs.retrievals.retain(|r| r.query == 3 && r.rank < 5);
+        inputs.retrievals.iter_mut().for_each(|r| r.rank += 1);
+        let mut own = inputs.retrievals[0].clone();
+        (own.rank, own.retrieved) = (38, own.sample);
+        inputs.retrievals.push(own);
+        inputs.retrievals.iter_mut().for_each(|r| r.own_rank = None);
+        let page = crate::report::render(&inputs).unwrap().html;
+        assert!(page.contains("own picture is number 38"));
+        assert_eq!(page.matches("class=\"hit\"").count(), 5);
+        assert_eq!(page.matches("class=\"hit own\"").count(), 1);
+        inputs.retrievals.pop();
+        inputs.retrievals.iter_mut().for_each(|r| r.own_rank = Some(216));
+        let page = crate::report::render(&inputs).unwrap().html;
+        assert!(page.contains("own picture is number 217"));
     }
 }

@@ -24,19 +24,16 @@ pub(in crate::report) fn section(study: &Study<'_>) -> Section {
     figures.extend(validation(study, &focus));
     figures.extend(routing(study, &focus, Routed::Entropy));
     figures.extend(routing(study, &focus, Routed::Load));
-    let mut blocks = vec![Block::Figures { figures, columns: 2 }];
+    let mut blocks: Vec<Block> = Block::figures(figures, 2).into_iter().collect();
     let others: Vec<&String> = study.runs.iter().filter(|r| !focus.contains(r)).collect();
     let small: Vec<Figure> =
         others.iter().filter_map(|run| against(study, run)).collect();
-    if !small.is_empty() {
+    if let Some(small) = Block::figures(small, 3) {
         let summary = format!(
             "Loss of the {} against the reference",
             words::count(others.len(), "other run")
         );
-        blocks.push(Block::Details {
-            summary,
-            blocks: vec![Block::Figures { figures: small, columns: 3 }],
-        });
+        blocks.push(Block::Details { summary, blocks: vec![small] });
     }
     Section {
         id: "training",
@@ -189,7 +186,7 @@ fn validation_of(study: &Study<'_>, runs: &[String], metric: &str) -> Option<Fig
         ..LineChart::default()
     };
     let caption =
-        format!("`{metric}` on the validation split, which every choice was made on.");
+        format!("`{metric}` on the validation split, the one kept for choices.");
     Figure::new("Validation", &caption, chart.draw())
 }
 

@@ -82,7 +82,7 @@ fn shared_means(a: &BySeed, b: &BySeed) -> (String, String) {
 fn headline(bouts: &[Bout<'_>], (ours, theirs): &(String, String)) -> String {
     let labels = |sign: Sign| -> Vec<String> {
         let chosen = bouts.iter().filter(|b| b.difference.sign() == sign);
-        chosen.map(|b| b.headline.label.clone()).collect()
+        chosen.map(|b| words::lower(&b.headline.label)).collect()
     };
     let seeds = bouts.iter().map(|b| b.difference.n).max().unwrap_or(0);
     let (won, lost) = (labels(Sign::Above), labels(Sign::Below));
@@ -133,8 +133,8 @@ fn statements(bouts: &[Bout<'_>]) -> Vec<String> {
     ];
     let mut out = Vec::new();
     for (area, title) in areas {
-        let parts: Vec<_> =
-            bouts.iter().filter(|b| b.headline.area == area).map(sentence).collect();
+        let own = || bouts.iter().filter(|b| b.headline.area == area);
+        let parts: Vec<_> = own().map(|bout| sentence(bout, title)).collect();
         if !parts.is_empty() {
             out.push(format!("{title}: {}.", parts.join("; ")));
         }
@@ -142,7 +142,7 @@ fn statements(bouts: &[Bout<'_>]) -> Vec<String> {
     out
 }
 
-fn sentence(bout: &Bout<'_>) -> String {
+fn sentence(bout: &Bout<'_>, title: &str) -> String {
     let (ours, theirs) = &bout.means;
     let end = match bout.difference.sign() {
         Sign::Above => "better",
@@ -152,7 +152,9 @@ fn sentence(bout: &Bout<'_>) -> String {
     };
     let points = words::points(&bout.difference);
     let label = &bout.headline.label;
-    format!("{label} {ours} against {theirs}, {points} points: {end}")
+    let label =
+        if label == title { String::new() } else { format!("{} ", words::lower(label)) };
+    format!("{label}{ours} against {theirs}, {points} points: {end}")
 }
 
 /// Expert similarity and routing entropy, each as a mean over layers.
@@ -256,7 +258,7 @@ fn figure(study: &Study<'_>, headlines: &[Headline], reference: &str) -> Option<
         title: format!("Paired differences from {theirs}"),
         x_label: format!("points of percent; right of zero is better than {theirs}"),
         groups: groups.collect(),
-        width: 640.0,
+        width: 540.0,
     };
     Figure::new(
         "Paired differences over seeds",
