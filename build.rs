@@ -52,7 +52,7 @@ fn main() {
     let rustc = rustc_version().unwrap_or_default();
     writeln!(table, "];\nconst RUSTC: &str = {rustc:?};")
         .expect("a string takes all text");
-    let out = env::var("OUT_DIR").expect("cargo sets OUT_DIR");
+    let out = env::var_os("OUT_DIR").expect("cargo sets OUT_DIR");
     fs::write(Path::new(&out).join("sources.rs"), table).expect("OUT_DIR can be written");
 }
 

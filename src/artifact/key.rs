@@ -108,7 +108,9 @@ impl Preimage {
         text(&self.source, &mut out);
         out.push_str(",\"stage\":");
         text(&self.stage, &mut out);
-        out.push_str(&format!(",\"version\":{}}}", self.version));
+        out.push_str(",\"version\":");
+        out.push_str(&self.version.to_string());
+        out.push('}');
         out
     }
 }

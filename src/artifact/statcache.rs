@@ -103,7 +103,7 @@ impl StatCache {
         }
     }
 
-    fn try_save(&mut self, path: &Path) -> Result<()> {
+    fn try_save(&self, path: &Path) -> Result<()> {
         let _guard = lock::exclusive(&path.with_extension("lock"))?;
         let mut merged = Self::load(path).entries;
         if merged.len() > LIMIT {

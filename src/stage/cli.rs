@@ -62,6 +62,7 @@ impl Location {
 }
 
 /// The arguments of a stage binary.
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag that was typed or not")]
 #[derive(Debug, Clone, Args)]
 struct StageArgs {
     #[command(flatten)]
@@ -213,7 +214,9 @@ fn report(error: &Error) {
     let mut text = format!("error: {error}\n");
     let mut cause = std::error::Error::source(error);
     while let Some(inner) = cause {
-        text.push_str(&format!("  caused by: {inner}\n"));
+        text.push_str("  caused by: ");
+        text.push_str(&inner.to_string());
+        text.push('\n');
         cause = inner.source();
     }
     // Nothing is left to tell anybody if standard error is gone.

@@ -334,10 +334,12 @@ fn used_variants<'a>(inits: &[(&str, &'a InitConfig)]) -> Result<BTreeSet<&'a st
     Ok(used)
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "stages without runs pass None instead")]
 fn base_name(seed: u64) -> Option<String> {
     Some(format!("s{seed}"))
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "stages without runs pass None instead")]
 fn run_name(name: &str, seed: u64) -> Option<String> {
     Some(format!("{name}-s{seed}"))
 }

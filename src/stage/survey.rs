@@ -163,10 +163,7 @@ impl<'a> Survey<'a> {
         let resolved = self.resolution(node, Depth::Recorded)?;
         let Expected { place, key, .. } = &resolved.expected;
         // A damaged manifest is the upstream stage's to report and repair.
-        let brief = match self.store.brief(place, key) {
-            Ok(Some(brief)) => brief,
-            Ok(None) | Err(_) => return Err(waits()),
-        };
+        let Ok(Some(brief)) = self.store.brief(place, key) else { return Err(waits()) };
         let files = select(&brief, upstream).map_err(|e| blocked(&e))?;
         Ok(Input {
             name: upstream.name.clone(),

@@ -9,6 +9,8 @@ use upcycle::error::Kind;
 
 use crate::harness::{STAGES, Settings, World, orders};
 
+type Damage = fn(&Path);
+
 fn writable(path: &Path) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
 }
@@ -57,7 +59,7 @@ fn flip_manifest(path: &Path) {
 
 #[test]
 fn every_kind_of_damage_is_repaired_without_touching_others() {
-    let damages: &[(&str, fn(&Path))] = &[
+    let damages: &[(&str, Damage)] = &[
         ("edited", flip),
         ("edited with restored time", flip_keeping_times),
         ("truncated", truncate),

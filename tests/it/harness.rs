@@ -247,7 +247,7 @@ fn numbers(job: &mut Job<'_>) -> Result<()> {
         "edits its input" => fs::write(outside, "changed").unwrap(),
         "is slow" => std::thread::sleep(Duration::from_millis(150)),
         "draws" => {
-            write(&job.output("luck.txt"), i64::from(std::process::id()) + count(job))
+            write(&job.output("luck.txt"), i64::from(std::process::id()) + count(job));
         }
         _ => {}
     }

@@ -1,5 +1,7 @@
 //! Promises of the store and of the drive, kept over a small pipeline of made-up stages.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
+
 mod cli;
 mod concurrency;
 mod crash;

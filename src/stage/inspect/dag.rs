@@ -109,8 +109,7 @@ fn carry(line: &str) -> String {
         .map(|c| {
             let drawn = match (branched, c) {
                 (true, ' ') => '─',
-                (true, '│') => '┼',
-                (true, '├') => '┼',
+                (true, '│' | '├') => '┼',
                 (true, '└') => '┴',
                 (_, c) => c,
             };

@@ -22,7 +22,7 @@ pub(crate) fn of_stage(src: &Path, name: &str) -> String {
     for path in reachable(src, name) {
         let bytes = fs::read(&path).unwrap_or_default();
         let name = path.strip_prefix(src).unwrap_or(&path).to_string_lossy().into_owned();
-        let text = if name.ends_with(".rs") {
+        let text = if path.extension().is_some_and(|extension| extension == "rs") {
             strip(&String::from_utf8_lossy(&bytes)).into_bytes()
         } else {
             bytes
@@ -119,7 +119,7 @@ fn files_of(module: &Path) -> Vec<PathBuf> {
             let path = entry.path();
             if path.is_dir() {
                 folders.push(path);
-            } else if path.file_name().is_some_and(|name| name != "tests.rs") {
+            } else if !path.to_string_lossy().ends_with("tests.rs") {
                 files.push(path);
             }
         }
