@@ -437,7 +437,11 @@ impl Clip {
     fn encode(&self, pieces: impl IndexedParallelIterator<Item = Vec<f32>>) -> Vec<f32> {
         let mut rows = pieces.collect::<Vec<_>>().concat();
         for row in rows.chunks_exact_mut(self.config.embed_dim) {
-            let length = simd::dot(row, row).sqrt().max(1e-12);
+            let length = simd::dispatch(
+                #[inline(always)]
+                || simd::dot(row, row),
+            );
+            let length = length.sqrt().max(1e-12);
             row.iter_mut().for_each(|v| *v /= length);
         }
         rows

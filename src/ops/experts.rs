@@ -227,8 +227,13 @@ pub fn ensemble(
         activation::apply(shape.activation, hidden);
         linear::forward(output, hidden, own.fc2, own.fc2_bias);
         let rows = y.chunks_exact_mut(d).zip(output.chunks_exact(d));
-        for ((y, o), p) in rows.zip(probabilities.chunks_exact(shape.experts)) {
-            y.iter_mut().zip(o).for_each(|(y, o)| *y = p[e].mul_add(*o, *y));
-        }
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for ((y, o), p) in rows.zip(probabilities.chunks_exact(shape.experts)) {
+                    y.iter_mut().zip(o).for_each(|(y, o)| *y = p[e].mul_add(*o, *y));
+                }
+            },
+        );
     }
 }

@@ -33,12 +33,18 @@ pub fn forward(routing: &mut Routing, x: &[f32], router: &[f32], width: usize, k
     routing.log_sum.resize(n, 0.0);
     let logits = &mut routing.probabilities;
     gemm::a_bt(logits, Rows::new(x, width), Rows::new(router, width), Write::Replace);
+    for (row, largest) in logits.chunks_exact_mut(e).zip(&mut routing.log_sum) {
+        *largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        row.iter_mut().for_each(|v| *v -= *largest);
+    }
+    simd::dispatch(
+        #[inline(always)]
+        || logits.iter_mut().for_each(|v| *v = simd::exp(*v)),
+    );
     for (token, row) in logits.chunks_exact_mut(e).enumerate() {
-        let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        row.iter_mut().for_each(|v| *v = simd::exp(*v - largest));
         let total: f32 = row.iter().sum();
         row.iter_mut().for_each(|v| *v /= total);
-        routing.log_sum[token] = largest + total.ln();
+        routing.log_sum[token] += total.ln();
         let slots = token * k..(token + 1) * k;
         top_k(row, &mut routing.chosen[slots.clone()], &mut routing.weights[slots]);
     }

@@ -16,7 +16,7 @@ use crate::train::{self, Objective};
 pub const STAGE: Stage = Stage {
     name: "pretrain",
     version: 1,
-    width: Width::Shared,
+    width: Width::Whole,
     about: "Trains the dense model from scratch, or takes over a checkpoint.",
     run,
 };
