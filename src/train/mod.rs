@@ -6,6 +6,8 @@
 mod record;
 mod resume;
 mod run;
+#[cfg(test)]
+mod run_tests;
 mod step;
 #[cfg(test)]
 mod step_tests;

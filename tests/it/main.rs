@@ -8,5 +8,6 @@ mod crash;
 mod damage;
 mod harness;
 mod makefile;
+mod pipeline;
 mod plan;
 mod staleness;
