@@ -36,7 +36,7 @@ fn touched(set: &[&str]) -> BTreeSet<&'static str> {
 
 #[test]
 fn every_node_comes_after_all_it_reads_and_exists_once() {
-    let nodes = nodes(&[]);
+    let nodes = nodes(&["seeds=[1, 2, 3]"]);
     let mut seen = BTreeSet::new();
     for node in &nodes {
         for upstream in &node.inputs {
@@ -103,7 +103,7 @@ fn more_seeds_leave_the_nodes_of_the_old_ones_alone() {
 
 #[test]
 fn a_shared_base_is_made_once_and_read_by_all_seeds() {
-    let nodes = nodes(&["pretrain.bases=shared"]);
+    let nodes = nodes(&["pretrain.bases=shared", "seeds=[1, 2, 3]"]);
     let of = |stage| nodes.iter().filter(|n| n.stage == stage).count();
     assert_eq!((of("pretrain"), of("subspaces"), of("train")), (1, 3, 36));
     for node in nodes.iter().filter(|node| node.stage == "upcycle") {
