@@ -3,6 +3,8 @@
 //! Names carry sizes and seed; the quality reached is printed beside the time, because a
 //! fast k-means with a poor objective is no k-means.
 
+#![expect(clippy::print_stdout, reason = "the quality stands beside the time")]
+
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,7 @@
 //! Clusters vectors by direction: `cargo run --release --example cluster_vectors`.
 
+#![expect(clippy::print_stdout, reason = "an example shows what it found")]
+
 use linfa::ParamGuard;
 use upcycle::cluster::SphericalKMeans;
 use upcycle::error::Result;

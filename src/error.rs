@@ -106,7 +106,7 @@ impl fmt::Debug for Error {
 
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.source.as_deref().map(|cause| cause as _)
+        self.source.as_deref().map(|cause| cause as &(dyn std::error::Error + 'static))
     }
 }
 

@@ -41,7 +41,7 @@ pub struct Compactness {
     pub directions: usize,
 }
 
-/// Scatters of `outputs` [N,d], the output of every token's first expert.
+/// Scatters of `outputs` `[N, d]`, the output of every token's first expert.
 ///
 /// Experts that are nobody's first have no mean and add nothing; E counts them all the
 /// same. O(N d E) time, all sums in f64.

@@ -56,13 +56,13 @@ pub mod metric {
 /// One MoE layer and what it did to N tokens.
 #[derive(Debug, Clone, Copy)]
 pub struct LayerView<'a> {
-    /// Routing probabilities [N,E].
+    /// Routing probabilities `[N, E]`.
     pub probs: &'a Matrix,
     /// K.
     pub top_k: usize,
     /// The experts of every token [N·K], best first.
     pub assigned: &'a [u32],
-    /// The output of every token's first expert [N,d].
+    /// The output of every token's first expert `[N, d]`.
     pub outputs: &'a Matrix,
     /// The weights of every expert.
     pub experts: &'a [ExpertWeights<'a>],
@@ -86,7 +86,7 @@ pub struct Reading {
 pub struct LayerAnalysis {
     /// All defined numbers, in the order of [`metric`].
     pub readings: Vec<Reading>,
-    /// Cosines between the experts' weights [E,E].
+    /// Cosines between the experts' weights `[E, E]`.
     pub cosines: SimilarityMatrix,
 }
 

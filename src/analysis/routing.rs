@@ -7,7 +7,7 @@ use crate::num;
 /// How far a token's probabilities may sum from 1; a softmax in f32 or bf16 stays within.
 const TOLERANCE: f64 = 1e-2;
 
-/// Probabilities [N,E] and the K experts of every token.
+/// Probabilities `[N, E]` and the K experts of every token.
 #[derive(Debug, Clone)]
 pub struct Routing<'a> {
     probs: &'a Matrix,
@@ -16,7 +16,8 @@ pub struct Routing<'a> {
 }
 
 impl<'a> Routing<'a> {
-    /// Checks probabilities [N,E] and `assigned` [N·K], a token's experts best first.
+    /// Checks probabilities `[N, E]` and `assigned` `[N·K]`, a token's experts best
+    /// first.
     ///
     /// # Errors
     /// No tokens, K outside 1..=E, lengths that disagree, probabilities that are no

@@ -171,9 +171,8 @@ fn divides(small_key: &str, small: usize, large_key: &str, large: usize) -> Resu
 fn named<'a>(
     key: &str,
     name: &str,
-    known: impl Iterator<Item = &'a String> + Clone,
+    known: impl Iterator<Item = &'a String>,
 ) -> Result<()> {
-    let list = known.clone().map(String::as_str).collect::<Vec<_>>().join(", ");
-    let exists = known.clone().any(|k| k == name);
-    require(exists, key, &name, &format!("one of: {list}"))
+    let known: Vec<&str> = known.map(String::as_str).collect();
+    require(known.contains(&name), key, &name, &format!("one of: {}", known.join(", ")))
 }

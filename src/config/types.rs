@@ -79,7 +79,7 @@ pub struct DatasetConfig {
 pub enum Activation {
     /// Exact GELU, x Φ(x) (`open_clip`'s default).
     Gelu,
-    /// x sigmoid(1.702 x) (OpenAI's models).
+    /// x sigmoid(1.702 x) (the models of `OpenAI`).
     QuickGelu,
 }
 

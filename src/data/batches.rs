@@ -34,7 +34,7 @@ pub struct Batch {
     pub pixels: Vec<f32>,
     /// Token ids [B, T].
     pub ids: Vec<u32>,
-    /// Numbers of the samples [B].
+    /// Numbers of the samples `[B]`.
     pub samples: Vec<u32>,
 }
 

@@ -20,7 +20,7 @@ pub mod similarity;
 mod tasks;
 mod validate;
 
-pub use bootstrap::{Bootstrap, Interval};
+pub use bootstrap::{Bootstrap, Draws, Interval};
 pub use bundle::{
     Bundle, Concept, Pixels, Split, Test, Tokenise, Train, Validation, Vocabulary,
 };

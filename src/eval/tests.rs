@@ -1,6 +1,7 @@
 //! The evaluation as a whole, with a model whose embeddings are known.
 
 use super::*;
+use crate::error::Context;
 use crate::eval::{Concept, Pixels, Split, Train, Validation, Vocabulary};
 use crate::eval::{example_retrievals, similarity, validate};
 use crate::linalg::Matrix;
@@ -66,7 +67,7 @@ impl Encoder for Toy {
 fn tokenise(texts: &[String]) -> Result<Vec<u32>> {
     let number = |text: &String| {
         let digits: String = text.chars().filter(char::is_ascii_digit).collect();
-        digits.parse::<u32>().map_err(|_| Error::failed(format!("no number in {text:?}")))
+        digits.parse::<u32>().context(|| format!("no number in {text:?}"))
     };
     texts.iter().map(number).collect()
 }

@@ -149,7 +149,7 @@ mod tests {
             let mut planes = Vec::new();
             square.push_planes(&mut planes);
             let mean = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-            let std = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+            let std = [0.268_629_54, 0.261_302_6, 0.275_777_1];
             for (i, (&ours, &theirs)) in planes.iter().zip(&truth.data).enumerate() {
                 let c = i / 1024;
                 let value = (f32::from(ours) / 255.0 - mean[c]) / std[c];

@@ -3,7 +3,7 @@
 //! The bytes of a Parquet file depend on the rows of every write call, on dictionary
 //! decisions and on the creator's name: here every write is a row group of [`GROUP`] rows,
 //! text is dictionary-coded, numbers are not, vectors are `FixedSizeList<f32>` stored
-//! as BYTE_STREAM_SPLIT + zstd without statistics, and the creator is always `upcycle`.
+//! as `BYTE_STREAM_SPLIT` + zstd without statistics, and the creator is always `upcycle`.
 
 mod column;
 mod stream;

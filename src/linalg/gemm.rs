@@ -29,7 +29,7 @@ impl Write {
 #[derive(Debug, Clone, Copy)]
 pub struct Rows<'a> {
     data: &'a [f32],
-    rows: usize,
+    count: usize,
     cols: usize,
     stride: usize,
 }
@@ -37,19 +37,19 @@ pub struct Rows<'a> {
 impl<'a> Rows<'a> {
     /// Consecutive rows of `cols` values; the number of rows follows.
     pub fn new(data: &'a [f32], cols: usize) -> Self {
-        Self { data, rows: data.len() / cols.max(1), cols, stride: cols }
+        Self { data, count: data.len() / cols.max(1), cols, stride: cols }
     }
 
-    /// `rows` rows of `cols` values, `stride` apart, from the start of `data`.
-    pub fn strided(data: &'a [f32], rows: usize, cols: usize, stride: usize) -> Self {
-        Self { data, rows, cols, stride }
+    /// `count` rows of `cols` values, `stride` apart, from the start of `data`.
+    pub fn strided(data: &'a [f32], count: usize, cols: usize, stride: usize) -> Self {
+        Self { data, count, cols, stride }
     }
 
     fn view(self) -> MatRef<'a, f32> {
         let last =
-            if self.rows == 0 { 0 } else { (self.rows - 1) * self.stride + self.cols };
+            if self.count == 0 { 0 } else { (self.count - 1) * self.stride + self.cols };
         let data = &self.data[..last];
-        MatRef::from_row_major_slice_with_stride(data, self.rows, self.cols, self.stride)
+        MatRef::from_row_major_slice_with_stride(data, self.count, self.cols, self.stride)
     }
 }
 

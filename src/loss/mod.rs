@@ -12,8 +12,8 @@ pub struct Valued<S> {
     pub slope: S,
 }
 
-/// The load-balance loss E/(K N) Σ n_e P_e: 1 at uniform. `counts` n_e are assignments (no
-/// gradient), `probability` sums of p_e over the `rows` N. The slope is d loss / d p_e of any
+/// The load-balance loss E/(K N) Σ n P: 1 at uniform. `counts` n are assignments (no
+/// gradient), `probability` sums P of p over the `rows` N. The slope is d loss / d p of any
 /// one token.
 pub fn balance(counts: &[f64], probability: &[f64], rows: f64) -> Valued<Vec<f64>> {
     let assignments: f64 = counts.iter().sum();

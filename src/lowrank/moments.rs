@@ -25,7 +25,7 @@ const PIECE: usize = 256;
 pub struct Ffn<'a> {
     /// W1 [h, d].
     pub fc1: &'a Matrix,
-    /// b1 [h].
+    /// b1 `[h]`.
     pub bias1: &'a [f32],
     /// W2 [d, h].
     pub fc2: &'a Matrix,

@@ -148,8 +148,8 @@ impl Head {
     /// Blocks, pooling, norm and projection on the residual stream of `state`.
     fn run(&self, params: &[f32], teacher: Teacher<'_>, state: &mut TowerState) {
         let d = self.width;
-        let rows = Rows { starts: &state.starts, counted: &state.counted };
-        self.blocks.forward(params, &mut state.x, rows, teacher, &mut state.blocks);
+        let rows = Rows { starts: &state.starts, counted: &state.counted, teacher };
+        self.blocks.forward(params, &mut state.x, rows, &mut state.blocks);
         state.pooled.clear();
         for &row in &state.pooled_rows {
             state.pooled.extend_from_slice(&state.x[row * d..(row + 1) * d]);
@@ -200,8 +200,8 @@ impl Head {
             state.x[row * d..(row + 1) * d].copy_from_slice(slope);
         }
         let kept = (pulls, state.blocks.as_mut_slice());
-        let (x, scratch) = (&mut state.x, &mut state.scratch);
-        self.blocks.backward((params, gradients), x, &state.starts, kept, scratch);
+        let rows = (state.x.as_mut_slice(), state.starts.as_slice());
+        self.blocks.backward((params, gradients), rows, kept, &mut state.scratch);
     }
 }
 
@@ -442,7 +442,9 @@ impl Clip {
                 || simd::dot(row, row),
             );
             let length = length.sqrt().max(1e-12);
-            row.iter_mut().for_each(|v| *v /= length);
+            for v in row {
+                *v /= length;
+            }
         }
         rows
     }

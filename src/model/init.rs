@@ -86,7 +86,13 @@ fn block(
             rng::fill_uniform(stream, width.powf(-0.5), out);
         }
         // A dense model has no experts; upcycling makes them.
-        (_, Part::Router | Part::ExpertFcWeight | Part::ExpertFcBias)
-        | (_, Part::ExpertProjWeight | Part::ExpertProjBias) => out.fill(0.0),
+        (
+            _,
+            Part::Router
+            | Part::ExpertFcWeight
+            | Part::ExpertFcBias
+            | Part::ExpertProjWeight
+            | Part::ExpertProjBias,
+        ) => out.fill(0.0),
     }
 }

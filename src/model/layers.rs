@@ -9,7 +9,7 @@ use super::params::Layout;
 use super::{ClipConfig, Moe, Tower};
 use crate::error::{Error, Result};
 
-/// The flat tensors of one FFN: W1 [h, d], b1 [h], W2 [d, h], b2 [d].
+/// The flat tensors of one FFN: W1 `[h, d]`, b1 `[h]`, W2 `[d, h]`, b2 `[d]`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct FfnTensors<'a> {
     /// W1.

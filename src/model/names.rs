@@ -4,7 +4,7 @@
 //! file writes the name of a parameter. Names are `open_clip`'s, so that a dense checkpoint
 //! of ours is one of theirs; in an MoE block the two layers of the FFN are replaced by a
 //! router and stacked experts. Weight decay is decided by [`Role`], never by tensor rank:
-//! stacked expert biases [E, h] are matrices in form only.
+//! stacked expert biases `[E, h]` are matrices in form only.
 
 use std::collections::BTreeMap;
 
@@ -39,39 +39,39 @@ impl Role {
 /// A parameter's place in a transformer block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
-    /// Gain of the LayerNorm before attention [d].
+    /// Gain of the LayerNorm before attention `[d]`.
     Ln1Weight,
-    /// Bias of the LayerNorm before attention [d].
+    /// Bias of the LayerNorm before attention `[d]`.
     Ln1Bias,
-    /// Query, key and value projections, stacked [3d, d].
+    /// Query, key and value projections, stacked `[3d, d]`.
     InProjWeight,
-    /// Their biases [3d].
+    /// Their biases `[3d]`.
     InProjBias,
-    /// Output projection of attention [d, d].
+    /// Output projection of attention `[d, d]`.
     OutProjWeight,
-    /// Its bias [d].
+    /// Its bias `[d]`.
     OutProjBias,
-    /// Gain of the LayerNorm before the FFN [d].
+    /// Gain of the LayerNorm before the FFN `[d]`.
     Ln2Weight,
-    /// Bias of the LayerNorm before the FFN [d].
+    /// Bias of the LayerNorm before the FFN `[d]`.
     Ln2Bias,
-    /// First layer of a dense FFN, W1 [h, d].
+    /// First layer of a dense FFN, W1 `[h, d]`.
     FcWeight,
-    /// Its bias b1 [h].
+    /// Its bias b1 `[h]`.
     FcBias,
-    /// Second layer of a dense FFN, W2 [d, h].
+    /// Second layer of a dense FFN, W2 `[d, h]`.
     ProjWeight,
-    /// Its bias b2 [d].
+    /// Its bias b2 `[d]`.
     ProjBias,
-    /// Router of an MoE block [E, d].
+    /// Router of an MoE block `[E, d]`.
     Router,
-    /// First layers of the experts [E, h, d].
+    /// First layers of the experts `[E, h, d]`.
     ExpertFcWeight,
-    /// Their biases [E, h].
+    /// Their biases `[E, h]`.
     ExpertFcBias,
-    /// Second layers of the experts [E, d, h].
+    /// Second layers of the experts `[E, d, h]`.
     ExpertProjWeight,
-    /// Their biases [E, d].
+    /// Their biases `[E, d]`.
     ExpertProjBias,
 }
 
@@ -173,25 +173,25 @@ impl Part {
 pub enum Place {
     /// The logarithm of the logits' scale, a scalar.
     LogitScale,
-    /// The class token of the image tower [d].
+    /// The class token of the image tower `[d]`.
     ClassEmbedding,
     /// The patch convolution of the image tower [d, 3, patch, patch].
     PatchEmbedding,
-    /// Token embeddings of the text tower [V, d].
+    /// Token embeddings of the text tower `[V, d]`.
     TokenEmbedding,
-    /// Position embeddings of a tower [T, d].
+    /// Position embeddings of a tower `[T, d]`.
     PositionEmbedding(Tower),
-    /// Gain of the LayerNorm before the image tower's blocks [d].
+    /// Gain of the LayerNorm before the image tower's blocks `[d]`.
     PreNormWeight,
-    /// Bias of the LayerNorm before the image tower's blocks [d].
+    /// Bias of the LayerNorm before the image tower's blocks `[d]`.
     PreNormBias,
     /// A part of a block of a tower.
     Block(Tower, usize, Part),
-    /// Gain of the LayerNorm after a tower's blocks [d].
+    /// Gain of the LayerNorm after a tower's blocks `[d]`.
     PostNormWeight(Tower),
-    /// Bias of the LayerNorm after a tower's blocks [d].
+    /// Bias of the LayerNorm after a tower's blocks `[d]`.
     PostNormBias(Tower),
-    /// Projection of a tower to the shared embedding [d, P], used as x P.
+    /// Projection of a tower to the shared embedding `[d, P]`, used as x P.
     Projection(Tower),
 }
 

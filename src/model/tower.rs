@@ -91,6 +91,8 @@ pub struct Rows<'a> {
     pub starts: &'a [usize],
     /// Rows that enter balance, distillation and statistics.
     pub counted: &'a [bool],
+    /// Who teaches the MoE layers.
+    pub teacher: Teacher<'a>,
 }
 
 impl Transformer {
@@ -128,7 +130,6 @@ impl Transformer {
         params: &[f32],
         x: &mut [f32],
         rows: Rows<'_>,
-        teacher: Teacher<'_>,
         states: &mut [BlockState],
     ) {
         let d = self.shape.width;
@@ -160,8 +161,8 @@ impl Transformer {
             linear::forward_add(x, &state.mixed, weight, bias);
             let (gain, bias) = block.ln_2.of(params);
             layer_norm::forward(&mut state.ffn_input, x, gain, bias, &mut state.ln_2);
-            let input = (state.ffn_input.as_slice(), rows.counted);
-            block.ffn.forward_add(params, x, input, teacher, &mut state.ffn);
+            let input = (state.ffn_input.as_slice(), rows);
+            block.ffn.forward_add(params, x, input, &mut state.ffn);
         }
     }
 
@@ -170,8 +171,7 @@ impl Transformer {
     pub fn backward(
         &self,
         (params, gradients): (&[f32], &mut [f32]),
-        dx: &mut [f32],
-        starts: &[usize],
+        (dx, starts): (&mut [f32], &[usize]),
         (pulls, states): (&[LayerPull], &mut [BlockState]),
         scratch: &mut Scratch,
     ) {
@@ -188,8 +188,7 @@ impl Transformer {
                 flat,
                 (dx, inner),
                 (input, pull),
-                &mut state.ffn,
-                &mut scratch.hidden,
+                (&mut state.ffn, &mut scratch.hidden),
             );
             norm_backward(dx, inner, (params, gradients), &block.ln_2, &state.ln_2);
 

@@ -128,7 +128,9 @@ fn softmax_rows(p: &mut [f32], t: usize, scale: f32, causal: bool) {
     for (i, row) in p.chunks_exact_mut(t).enumerate() {
         let visible = if causal { i + 1 } else { t };
         let (seen, hidden) = row.split_at_mut(visible);
-        seen.iter_mut().for_each(|v| *v *= scale);
+        for v in seen.iter_mut() {
+            *v *= scale;
+        }
         simd::softmax(seen);
         hidden.fill(0.0);
     }

@@ -1,6 +1,6 @@
 //! The symmetric contrastive loss over a batch, from raw embeddings to their gradients.
 //!
-//! L = ½ (CE(s Î T̂ᵀ) + CE(s T̂ Îᵀ)) with unit rows Î, T̂ and s = exp(logit_scale)
+//! L = ½ (CE(s Î T̂ᵀ) + CE(s T̂ Îᵀ)) with unit rows Î, T̂ and s = `exp(logit_scale)`
 //! (METHOD §4). One operator, because the two cross-entropies share the similarity matrix
 //! and the gradient passes through the normalisation at once. Sums of the loss are f64.
 
@@ -16,7 +16,7 @@ pub struct Contrastive {
     pub image_gradient: Vec<f32>,
     /// d loss / d raw text embeddings [B, P].
     pub text_gradient: Vec<f32>,
-    /// d loss / d logit_scale.
+    /// d loss / d `logit_scale`.
     pub scale_gradient: f64,
     images: Unit,
     texts: Unit,
@@ -46,7 +46,9 @@ impl Unit {
                 )
                 .sqrt()
                 .max(1e-12);
-            row.iter_mut().for_each(|v| *v *= inverse);
+            for v in row {
+                *v *= inverse;
+            }
             self.inverse_length.push(inverse);
         }
     }
@@ -136,7 +138,9 @@ fn cross_entropy(similarity: &mut [f32], pairs: usize, scale: f32) -> (f64, f64)
                     *v = e;
                 }
                 let inverse = crate::num::round_f32(1.0 / total);
-                row.iter_mut().for_each(|v| *v *= inverse);
+                for v in row.iter_mut() {
+                    *v *= inverse;
+                }
                 row[label] -= 1.0;
                 (total.ln() - f64::from(target), weighted / total - f64::from(own))
             },

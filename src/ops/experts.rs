@@ -207,7 +207,7 @@ pub fn backward_add(
     }
 }
 
-/// The dense ensemble `y` [n, d] = Σ over *all* experts of p_e E_e(x) for rows of `x`
+/// The dense ensemble `y` [n, d] = Σ over *all* experts of p E(x) for rows of `x`
 /// [n, d], without gradients: EESD's teacher (METHOD §4). `scratch` grows to n h + n d.
 pub fn ensemble(
     y: &mut [f32],

@@ -7,7 +7,7 @@ use super::simd;
 /// PyTorch's default, which every published CLIP uses.
 pub const EPSILON: f32 = 1e-5;
 
-/// What the backward needs: normalised rows [N, d] and 1/σ [N].
+/// What the backward needs: normalised rows `[N, d]` and 1/σ `[N]`.
 #[derive(Debug, Default, Clone)]
 pub struct Saved {
     normalised: Vec<f32>,
@@ -42,7 +42,7 @@ pub fn forward(y: &mut [f32], x: &[f32], gain: &[f32], bias: &[f32], saved: &mut
     );
 }
 
-/// Gradients of gain and bias, [d] each, added to.
+/// Gradients of gain and bias, `[d]` each, added to.
 #[derive(Debug)]
 pub struct Gradients<'a> {
     /// Gradient of the gain.
@@ -51,7 +51,7 @@ pub struct Gradients<'a> {
     pub bias: &'a mut [f32],
 }
 
-/// *Adds* the input gradient to `dx` [N, d]; `scratch` is [d].
+/// *Adds* the input gradient to `dx` `[N, d]`; `scratch` is `[d]`.
 pub fn backward_add(
     dx: &mut [f32],
     dy: &[f32],

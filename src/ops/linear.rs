@@ -39,7 +39,7 @@ pub fn backward_input(dx: &mut [f32], dy: &[f32], weight: &[f32], out: usize) {
     gemm::a_b(dx, Rows::new(dy, out), Rows::new(weight, width), Write::Replace);
 }
 
-/// Parameter gradients: `dw` [o, i] += dyᵀ x, `db` [o] += Σ dy.
+/// Parameter gradients: `dw` `[o, i]` += dyᵀ x, `db` `[o]` += Σ dy.
 pub fn backward_parameters(dw: &mut [f32], db: &mut [f32], dy: &[f32], x: &[f32]) {
     let out = db.len();
     let width = dw.len() / out;

@@ -16,7 +16,7 @@ pub struct Routing {
     pub chosen: Vec<u32>,
     /// Their renormalised weights [N, K].
     pub weights: Vec<f32>,
-    /// log Σ exp of the logits [N].
+    /// log Σ exp of the logits `[N]`.
     pub log_sum: Vec<f32>,
     /// Gradient of the weights [N, K], filled by the experts' backward.
     pub weight_gradient: Vec<f32>,
@@ -35,7 +35,9 @@ pub fn forward(routing: &mut Routing, x: &[f32], router: &[f32], width: usize, k
     gemm::a_bt(logits, Rows::new(x, width), Rows::new(router, width), Write::Replace);
     for (row, largest) in logits.chunks_exact_mut(e).zip(&mut routing.log_sum) {
         *largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        row.iter_mut().for_each(|v| *v -= *largest);
+        for v in row {
+            *v -= *largest;
+        }
     }
     simd::dispatch(
         #[inline(always)]
@@ -43,7 +45,9 @@ pub fn forward(routing: &mut Routing, x: &[f32], router: &[f32], width: usize, k
     );
     for (token, row) in logits.chunks_exact_mut(e).enumerate() {
         let total: f32 = row.iter().sum();
-        row.iter_mut().for_each(|v| *v /= total);
+        for v in row.iter_mut() {
+            *v /= total;
+        }
         routing.log_sum[token] += total.ln();
         let slots = token * k..(token + 1) * k;
         top_k(row, &mut routing.chosen[slots.clone()], &mut routing.weights[slots]);
@@ -65,17 +69,19 @@ fn top_k(row: &[f32], chosen: &mut [u32], weights: &mut [f32]) {
         weights[slot] = row[best];
     }
     let total: f32 = weights.iter().sum();
-    weights.iter_mut().for_each(|w| *w /= total);
+    for w in weights {
+        *w /= total;
+    }
 }
 
 /// What the auxiliary losses ask of the logits of each counted token.
 #[derive(Debug, Clone)]
 pub struct Auxiliary<'a> {
-    /// d loss / d probability of each expert [E], the same for every counted token.
+    /// d loss / d probability of each expert `[E]`, the same for every counted token.
     pub probability: &'a [f32],
     /// d loss / d (log-sum-exp)² of a counted token.
     pub log_sum_square: f32,
-    /// Which tokens count [N].
+    /// Which tokens count `[N]`.
     pub counted: &'a [bool],
 }
 

@@ -118,8 +118,30 @@ fn output(model: &Checkpoint, expert: &FfnTensors<'_>, input: &[f32]) -> Vec<f32
 /// The rows of both tables.
 #[derive(Debug, Default)]
 struct Rows {
-    readings: (Vec<String>, Vec<String>, Vec<u32>, Vec<String>, Vec<u32>, Vec<f64>),
-    cosines: (Vec<String>, Vec<String>, Vec<u32>, Vec<u32>, Vec<u32>, Vec<f64>),
+    readings: Readings,
+    cosines: Cosines,
+}
+
+/// Columns of `analysis.parquet`.
+#[derive(Debug, Default)]
+struct Readings {
+    point: Vec<String>,
+    tower: Vec<String>,
+    layer: Vec<u32>,
+    metric: Vec<String>,
+    expert: Vec<u32>,
+    value: Vec<f64>,
+}
+
+/// Columns of `similarity_matrix.parquet`.
+#[derive(Debug, Default)]
+struct Cosines {
+    point: Vec<String>,
+    tower: Vec<String>,
+    layer: Vec<u32>,
+    expert: Vec<u32>,
+    other: Vec<u32>,
+    cosine: Vec<f64>,
 }
 
 impl Rows {
@@ -132,43 +154,43 @@ impl Rows {
         let layer = index_u32(block);
         for reading in &found.readings {
             let rows = &mut self.readings;
-            rows.0.push(point.to_owned());
-            rows.1.push(tower.name().to_owned());
-            rows.2.push(layer);
-            rows.3.push(reading.metric.to_owned());
-            rows.4.push(reading.expert.map_or(LAYER, index_u32));
-            rows.5.push(reading.value);
+            rows.point.push(point.to_owned());
+            rows.tower.push(tower.name().to_owned());
+            rows.layer.push(layer);
+            rows.metric.push(reading.metric.to_owned());
+            rows.expert.push(reading.expert.map_or(LAYER, index_u32));
+            rows.value.push(reading.value);
         }
         let e = found.cosines.experts();
         for (expert, other) in (0..e * e).map(|i| (i / e, i % e)) {
             let rows = &mut self.cosines;
-            rows.0.push(point.to_owned());
-            rows.1.push(tower.name().to_owned());
-            rows.2.push(layer);
-            rows.3.push(index_u32(expert));
-            rows.4.push(index_u32(other));
-            rows.5.push(found.cosines.get(expert, other));
+            rows.point.push(point.to_owned());
+            rows.tower.push(tower.name().to_owned());
+            rows.layer.push(layer);
+            rows.expert.push(index_u32(expert));
+            rows.other.push(index_u32(other));
+            rows.cosine.push(found.cosines.get(expert, other));
         }
     }
 
     fn write(self, job: &Job<'_>) -> Result<()> {
         let rows = self.readings;
         Table::new()
-            .with("point", Column::Text(rows.0))
-            .with("tower", Column::Text(rows.1))
-            .with("layer", Column::U32(rows.2))
-            .with("metric", Column::Text(rows.3))
-            .with("expert", Column::U32(rows.4))
-            .with("value", Column::F64(rows.5))
+            .with("point", Column::Text(rows.point))
+            .with("tower", Column::Text(rows.tower))
+            .with("layer", Column::U32(rows.layer))
+            .with("metric", Column::Text(rows.metric))
+            .with("expert", Column::U32(rows.expert))
+            .with("value", Column::F64(rows.value))
             .write(&job.output("analysis.parquet"))?;
         let rows = self.cosines;
         Table::new()
-            .with("point", Column::Text(rows.0))
-            .with("tower", Column::Text(rows.1))
-            .with("layer", Column::U32(rows.2))
-            .with("expert", Column::U32(rows.3))
-            .with("other", Column::U32(rows.4))
-            .with("cosine", Column::F64(rows.5))
+            .with("point", Column::Text(rows.point))
+            .with("tower", Column::Text(rows.tower))
+            .with("layer", Column::U32(rows.layer))
+            .with("expert", Column::U32(rows.expert))
+            .with("other", Column::U32(rows.other))
+            .with("cosine", Column::F64(rows.cosine))
             .write(&job.output("similarity_matrix.parquet"))
     }
 }

@@ -81,10 +81,42 @@ fn layers(job: &Job<'_>) -> Result<Vec<(Tower, usize)>> {
 /// The three tables, row by row.
 #[derive(Debug, Default)]
 struct Outputs {
-    assignments: (Vec<String>, Vec<u32>, Vec<u32>, Vec<u32>, Vec<u32>, Vec<f32>),
-    clusters: (Vec<String>, Vec<u32>, Vec<u32>, Vec<u32>, Vec<f64>),
-    iterations:
-        (Vec<String>, Vec<u32>, Vec<u32>, Vec<u32>, Vec<f64>, Vec<u32>, Vec<bool>),
+    assignments: Assignments,
+    clusters: Clusters,
+    iterations: Iterations,
+}
+
+/// Columns of `assignments.parquet`.
+#[derive(Debug, Default)]
+struct Assignments {
+    tower: Vec<String>,
+    layer: Vec<u32>,
+    sample: Vec<u32>,
+    position: Vec<u32>,
+    cluster: Vec<u32>,
+    cosine: Vec<f32>,
+}
+
+/// Columns of `clusters.parquet`.
+#[derive(Debug, Default)]
+struct Clusters {
+    tower: Vec<String>,
+    layer: Vec<u32>,
+    cluster: Vec<u32>,
+    size: Vec<u32>,
+    mean_cosine: Vec<f64>,
+}
+
+/// Columns of `iterations.parquet`.
+#[derive(Debug, Default)]
+struct Iterations {
+    tower: Vec<String>,
+    layer: Vec<u32>,
+    restart: Vec<u32>,
+    iteration: Vec<u32>,
+    objective: Vec<f64>,
+    refilled: Vec<u32>,
+    chosen: Vec<bool>,
 }
 
 impl Outputs {
@@ -97,32 +129,32 @@ impl Outputs {
     ) -> Result<()> {
         let (tower, layer, n) = (tower.name().to_owned(), index_u32(layer), table.rows());
         let rows = &mut self.assignments;
-        rows.0.extend(std::iter::repeat_n(tower.clone(), n));
-        rows.1.extend(std::iter::repeat_n(layer, n));
-        rows.2.extend_from_slice(table.u32s("sample")?);
-        rows.3.extend_from_slice(table.u32s("position")?);
-        rows.4.extend_from_slice(&model.assignments);
-        rows.5.extend_from_slice(&model.cosines);
+        rows.tower.extend(std::iter::repeat_n(tower.clone(), n));
+        rows.layer.extend(std::iter::repeat_n(layer, n));
+        rows.sample.extend_from_slice(table.u32s("sample")?);
+        rows.position.extend_from_slice(table.u32s("position")?);
+        rows.cluster.extend_from_slice(&model.assignments);
+        rows.cosine.extend_from_slice(&model.cosines);
         for (cluster, &size) in model.sizes.iter().enumerate() {
             let own = model.assignments.iter().zip(&model.cosines);
             let own = own.filter(|(c, _)| **c == index_u32(cluster));
             let total: f64 = own.map(|(_, cosine)| f64::from(*cosine)).sum();
             let rows = &mut self.clusters;
-            rows.0.push(tower.clone());
-            rows.1.push(layer);
-            rows.2.push(index_u32(cluster));
-            rows.3.push(index_u32(size));
-            rows.4.push(total / size.max(1) as f64);
+            rows.tower.push(tower.clone());
+            rows.layer.push(layer);
+            rows.cluster.push(index_u32(cluster));
+            rows.size.push(index_u32(size));
+            rows.mean_cosine.push(total / size.max(1) as f64);
         }
         for stats in &model.history {
             let rows = &mut self.iterations;
-            rows.0.push(tower.clone());
-            rows.1.push(layer);
-            rows.2.push(index_u32(stats.restart));
-            rows.3.push(index_u32(stats.iteration));
-            rows.4.push(stats.objective);
-            rows.5.push(index_u32(stats.refilled));
-            rows.6.push(stats.restart == model.restart);
+            rows.tower.push(tower.clone());
+            rows.layer.push(layer);
+            rows.restart.push(index_u32(stats.restart));
+            rows.iteration.push(index_u32(stats.iteration));
+            rows.objective.push(stats.objective);
+            rows.refilled.push(index_u32(stats.refilled));
+            rows.chosen.push(stats.restart == model.restart);
         }
         Ok(())
     }
@@ -130,30 +162,30 @@ impl Outputs {
     fn write(self, job: &Job<'_>) -> Result<()> {
         let rows = self.assignments;
         Table::new()
-            .with("tower", Column::Text(rows.0))
-            .with("layer", Column::U32(rows.1))
-            .with("sample", Column::U32(rows.2))
-            .with("position", Column::U32(rows.3))
-            .with("cluster", Column::U32(rows.4))
-            .with("cosine", Column::F32(rows.5))
+            .with("tower", Column::Text(rows.tower))
+            .with("layer", Column::U32(rows.layer))
+            .with("sample", Column::U32(rows.sample))
+            .with("position", Column::U32(rows.position))
+            .with("cluster", Column::U32(rows.cluster))
+            .with("cosine", Column::F32(rows.cosine))
             .write(&job.output("assignments.parquet"))?;
         let rows = self.clusters;
         Table::new()
-            .with("tower", Column::Text(rows.0))
-            .with("layer", Column::U32(rows.1))
-            .with("cluster", Column::U32(rows.2))
-            .with("size", Column::U32(rows.3))
-            .with("mean_cosine", Column::F64(rows.4))
+            .with("tower", Column::Text(rows.tower))
+            .with("layer", Column::U32(rows.layer))
+            .with("cluster", Column::U32(rows.cluster))
+            .with("size", Column::U32(rows.size))
+            .with("mean_cosine", Column::F64(rows.mean_cosine))
             .write(&job.output("clusters.parquet"))?;
         let rows = self.iterations;
         Table::new()
-            .with("tower", Column::Text(rows.0))
-            .with("layer", Column::U32(rows.1))
-            .with("restart", Column::U32(rows.2))
-            .with("iteration", Column::U32(rows.3))
-            .with("objective", Column::F64(rows.4))
-            .with("refilled", Column::U32(rows.5))
-            .with("chosen", Column::Bool(rows.6))
+            .with("tower", Column::Text(rows.tower))
+            .with("layer", Column::U32(rows.layer))
+            .with("restart", Column::U32(rows.restart))
+            .with("iteration", Column::U32(rows.iteration))
+            .with("objective", Column::F64(rows.objective))
+            .with("refilled", Column::U32(rows.refilled))
+            .with("chosen", Column::Bool(rows.chosen))
             .write(&job.output("iterations.parquet"))
     }
 }

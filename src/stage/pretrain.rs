@@ -82,7 +82,7 @@ fn shape(model: &ModelConfig, data: &Meta) -> ClipConfig {
     }
 }
 
-fn take_over(job: &mut Job<'_>) -> Result<()> {
+fn take_over(job: &Job<'_>) -> Result<()> {
     let (config, tensors) = import::import(job.path("checkpoint")?, None)?;
     let pictures = training::open(job)?;
     let data = &pictures.dataset.meta;

@@ -14,7 +14,7 @@ use crate::optim::AdamW;
 
 /// A run at a step.
 #[derive(Debug, Clone, PartialEq)]
-pub struct State {
+pub(super) struct State {
     /// Parameters.
     pub values: Vec<f32>,
     /// Optimiser.
@@ -29,7 +29,7 @@ const FOLDER: &str = "state";
 
 impl State {
     /// Writes the state into `scratch`, replacing an earlier one.
-    pub fn save(&self, scratch: &Path) -> Result<()> {
+    pub(super) fn save(&self, scratch: &Path) -> Result<()> {
         let place = || format!("saving a checkpoint in {}", scratch.display());
         let fresh = scratch.join("state.new");
         remove(&fresh)?;
@@ -64,7 +64,7 @@ impl State {
     /// Restores the state of an interrupted run into `self`; `false` if there is none. A
     /// damaged checkpoint counts as none: the run then starts over and ends with the same
     /// bits.
-    pub fn restore(&mut self, scratch: &Path) -> bool {
+    pub(super) fn restore(&mut self, scratch: &Path) -> bool {
         let found = [FOLDER, "state.old"]
             .iter()
             .find_map(|folder| self.read(&scratch.join(folder)).ok());

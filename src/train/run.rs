@@ -93,8 +93,12 @@ pub fn train(
         let pairs = Pairs { pixels: &batch.pixels, ids: &batch.ids };
         let logit_scale = f64::from(state.values[scale_at]);
         let distiller = distiller(plan, state.average.as_deref());
-        let losses =
-            stepper.run(&state.values, pairs, &plan.objective, distiller, &mut gradients);
+        let losses = stepper.run(
+            (&state.values, &mut gradients),
+            pairs,
+            &plan.objective,
+            distiller,
+        );
         let done = batch.step + 1;
         if !losses.total.is_finite() {
             let step = batch.step;

@@ -72,11 +72,10 @@ impl Stepper {
     /// Loss and gradient of a batch; the gradient overwrites `gradients`.
     pub fn run(
         &mut self,
-        params: &[f32],
+        (params, gradients): (&[f32], &mut [f32]),
         pairs: Pairs<'_>,
         objective: &Objective,
         distiller: Distiller<'_>,
-        gradients: &mut [f32],
     ) -> Losses {
         let width = self.engine.clip().config().embed_dim;
         let scale_at = self.engine.clip().layout().range(Place::LogitScale).start;

@@ -91,7 +91,7 @@ fn losses_and_all_gradients_equal_the_references() {
             let pairs = Pairs { pixels: &pixels, ids: &ids };
             let distiller = Distiller::Layers(&teacher, share);
             let losses =
-                stepper.run(&values, pairs, &objective, distiller, &mut gradients);
+                stepper.run((&values, &mut gradients), pairs, &objective, distiller);
 
             let tensors = layout.unflatten(&values);
             let reference =
@@ -127,7 +127,7 @@ fn every_parameter_gets_a_gradient() {
     let mut stepper = Stepper::new(Engine::new(Clip::new(&config)));
     let pairs = Pairs { pixels: &pixels, ids: &ids };
     let objective = Objective { balance: 0.1, ..Objective::default() };
-    stepper.run(&values, pairs, &objective, Distiller::None, &mut gradients);
+    stepper.run((&values, &mut gradients), pairs, &objective, Distiller::None);
     for (parameter, range) in Layout::new(&config).iter() {
         let norm = gradients[range].iter().map(|g| g.abs()).sum::<f32>();
         assert!(norm > 0.0, "{} gets no gradient", parameter.name);
@@ -146,7 +146,7 @@ fn distilling_embeddings_has_the_gradient_of_finite_differences() {
     let mut run = |values: &[f32]| {
         let mut gradients = vec![0.0; values.len()];
         let distiller = Distiller::Embeddings(&teacher);
-        let losses = stepper.run(values, pairs, &objective, distiller, &mut gradients);
+        let losses = stepper.run((values, &mut gradients), pairs, &objective, distiller);
         assert!(losses.eesd > 0.0);
         (losses.total, gradients)
     };
@@ -181,7 +181,7 @@ fn the_step_does_not_depend_on_the_number_of_threads() {
             let objective = Objective { balance: 0.1, router_z: 0.1, eesd: 0.1 };
             let distiller = Distiller::Layers(&values, 0.5);
             let losses =
-                stepper.run(&values, pairs, &objective, distiller, &mut gradients);
+                stepper.run((&values, &mut gradients), pairs, &objective, distiller);
             (losses, gradients.iter().map(|g| g.to_bits()).collect::<Vec<_>>())
         })
     };
@@ -272,8 +272,12 @@ fn the_engine_equals_hugging_face_and_open_clip() {
             let mut stepper = Stepper::new(engine);
             let mut gradients = vec![0.0; values.len()];
             let objective = Objective::default();
-            let losses =
-                stepper.run(&values, pairs, &objective, Distiller::None, &mut gradients);
+            let losses = stepper.run(
+                (&values, &mut gradients),
+                pairs,
+                &objective,
+                Distiller::None,
+            );
             assert!((losses.total - f64::from(floats("loss")[0])).abs() < 1e-4);
             let reference =
                 ReferenceClip::new(&config, &tensors, DType::F64, &Device::Cpu).unwrap();

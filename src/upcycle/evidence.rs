@@ -15,7 +15,7 @@ const TOLERANCE: f64 = 1e-3;
 /// What a method may read of one layer besides the dense FFN.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Evidence<'a> {
-    /// Unit centroids [E,d].
+    /// Unit centroids `[E, d]`.
     pub centroids: Option<&'a Matrix>,
     /// Subspaces, one entry an expert.
     pub subspaces: Option<&'a [ExpertBases]>,
@@ -24,18 +24,19 @@ pub struct Evidence<'a> {
 /// The subspaces of one expert.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ExpertBases {
-    /// Of the outputs of W1 [h].
+    /// Of the outputs of W1 `[h]`.
     pub fc1: MatrixBasis,
-    /// Of the outputs of W2 [d].
+    /// Of the outputs of W2 `[d]`.
     pub fc2: MatrixBasis,
 }
 
 /// The subspace of one matrix' outputs that an expert keeps.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct MatrixBasis {
-    /// U [out,r], orthonormal columns; `None` where the rank is full and W stays as it is.
+    /// U `[out, r]`, orthonormal columns; `None` where the rank is full and W stays as
+    /// it is.
     pub basis: Option<Matrix>,
-    /// The cluster's mean output without bias, W μ [out]; present for `centre: mean`.
+    /// The cluster's mean output without bias, W μ `[out]`; present for `centre: mean`.
     pub mean: Option<Vec<f32>>,
 }
 

@@ -6,13 +6,13 @@ use crate::linalg::Matrix;
 /// The FFN of one block, `fc2 act(fc1 x + fc1_bias) + fc2_bias`: the dense one or an expert.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DenseFfn {
-    /// W1 [h,d].
+    /// W1 `[h, d]`.
     pub fc1: Matrix,
-    /// b1 [h].
+    /// b1 `[h]`.
     pub fc1_bias: Vec<f32>,
-    /// W2 [d,h].
+    /// W2 `[d, h]`.
     pub fc2: Matrix,
-    /// b2 [d].
+    /// b2 `[d]`.
     pub fc2_bias: Vec<f32>,
 }
 
@@ -21,7 +21,7 @@ pub struct DenseFfn {
 pub struct Experts {
     /// E experts, each of the dense FFN's shape.
     pub experts: Vec<DenseFfn>,
-    /// Wr [E,d], without bias.
+    /// Wr `[E, d]`, without bias.
     pub router: Matrix,
 }
 

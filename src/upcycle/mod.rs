@@ -18,7 +18,7 @@
 //! | [`svd-only`](SvdOnly) | as cluster-aware | random |
 //! | [`router-only`](RouterOnly) | exact copies | centroids |
 //!
-//! Shapes: `fc1` [h,d], `fc2` [d,h], router [E,d].
+//! Shapes: `fc1` `[h, d]`, `fc2` `[d, h]`, router `[E, d]`.
 
 mod cluster_aware;
 mod dense;
@@ -113,7 +113,7 @@ pub trait Method: std::fmt::Debug + Sync {
 /// What a method reads besides the dense FFN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Needs {
-    /// The layer's centroids [E,d].
+    /// The layer's centroids `[E, d]`.
     pub centroids: bool,
     /// The experts' subspaces, computed from these labels.
     pub subspaces: Option<Labels>,
@@ -193,7 +193,8 @@ mod tests {
 
     #[test]
     fn the_shipped_configuration_passes() {
-        let config = crate::config::load_default(&Default::default()).unwrap();
+        let config =
+            crate::config::load_default(&crate::config::Overrides::default()).unwrap();
         check_inits(&config.inits, &config.subspaces).unwrap();
         let used: std::collections::BTreeSet<_> =
             config.inits.values().map(|init| init.method.as_str()).collect();

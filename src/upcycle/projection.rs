@@ -120,7 +120,7 @@ mod tests {
             })
             .collect();
         assert!(losses.windows(2).all(|pair| pair[1] <= pair[0] + 1e-9), "{losses:?}");
-        assert_eq!(losses[10], 0.0);
+        assert!(losses[10] == 0.0);
     }
 
     #[test]
@@ -130,7 +130,7 @@ mod tests {
         assert!(distance(&inside, &only(&inside, &u)) < 1e-6);
     }
 
-    /// With a mean μ the affine map is exact on it: W_i μ + b_i = W μ + b.
+    /// With a mean μ the affine map is exact on it: `W_i μ + b_i = W μ + b`.
     #[test]
     fn the_bias_makes_the_mean_exact() {
         let dense = ffn(5, 11, 4);

@@ -4,7 +4,7 @@ use super::{Settings, Streams};
 use crate::linalg::Matrix;
 use crate::num;
 
-/// N(0, `router_std`²), [E,d]: row i does not depend on the number of experts.
+/// N(0, `router_std`²), `[E, d]`: row i does not depend on the number of experts.
 pub fn random_router(settings: &Settings, streams: &Streams<'_>, width: usize) -> Matrix {
     let mut router = Matrix::zeros(settings.experts(), width);
     let mut stream = streams.router();
@@ -15,8 +15,8 @@ pub fn random_router(settings: &Settings, streams: &Streams<'_>, width: usize) -
     router
 }
 
-/// The unit centroids times `router_scale`, [E,d] (METHOD §2.4): the logit of a token is
-/// its cosine to the centroid times its norm, the criterion it was clustered by.
+/// The unit centroids times `router_scale`, `[E, d]` (METHOD §2.4): the logit of a token
+/// is its cosine to the centroid times its norm, the criterion it was clustered by.
 pub fn centroid_router(settings: &Settings, centroids: &Matrix) -> Matrix {
     let mut router = centroids.clone();
     for value in router.data_mut() {
@@ -49,8 +49,7 @@ mod tests {
         assert_eq!(kept, parts.centroids);
         let twice = settings_with(&RouterOnly, 3, |init| init.router_scale = Some(2.0));
         let scaled = centroid_router(&twice, &parts.centroids);
-        for (new, old) in scaled.data().iter().zip(parts.centroids.data()) {
-            assert_eq!(*new, 2.0 * old);
-        }
+        let doubled: Vec<f32> = parts.centroids.data().iter().map(|v| 2.0 * v).collect();
+        assert_eq!(scaled.data(), doubled);
     }
 }

@@ -263,7 +263,8 @@ mod tests {
 
     #[test]
     fn the_control_must_not_read_the_real_labels() {
-        let config = crate::config::load_default(&Default::default()).unwrap();
+        let config =
+            crate::config::load_default(&crate::config::Overrides::default()).unwrap();
         let mut inits = config.inits;
         inits.get_mut("random-clusters").unwrap().subspaces = Some("paper".into());
         let error = check_inits(&inits, &config.subspaces).unwrap_err();

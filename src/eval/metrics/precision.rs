@@ -54,7 +54,7 @@ mod tests {
         // Worst order: precisions 1/2 and 2/3.
         let targets = [false, false, true, false, true, false];
         let found = mean_average_precision(&scores, &targets).unwrap();
-        assert!((found - (0.5 + 2.0 / 3.0) / 2.0).abs() < 1e-12);
+        assert!((found - f64::midpoint(0.5, 2.0 / 3.0)).abs() < 1e-12);
         assert!(mean_average_precision(&scores, &[false; 6]).is_err());
         assert!(mean_average_precision(&scores, &[true; 5]).is_err());
     }

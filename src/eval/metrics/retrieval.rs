@@ -21,8 +21,8 @@ pub struct Retrieval {
 }
 
 impl Retrieval {
-    /// Ranks by the dot product of `images` [n, P] and `texts` [m, P]; `owner` [m] is the
-    /// image of each caption. Every image needs a caption.
+    /// Ranks by the dot product of `images` `[n, P]` and `texts` `[m, P]`; `owner` `[m]` is
+    /// the image of each caption. Every image needs a caption.
     pub fn new(images: &Matrix, texts: &Matrix, owner: &[usize]) -> Result<Self> {
         let captions = captions_of(owner, texts.rows(), images.rows())?;
         let text_query =

@@ -46,7 +46,7 @@ pub trait Probe: fmt::Debug + Sync {
 pub struct Linear {
     /// Weights [P, C], row by row.
     pub weights: Vec<f64>,
-    /// Intercepts [C].
+    /// Intercepts `[C]`.
     pub bias: Vec<f64>,
 }
 

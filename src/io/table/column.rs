@@ -125,7 +125,9 @@ impl Column {
                 let builder = ListBuilder::new(StringBuilder::new());
                 let mut builder = builder.with_field(element(DataType::Utf8));
                 for list in v {
-                    list.iter().for_each(|text| builder.values().append_value(text));
+                    for text in list {
+                        builder.values().append_value(text);
+                    }
                     builder.append(true);
                 }
                 Arc::new(builder.finish())

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::Pair;
+use super::{Pair, Rows};
 use crate::model::names::{Part, Place};
 use crate::model::params::Layout;
 use crate::model::{ClipConfig, Tower};
@@ -30,11 +30,11 @@ pub enum Teacher<'a> {
 /// Weights of a layer's auxiliary losses, from the statistics of the whole batch.
 #[derive(Debug, Clone, Default)]
 pub struct LayerPull {
-    /// d loss / d probability of each expert [E], for every counted row.
+    /// d loss / d probability of each expert `[E]`, for every counted row.
     pub probability: Vec<f32>,
     /// d loss / d (log-sum-exp)² of a counted row.
     pub log_sum_square: f32,
-    /// d loss / d ||y - y_ens||² of a distilled row.
+    /// d loss / d `||y - y_ens||²` of a distilled row.
     pub distance: f32,
 }
 
@@ -43,17 +43,17 @@ pub struct LayerPull {
 pub struct LayerStats {
     /// Counted rows N.
     pub rows: f64,
-    /// Assignments to each expert [E].
+    /// Assignments to each expert `[E]`.
     pub counts: Vec<f64>,
-    /// Sum of each expert's probability [E].
+    /// Sum of each expert's probability `[E]`.
     pub probability: Vec<f64>,
     /// Sum of -Σ p ln p, in nats.
     pub entropy: f64,
     /// Sum of (log-sum-exp of the logits)².
     pub log_sum_square: f64,
-    /// Sum of ||y - y_ens||² over distilled rows.
+    /// Sum of `||y - y_ens||²` over distilled rows.
     pub distance: f64,
-    /// Sum of ||y_ens||² over distilled rows.
+    /// Sum of `||y_ens||²` over distilled rows.
     pub target_square: f64,
 }
 
@@ -90,7 +90,7 @@ pub struct FfnState {
     distil: Distil,
 }
 
-/// Rows pulled to the ensemble: their indices and y - y_ens.
+/// Rows pulled to the ensemble: their indices and `y - y_ens`.
 #[derive(Debug, Default, Clone)]
 struct Distil {
     rows: Vec<u32>,
@@ -133,8 +133,7 @@ impl Ffn {
         &self,
         params: &[f32],
         y: &mut [f32],
-        (x, counted): (&[f32], &[bool]),
-        teacher: Teacher<'_>,
+        (x, rows): (&[f32], Rows<'_>),
         state: &mut FfnState,
     ) {
         match self {
@@ -152,10 +151,10 @@ impl Ffn {
                 let gate = &params[router.clone()];
                 router::forward(&mut state.routing, x, gate, shape.width, *top_k);
                 state.counted.clear();
-                state.counted.extend_from_slice(counted);
+                state.counted.extend_from_slice(rows.counted);
                 state.distil.rows.clear();
                 let layer = (*shape, self.weights(params));
-                match teacher {
+                match rows.teacher {
                     Teacher::None => {
                         experts::forward_add(
                             y,
@@ -203,7 +202,7 @@ impl Ffn {
         Weights { fc1, fc1_bias, fc2, fc2_bias }
     }
 
-    /// Runs the teacher on the most uncertain counted rows and keeps y - y_ens.
+    /// Runs the teacher on the most uncertain counted rows and keeps `y - y_ens`.
     fn distil(&self, taught: &[f32], (x, share): (&[f32], f64), state: &mut FfnState) {
         let Self::Moe { router, shape, top_k, .. } = self else { return };
         let d = shape.width;
@@ -242,8 +241,7 @@ impl Ffn {
         (params, gradients): (&[f32], &mut [f32]),
         (dy, dx): (&[f32], &mut [f32]),
         (x, pull): (&[f32], &LayerPull),
-        state: &mut FfnState,
-        scratch: &mut Vec<f32>,
+        (state, scratch): (&mut FfnState, &mut Vec<f32>),
     ) {
         match self {
             Self::Dense { fc1, fc2, .. } => {
