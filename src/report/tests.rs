@@ -135,21 +135,13 @@ fn markdown_tables_have_equal_rows() {
 
 #[test]
 fn the_comparison_has_every_metric_and_no_difference_from_itself() {
-    let table = render(&inputs(&[])).unwrap().comparison;
-    assert_eq!(table.rows(), 12 * 16 * 2);
+    let inputs = inputs(&[]);
+    let table = render(&inputs).unwrap().comparison;
+    assert_eq!(table.rows(), inputs.config.runs.len() * 16 * 2);
     let (runs, n) = (table.texts("run").unwrap(), table.u32s("n").unwrap());
     let difference = table.f64s("difference").unwrap();
     for (row, run) in runs.iter().enumerate() {
         assert_eq!(n[row], 3);
         assert!(run != "sparse" || difference[row] == 0.0);
     }
-}
-
-/// Writes the page for people to look at: `REPORT_OUT=/tmp cargo test … written_for_eyes`.
-#[test]
-fn written_for_eyes() {
-    let Some(folder) = option_env!("REPORT_OUT") else { return };
-    let Rendered { html, markdown, .. } = render(&inputs(&[])).unwrap();
-    std::fs::write(format!("{folder}/r.html"), html).unwrap();
-    std::fs::write(format!("{folder}/r.md"), markdown).unwrap();
 }

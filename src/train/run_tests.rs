@@ -20,7 +20,11 @@ impl Watcher for Killer {
         self.losses.push(loss);
     }
 
-    fn validate(&mut self, _: &Clip, values: &[f32]) -> crate::error::Result<Vec<(String, f64)>> {
+    fn validate(
+        &mut self,
+        _: &Clip,
+        values: &[f32],
+    ) -> crate::error::Result<Vec<(String, f64)>> {
         if self.losses.len() >= self.at {
             return Err(Error::failed("killed"));
         }
@@ -33,7 +37,12 @@ fn optim(steps: usize) -> OptimConfig {
         profile: Some("smoke".to_owned()),
         set: vec![],
     });
-    OptimConfig { steps, checkpoint_every: 4, validate_every: 3, ..config.unwrap().pretrain.optim }
+    OptimConfig {
+        steps,
+        checkpoint_every: 4,
+        validate_every: 3,
+        ..config.unwrap().pretrain.optim
+    }
 }
 
 fn world(folder: &std::path::Path) -> (Dataset, ClipConfig) {
@@ -57,8 +66,12 @@ fn world(folder: &std::path::Path) -> (Dataset, ClipConfig) {
 fn a_killed_run_ends_with_the_bits_of_an_uninterrupted_one() {
     let folder = tempfile::tempdir().unwrap();
     let (data, mut config) = world(folder.path());
-    config.moe =
-        Some(Moe { experts: 3, top_k: 2, vision_blocks: vec![1], text_blocks: vec![0, 1] });
+    config.moe = Some(Moe {
+        experts: 3,
+        top_k: 2,
+        vision_blocks: vec![1],
+        text_blocks: vec![0, 1],
+    });
     let split = Arc::new(data.split("train").unwrap());
     let optim = optim(14);
     let plan = crate::data::Plan {
@@ -113,12 +126,16 @@ fn training_on_shapes_lowers_the_loss_well_below_guessing() {
         augment: optim.augment,
     };
     let batches = Arc::new(Batches::new(split, &data.tokenizer, plan).unwrap());
-    let plan = Plan { optim, objective: Objective::default(), teacher: None, scratch: None };
+    let plan =
+        Plan { optim, objective: Objective::default(), teacher: None, scratch: None };
     let mut watcher = Killer { at: usize::MAX, losses: Vec::new() };
     let trained = train(init::dense(&config, 1), &batches, &plan, &mut watcher).unwrap();
     let guessing = 32.0_f64.ln();
     let first = watcher.losses[0];
-    assert!((first - guessing).abs() < 0.5, "{first} at the start, guessing is {guessing}");
+    assert!(
+        (first - guessing).abs() < 0.5,
+        "{first} at the start, guessing is {guessing}"
+    );
     let last = trained.record.recent_loss(10);
     assert!(last < 0.75 * guessing, "{last} at the end, guessing is {guessing}");
 }
