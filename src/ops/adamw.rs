@@ -98,4 +98,43 @@ mod tests {
             assert!(v.iter().all(|v| (f64::from(*v) - exact).abs() < 1e-6));
         }
     }
+
+    /// candle-nn writes the same optimiser over its own tensors.
+    #[test]
+    fn steps_equal_those_of_candle_nn() {
+        use candle_core::{Device, Tensor, Var};
+        use candle_nn::{AdamW, Optimizer, ParamsAdamW};
+        let start: Vec<f32> = (0..40_u8).map(|i| f32::from(i).sin()).collect();
+        let var = Var::from_slice(&start, 40, &Device::Cpu).unwrap();
+        let params = ParamsAdamW {
+            lr: 3e-3,
+            beta1: 0.9,
+            beta2: 0.98,
+            eps: 1e-6,
+            weight_decay: 0.1,
+        };
+        let mut theirs = AdamW::new(vec![var.clone()], params).unwrap();
+        let (mut values, mut first) = (start, vec![0.0; 40]);
+        let mut second = first.clone();
+        for t in 1..=5 {
+            // The gradient of Σ v⁴/4 is v³.
+            let gradient: Vec<f32> = values.iter().map(|v| v.powi(3)).collect();
+            let loss: Tensor =
+                (var.powf(4.0).unwrap().sum_all().unwrap() * 0.25).unwrap();
+            theirs.backward_step(&loss).unwrap();
+            let step = Step {
+                learning_rate: 3e-3,
+                beta1: 0.9,
+                beta2: 0.98,
+                epsilon: 1e-6,
+                correction1: 1.0 - 0.9_f32.powi(t),
+                correction2: 1.0 - 0.98_f32.powi(t),
+                gradient_scale: 1.0,
+            };
+            update(&step, 0.1, (&mut values, &gradient), (&mut first, &mut second));
+            let expected: Vec<f32> = var.to_vec1().unwrap();
+            let pairs = values.iter().zip(&expected);
+            assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() < 2e-6), "step {t}");
+        }
+    }
 }

@@ -47,11 +47,9 @@ pub(super) fn log_sum_exp(x: &Tensor) -> Result<Tensor> {
     x.broadcast_sub(&top)?.exp()?.sum_keepdim(D::Minus1)?.log()? + top
 }
 
-/// Softmax over the last axis.
+/// Softmax over the last axis: candle-nn's composed form, which has a backward.
 pub(super) fn softmax(x: &Tensor) -> Result<Tensor> {
-    let top = x.max_keepdim(D::Minus1)?.detach();
-    let powers = x.broadcast_sub(&top)?.exp()?;
-    powers.broadcast_div(&powers.sum_keepdim(D::Minus1)?)
+    candle_nn::ops::softmax(x, D::Minus1)
 }
 
 /// Scales each row to length 1.
@@ -75,10 +73,9 @@ pub(super) fn causal_mask(
 /// The symmetric contrastive loss of a batch: the mean of the cross-entropies of rows and of
 /// columns of `logits` [B, B], where row i belongs to column i.
 pub(super) fn contrastive(logits: &Tensor) -> Result<Tensor> {
-    let pairs = logits.dim(0)?;
-    let identity = Tensor::eye(pairs, logits.dtype(), logits.device())?;
-    let own = (logits * identity)?.sum_all()?;
-    let rows = log_sum_exp(logits)?.sum_all()?;
-    let columns = log_sum_exp(&logits.t()?.contiguous()?)?.sum_all()?;
-    ((rows + columns)? * (0.5 / pairs as f64))? - (own / pairs as f64)?
+    let pairs = u32::try_from(logits.dim(0)?).map_err(candle_core::Error::wrap)?;
+    let own = Tensor::arange(0, pairs, logits.device())?;
+    let rows = candle_nn::loss::cross_entropy(logits, &own)?;
+    let columns = candle_nn::loss::cross_entropy(&logits.t()?.contiguous()?, &own)?;
+    (rows + columns)? * 0.5
 }
