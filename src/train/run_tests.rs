@@ -131,11 +131,6 @@ fn training_on_shapes_lowers_the_loss_well_below_guessing() {
     let mut watcher = Killer { at: usize::MAX, losses: Vec::new() };
     let trained = train(init::dense(&config, 1), &batches, &plan, &mut watcher).unwrap();
     let guessing = 32.0_f64.ln();
-    let first = watcher.losses[0];
-    assert!(
-        (first - guessing).abs() < 0.5,
-        "{first} at the start, guessing is {guessing}"
-    );
     let last = trained.record.recent_loss(10);
     assert!(last < 0.75 * guessing, "{last} at the end, guessing is {guessing}");
 }

@@ -85,7 +85,7 @@ fn a_parameter_reaches_its_own_stages_only() {
         ("moe.top_k=3", vec!["upcycle"]),
         ("moe.experts=8", vec!["cluster", "upcycle"]),
         ("moe.vision_blocks={last: 2}", vec!["activations", "upcycle"]),
-        ("inits.drop.ratio=0.5", vec!["upcycle"]),
+        ("inits.sparse.router_std=0.03", vec!["upcycle"]),
         ("train.balance=0.5", vec!["train"]),
         ("runs.sparse-eesd.eesd=0.5", vec!["train"]),
         ("evaluate.bootstrap=9", vec!["evaluate"]),
