@@ -122,17 +122,25 @@ impl Checkpoint {
         Ok(text.context(|| "writing config.json".to_owned())? + "\n")
     }
 
-    /// Total parameters, and those a token passes: K of E experts.
+    /// Total parameters, and those a token passes: see [`parameter_counts`].
     pub fn counts(&self) -> (usize, usize) {
-        let Some(moe) = &self.config.moe else {
-            return (self.values.len(), self.values.len());
-        };
-        let experts: usize = Layout::new(&self.config)
-            .iter()
-            .filter(|(p, _)| p.place.is_expert())
-            .map(|(p, _)| p.len())
-            .sum();
-        let idle = experts / moe.experts * (moe.experts - moe.top_k);
-        (self.values.len(), self.values.len() - idle)
+        parameter_counts(&self.config)
     }
+}
+
+/// Parameters of a model of this shape: all of them, and those that one token passes, with K
+/// of E experts.
+pub fn parameter_counts(config: &ClipConfig) -> (usize, usize) {
+    let (mut total, mut experts) = (0, 0);
+    for parameter in names::parameters(config) {
+        total += parameter.len();
+        if parameter.place.is_expert() {
+            experts += parameter.len();
+        }
+    }
+    let idle = config
+        .moe
+        .as_ref()
+        .map_or(0, |moe| experts / moe.experts * (moe.experts - moe.top_k));
+    (total, total - idle)
 }

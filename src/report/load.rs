@@ -14,7 +14,8 @@ use super::inputs::{
 use crate::config::{Bases, Config};
 use crate::error::{Context, Error, Result};
 use crate::io::table::{Table, TableReader};
-use crate::model::{ClipConfig, Tower};
+use crate::model::ClipConfig;
+use crate::model::params::parameter_counts;
 
 /// Finds the folder of a stage's run: `("train", "sparse-s1")`, `("cluster", "s1")`,
 /// `("subspaces", "paper-s1")`, `("dataset", "")`.
@@ -48,42 +49,6 @@ pub fn load(config: &Config, find: &Find<'_>) -> Result<ReportInputs> {
     })
 }
 
-/// Parameters of a model of this shape.
-pub fn total_parameters(shape: &ClipConfig) -> u64 {
-    parameters(shape, |experts, _| experts)
-}
-
-/// Parameters that one token meets: of E experts only K.
-pub fn active_parameters(shape: &ClipConfig) -> u64 {
-    parameters(shape, |_, top_k| top_k)
-}
-
-fn parameters(shape: &ClipConfig, count: impl Fn(usize, usize) -> usize) -> u64 {
-    let mut total = 1; // The logit scale.
-    let vision = &shape.vision;
-    let patch = 3 * vision.patch * vision.patch * vision.width;
-    total += patch + vision.width + (vision.patches() + 1) * vision.width;
-    total += 4 * vision.width + vision.width * shape.embed_dim;
-    let text = &shape.text;
-    total += (text.vocabulary + text.context) * text.width;
-    total += 2 * text.width + text.width * shape.embed_dim;
-    for tower in Tower::BOTH {
-        let block = shape.tower(tower);
-        let (d, h) = (block.width, block.hidden);
-        let ffn = 2 * d * h + d + h;
-        for layer in 0..block.layers {
-            total += 4 * d + 4 * d * d + 4 * d;
-            total += match &shape.moe {
-                Some(moe) if shape.is_moe(tower, layer) => {
-                    count(moe.experts, moe.top_k) * ffn + moe.experts * d
-                }
-                _ => ffn,
-            };
-        }
-    }
-    total as u64
-}
-
 fn load_run(
     (name, dense): (&str, bool),
     seed: u64,
@@ -93,12 +58,13 @@ fn load_run(
     let train = find("train", &key)?;
     let evaluate = find("evaluate", &key)?;
     let shape: ClipConfig = json(&train.join("config.json"))?;
+    let (total, active) = parameter_counts(&shape);
     let mut run = RunInputs {
         run: name.to_owned(),
         seed,
         facts: Facts {
-            parameters_total: Some(total_parameters(&shape)),
-            parameters_active: Some(active_parameters(&shape)),
+            parameters_total: Some(total as u64),
+            parameters_active: Some(active as u64),
             wall_seconds: None,
         },
         log: rows(&train.join("log.parquet"), log)?,

@@ -28,5 +28,5 @@ pub use inputs::{
     MetricRow, ReportInputs, RetrievalRow, RoutingRow, RunInputs, SimilarityRow,
     SpectrumRow, SubspaceRow, Subspaces, ValidationRow, WHOLE_LAYER,
 };
-pub use load::{Find, active_parameters, load, total_parameters};
+pub use load::{Find, load};
 pub use render::{Rendered, render};
