@@ -74,8 +74,9 @@ pub struct DatasetConfig {
 }
 
 /// The FFN's activation function.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub enum Activation {
     /// Exact GELU, x Φ(x) (`open_clip`'s default).
     Gelu,

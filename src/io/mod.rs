@@ -2,5 +2,6 @@
 //!
 //! Knows formats, not stages: which file holds what is `docs/artifacts.md`.
 
+pub mod foreign;
 pub mod table;
 pub mod tensors;

@@ -10,6 +10,7 @@
 mod config;
 mod export;
 mod layout;
+mod positions;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -19,10 +20,11 @@ use std::path::{Path, PathBuf};
 use crate::config::Activation;
 use crate::error::{Context, Error, Result};
 use crate::io::tensors::Tensors;
-use crate::model::ClipConfig;
+use crate::model::{Checkpoint, ClipConfig};
 use layout::Layout;
 
 pub use export::{Preprocessing, export_hugging_face, export_open_clip};
+pub use positions::resize_positions;
 
 /// Weights in a folder, in order of preference, each with the configuration that has to be
 /// there too.
@@ -55,6 +57,13 @@ pub fn import(
     let tensors = layout::collect(&config, layout, foreign)
         .context(|| format!("importing {}", weights.display()))?;
     Ok((config, tensors))
+}
+
+/// [`import`] as a model to run.
+pub fn read(path: &Path, activation: Option<Activation>) -> Result<Checkpoint> {
+    let (config, tensors) = import(path, activation)?;
+    let values = crate::model::params::Layout::new(&config).flatten(&config, &tensors)?;
+    Ok(Checkpoint { config, values })
 }
 
 /// The file of weights, or the index of several, that a path means.
