@@ -84,6 +84,16 @@ pub enum Activation {
     QuickGelu,
 }
 
+impl Activation {
+    /// The name in configurations.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gelu => "gelu",
+            Self::QuickGelu => "quick_gelu",
+        }
+    }
+}
+
 /// Section `model`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -142,6 +142,23 @@ fn run(stage: &'static Stage, panics: &Panics) -> Result<()> {
     print(&lines?)
 }
 
+/// Runs a tool beside the pipeline: its arguments, its work, its lines for standard output.
+pub(super) fn tool<A: Args>(
+    command: Command,
+    run: impl FnOnce(A) -> Result<Vec<String>>,
+) -> ExitCode {
+    let panics = Panics::default();
+    panics.install();
+    let work = || {
+        let command = A::augment_args(command).version(env!("CARGO_PKG_VERSION"));
+        let Some(matches) = parse(command, std::env::args_os())? else { return Ok(()) };
+        let args = A::from_arg_matches(&matches)
+            .map_err(|e| Error::usage("wrong arguments").caused_by(e))?;
+        print(&run(args)?)
+    };
+    exit(work, &panics)
+}
+
 impl StageArgs {
     fn orders(&self, panics: &Panics) -> Orders {
         let mode = match (self.check, self.dry_run) {
