@@ -22,6 +22,7 @@ JOBS      ?=
 CONFIG    ?= pipeline.yaml
 ARTIFACTS ?= artifacts
 CACHE     ?= .cache/npm
+PYTHON    ?= python3
 
 BIN   := $(or $(CARGO_TARGET_DIR),target)/release
 STAMP := $(BIN)/.upcycle-built
@@ -36,7 +37,7 @@ FLAGS = $(MODE) $(if $(filter $@,$(FORCE)),$(if $(call has,q),,--force)) $(if $(
 
 STAGES := dataset pretrain activations cluster subspaces upcycle train evaluate analyze report
 
-.PHONY: all build fetch status why dag verify gc clean help test $(STAGES)
+.PHONY: all build fetch status why dag verify gc clean help test test-python $(STAGES)
 
 all: report
 
@@ -114,6 +115,11 @@ test:
 	@if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --release --locked; else cargo test --release --locked --lib --bins --tests; fi
 	@cargo test --release --locked --doc
 
+# Needs torch, safetensors and transformers: make test-python PYTHON=/my/venv/bin/python
+test-python: | build
+	@'$(PYTHON)' -c 'import safetensors, torch, transformers' || { echo 'test-python needs torch, safetensors and transformers: set PYTHON to an interpreter that has them' >&2; exit 1; }
+	@'$(PYTHON)' -B examples/python/test_upcycle_moe.py '$(BIN)'
+
 help:
 	@printf '%s\n' \
 	  'Stages, in order:  $(STAGES)' \
@@ -132,5 +138,6 @@ help:
 	  '  make fetch                  download the data set' \
 	  '  make clean                  remove every result' \
 	  '  make test                   all tests' \
+	  '  make test-python PYTHON=..  compare with PyTorch and transformers' \
 	  '' \
 	  'upcycle-inspect --help shows more: show, diff, lineage, accept.'

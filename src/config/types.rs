@@ -71,6 +71,10 @@ pub struct DatasetConfig {
     pub vocabulary: usize,
     /// Tokens of a caption, start and end included.
     pub context: usize,
+    /// Folder of an imported CLIP whose tokenizer, mean and deviation are used; empty for
+    /// own ones.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub like: String,
 }
 
 /// The FFN's activation function.
@@ -325,6 +329,9 @@ pub struct InitConfig {
     /// Standard deviation of random routers; 0.02 if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub router_std: Option<f64>,
+    /// Accept equal experts with equal router rows, which training cannot tell apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow_identical: Option<bool>,
 }
 
 /// Section `train`.

@@ -26,7 +26,7 @@ pub use batches::{Batch, Batches, Plan};
 pub use collection::{Layout, Meta};
 pub use prefetch::Prefetch;
 pub use read::{ConceptRow, Dataset, SampleRow, Split};
-pub use write::Summary;
+pub use write::{Summary, adopt};
 
 use crate::config::{DatasetConfig, Source};
 use crate::error::Result;

@@ -7,7 +7,7 @@ use super::collection::{Collection, Meta, Sample};
 use super::splits;
 use crate::config::DatasetConfig;
 use crate::error::{Context, Error, Result};
-use crate::image;
+use crate::image::{self, Normalise};
 use crate::io::table::{Column, Table, TableWriter};
 use crate::num;
 use crate::par;
@@ -77,6 +77,22 @@ pub(super) fn write(
     }
     let concepts = collection.concepts.len();
     Ok(Summary { splits: counts, styles, concepts, vocabulary })
+}
+
+/// Replaces the trained tokenizer and the measured moments of a written data set by those of
+/// a model that is already there.
+pub fn adopt(out: &Path, tokenizer: &Tokenizer, normalise: Normalise) -> Result<()> {
+    let path = out.join("dataset.json");
+    let place = path.display();
+    let text = std::fs::read_to_string(&path).context(|| format!("reading {place}"))?;
+    let meta: Meta = serde_json::from_str(&text)
+        .map_err(|e| Error::corrupt(format!("{place} is damaged")).caused_by(e))?;
+    let Normalise { mean, std } = normalise;
+    let meta = Meta { vocabulary: tokenizer.vocabulary(), mean, std, ..meta };
+    let json = serde_json::to_string_pretty(&meta)
+        .context(|| "describing the data set".to_owned())?;
+    write_text(&path, &(json + "\n"))?;
+    write_text(&out.join("tokenizer.json"), &tokenizer.json()?)
 }
 
 fn write_text(path: &Path, text: &str) -> Result<()> {

@@ -12,7 +12,7 @@ use clap::{ArgAction, Args, Command, FromArgMatches as _};
 
 use super::drive::{Drive, Mode, Orders, Panics};
 use super::progress::{Console, Volume};
-use super::{ALL, Stage, dataset, plan, source};
+use super::{ALL, Stage, dataset, forecast, plan, source};
 use crate::artifact::{Options, Store};
 use crate::config::{self, Config, Overrides};
 use crate::error::{Error, Kind, Result};
@@ -139,7 +139,11 @@ fn run(stage: &'static Stage, panics: &Panics) -> Result<()> {
     };
     let lines = drive.run();
     store.save();
-    print(&lines?)
+    let mut lines = lines?;
+    if args.dry_run && stage.name == "upcycle" && !lines.is_empty() {
+        lines.extend(forecast::lines(&config)?);
+    }
+    print(&lines)
 }
 
 /// Runs a tool beside the pipeline: its arguments, its work, its lines for standard output.

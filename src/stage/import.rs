@@ -7,11 +7,12 @@ use clap::Command;
 
 use super::{cli, output};
 use crate::config::Activation;
-use crate::error::{Context as _, Result};
+use crate::error::{Context as _, Error, Result};
 use crate::io::tensors;
 use crate::model::import::{self, PREPROCESS, Preprocessing};
 use crate::model::params::parameter_counts;
 use crate::model::{ClipConfig, Tower};
+use crate::text::Tokenizer;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -19,7 +20,8 @@ Examples:
   upcycle-import --from CLIP-ViT-B-16 --out dense             open_clip's folder
   upcycle-import --from epoch_32.pt --activation quick_gelu --out dense
   upcycle-import --from ViT-B-16 --image-size 384 --out dense resize the position embeddings
-  make SET='pretrain.checkpoint=dense'                        upcycle it
+  upcycle-import --from ViT-B-32 --tokenizer bpe_simple_vocab_16e6.txt.gz --out dense
+  make SET='pretrain.checkpoint=dense dataset.like=dense'     upcycle it
 
 The activation is taken from the configuration beside the weights; without one it must be
 given, because a wrong one costs accuracy without a word. Every tensor that is missing,
@@ -41,6 +43,9 @@ struct ImportArgs {
     /// Resize the position embeddings for pictures of this side.
     #[arg(long, value_name = "N")]
     image_size: Option<usize>,
+    /// A tokenizer to put beside the model, where the source has none.
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
     /// The new folder.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -72,7 +77,15 @@ fn run(args: ImportArgs) -> Result<Vec<String>> {
         if let Some(pictures) = &pictures {
             write(&folder.join(PREPROCESS), &pictures.json())?;
         }
-        taken = take_tokenizer(&args.from, folder)?;
+        taken = match &args.tokenizer {
+            None => take_tokenizer(&args.from, folder)?,
+            Some(path) => {
+                let tokenizer = Tokenizer::open(path)?;
+                write(&folder.join("tokenizer.json"), &tokenizer.json()?)?;
+                check_vocabulary(&config, &tokenizer)?;
+                vec!["tokenizer.json"]
+            }
+        };
         tensors::write(&folder.join("model.safetensors"), &tensors)
     })?;
     let mut lines = describe(&config);
@@ -132,6 +145,16 @@ fn take_tokenizer(from: &Path, folder: &Path) -> Result<Vec<&'static str>> {
         }
     }
     Ok(Vec::new())
+}
+
+fn check_vocabulary(config: &ClipConfig, tokenizer: &Tokenizer) -> Result<()> {
+    let (found, expected) = (tokenizer.vocabulary(), config.text.vocabulary);
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::usage(format!(
+        "--tokenizer: it has {found} entries, the model expects {expected}"
+    )))
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {

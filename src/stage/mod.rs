@@ -21,6 +21,7 @@ pub mod dataset;
 pub mod evaluate;
 pub mod export;
 mod files;
+mod forecast;
 pub mod import;
 mod output;
 pub mod pretrain;

@@ -5,4 +5,4 @@ mod clip;
 mod html;
 mod tokenizer;
 
-pub use tokenizer::{Tokenizer, train};
+pub use tokenizer::{FILES, Tokenizer, train};

@@ -114,6 +114,10 @@ fn document(model: &Value, entries: usize) -> Value {
     })
 }
 
+/// Files of a vocabulary in a folder, in order of preference.
+pub const FILES: [&str; 4] =
+    ["tokenizer.json", "vocab.json", "bpe_simple_vocab_16e6.txt.gz", "merges.txt"];
+
 /// Turns texts into token ids.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
@@ -247,8 +251,6 @@ impl Tokenizer {
 
 /// The file that a folder means, in order of preference; a file means itself.
 fn in_folder(path: &Path) -> Result<PathBuf> {
-    const FILES: [&str; 4] =
-        ["tokenizer.json", "vocab.json", "bpe_simple_vocab_16e6.txt.gz", "merges.txt"];
     if !path.is_dir() {
         return Ok(path.to_owned());
     }

@@ -7,6 +7,7 @@ mod concurrency;
 mod crash;
 mod damage;
 mod harness;
+mod interop;
 mod makefile;
 mod pipeline;
 mod plan;

@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 
 use super::config;
 use crate::error::{Context, Error, Result};
+use crate::image::Normalise;
+use crate::num::round_f32;
 
 /// Our file of these constants beside an imported model.
 pub const PREPROCESS: &str = "preprocess.json";
@@ -80,6 +82,12 @@ impl Preprocessing {
                 "{place}: mean {mean} and std {std}, expected three numbers each, std above 0"
             ))),
         }
+    }
+
+    /// The same for the pictures of this crate.
+    pub fn normalise(&self) -> Normalise {
+        let Self { mean, std } = self;
+        Normalise { mean: mean.map(round_f32), std: std.map(round_f32) }
     }
 
     /// The text of `preprocess.json`.

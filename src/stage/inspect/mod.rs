@@ -284,7 +284,7 @@ impl View {
 }
 
 /// Bytes for people.
-fn size(bytes: u64) -> String {
+pub(in crate::stage) fn size(bytes: u64) -> String {
     let mut value = bytes as f64;
     for unit in ["B", "KiB", "MiB"] {
         if value < 1024.0 {
