@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Command;
 
-use super::import::describe;
+use super::import::{describe, preprocessing};
 use super::{cli, output};
 use crate::config::Activation;
 use crate::error::{Error, Result};
@@ -44,8 +44,8 @@ struct ExportArgs {
     /// Largest file of weights, as 500MB or 2GiB; more go into shards with an index.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     shard_size: Option<u64>,
-    /// JSON with `mean` and `std` of the pictures, as a data set's `dataset.json`
-    /// [default: what the checkpoint's folder says, else `OpenAI`'s].
+    /// `openai`, or JSON with `mean` and `std` of the pictures, as a data set's
+    /// `dataset.json` [default: what the checkpoint's folder says, else `OpenAI`'s].
     #[arg(long, value_name = "FILE")]
     preprocess: Option<PathBuf>,
     /// The activation, where the checkpoint does not say.
@@ -73,7 +73,7 @@ fn run(args: ExportArgs) -> Result<Vec<String>> {
     let mut lines = describe(config);
     let pictures = || -> Result<Preprocessing> {
         match &args.preprocess {
-            Some(path) => Preprocessing::read(path),
+            Some(path) => preprocessing(path),
             None => Ok(Preprocessing::beside(&args.checkpoint)?
                 .unwrap_or(Preprocessing::OPENAI)),
         }

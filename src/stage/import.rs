@@ -46,6 +46,9 @@ struct ImportArgs {
     /// A tokenizer to put beside the model, where the source has none.
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
+    /// `openai`, or JSON with `mean` and `std` of the pictures [default: the source's].
+    #[arg(long, value_name = "FILE")]
+    preprocess: Option<PathBuf>,
     /// The new folder.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -68,7 +71,10 @@ fn run(args: ImportArgs) -> Result<Vec<String>> {
     if let Some(side) = args.image_size {
         import::resize_positions(&mut config, &mut tensors, side)?;
     }
-    let pictures = Preprocessing::beside(&args.from)?;
+    let pictures = match &args.preprocess {
+        Some(path) => Some(preprocessing(path)?),
+        None => Preprocessing::beside(&args.from)?,
+    };
     let mut taken = Vec::new();
     output::folder(&args.out, |folder| {
         let json = serde_json::to_string_pretty(&config)
@@ -94,11 +100,22 @@ fn run(args: ImportArgs) -> Result<Vec<String>> {
         lines.push(format!("position embeddings resized from {before} to {side} pixels"));
     }
     if pictures.is_none() {
-        lines.push("the source does not say how pictures are normalised".to_owned());
+        lines.push(
+            "the source does not say how pictures are normalised: give --preprocess"
+                .to_owned(),
+        );
     }
     lines.extend(taken.iter().map(|file| format!("with its {file}")));
     lines.push(format!("wrote {}", args.out.display()));
     Ok(lines)
+}
+
+/// What `--preprocess` means.
+pub(super) fn preprocessing(path: &Path) -> Result<Preprocessing> {
+    if path.as_os_str() == "openai" {
+        return Ok(Preprocessing::OPENAI);
+    }
+    Preprocessing::read(path)
 }
 
 /// The model in a few lines.
