@@ -49,6 +49,8 @@ pub enum Source {
     Emoji,
     /// A folder of images with a `captions.csv`.
     Folder,
+    /// WebDataset shards: `*.tar` or `SPLIT/*.tar`.
+    Webdataset,
     /// A small picture set drawn by this program, for tests without a network.
     Shapes,
 }
@@ -59,7 +61,7 @@ pub enum Source {
 pub struct DatasetConfig {
     /// Which data set.
     pub source: Source,
-    /// Folder of `source: folder`; empty otherwise.
+    /// Folder of `source: folder` and `source: webdataset`; empty otherwise.
     pub folder: String,
     /// Number of pictures `source: shapes` draws.
     pub shapes: usize,
@@ -75,6 +77,14 @@ pub struct DatasetConfig {
     /// own ones.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub like: String,
+    /// Share of unreadable pairs of `source: webdataset` that is skipped instead of refused.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub corrupt_share: f64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_zero(share: &f64) -> bool {
+    share.abs() <= 0.0
 }
 
 /// The FFN's activation function.

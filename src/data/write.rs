@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::collection::{Collection, Meta, Sample};
 use super::splits;
+use super::stream::Skipped;
 use crate::config::DatasetConfig;
 use crate::error::{Context, Error, Result};
 use crate::image::{self, Normalise};
@@ -27,6 +28,8 @@ pub struct Summary {
     pub concepts: usize,
     /// Entries of the tokenizer.
     pub vocabulary: usize,
+    /// Pairs of the source that could not be used.
+    pub skipped: Vec<Skipped>,
 }
 
 /// Writes every file of the data set into `out`.
@@ -76,7 +79,7 @@ pub(super) fn write(
         *styles.entry(sample.style.clone()).or_insert(0) += 1;
     }
     let concepts = collection.concepts.len();
-    Ok(Summary { splits: counts, styles, concepts, vocabulary })
+    Ok(Summary { splits: counts, styles, concepts, vocabulary, skipped: Vec::new() })
 }
 
 /// Replaces the trained tokenizer and the measured moments of a written data set by those of

@@ -101,7 +101,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ids.safetensors");
         let wide = |size: usize| -> Vec<u8> {
-            [7_u8, 0, 120].iter().flat_map(|v| [*v].into_iter().chain(vec![0; size - 1])).collect()
+            [7_u8, 0, 120]
+                .iter()
+                .flat_map(|v| [*v].into_iter().chain(vec![0; size - 1]))
+                .collect()
         };
         let types = [
             (Dtype::I8, 1),
@@ -113,11 +116,13 @@ mod tests {
             (Dtype::I64, 8),
             (Dtype::U64, 8),
         ];
-        let stored: Vec<_> =
-            types.iter().map(|(dtype, size)| (format!("{dtype:?}"), *dtype, wide(*size))).collect();
-        let views = stored
+        let stored: Vec<_> = types
             .iter()
-            .map(|(name, dtype, bytes)| (name, TensorView::new(*dtype, vec![3], bytes).unwrap()));
+            .map(|(dtype, size)| (format!("{dtype:?}"), *dtype, wide(*size)))
+            .collect();
+        let views = stored.iter().map(|(name, dtype, bytes)| {
+            (name, TensorView::new(*dtype, vec![3], bytes).unwrap())
+        });
         safetensors::serialize_to_file(views, None, &path).unwrap();
         let read = read(&path).unwrap();
         assert_eq!(read.len(), types.len());

@@ -244,7 +244,8 @@ mod tests {
     #[test]
     fn equals_the_published_forward_at_every_layer() {
         for name in ["clip-tiny-gelu", "clip-tiny-quickgelu"] {
-            let expected = foreign::read(&fixture(name).join("expected.safetensors")).unwrap();
+            let expected =
+                foreign::read(&fixture(name).join("expected.safetensors")).unwrap();
             let arrays = some(&expected, &[PIXELS, IDS]);
             for place in ["hf", "open_clip", "open_clip/checkpoint.pt"] {
                 let path = fixture(name).join(place);
@@ -267,13 +268,17 @@ mod tests {
     #[test]
     fn padding_with_the_end_mark_changes_no_embedding() {
         for name in ["clip-tiny-gelu", "clip-tiny-quickgelu"] {
-            let expected = foreign::read(&fixture(name).join("expected.safetensors")).unwrap();
+            let expected =
+                foreign::read(&fixture(name).join("expected.safetensors")).unwrap();
             let model = load(&fixture(name).join("hf"));
             let padded = expected["input_ids_eot_padded"].clone();
             let arrays = BTreeMap::from([(IDS.to_owned(), padded)]);
             let out = trace(&model, &Inputs::new(&model.config, &arrays).unwrap());
             assert!(worst(&out["text_embeds"], &expected["text_embeds"]) < 2e-5);
-            assert!(!out.contains_key("image_embeds") && !out.contains_key("logits_per_image"));
+            assert!(
+                !out.contains_key("image_embeds")
+                    && !out.contains_key("logits_per_image")
+            );
         }
     }
 

@@ -25,6 +25,9 @@ pub const STAGE: Stage = Stage {
 /// The one seed of the data set: captions and drawn shapes are the same in every run.
 const SEED: u64 = 0;
 
+/// Skipped pictures that are named while the stage runs.
+const SHOWN: usize = 10;
+
 /// Does the work of one node.
 pub fn run(job: &mut Job<'_>) -> Result<()> {
     let mut params: DatasetParams = job.params()?;
@@ -48,6 +51,12 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     for (split, count) in &summary.splits {
         job.draft.metric(&format!("pictures_{split}"), *count as f64);
     }
+    for bad in summary.skipped.iter().take(SHOWN) {
+        job.progress.message(format!("skipped {}: {}", bad.key, bad.reason));
+    }
+    if params.dataset.source == Source::Webdataset {
+        job.draft.metric("pictures_skipped", summary.skipped.len() as f64);
+    }
     job.draft.metric("concepts", summary.concepts as f64);
     job.draft.metric("vocabulary", summary.vocabulary as f64);
     Ok(())
@@ -64,10 +73,8 @@ pub fn externals(cache: &Path) -> Vec<External> {
 
 /// The files of an imported CLIP that `dataset.like` reads.
 pub fn adopted(like: &Path) -> Vec<External> {
-    let file = |name: &&str| External {
-        name: format!("like/{name}"),
-        path: like.join(name),
-    };
+    let file =
+        |name: &&str| External { name: format!("like/{name}"), path: like.join(name) };
     let names = [&[PREPROCESS], &text::FILES[..]].concat();
     names.iter().filter(|name| like.join(name).is_file()).map(file).collect()
 }

@@ -71,13 +71,14 @@ fn run(args: ExportArgs) -> Result<Vec<String>> {
     let model = import::read(&args.checkpoint, args.activation)?;
     let (config, shard) = (&model.config, args.shard_size);
     let mut lines = describe(config);
-    let pictures = || -> Result<Preprocessing> {
-        match &args.preprocess {
-            Some(path) => preprocessing(path),
-            None => Ok(Preprocessing::beside(&args.checkpoint)?
-                .unwrap_or(Preprocessing::OPENAI)),
-        }
-    };
+    let pictures =
+        || -> Result<Preprocessing> {
+            match &args.preprocess {
+                Some(path) => preprocessing(path),
+                None => Ok(Preprocessing::beside(&args.checkpoint)?
+                    .unwrap_or(Preprocessing::OPENAI)),
+            }
+        };
     match args.layout {
         Target::Upcycle => {
             output::folder(&args.out, |folder| {
@@ -90,9 +91,9 @@ fn run(args: ExportArgs) -> Result<Vec<String>> {
         Target::OpenClip | Target::Hf => {
             let (pictures, tensors) = (pictures()?, model.tensors());
             output::folder(&args.out, |folder| match args.layout {
-                Target::Hf => {
-                    import::export_hugging_face(folder, config, &tensors, &pictures, shard)
-                }
+                Target::Hf => import::export_hugging_face(
+                    folder, config, &tensors, &pictures, shard,
+                ),
                 _ => import::export_open_clip(folder, config, &tensors, &pictures),
             })?;
             let Preprocessing { mean, std } = pictures;

@@ -110,7 +110,9 @@ pub(super) fn lines(config: &Config) -> Result<Vec<String>> {
     let inits = count(&mut used.iter().copied());
     let runs = count(&mut config.runs.values().map(|run| &run.init));
     // A run keeps its weights at step 0 and at the end.
-    let of = |(a, b): (usize, usize)| seeds as u64 * (a as u64 * bytes(plain) + b as u64 * bytes(total));
+    let of = |(a, b): (usize, usize)| {
+        seeds as u64 * (a as u64 * bytes(plain) + b as u64 * bytes(total))
+    };
     lines.push(format!(
         "disk: {} for {} initialisations, {} for {} runs",
         size(of(inits)),
@@ -137,7 +139,9 @@ fn layers(mixture: &ClipConfig) -> Vec<String> {
     for tower in Tower::BOTH {
         for &block in mixture.moe_blocks(tower) {
             let prefix = crate::model::names::block(tower, block);
-            let own = all.iter().filter(|p| p.place.is_moe() && p.place.block() == Some((tower, block)));
+            let own = all
+                .iter()
+                .filter(|p| p.place.is_moe() && p.place.block() == Some((tower, block)));
             let shapes: Vec<String> = own
                 .map(|p| {
                     let part = p.name.strip_prefix(&prefix.prefix()).unwrap_or(&p.name);
@@ -175,7 +179,8 @@ mod tests {
 
     #[test]
     fn a_checkpoint_that_is_another_model_is_refused_with_what_to_set() {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/clip-tiny-quickgelu/hf");
+        let folder =
+            concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/clip-tiny-quickgelu/hf");
         let given = format!("pretrain.checkpoint={folder}");
         let error = lines(&config(&[&given])).unwrap_err().to_string();
         assert!(error.contains("model.vision.layers=3"), "{error}");

@@ -28,8 +28,11 @@ given, because a wrong one costs accuracy without a word. Every tensor that is m
 unexpected or of another shape is named, and nothing is written then.";
 
 /// Files of a tokenizer that are taken along, the first complete set.
-const TOKENIZERS: [&[&str]; 3] =
-    [&["tokenizer.json"], &["vocab.json", "merges.txt"], &["bpe_simple_vocab_16e6.txt.gz"]];
+const TOKENIZERS: [&[&str]; 3] = [
+    &["tokenizer.json"],
+    &["vocab.json", "merges.txt"],
+    &["bpe_simple_vocab_16e6.txt.gz"],
+];
 
 #[derive(Debug, clap::Args)]
 struct ImportArgs {
@@ -133,7 +136,10 @@ pub(super) fn describe(config: &ClipConfig) -> Vec<String> {
         let input = match tower {
             Tower::Vision => {
                 let vision = &config.vision;
-                format!("{0} x {0} pixels, patches of {1}", vision.image_size, vision.patch)
+                format!(
+                    "{0} x {0} pixels, patches of {1}",
+                    vision.image_size, vision.patch
+                )
             }
             Tower::Text => {
                 let text = &config.text;

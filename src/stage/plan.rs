@@ -153,7 +153,9 @@ impl<'a> Planner<'a> {
                 let packages = super::dataset::externals(self.cache);
                 Externals::Files([packages, adopted].concat())
             }
-            Source::Folder => Externals::Folder(folder.clone(), adopted),
+            Source::Folder | Source::Webdataset => {
+                Externals::Folder(folder.clone(), adopted)
+            }
             Source::Shapes if adopted.is_empty() => Externals::None,
             Source::Shapes => Externals::Files(adopted),
         };

@@ -72,14 +72,19 @@ impl Clip {
         tokens.extend(alphabet.iter().map(|c| format!("{c}{SUFFIX}")));
         tokens.extend(merges.iter().map(|[left, right]| format!("{left}{right}")));
         tokens.extend(MARKS[0].map(str::to_owned));
-        let vocab: Map<String, Value> =
-            tokens.into_iter().enumerate().map(|(id, token)| (token, json!(id))).collect();
+        let vocab: Map<String, Value> = tokens
+            .into_iter()
+            .enumerate()
+            .map(|(id, token)| (token, json!(id)))
+            .collect();
         Self::new(Value::Object(vocab), json!(merges))
     }
 
     fn new(vocab: Value, merges: Value) -> Result<Self> {
         let ids: BTreeMap<String, usize> = serde_json::from_value(vocab.clone())
-            .map_err(|e| Error::corrupt("the vocabulary is no list of ids").caused_by(e))?;
+            .map_err(|e| {
+                Error::corrupt("the vocabulary is no list of ids").caused_by(e)
+            })?;
         let vocabulary = ids.len();
         let mut seen = vec![false; vocabulary];
         for (token, &id) in &ids {
@@ -129,7 +134,8 @@ impl Clip {
     /// The ids of a caption, without marks.
     pub(super) fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let cleaned = clean(text);
-        let failed = |e| Error::failed(format!("encoding the text {text:?}")).caused_by(e);
+        let failed =
+            |e| Error::failed(format!("encoding the text {text:?}")).caused_by(e);
         let mut pieces = PreTokenizedString::from(cleaned.as_str());
         self.words.pre_tokenize(&mut pieces).map_err(failed)?;
         let mut ids = Vec::new();
@@ -151,8 +157,8 @@ impl Clip {
 
     /// The vocabulary as a `tokenizer.json` that Hugging Face's library reads.
     pub(super) fn document(&self) -> Result<String> {
-        let model =
-            serde_json::to_value(&self.bpe).context(|| "storing the tokenizer".to_owned())?;
+        let model = serde_json::to_value(&self.bpe)
+            .context(|| "storing the tokenizer".to_owned())?;
         let spelled = |marks: &[&str; 2]| self.bpe.token_to_id(marks[0]).is_some();
         let [start, end] =
             MARKS.iter().find(|marks| spelled(marks)).copied().unwrap_or(MARKS[0]);
@@ -316,7 +322,8 @@ mod tests {
         let value: Value = serde_json::from_str(&json).unwrap();
         let vocab = folder.path().join("vocab.json");
         let renamed = value["model"]["vocab"].to_string();
-        let renamed = renamed.replace(MARKS[0][0], MARKS[1][0]).replace(MARKS[0][1], MARKS[1][1]);
+        let renamed =
+            renamed.replace(MARKS[0][0], MARKS[1][0]).replace(MARKS[0][1], MARKS[1][1]);
         std::fs::write(&vocab, renamed).unwrap();
         let merges = read_merges(&fixture("toy_bpe.txt.gz")).unwrap();
         let lines: Vec<String> = merges.iter().map(|pair| pair.join(" ")).collect();

@@ -29,9 +29,9 @@ pub(super) fn unescape(text: &str) -> String {
             return Some(((*found).to_owned(), name.len()));
         }
         let cuts = name.char_indices().map(|(at, _)| at).rev();
-        let known = cuts.filter(|at| *at >= 2).find_map(|at| {
-            NAMES.get(&name[..at]).map(|found| ((*found).to_owned(), at))
-        });
+        let known = cuts
+            .filter(|at| *at >= 2)
+            .find_map(|at| NAMES.get(&name[..at]).map(|found| ((*found).to_owned(), at)));
         known
     })
 }
@@ -79,9 +79,9 @@ fn replace(text: &str, decode: impl Fn(&str) -> Option<(String, usize)>) -> Stri
 /// `#65;`, `#x41` and the like; `None` if no digit follows.
 fn number(rest: &str) -> Option<(String, usize)> {
     let digits = rest.strip_prefix('#')?;
-    let hex = digits.strip_prefix(['x', 'X']).filter(|hex| {
-        hex.starts_with(|c: char| c.is_ascii_hexdigit())
-    });
+    let hex = digits
+        .strip_prefix(['x', 'X'])
+        .filter(|hex| hex.starts_with(|c: char| c.is_ascii_hexdigit()));
     let (digits, radix) = hex.map_or((digits, 10), |hex| (hex, 16));
     let end = digits.find(|c: char| !c.is_digit(radix)).unwrap_or(digits.len());
     if end == 0 {

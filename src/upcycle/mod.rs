@@ -255,15 +255,9 @@ mod tests {
     fn copies_with_a_silent_router_are_refused_by_the_configuration() {
         let init = |allow_identical: Option<bool>| {
             let sparse = samples::init_of(find("sparse").unwrap());
-            crate::config::InitConfig {
-                router_std: Some(0.0),
-                allow_identical,
-                ..sparse
-            }
+            crate::config::InitConfig { router_std: Some(0.0), allow_identical, ..sparse }
         };
-        let check = |init| {
-            check_inits(&[("twins".to_owned(), init)].into(), &[].into())
-        };
+        let check = |init| check_inits(&[("twins".to_owned(), init)].into(), &[].into());
         let error = check(init(None)).unwrap_err();
         assert!(error.message().contains("inits.twins: router_std"), "{error}");
         check(init(Some(true))).unwrap();

@@ -90,7 +90,8 @@ impl Settings {
         };
         settings.check_ranges()?;
         let random = method.parameters().contains(&Parameter::RouterStd);
-        if random && method.copies() && settings.router_std <= 0.0 && !settings.identical {
+        if random && method.copies() && settings.router_std <= 0.0 && !settings.identical
+        {
             return Err(Error::usage(format!(
                 "router_std: found 0, but method {} makes equal experts, which training can \
                  tell apart by the router alone; expected above 0, or allow_identical: true",

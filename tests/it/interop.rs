@@ -77,7 +77,8 @@ fn a_published_model_computes_its_numbers_through_the_binaries() {
             let lines = good(here, IMPORT, &["--from", from, "--out", &out]);
             assert!(lines.contains("71801 parameters"), "{lines}");
             assert!(!names(here).iter().any(|name| name.starts_with('.')), "scratch");
-            let forward = ["forward", "--inputs", "inputs.safetensors", "--output", "out"];
+            let forward =
+                ["forward", "--inputs", "inputs.safetensors", "--output", "out"];
             good(here, INSPECT, &[&forward[..], &["--checkpoint", &out]].concat());
             let outputs = tensors::read(&here.join("out")).unwrap();
             assert_eq!(outputs.len(), 9);
@@ -108,7 +109,10 @@ fn what_goes_out_comes_back() {
         let out = format!("{layout}{}", more.len());
         let args = ["--checkpoint", from, "--layout", layout, "--out", &out];
         good(here, EXPORT, &[&args[..], more].concat());
-        assert!(import::import(&here.join(&out), None).unwrap() == (config.clone(), weights.clone()));
+        assert!(
+            import::import(&here.join(&out), None).unwrap()
+                == (config.clone(), weights.clone())
+        );
         let own = format!("own-{out}");
         good(here, IMPORT, &["--from", &out, "--out", &own]);
         assert!(import::import(&here.join(&own), None).unwrap().1 == weights);
@@ -170,14 +174,12 @@ fn pictures_become_the_tensor_open_clip_makes() {
     let (rgba, thin) =
         (fixture("preprocess/images/rgba.png"), fixture("preprocess/images/thin.png"));
     let args = ["preprocess", "--size", "32", "--output", "p.safetensors"];
-    let images =
-        ["--image", rgba.to_str().unwrap(), "--image", thin.to_str().unwrap()];
+    let images = ["--image", rgba.to_str().unwrap(), "--image", thin.to_str().unwrap()];
     good(here.path(), INSPECT, &[&args[..], &images].concat());
     let found = tensors::read(&here.path().join("p.safetensors")).unwrap();
     let found = &found["pixel_values"];
     assert_eq!(found.shape, [2, 3, 32, 32]);
-    let expected =
-        foreign::read(&fixture("preprocess/expected.safetensors")).unwrap();
+    let expected = foreign::read(&fixture("preprocess/expected.safetensors")).unwrap();
     let of = |name: &str| match &expected[&format!("{name}.f32_32")].values {
         Values::Floats(values) => values.clone(),
         Values::Integers(_) => panic!("integers"),

@@ -57,7 +57,9 @@ fn resize_grid(grid: &[f32], [from, to]: [usize; 2], width: usize) -> Vec<f32> {
             for (offset, weight) in taps.weights.iter().enumerate() {
                 let start = (row * from + taps.start + offset) * width;
                 let source = &grid[start..start + width];
-                out.iter_mut().zip(source).for_each(|(o, v)| *o += weight * f64::from(*v));
+                out.iter_mut()
+                    .zip(source)
+                    .for_each(|(o, v)| *o += weight * f64::from(*v));
             }
         }
     }

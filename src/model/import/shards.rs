@@ -94,8 +94,11 @@ mod tests {
     fn shards_hold_every_tensor_once_and_keep_to_the_limit() {
         let tensor = |n: usize| Tensor { shape: vec![n], data: vec![1.0; n] };
         let sizes = [3, 1, 9, 2, 2, 4, 1];
-        let tensors: Tensors =
-            sizes.iter().enumerate().map(|(i, &n)| (format!("t{i}"), tensor(n))).collect();
+        let tensors: Tensors = sizes
+            .iter()
+            .enumerate()
+            .map(|(i, &n)| (format!("t{i}"), tensor(n)))
+            .collect();
         for limit in [1, 4, 16, 20, 40, 1000] {
             let shards = divide(&tensors, limit);
             let names: Vec<_> = shards.iter().flatten().map(|(name, _)| *name).collect();

@@ -359,12 +359,14 @@ fn shards_are_the_same_model_and_no_larger_than_asked() {
         assert!(!folder.join("model.safetensors").exists());
         assert!(import(folder, None).unwrap() == (config.clone(), tensors.clone()));
         assert_eq!(shape(folder, None).unwrap(), config);
-        let sizes = fs::read_dir(folder).unwrap().map(|e| e.unwrap().metadata().unwrap().len());
+        let sizes =
+            fs::read_dir(folder).unwrap().map(|e| e.unwrap().metadata().unwrap().len());
         assert!(sizes.max().unwrap() < 50_000);
     }
     assert_eq!(Preprocessing::beside(&hf).unwrap(), Some(pictures));
     assert_eq!(Preprocessing::beside(&own).unwrap(), None);
-    let published = Preprocessing::beside(&fixture("clip-tiny-gelu", "open_clip")).unwrap();
+    let published =
+        Preprocessing::beside(&fixture("clip-tiny-gelu", "open_clip")).unwrap();
     assert!(published.is_none_or(|found| found == Preprocessing::OPENAI));
 }
 

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use candle_core::pickle::{PthTensors, TensorInfo};
 use candle_core::DType;
+use candle_core::pickle::{PthTensors, TensorInfo};
 use safetensors::tensor::SafeTensors;
 
 use crate::error::{Context, Error, Result};
