@@ -60,24 +60,25 @@ fn row_groups<S: Simd, F: Form, const R: usize>(simd: S, task: Dots<'_, F>) {
     let count = centroids.len() / (units * F::COLUMNS);
     let mut groups = rows.chunks_exact(R * units);
     let mut outs = out.chunks_exact_mut(R * count);
-    for (group, out) in groups.by_ref().zip(outs.by_ref()) {
-        row_group::<S, F, R>(simd, units, group, centroids, out);
+    for (index, (group, out)) in groups.by_ref().zip(outs.by_ref()).enumerate() {
+        let next = &rows[((index + 1) * R * units).min(rows.len())..];
+        row_group::<S, F, R>(simd, (group, next), centroids, out);
     }
     let rest = groups.remainder().chunks_exact(units);
     for (row, out) in rest.zip(outs.into_remainder().chunks_exact_mut(count)) {
-        row_group::<S, F, 1>(simd, units, row, centroids, out);
+        row_group::<S, F, 1>(simd, (row, &[]), centroids, out);
     }
 }
 
-/// All dot products of `R` rows.
+/// All dot products of `R` rows; what follows them is touched meanwhile.
 #[inline(always)]
 fn row_group<S: Simd, F: Form, const R: usize>(
     simd: S,
-    units: usize,
-    rows: &[F::Unit],
+    (rows, next): (&[F::Unit], &[F::Unit]),
     centroids: &[f32],
     out: &mut [f32],
 ) {
+    let units = rows.len() / R;
     let width = units * F::COLUMNS;
     let count = centroids.len() / width;
     let mut each: [&[F::Unit]; R] = [&[]; R];
@@ -91,14 +92,19 @@ fn row_group<S: Simd, F: Form, const R: usize>(
         for (slot, centroid) in four.iter_mut().zip(group.chunks_exact(width)) {
             *slot = centroid;
         }
-        let sums = tile::<S, F, R, TILE>(simd, each, four);
+        let last = first + 2 * TILE > count;
+        let sums = if F::AHEAD && last && next.len() >= rows.len() {
+            tile::<S, F, R, TILE, true>(simd, each, four, next)
+        } else {
+            tile::<S, F, R, TILE, false>(simd, each, four, next)
+        };
         for (i, sums) in sums.iter().enumerate() {
             out[i * count + first..][..TILE].copy_from_slice(sums);
         }
         first += TILE;
     }
     for centroid in tiles.remainder().chunks_exact(width) {
-        let sums = tile::<S, F, R, 1>(simd, each, [centroid]);
+        let sums = tile::<S, F, R, 1, false>(simd, each, [centroid], next);
         for (i, [sum]) in sums.iter().enumerate() {
             out[i * count + first] = *sum;
         }
@@ -106,12 +112,15 @@ fn row_group<S: Simd, F: Form, const R: usize>(
     }
 }
 
-/// The `R × C` dot products of `R` rows with `C` centroids, summed in registers.
+/// The `R × C` dot products of `R` rows with `C` centroids, summed in registers. With `AHEAD`
+/// one value of every register of the next rows is loaded too, which brings their cache lines
+/// while the multiplications go on.
 #[inline(always)]
-fn tile<S: Simd, F: Form, const R: usize, const C: usize>(
+fn tile<S: Simd, F: Form, const R: usize, const C: usize, const AHEAD: bool>(
     simd: S,
     rows: [&[F::Unit]; R],
     centroids: [&[f32]; C],
+    next: &[F::Unit],
 ) -> [[f32; C]; R] {
     let units = rows[0].len();
     let (mut x, mut x_rest): ([&[F::Vector<S>]; R], [&[F::Unit]; R]) =
@@ -134,7 +143,14 @@ fn tile<S: Simd, F: Form, const R: usize, const C: usize>(
     }
     let zero = simd.splat_f32s(0.0);
     let mut sums = [[zero; C]; R];
+    let lanes = size_of::<F::Vector<S>>() / 4;
+    let mut touched = 0;
     for step in 0..length {
+        if AHEAD {
+            for i in 0..R {
+                touched ^= F::bits(next[(step * R + i) * lanes]);
+            }
+        }
         let mut values = [[zero; 2]; R];
         for i in 0..R {
             values[i] = F::widen(simd, x[i][step]);
@@ -151,6 +167,9 @@ fn tile<S: Simd, F: Form, const R: usize, const C: usize>(
                 }
             }
         }
+    }
+    if AHEAD {
+        std::hint::black_box(touched);
     }
     let mut out = [[0.0_f32; C]; R];
     for i in 0..R {

@@ -23,6 +23,10 @@ pub(super) trait Form: Copy + Send + Sync + 'static {
     type Vector<S: Simd>: Copy;
     /// Columns in a unit: 1 or 2.
     const COLUMNS: usize;
+    /// Whether rows are touched ahead of their turn. The prefetcher of the machine does well
+    /// with rows of f32; with half the bytes a row is over before it has learnt the pattern
+    /// (200,000 × 768, k = 8, one thread: 54 ms without, 42 ms with; f32 62 ms and 70 ms).
+    const AHEAD: bool;
 
     /// Whole registers of a row, and the rest.
     fn vectors<S: Simd>(row: &[Self::Unit]) -> (&[Self::Vector<S>], &[Self::Unit]);
@@ -32,6 +36,9 @@ pub(super) trait Form: Copy + Send + Sync + 'static {
 
     /// The columns in a unit; the second is 0 with one column a unit.
     fn columns(unit: Self::Unit) -> [f32; 2];
+
+    /// The bits of a unit.
+    fn bits(unit: Self::Unit) -> u32;
 
     /// A row in f32; `scratch` lends space if it has to be converted.
     fn row<'a>(
@@ -65,6 +72,7 @@ impl Form for Full {
     type Unit = f32;
     type Vector<S: Simd> = S::f32s;
     const COLUMNS: usize = 1;
+    const AHEAD: bool = false;
 
     #[inline(always)]
     fn vectors<S: Simd>(row: &[f32]) -> (&[S::f32s], &[f32]) {
@@ -74,6 +82,11 @@ impl Form for Full {
     #[inline(always)]
     fn widen<S: Simd>(_: S, vector: S::f32s) -> [S::f32s; 2] {
         [vector; 2]
+    }
+
+    #[inline(always)]
+    fn bits(unit: f32) -> u32 {
+        unit.to_bits()
     }
 
     #[inline(always)]
@@ -97,6 +110,7 @@ impl Form for Half {
     type Unit = u32;
     type Vector<S: Simd> = S::u32s;
     const COLUMNS: usize = 2;
+    const AHEAD: bool = true;
 
     #[inline(always)]
     fn vectors<S: Simd>(row: &[u32]) -> (&[S::u32s], &[u32]) {
@@ -111,13 +125,20 @@ impl Form for Half {
     }
 
     #[inline(always)]
+    fn bits(unit: u32) -> u32 {
+        unit
+    }
+
+    #[inline(always)]
     fn columns(unit: u32) -> [f32; 2] {
         [f32::from_bits(unit << 16), f32::from_bits(unit & HIGH)]
     }
 
     fn row<'a>(units: &'a [u32], cols: usize, scratch: &'a mut Vec<f32>) -> &'a [f32] {
-        scratch.clear();
-        scratch.extend(units.iter().flat_map(|&unit| Self::columns(unit)));
+        scratch.resize(2 * units.len(), 0.0);
+        for (pair, &unit) in scratch.as_chunks_mut::<2>().0.iter_mut().zip(units) {
+            *pair = Self::columns(unit);
+        }
         &scratch[..cols]
     }
 }

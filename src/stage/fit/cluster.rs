@@ -18,6 +18,8 @@ use crate::io::table::{Column, Table};
 use crate::io::tensors::{self, Tensor, Tensors};
 use crate::io::vectors::VectorFile;
 use crate::num::index_u32;
+use crate::ops::simd;
+use crate::par;
 
 const EXAMPLES: &str = "\
 Writes centroids.safetensors (`centroids` [k, d], unit rows), assignments.parquet (cluster and
@@ -61,6 +63,9 @@ struct FitArgs {
     /// result [default: half of the free memory].
     #[arg(long, value_name = "SIZE")]
     memory: Option<String>,
+    /// Also measure a plain read of the same memory: the limit of a pass.
+    #[arg(long)]
+    bandwidth: bool,
     #[command(flatten)]
     common: Common,
 }
@@ -106,7 +111,9 @@ pub(super) fn run(args: Vec<OsString>) -> Result<()> {
         let started = Instant::now();
         let data = if held { file.read()? } else { Vec::new() };
         let read = started.elapsed().as_secs_f64();
-        let work = Work { args: &args, checked: &checked, threads, held, read };
+        let bandwidth = (held && args.bandwidth).then(|| bandwidth(&data));
+        let work =
+            Work { args: &args, checked: &checked, threads, held, read, bandwidth };
         if held {
             work.fit(&Rows::new(file.width(), &data)?, &out)
         } else {
@@ -145,6 +152,7 @@ struct Work<'a> {
     threads: usize,
     held: bool,
     read: f64,
+    bandwidth: Option<f64>,
 }
 
 /// Times of a fit, in seconds.
@@ -204,6 +212,7 @@ impl Work<'_> {
             "restart": model.restart,
             "seconds_per_iteration": brief(seconds),
             "gigabytes_per_second": brief(bandwidth),
+            "read_gigabytes_per_second": self.bandwidth.map(brief),
             "seconds": {
                 "read": brief(self.read),
                 "start": brief(times.start),
@@ -222,6 +231,29 @@ impl Work<'_> {
         })
         .to_string()
     }
+}
+
+/// GB/s of summing all values up, median of seven passes.
+fn bandwidth(data: &[f32]) -> f64 {
+    let pass = || {
+        let started = Instant::now();
+        let pieces: Vec<&[f32]> = data.chunks(1 << 18).collect();
+        let sums = par::map(pieces.len(), |index| {
+            simd::dispatch(
+                #[inline(always)]
+                || {
+                    let mut lanes = [0.0_f32; 64];
+                    for chunk in pieces[index].as_chunks::<64>().0 {
+                        lanes.iter_mut().zip(chunk).for_each(|(lane, v)| *lane += v);
+                    }
+                    lanes.iter().sum::<f32>()
+                },
+            )
+        });
+        std::hint::black_box(sums);
+        size_of_val(data) as f64 / started.elapsed().as_secs_f64() / 1e9
+    };
+    median((0..7).map(|_| pass()).collect())
 }
 
 /// Writes the four files.

@@ -80,21 +80,52 @@ pub(super) fn run(args: Vec<OsString>) -> Result<()> {
     let jobs = args.jobs()?;
     let out = OutFolder::begin(&args.common.out, args.common.force)?;
     let line = args.common.pool(|threads| {
-        let begun = Instant::now();
-        let bar = args.common.console().bar("subspaces");
-        bar.start(jobs.len(), "matrices");
-        let done = par::try_map(jobs.len(), |index| {
-            let done = jobs[index].fit(&config, args.project);
-            bar.advance(1);
-            done.context(|| format!("subspaces of {}", jobs[index].name))
-        })?;
-        bar.finish();
-        let seconds = begun.elapsed().as_secs_f64();
+        let done = fit(&jobs, &config, &args)?;
         write(&jobs, &done, &out)?;
-        Ok(line(&jobs, &done, threads, seconds))
+        Ok(line(&jobs, &done, threads))
     })?;
     out.publish()?;
     cli::print(&[line])
+}
+
+/// All matrices, phase by phase: inputs are streamed one matrix at a time, with all threads in
+/// each; then the clusters of all matrices run side by side.
+fn fit(jobs: &[Job], config: &SubspacesConfig, args: &FitArgs) -> Result<Outcome> {
+    let bar = args.common.console().bar("subspaces");
+    bar.start(jobs.len() + 2, "matrices");
+    let (mut seconds, mut gathered) = (Seconds::default(), Vec::new());
+    for job in jobs {
+        let moments = job.gather(&mut seconds);
+        gathered.push(moments.context(|| format!("moments of {}", job.name))?);
+        bar.advance(1);
+    }
+    let mut clock = Instant::now();
+    let solved = par::try_map(jobs.len(), |index| {
+        let solved = gathered[index].solve(config);
+        solved.context(|| format!("subspaces of {}", jobs[index].name))
+    })?;
+    seconds.eigen = lap(&mut clock);
+    bar.advance(1);
+    let found = par::map(jobs.len(), |index| gathered[index].describe(&solved[index]));
+    seconds.assembly = lap(&mut clock);
+    let mut projected = Vec::new();
+    if args.project {
+        projected = par::try_map(jobs.len(), |index| {
+            let found = &found[index];
+            par::try_map(found.len(), |i| project(&jobs[index].weight, &found[i]))
+        })?;
+        seconds.project = lap(&mut clock);
+    }
+    bar.finish();
+    Ok(Outcome { found, projected, seconds })
+}
+
+/// Seconds since the last lap.
+fn lap(clock: &mut Instant) -> f64 {
+    let now = Instant::now();
+    let seconds = (now - *clock).as_secs_f64();
+    *clock = now;
+    seconds
 }
 
 impl FitArgs {
@@ -154,14 +185,22 @@ struct Job {
     labels: String,
 }
 
-/// What came of it, with seconds of the parts.
+/// What came of it, matrix after matrix.
 #[derive(Debug)]
 struct Outcome {
-    found: Vec<Subspace>,
-    projected: Vec<Matrix>,
+    found: Vec<Vec<Subspace>>,
+    /// Empty unless asked for.
+    projected: Vec<Vec<Matrix>>,
+    seconds: Seconds,
+}
+
+/// Times of the phases, by the clock on the wall.
+#[derive(Debug, Default)]
+struct Seconds {
     read: f64,
     moments: f64,
-    solve: [f64; 2],
+    eigen: f64,
+    assembly: f64,
     project: f64,
 }
 
@@ -209,7 +248,8 @@ impl Job {
         )))
     }
 
-    fn fit(&self, config: &SubspacesConfig, project_too: bool) -> Result<Outcome> {
+    /// Streams the inputs into moments.
+    fn gather(&self, seconds: &mut Seconds) -> Result<MatrixMoments> {
         let begun = Instant::now();
         let (path, column) = place(&self.labels);
         let labels = labels::read(path, column)?;
@@ -222,39 +262,27 @@ impl Job {
         let mut builder = MatrixMoments::builder(&self.weight, clusters)?;
         let (mut at, mut moments) = (0, 0.0);
         self.vectors.stream(1, &mut |rows| {
-            let started = Instant::now();
+            let mut clock = Instant::now();
             let count = rows.len() / self.vectors.width();
             builder.push(rows, &labels[at..at + count])?;
             at += count;
-            moments += started.elapsed().as_secs_f64();
+            moments += lap(&mut clock);
             Ok(())
         })?;
-        let started = Instant::now();
+        let mut clock = Instant::now();
         let gathered = builder.finish()?;
-        let read = (started - begun).as_secs_f64() - moments;
-        moments += started.elapsed().as_secs_f64();
-        let started = Instant::now();
-        let solved = gathered.solve(config)?;
-        let eigen = started.elapsed().as_secs_f64();
-        let started = Instant::now();
-        let found = gathered.describe(&solved);
-        let assembly = started.elapsed().as_secs_f64();
-        let started = Instant::now();
-        let projected = if project_too {
-            par::try_map(found.len(), |index| project(&self.weight, &found[index]))?
-        } else {
-            Vec::new()
-        };
-        let project = started.elapsed().as_secs_f64();
-        Ok(Outcome { found, projected, read, moments, solve: [eigen, assembly], project })
+        moments += lap(&mut clock);
+        seconds.moments += moments;
+        seconds.read += begun.elapsed().as_secs_f64() - moments;
+        Ok(gathered)
     }
 }
 
-fn write(jobs: &[Job], done: &[Outcome], out: &OutFolder) -> Result<()> {
+fn write(jobs: &[Job], done: &Outcome, out: &OutFolder) -> Result<()> {
     let (mut bases, mut projected) = (Tensors::new(), Tensors::new());
     let tensor = |m: &Matrix| Tensor::new(vec![m.rows(), m.cols()], m.data().to_vec());
-    for (job, outcome) in jobs.iter().zip(done) {
-        for (cluster, found) in outcome.found.iter().enumerate() {
+    for (job, found) in jobs.iter().zip(&done.found) {
+        for (cluster, found) in found.iter().enumerate() {
             let name = format!("{}.{cluster}", job.name);
             if let Some(basis) = &found.basis {
                 bases.insert(name.clone(), tensor(basis)?);
@@ -264,7 +292,9 @@ fn write(jobs: &[Job], done: &[Outcome], out: &OutFolder) -> Result<()> {
                 bases.insert(format!("{name}.mean"), mean);
             }
         }
-        for (cluster, matrix) in outcome.projected.iter().enumerate() {
+    }
+    for (job, matrices) in jobs.iter().zip(&done.projected) {
+        for (cluster, matrix) in matrices.iter().enumerate() {
             projected.insert(format!("{}.{cluster}", job.name), tensor(matrix)?);
         }
     }
@@ -275,12 +305,12 @@ fn write(jobs: &[Job], done: &[Outcome], out: &OutFolder) -> Result<()> {
     tables(jobs, done, out)
 }
 
-fn tables(jobs: &[Job], done: &[Outcome], out: &OutFolder) -> Result<()> {
+fn tables(jobs: &[Job], done: &Outcome, out: &OutFolder) -> Result<()> {
     let all: Vec<(&str, u32, &Subspace)> = jobs
         .iter()
-        .zip(done)
-        .flat_map(|(job, outcome)| {
-            let found = outcome.found.iter().enumerate();
+        .zip(&done.found)
+        .flat_map(|(job, found)| {
+            let found = found.iter().enumerate();
             found.map(|(cluster, s)| (job.name.as_str(), index_u32(cluster), s))
         })
         .collect();
@@ -315,12 +345,11 @@ fn tables(jobs: &[Job], done: &[Outcome], out: &OutFolder) -> Result<()> {
         .write(&out.path("spectra.parquet"))
 }
 
-fn line(jobs: &[Job], done: &[Outcome], threads: usize, seconds: f64) -> String {
+fn line(jobs: &[Job], done: &Outcome, threads: usize) -> String {
     let matrices: Vec<serde_json::Value> = jobs
         .iter()
-        .zip(done)
-        .map(|(job, outcome)| {
-            let found = &outcome.found;
+        .zip(&done.found)
+        .map(|(job, found)| {
             json!({
                 "matrix": job.name,
                 "out": job.weight.rows(),
@@ -333,17 +362,16 @@ fn line(jobs: &[Job], done: &[Outcome], threads: usize, seconds: f64) -> String 
             })
         })
         .collect();
-    let total = |of: fn(&Outcome) -> f64| brief(done.iter().map(of).sum());
+    let Seconds { read, moments, eigen, assembly, project } = done.seconds;
     json!({
         "matrices": matrices,
-        // The parts of each matrix, added up over matrices that may run side by side.
         "seconds": {
-            "read": total(|o| o.read),
-            "moments": total(|o| o.moments),
-            "eigen": total(|o| o.solve[0]),
-            "assembly": total(|o| o.solve[1]),
-            "project": total(|o| o.project),
-            "all": brief(seconds),
+            "read": brief(read),
+            "moments": brief(moments),
+            "eigen": brief(eigen),
+            "assembly": brief(assembly),
+            "project": brief(project),
+            "work": brief(moments + eigen + assembly + project),
         },
         "threads": threads,
         "peak_bytes": memory::peak(),
