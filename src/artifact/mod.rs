@@ -46,7 +46,7 @@ pub use inputs::{Input, Inputs};
 pub use key::{Expected, Key, Preimage, section};
 pub use manifest::{Brief, MANIFEST, Manifest, Output, Provenance};
 pub use place::{External, Place};
-pub use publish::{Notice, Outcome, Request};
+pub use publish::{Notice, Outcome, Request, peak_rss};
 pub use statcache::{Stat, StatCache};
 pub use store::{Options, Reason, State, Store};
 pub use sweep::Garbage;

@@ -428,7 +428,8 @@ fn commit() -> String {
 }
 
 /// Largest resident memory of this process in bytes; 0 where the system does not say.
-fn peak_rss() -> u64 {
+#[must_use]
+pub fn peak_rss() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let kibibytes =

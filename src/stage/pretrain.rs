@@ -6,7 +6,6 @@
 use super::params::PretrainParams;
 use super::{Job, Stage, Width, files, training};
 use crate::config::{ModelConfig, OptimConfig};
-use crate::data::Meta;
 use crate::error::{Error, Result};
 use crate::model::params::Layout;
 use crate::model::{Checkpoint, ClipConfig, TextConfig, VisionConfig, import, init};
@@ -38,7 +37,8 @@ fn train_dense(
     seed: u64,
 ) -> Result<()> {
     let pictures = training::open(job)?;
-    let config = shape(model, &pictures.dataset.meta);
+    let data = &pictures.dataset.meta;
+    let config = shape(model, [data.image_size, data.context, data.vocabulary]);
     let batches = training::batches(&pictures, &optim, seed)?;
     let steps = optim.steps;
     let plan = train::Plan {
@@ -56,14 +56,16 @@ fn train_dense(
     files::write_model(job, &trained.checkpoint, "model.safetensors")
 }
 
-/// The dense architecture: the configuration's towers over the data set's extents.
-fn shape(model: &ModelConfig, data: &Meta) -> ClipConfig {
+/// The dense architecture: the configuration's towers over the picture size, the context and
+/// the vocabulary of the data.
+pub(super) fn shape(model: &ModelConfig, data: [usize; 3]) -> ClipConfig {
+    let [image_size, context, vocabulary] = data;
     let (v, t) = (&model.vision, &model.text);
     ClipConfig {
         embed_dim: model.embed_dim,
         activation: model.activation,
         vision: VisionConfig {
-            image_size: data.image_size,
+            image_size,
             patch: v.patch,
             width: v.width,
             layers: v.layers,
@@ -71,8 +73,8 @@ fn shape(model: &ModelConfig, data: &Meta) -> ClipConfig {
             hidden: v.hidden,
         },
         text: TextConfig {
-            context: data.context,
-            vocabulary: data.vocabulary,
+            context,
+            vocabulary,
             width: t.width,
             layers: t.layers,
             heads: t.heads,

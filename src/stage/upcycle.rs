@@ -11,7 +11,8 @@ use crate::linalg::Matrix;
 use crate::model::layers::MoeLayer;
 use crate::model::{Checkpoint, Moe, Tower};
 use crate::upcycle::{
-    self, DenseFfn, Evidence, ExpertBases, Experts, MatrixBasis, Settings, Streams,
+    self, DenseFfn, Evidence, ExpertBases, Experts, MatrixBasis, Method, Settings,
+    Streams,
 };
 
 /// This stage.
@@ -32,45 +33,68 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     let named = method.needs().subspaces.map(|_| job.node.place.to_string());
     let init = crate::config::InitConfig { subspaces: named, ..init };
     let settings = Settings::new(method, &init, moe.experts)?;
+    let needs = method.needs();
     let model = if method.is_dense() {
         dense
     } else {
-        let placement = placement(&moe, &dense);
-        let centroids = optional(job, method.needs().centroids, "cluster", "centroids")?;
-        let wants = method.needs().subspaces.is_some();
-        let bases = optional(job, wants, "subspaces", "bases")?;
-        let mut layers = Vec::new();
-        for tower in Tower::BOTH {
-            let blocks = match tower {
-                Tower::Vision => &placement.vision_blocks,
-                Tower::Text => &placement.text_blocks,
-            };
-            for &block in blocks {
-                let name = files::layer_name(tower, block);
-                let ffn = dense_ffn(&dense, tower, block)?;
-                let (centroids, bases) = (&centroids, &bases);
-                let centroids =
-                    centroids.as_ref().map(|all| matrix(all, &name)).transpose()?;
-                let subspaces =
-                    bases.as_ref().map(|all| expert_bases(all, &name, moe.experts));
-                let subspaces = subspaces.transpose()?;
-                let evidence = Evidence {
-                    centroids: centroids.as_ref(),
-                    subspaces: subspaces.as_deref(),
-                };
-                let streams = Streams::new(seed, &name);
-                let made =
-                    upcycle::upcycle_layer(method, &ffn, &evidence, &settings, &streams)?;
-                layers.push(stacked(made));
-            }
-        }
-        dense.with_experts(&placement, &layers)?
+        let bases = needs.subspaces.is_some();
+        let recipe = Recipe {
+            method,
+            settings,
+            centroids: optional(job, needs.centroids, "cluster", "centroids")?,
+            bases: optional(job, bases, "subspaces", "bases")?,
+            seed,
+        };
+        mixture(&dense, &moe, &recipe)?
     };
     let (total, active) = model.counts();
     job.draft.metric("parameters_total", total as f64);
     job.draft.metric("parameters_active", active as f64);
     job.progress.message(format!("{total} parameters, {active} active"));
     files::write_model(job, &model, "model.safetensors")
+}
+
+/// A method and all that it reads.
+#[derive(Debug)]
+pub(super) struct Recipe {
+    pub(super) method: &'static dyn Method,
+    pub(super) settings: Settings,
+    pub(super) centroids: Option<Tensors>,
+    pub(super) bases: Option<Tensors>,
+    pub(super) seed: u64,
+}
+
+/// The mixture a recipe makes of a dense model.
+pub(super) fn mixture(
+    dense: &Checkpoint,
+    moe: &MoeConfig,
+    recipe: &Recipe,
+) -> Result<Checkpoint> {
+    let placement = placement(moe, dense);
+    let mut layers = Vec::new();
+    for tower in Tower::BOTH {
+        let blocks = match tower {
+            Tower::Vision => &placement.vision_blocks,
+            Tower::Text => &placement.text_blocks,
+        };
+        for &block in blocks {
+            let name = files::layer_name(tower, block);
+            let ffn = dense_ffn(dense, tower, block)?;
+            let centroids = recipe.centroids.as_ref();
+            let centroids = centroids.map(|all| matrix(all, &name)).transpose()?;
+            let bases = recipe.bases.as_ref();
+            let bases = bases.map(|all| expert_bases(all, &name, moe.experts));
+            let bases = bases.transpose()?;
+            let evidence =
+                Evidence { centroids: centroids.as_ref(), subspaces: bases.as_deref() };
+            let streams = Streams::new(recipe.seed, &name);
+            let (method, settings) = (recipe.method, &recipe.settings);
+            let made =
+                upcycle::upcycle_layer(method, &ffn, &evidence, settings, &streams)?;
+            layers.push(stacked(made));
+        }
+    }
+    dense.with_experts(&placement, &layers)
 }
 
 fn placement(moe: &MoeConfig, dense: &Checkpoint) -> Moe {

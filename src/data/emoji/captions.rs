@@ -12,8 +12,11 @@ pub(super) const TEMPLATES: [&str; 4] =
 /// Share of captions wrapped in a template (DATASET §2).
 const WRAPPED: f64 = 0.3;
 
-/// Training captions: the label, the vendor's name, label with tags, tags alone, label with
-/// the words of its subgroup; about a third of them inside a template.
+/// Training captions: the label, the vendor's name, label with tags, label with the words of
+/// its subgroup; about a third of them inside a template.
+///
+/// Every caption names its concept. Two of eight used to be tags alone ("whatever omg"):
+/// after 1,500 steps that cost 8 of 23 points of recall@1 on the validation split.
 pub(super) fn captions(
     concept: &Concept,
     subgroup: &str,
@@ -24,9 +27,7 @@ pub(super) fn captions(
     let mut captions = vec![label.clone(), words(icon)];
     for _ in 0..2 {
         let few = stream.random_range(1..=3);
-        captions.push(joined(Some(label), &some_tags(concept, few, stream)));
-        let more = stream.random_range(2..=3);
-        captions.push(joined(None, &some_tags(concept, more, stream)));
+        captions.push(joined(label, &some_tags(concept, few, stream)));
     }
     captions.push(format!("{label} {subgroup}"));
     captions.push(label.clone());
@@ -43,7 +44,7 @@ pub(super) fn captions(
 /// Captions of the retrieval task: the label; the label and its first three tags.
 pub(super) fn names(concept: &Concept) -> Vec<String> {
     let tags: Vec<&str> = other_tags(concept).take(3).collect();
-    vec![concept.label.clone(), joined(Some(&concept.label), &tags)]
+    vec![concept.label.clone(), joined(&concept.label, &tags)]
 }
 
 /// Tags that say more than the label.
@@ -59,16 +60,13 @@ fn some_tags<'a>(
     let mut tags: Vec<&str> = other_tags(concept).collect();
     tags.shuffle(stream);
     tags.truncate(count);
-    if tags.is_empty() {
-        tags.push(&concept.label);
-    }
     tags
 }
 
-fn joined(label: Option<&String>, tags: &[&str]) -> String {
-    let mut parts: Vec<&str> = label.map(String::as_str).into_iter().collect();
-    parts.extend(tags.iter().filter(|tag| label.is_none_or(|label| label != *tag)));
-    parts.join(" ")
+fn joined(label: &str, tags: &[&str]) -> String {
+    let mut words = vec![label];
+    words.extend(tags);
+    words.join(" ")
 }
 
 /// The vendor's name in words, without the number of a variant.
@@ -106,7 +104,7 @@ mod tests {
         assert_ne!(make(1), make(2));
         for seed in 0..50 {
             let made = make(seed);
-            assert_eq!(made.len(), 8);
+            assert_eq!(made.len(), 6);
             assert!(made.iter().all(|c| !c.trim().is_empty() && !c.contains("{}")));
         }
     }
@@ -115,7 +113,7 @@ mod tests {
     fn a_concept_without_tags_still_has_captions() {
         let bare = Concept { tags: vec![], ..concept() };
         let made = captions(&bare, "food", "pizza", &mut rng::stream(1, "c"));
-        assert_eq!(made.len(), 8);
+        assert_eq!(made.len(), 6);
         assert_eq!(names(&bare), ["pizza", "pizza"]);
     }
 

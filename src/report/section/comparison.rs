@@ -58,11 +58,9 @@ fn main_table(study: &Study<'_>, headlines: &[Headline]) -> Table {
                     format!("{when}: {} (n = {})", words::spread_percent(Some(s)), s.n)
                 })
             };
-            cell.title = format!(
-                "{} \u{b7} {}",
-                title("after training", end),
-                title("init", init)
-            );
+            let titles = [title("after training", end), title("init", init)];
+            let titles = titles.into_iter().filter(|t| !t.is_empty());
+            cell.title = titles.collect::<Vec<_>>().join(" \u{b7} ");
             cell.best = best.as_ref() == Some(run);
             cell
         }));

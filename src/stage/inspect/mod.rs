@@ -6,6 +6,7 @@
 mod dag;
 mod keep;
 mod show;
+mod speed;
 mod status;
 
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ use super::cli::{self, Location};
 use super::drive::Panics;
 use super::{ALL, Node, Survey, plan};
 use crate::artifact::{Manifest, Place, Store};
+use crate::config::Config;
 use crate::error::{Error, Result};
 
 const EXAMPLES: &str = "\
@@ -30,6 +32,7 @@ Examples:
   upcycle-inspect diff train/sparse-s1 train/cluster-aware-s1
   upcycle-inspect verify --deep
   upcycle-inspect gc --yes
+  upcycle-inspect speed moe --threads 2        milliseconds a training step
   upcycle-inspect accept report                bless results after a cosmetic change of code";
 
 /// The arguments of `upcycle-inspect`.
@@ -113,6 +116,18 @@ enum Ask {
         #[arg(long)]
         yes: bool,
     },
+    /// Time training steps of the configured model on random data.
+    Speed {
+        /// What to time; everything if absent.
+        #[arg(value_enum)]
+        variants: Vec<speed::Variant>,
+        /// Steps of each that are timed.
+        #[arg(long, default_value_t = 20)]
+        steps: usize,
+        /// Threads [default: all cores].
+        #[arg(long)]
+        threads: Option<usize>,
+    },
     /// Bless the current results of a stage after a change of code that changes no bytes.
     Accept {
         /// A stage.
@@ -138,6 +153,7 @@ impl Answer {
 /// The pipeline as it is configured, and its store.
 #[derive(Debug)]
 struct View {
+    config: Config,
     nodes: Vec<Node>,
     store: Store,
 }
@@ -181,8 +197,9 @@ impl From<GlobalLocation> for Location {
 
 impl View {
     fn open(location: &Location) -> Result<Self> {
-        let nodes = plan(&location.load()?, &location.cache)?;
-        Ok(Self { nodes, store: location.store() })
+        let config = location.load()?;
+        let nodes = plan(&config, &location.cache)?;
+        Ok(Self { config, nodes, store: location.store() })
     }
 
     fn answer(&self, ask: &Ask) -> Result<Answer> {
@@ -197,6 +214,9 @@ impl View {
             Ask::Diff { left, right } => show::diff(self, left, right),
             Ask::Verify { deep } => keep::verify(self, *deep),
             Ask::Gc { yes } => keep::collect(self, *yes),
+            Ask::Speed { variants, steps, threads } => {
+                speed::speed(&self.config, variants, *steps, *threads)
+            }
             Ask::Accept { stage } => keep::accept(self, stage),
         }
     }
