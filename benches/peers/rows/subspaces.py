@@ -7,7 +7,7 @@ from safetensors.numpy import save_file
 
 from harness import Bench, Measure, Row, Scaling, clock
 
-D, H, EXPERTS, TOKENS, TAU = 768, 3072, 8, 32_768, 0.99
+D, H, EXPERTS, TOKENS, TAU = 768, 3072, 2, 8_192, 0.99
 
 
 def rows(bench: Bench) -> list:
@@ -26,15 +26,16 @@ def rows(bench: Bench) -> list:
 
     comparison = Row(
         name="subspaces",
-        title="Data-aware subspaces of one layer",
+        title="Data-aware subspaces of a layer",
         note=(
-            f"One of the 12 layers of a ViT-B/16 vision tower: {EXPERTS} experts × 2 matrices "
-            f"([{H}, {D}] on the layer's inputs, [{D}, {H}] on its hidden activations), "
-            f"{TOKENS:,} tokens, τ = {TAU}; a tower is 12 times this.\n"
+            f"A part of a ViT-B/16 vision tower: {EXPERTS} of 8 experts of one of 12 layers, × 2 "
+            f"matrices ([{H}, {D}] on the layer's inputs, [{D}, {H}] on its hidden "
+            f"activations), {TOKENS // EXPERTS:,} tokens an expert, τ = {TAU}; the tower is 48 "
+            "times this.\n"
             "From inputs in memory to the expert's matrix W_i. The peer is the published "
-            "route: G = X Xᵀ, Cholesky S, SVD of W S, W_i = U_r Σ_r V_rᵀ S⁻¹, ours "
-            "eigenvectors of W G Wᵀ, W_i = U_r U_rᵀ W.\n"
-            "Quality is the energy that the 16 matrices retain on their own tokens, computed "
+            "route: G = X Xᵀ, Cholesky root S, SVD of W S, W_i = U_r Σ_r V_rᵀ S⁻¹; ours takes "
+            "the eigenvectors U_r of W G Wᵀ, W_i = U_r U_rᵀ W.\n"
+            "Quality is the energy that the matrices retain on their own tokens, computed "
             "in f64 from the matrices themselves."
         ),
         peer="PyTorch, f32",
