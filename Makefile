@@ -22,6 +22,9 @@ JOBS      ?=
 CONFIG    ?= pipeline.yaml
 ARTIFACTS ?= artifacts
 CACHE     ?= .cache/npm
+PEERS_ENV ?= .cache/peers
+PIP_FLAGS ?=
+ROWS      ?=
 
 BIN   := $(or $(CARGO_TARGET_DIR),target)/release
 STAMP := $(BIN)/.upcycle-built
@@ -36,7 +39,7 @@ FLAGS = $(MODE) $(if $(filter $@,$(FORCE)),$(if $(call has,q),,--force)) $(if $(
 
 STAGES := dataset pretrain activations cluster subspaces upcycle train evaluate analyze report
 
-.PHONY: all build fetch status why dag verify gc clean help test $(STAGES)
+.PHONY: all build fetch status why dag verify gc clean help test bench-peers $(STAGES)
 
 all: report
 
@@ -114,6 +117,27 @@ test:
 	@if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --release --locked; else cargo test --release --locked --lib --bins --tests; fi
 	@cargo test --release --locked --doc
 
+# An environment that was named on the command line is taken as it is.
+define PEERS
+if [ -n '$(filter file,$(origin PEERS_ENV))' ] &&
+   ! [ $(PEERS_ENV)/.installed -nt benches/peers/requirements.txt ]; then
+  command -v python3 >/dev/null || {
+    echo 'the peers are Python packages: install Python 3' >&2; exit 1; }
+  echo 'installing the peers into $(PEERS_ENV) (some gigabytes the first time)' >&2
+  python3 -m venv $(PEERS_ENV)
+  $(PEERS_ENV)/bin/python -m pip install --quiet $(PIP_FLAGS) -r benches/peers/requirements.txt
+  touch $(PEERS_ENV)/.installed
+fi
+PYTHONDONTWRITEBYTECODE=1 $(PEERS_ENV)/bin/python benches/peers/run.py --binaries $(BIN) \
+  $(if $(THREADS),--threads $(THREADS)) $(if $(ROWS),--rows $(ROWS))
+endef
+
+export PEERS
+
+# Ours and PyTorch, faiss and others side by side, written to docs/benchmarks.md.
+bench-peers: | build
+	+@eval "$$PEERS"
+
 help:
 	@printf '%s\n' \
 	  'Stages, in order:  $(STAGES)' \
@@ -132,5 +156,6 @@ help:
 	  '  make fetch                  download the data set' \
 	  '  make clean                  remove every result' \
 	  '  make test                   all tests' \
+	  "  make bench-peers            compare with PyTorch, faiss, ..; ROWS='kmeans' for some" \
 	  '' \
 	  'upcycle-inspect --help shows more: show, diff, lineage, accept.'

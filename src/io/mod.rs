@@ -2,5 +2,7 @@
 //!
 //! Knows formats, not stages: which file holds what is `docs/artifacts.md`.
 
+pub mod labels;
 pub mod table;
 pub mod tensors;
+pub mod vectors;

@@ -20,6 +20,7 @@ pub mod cluster;
 pub mod dataset;
 pub mod evaluate;
 mod files;
+pub mod fit;
 pub mod pretrain;
 pub mod report;
 pub mod subspaces;
