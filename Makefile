@@ -22,7 +22,9 @@ JOBS      ?=
 CONFIG    ?= pipeline.yaml
 ARTIFACTS ?= artifacts
 CACHE     ?= .cache/npm
-PYTHON    ?= python3
+PEERS_ENV ?= .cache/peers
+PIP_FLAGS ?=
+ROWS      ?=
 
 BIN   := $(or $(CARGO_TARGET_DIR),target)/release
 STAMP := $(BIN)/.upcycle-built
@@ -37,7 +39,7 @@ FLAGS = $(MODE) $(if $(filter $@,$(FORCE)),$(if $(call has,q),,--force)) $(if $(
 
 STAGES := dataset pretrain activations cluster subspaces upcycle train evaluate analyze report
 
-.PHONY: all build fetch status why dag verify gc clean help test test-python $(STAGES)
+.PHONY: all build fetch status why dag verify gc clean help test test-python bench-peers peers $(STAGES)
 
 all: report
 
@@ -115,10 +117,31 @@ test:
 	@if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --release --locked; else cargo test --release --locked --lib --bins --tests; fi
 	@cargo test --release --locked --doc
 
-# Needs torch, safetensors and transformers: make test-python PYTHON=/my/venv/bin/python
-test-python: | build
-	@'$(PYTHON)' -c 'import safetensors, torch, transformers' || { echo 'test-python needs torch, safetensors and transformers: set PYTHON to an interpreter that has them' >&2; exit 1; }
-	@'$(PYTHON)' -B examples/python/test_upcycle_moe.py '$(BIN)'
+# An environment that was named on the command line is taken as it is.
+define PEERS
+if [ -z '$(filter file,$(origin PEERS_ENV))' ] ||
+   [ $(PEERS_ENV)/.installed -nt benches/peers/requirements.txt ]; then exit 0; fi
+command -v python3 >/dev/null || {
+  echo 'the peers are Python packages: install Python 3' >&2; exit 1; }
+echo 'installing the peers into $(PEERS_ENV) (some gigabytes the first time)' >&2
+python3 -m venv $(PEERS_ENV)
+$(PEERS_ENV)/bin/python -m pip install --quiet $(PIP_FLAGS) -r benches/peers/requirements.txt
+touch $(PEERS_ENV)/.installed
+endef
+
+export PEERS
+
+peers:
+	+@eval "$$PEERS"
+
+# Ours and PyTorch, faiss and others side by side, written to docs/benchmarks.md.
+bench-peers: | build peers
+	+@PYTHONDONTWRITEBYTECODE=1 $(PEERS_ENV)/bin/python benches/peers/run.py --binaries $(BIN) \
+	  $(if $(THREADS),--threads $(THREADS)) $(if $(ROWS),--rows $(ROWS))
+
+# Our numbers and those of PyTorch and transformers.
+test-python: | build peers
+	@$(PEERS_ENV)/bin/python -B examples/python/test_upcycle_moe.py '$(BIN)'
 
 help:
 	@printf '%s\n' \
@@ -138,6 +161,7 @@ help:
 	  '  make fetch                  download the data set' \
 	  '  make clean                  remove every result' \
 	  '  make test                   all tests' \
-	  '  make test-python PYTHON=..  compare with PyTorch and transformers' \
+	  "  make bench-peers            compare with PyTorch, faiss, ..; ROWS='kmeans' for some" \
+	  '  make test-python            compare numbers with PyTorch and transformers' \
 	  '' \
 	  'upcycle-inspect --help shows more: show, diff, lineage, accept.'

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use linfa::ParamGuard;
-use upcycle::cluster::SphericalKMeans;
+use upcycle::cluster::{Precision, SphericalKMeans};
 use upcycle::config::{Activation, Centre, Labels, SubspacesConfig};
 use upcycle::linalg::{Matrix, eigen, wide};
 use upcycle::lowrank::{Ffn, LayerMoments};
@@ -58,10 +58,16 @@ fn kmeans(criterion: &mut Criterion) {
     group.throughput(Throughput::Bytes(x.data().len() as u64 * 4));
     group.bench_function("read", |bencher| bencher.iter(|| read(black_box(&x))));
     group.finish();
-    for restarts in [1, 5] {
+    for (restarts, precision) in [
+        (1, Precision::F32),
+        (1, Precision::Bf16),
+        (5, Precision::F32),
+        (5, Precision::Bf16),
+    ] {
         let fit = |iterations| {
             let params = SphericalKMeans::params(k).restarts(restarts).tolerance(0.0);
-            let params = params.iterations(iterations).seed(SEED).check();
+            let params = params.iterations(iterations).seed(SEED).precision(precision);
+            let params = params.check();
             params.and_then(|p| p.fit_rows(&x)).expect("a fit")
         };
         let start = Instant::now();
@@ -72,9 +78,10 @@ fn kmeans(criterion: &mut Criterion) {
         let passes = model.history.iter().map(|stats| stats.iteration).max().unwrap_or(1);
         let per_iteration =
             start.elapsed().saturating_sub(short).as_secs_f64() / passes as f64;
-        let bytes = x.data().len() as f64 * 4.0;
+        let size = if precision == Precision::F32 { 4.0 } else { 2.0 };
+        let bytes = x.data().len() as f64 * size;
         println!(
-            "kmeans/{n}x{d}/k{k}/restarts{restarts}: {:.1} ms an iteration, {:.1} GB/s, \
+            "kmeans/{n}x{d}/k{k}/restarts{restarts}/{precision:?}: {:.1} ms an iteration, {:.1} GB/s, \
              start and final pass {:.0} ms, objective {:.6}, history {}",
             1e3 * per_iteration,
             bytes / per_iteration / 1e9,

@@ -6,6 +6,7 @@
 //!
 //! ```console
 //! $ upcycle-cluster --profile smoke
+//! $ upcycle-cluster fit --vectors x.parquet --clusters 8 --out clusters
 //! ```
 
 use std::process::ExitCode;
@@ -13,5 +14,5 @@ use std::process::ExitCode;
 use upcycle::stage;
 
 fn main() -> ExitCode {
-    stage::cli::main(&stage::cluster::STAGE)
+    stage::fit::main(&stage::cluster::STAGE)
 }

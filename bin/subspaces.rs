@@ -5,6 +5,7 @@
 //!
 //! ```console
 //! $ upcycle-subspaces --profile smoke
+//! $ upcycle-subspaces fit --weight w.safetensors --vectors x.parquet --labels clusters/assignments.parquet --out bases
 //! ```
 
 use std::process::ExitCode;
@@ -12,5 +13,5 @@ use std::process::ExitCode;
 use upcycle::stage;
 
 fn main() -> ExitCode {
-    stage::cli::main(&stage::subspaces::STAGE)
+    stage::fit::main(&stage::subspaces::STAGE)
 }

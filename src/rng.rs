@@ -27,10 +27,14 @@ pub fn stream(seed: u64, name: &str) -> Stream {
     Stream::from_seed(*hasher.finalize().as_bytes())
 }
 
+/// One draw from N(0, 1), kept in f64.
+pub fn normal_f64(stream: &mut Stream) -> f64 {
+    StandardNormal.sample(stream)
+}
+
 /// One draw from N(0, 1), made in f64 and rounded.
 pub fn normal(stream: &mut Stream) -> f32 {
-    let draw: f64 = StandardNormal.sample(stream);
-    crate::num::round_f32(draw)
+    crate::num::round_f32(normal_f64(stream))
 }
 
 /// Fills a slice with N(0, std²).

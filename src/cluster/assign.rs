@@ -5,7 +5,10 @@
 //! lower index. So assignments are those of exact arithmetic (up to f64 rounding), at f32
 //! speed, and the instruction set of the machine cannot reach a result.
 
-use super::kernel;
+use std::marker::PhantomData;
+
+use super::form::Form;
+use super::{dots, kernel};
 
 /// Rows whose scores are held at a time; they stay in the first-level cache.
 pub(super) const GROUP: usize = 4;
@@ -15,18 +18,20 @@ const UNDERFLOW: f64 = 1e-36;
 
 /// Unit centroids of all restarts that run side by side, restart after restart.
 #[derive(Debug, Clone)]
-pub(super) struct Centroids {
+pub(super) struct Centroids<F: Form> {
     cols: usize,
     per_restart: usize,
     exact: Vec<f64>,
     fast: Vec<f32>,
+    form: PhantomData<F>,
 }
 
-impl Centroids {
+impl<F: Form> Centroids<F> {
     /// Unit rows of `cols` values, `per_restart` to each restart.
     pub(super) fn new(cols: usize, per_restart: usize, exact: Vec<f64>) -> Self {
-        let fast = exact.iter().map(|&v| crate::num::round_f32(v)).collect();
-        Self { cols, per_restart, exact, fast }
+        let mut fast = Vec::new();
+        exact.chunks_exact(cols).for_each(|centroid| F::planes(centroid, &mut fast));
+        Self { cols, per_restart, exact, fast, form: PhantomData }
     }
 
     /// Centroids of all restarts.
@@ -43,17 +48,17 @@ impl Centroids {
     /// `centroid` counts over all restarts. `norms` are the lengths of the rows.
     pub(super) fn nearest(
         &self,
-        rows: &[f32],
+        rows: &[F::Unit],
         norms: &[f64],
         mut found: impl FnMut(usize, usize, usize),
     ) {
-        let (cols, count) = (self.cols, self.count());
+        let (cols, units, count) = (self.cols, F::units(self.cols), self.count());
         let mut scores = vec![0.0_f32; GROUP * count];
-        let bound = 2.0 * kernel::dots_error(cols);
-        for (group, rows) in rows.chunks(GROUP * cols).enumerate() {
-            let in_group = rows.len() / cols;
-            kernel::dots(cols, rows, &self.fast, &mut scores[..in_group * count]);
-            for (i, row) in rows.chunks_exact(cols).enumerate() {
+        let bound = 2.0 * dots::error_bound(cols);
+        for (group, rows) in rows.chunks(GROUP * units).enumerate() {
+            let in_group = rows.len() / units;
+            dots::dots::<F>(cols, rows, &self.fast, &mut scores[..in_group * count]);
+            for (i, row) in rows.chunks_exact(units).enumerate() {
                 let row_index = group * GROUP + i;
                 let norm = norms[row_index];
                 // Longer rows may overflow f32: f64 decides all of them.
@@ -71,7 +76,7 @@ impl Centroids {
     }
 
     /// The index of the largest exact score of one restart, ties to the lower index.
-    fn decide(&self, first: usize, row: &[f32], scores: &[f32], slack: f64) -> usize {
+    fn decide(&self, first: usize, row: &[F::Unit], scores: &[f32], slack: f64) -> usize {
         let (mut best, mut second) = (0, f32::NEG_INFINITY);
         for (index, &score) in scores.iter().enumerate().skip(1) {
             if score > scores[best] {
@@ -88,6 +93,8 @@ impl Centroids {
         let close = |index: &usize| {
             slack.is_infinite() || top - f64::from(scores[*index]) <= slack
         };
+        let mut scratch = Vec::new();
+        let row = F::row(row, self.cols, &mut scratch);
         let mut winner = (first + best, f64::NEG_INFINITY);
         for index in (0..scores.len()).filter(close) {
             let exact = kernel::dot_exact(row, self.row(first + index));

@@ -9,10 +9,11 @@
 //! from a cluster into its own changes `Σ |s_c|` by `|s - x| + 1 - |s| >= 0`.
 
 use super::assign::{Centroids, unit};
+use super::form::Form;
 use super::kernel;
-use super::params::SphericalKMeans;
+use super::params::{Precision, SphericalKMeans};
 use super::seed;
-use super::source::{self, RowSource};
+use super::source::{self, Halved, PIECE, RowSource, Slabs};
 use crate::error::{Error, Result};
 use crate::linalg::Matrix;
 use crate::num;
@@ -28,6 +29,15 @@ pub struct IterationStats {
     pub objective: f64,
     /// Empty clusters that were given a row of the largest cluster afterwards.
     pub refilled: usize,
+}
+
+/// What has been done so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Done {
+    /// The starting centroids of all restarts are drawn.
+    Starts,
+    /// This iteration, from 0, of all restarts.
+    Iteration(usize),
 }
 
 /// The best of the restarts. All fields belong to the same restart and the same centroids:
@@ -58,6 +68,16 @@ impl SphericalKMeans {
     /// start, and keeps O(rows × restarts) numbers. The result depends on the rows, the
     /// parameters and the seed alone: neither on threads nor on the machine.
     pub fn fit_rows(&self, rows: &impl RowSource) -> Result<SphericalKMeansModel> {
+        self.fit_watched(rows, &mut |_| {})
+    }
+
+    /// As [`SphericalKMeans::fit_rows`], telling `watch` what has been done: for progress and
+    /// clocks, which have no place here.
+    pub fn fit_watched(
+        &self,
+        rows: &impl RowSource,
+        watch: &mut dyn FnMut(Done),
+    ) -> Result<SphericalKMeansModel> {
         let (n, d) = (rows.rows(), rows.cols());
         if d == 0 || n < self.clusters {
             let k = self.clusters;
@@ -69,13 +89,14 @@ impl SphericalKMeans {
                 "all {n} rows are zero: none has a direction"
             )));
         }
-        let starts =
-            seed::plus_plus(rows, &norms, self.clusters, self.restarts, self.seed)?;
-        let starts = starts.chunks_exact(self.clusters * d).enumerate();
-        let mut runs: Vec<Run> = starts
-            .map(|(restart, start)| Run::new(restart, n, d, start.to_vec()))
-            .collect();
-        self.iterate(rows, &norms, &mut runs)?;
+        let runs = match self.precision {
+            Precision::F32 => self.run(rows, &norms, watch)?,
+            Precision::Bf16 => {
+                let halved = Halved::copy(rows)?;
+                let norms = self::norms(&halved)?;
+                self.run(&halved, &norms, watch)?
+            }
+        };
         let last =
             |run: &Run| run.stats.last().map_or(f64::NEG_INFINITY, |s| s.objective);
         let winner = runs.iter().reduce(|a, b| if last(b) > last(a) { b } else { a });
@@ -87,12 +108,32 @@ impl SphericalKMeans {
         Ok(found.into_model(centroids, history, restart))
     }
 
+    /// All restarts from their starts to their ends.
+    fn run(
+        &self,
+        rows: &impl Slabs,
+        norms: &[f64],
+        watch: &mut dyn FnMut(Done),
+    ) -> Result<Vec<Run>> {
+        let (n, d) = (rows.count(), rows.width());
+        let starts =
+            seed::plus_plus(rows, norms, self.clusters, self.restarts, self.seed)?;
+        let starts = starts.chunks_exact(self.clusters * d).enumerate();
+        let mut runs: Vec<Run> = starts
+            .map(|(restart, start)| Run::new(restart, n, d, start.to_vec()))
+            .collect();
+        watch(Done::Starts);
+        self.iterate(rows, norms, &mut runs, watch)?;
+        Ok(runs)
+    }
+
     /// Runs all restarts side by side until each has converged or used its iterations.
     fn iterate(
         &self,
-        rows: &impl RowSource,
+        rows: &impl Slabs,
         norms: &[f64],
         runs: &mut [Run],
+        watch: &mut dyn FnMut(Done),
     ) -> Result<()> {
         for iteration in 0..self.iterations {
             let mut active: Vec<&mut Run> =
@@ -115,12 +156,23 @@ impl SphericalKMeans {
                     run.sums.normalise_into(&mut run.centroids);
                 }
             }
+            watch(Done::Iteration(iteration));
         }
         Ok(())
     }
 }
 
 impl SphericalKMeansModel {
+    /// Mean cosine of each cluster's rows; 0 for an empty one.
+    pub fn mean_cosines(&self) -> Vec<f64> {
+        let mut sums = vec![0.0; self.sizes.len()];
+        for (&cluster, &cosine) in self.assignments.iter().zip(&self.cosines) {
+            sums[num::widen(cluster)] += f64::from(cosine);
+        }
+        let sizes = self.sizes.iter();
+        sums.iter().zip(sizes).map(|(sum, &size)| sum / size.max(1) as f64).collect()
+    }
+
     /// The nearest centroid of each row by cosine, ties to the lower index, and the cosine.
     pub fn assign(&self, rows: &impl RowSource) -> Result<(Vec<u32>, Vec<f32>)> {
         let (found, expected) = (rows.cols(), self.centroids.cols());
@@ -162,9 +214,9 @@ impl Run {
 
     /// Gives each empty cluster the row of the largest cluster that lies furthest from its
     /// centroid. Stops where the largest cluster is a single direction: nothing to gain.
-    fn refill(&mut self, rows: &impl RowSource, norms: &[f64]) -> Result<usize> {
+    fn refill<X: Slabs>(&mut self, rows: &X, norms: &[f64]) -> Result<usize> {
         let k = self.sums.counts.len();
-        let current = Centroids::new(rows.cols(), k, self.centroids.clone());
+        let current = Centroids::<X::Form>::new(rows.width(), k, self.centroids.clone());
         let cosines = label_exactly(&current, rows, norms)?.cosines;
         let mut moves = Vec::new();
         for empty in 0..k {
@@ -186,8 +238,7 @@ impl Run {
             moves.push((row, largest, empty));
         }
         let indices: Vec<usize> = moves.iter().map(|&(row, ..)| row).collect();
-        for (&(row, from, to), values) in moves.iter().zip(source::fetch(rows, &indices)?)
-        {
+        for (&(row, from, to), values) in moves.iter().zip(rows.single(&indices)?) {
             self.sums.add(from, -1.0 / norms[row], &values);
             self.sums.add(to, 1.0 / norms[row], &values);
         }
@@ -254,11 +305,15 @@ fn first_largest(counts: &[i64]) -> usize {
 }
 
 /// The lengths of all rows; refuses values that are not finite.
-fn norms(rows: &impl RowSource) -> Result<Vec<f64>> {
-    let cols = rows.cols();
-    let mut all = Vec::with_capacity(rows.rows());
-    let measure = |first: usize, piece: &[f32]| {
-        let made: Vec<f64> = piece.chunks_exact(cols).map(kernel::norm).collect();
+fn norms<X: Slabs>(rows: &X) -> Result<Vec<f64>> {
+    let cols = rows.width();
+    let mut all = Vec::with_capacity(rows.count());
+    let measure = |first: usize, piece: &[Unit<X>]| {
+        let mut scratch = Vec::new();
+        let units = piece.chunks_exact(X::Form::units(cols));
+        let made: Vec<f64> = units
+            .map(|row| kernel::norm(X::Form::row(row, cols, &mut scratch)))
+            .collect();
         match made.iter().position(|norm| !norm.is_finite()) {
             None => Ok(made),
             Some(bad) => {
@@ -267,21 +322,27 @@ fn norms(rows: &impl RowSource) -> Result<Vec<f64>> {
             }
         }
     };
-    source::scan(rows, measure, |_, made| all.extend(made))?;
+    source::scan(rows, 8 * PIECE, measure, |_, made| all.extend(made))?;
     Ok(all)
 }
 
+/// What a row of a source is a slice of.
+type Unit<X> = <<X as Slabs>::Form as Form>::Unit;
+
 /// One pass: assigns every row in every run and moves what changed between the sums.
-fn accumulate(rows: &impl RowSource, norms: &[f64], runs: &mut [&mut Run]) -> Result<()> {
-    let (cols, k) = (rows.cols(), runs[0].sums.counts.len());
+fn accumulate<X: Slabs>(rows: &X, norms: &[f64], runs: &mut [&mut Run]) -> Result<()> {
+    let (cols, k) = (rows.width(), runs[0].sums.counts.len());
+    let units = X::Form::units(cols);
     let all = runs.iter().flat_map(|run| run.centroids.iter().copied()).collect();
-    let centroids = Centroids::new(cols, k, all);
+    let centroids = Centroids::<X::Form>::new(cols, k, all);
     let before: Vec<Vec<u32>> =
         runs.iter_mut().map(|run| std::mem::take(&mut run.labels)).collect();
-    let work = |first: usize, piece: &[f32]| {
-        let norms = &norms[first..first + piece.len() / cols];
+    let work = |first: usize, piece: &[Unit<X>]| {
+        let norms = &norms[first..first + piece.len() / units];
         let mut changes = Sums::zeros(centroids.count(), cols);
         let mut labels = vec![NONE; before.len() * norms.len()];
+        let mut scratch = Vec::new();
+        let mut changed = false;
         centroids.nearest(piece, norms, |row, run, centroid| {
             let label = num::index_u32(centroid - run * k);
             let old = before[run][first + row];
@@ -289,8 +350,10 @@ fn accumulate(rows: &impl RowSource, norms: &[f64], runs: &mut [&mut Run]) -> Re
             if label == old {
                 return;
             }
+            changed = true;
             let scale = if norms[row] > 0.0 { 1.0 / norms[row] } else { 0.0 };
-            let values = &piece[row * cols..(row + 1) * cols];
+            let values = &piece[row * units..(row + 1) * units];
+            let values = X::Form::row(values, cols, &mut scratch);
             changes.counts[centroid] += 1;
             changes.add(centroid, scale, values);
             if old != NONE {
@@ -298,12 +361,15 @@ fn accumulate(rows: &impl RowSource, norms: &[f64], runs: &mut [&mut Run]) -> Re
                 changes.add(run * k + num::widen(old), -scale, values);
             }
         });
-        Ok((changes, labels))
+        Ok((changed.then_some(changes), labels))
     };
-    source::scan(rows, work, |_, (changes, labels)| {
+    let size = 8 * centroids.count() * cols;
+    source::scan(rows, size, work, |_, (changes, labels)| {
         let labels = labels.chunks_exact(labels.len() / runs.len());
         for (index, (run, labels)) in runs.iter_mut().zip(labels).enumerate() {
-            run.sums.change(&changes, index * k);
+            if let Some(changes) = &changes {
+                run.sums.change(changes, index * k);
+            }
             run.labels.extend_from_slice(labels);
         }
     })
@@ -337,34 +403,38 @@ impl Found {
 }
 
 /// Labels by stored centroids, which are f32 and so not unit to the last bit.
-fn label(centroids: &Matrix, rows: &impl RowSource, norms: &[f64]) -> Result<Found> {
+fn label<X: Slabs>(centroids: &Matrix, rows: &X, norms: &[f64]) -> Result<Found> {
     let wide = centroids
         .iter_rows()
         .flat_map(|row| unit(&row.iter().map(|&v| f64::from(v)).collect::<Vec<_>>()));
-    let exact = Centroids::new(centroids.cols(), centroids.rows(), wide.collect());
+    let exact =
+        Centroids::<X::Form>::new(centroids.cols(), centroids.rows(), wide.collect());
     label_exactly(&exact, rows, norms)
 }
 
 /// Labels and f64 cosines by the centroids of one restart.
-fn label_exactly(
-    centroids: &Centroids,
-    rows: &impl RowSource,
+fn label_exactly<X: Slabs>(
+    centroids: &Centroids<X::Form>,
+    rows: &X,
     norms: &[f64],
 ) -> Result<Found> {
-    let cols = rows.cols();
+    let cols = rows.width();
+    let units = X::Form::units(cols);
     let mut all = Found { labels: Vec::new(), cosines: Vec::new() };
-    let work = |first: usize, piece: &[f32]| {
-        let norms = &norms[first..first + piece.len() / cols];
+    let work = |first: usize, piece: &[Unit<X>]| {
+        let norms = &norms[first..first + piece.len() / units];
+        let mut scratch = Vec::new();
         let mut found = Vec::with_capacity(norms.len());
         centroids.nearest(piece, norms, |row, _, centroid| {
-            let values = &piece[row * cols..(row + 1) * cols];
+            let values = &piece[row * units..(row + 1) * units];
+            let values = X::Form::row(values, cols, &mut scratch);
             let dot = kernel::dot_exact(values, centroids.row(centroid));
             let cosine = if norms[row] > 0.0 { dot / norms[row] } else { 0.0 };
             found.push((num::index_u32(centroid), cosine));
         });
         Ok(found)
     };
-    source::scan(rows, work, |_, found| {
+    source::scan(rows, 16 * PIECE, work, |_, found| {
         all.labels.extend(found.iter().map(|&(label, _)| label));
         all.cosines.extend(found.iter().map(|&(_, cosine)| cosine));
     })?;
@@ -386,7 +456,7 @@ mod tests {
         let start = [1.0, 0.0, 0.0, 0.0, 0.0, 0.0].repeat(4);
         let params = SphericalKMeans::params(4).tolerance(0.0).check().unwrap();
         let mut runs = [Run::new(0, 300, 6, start)];
-        params.iterate(&x, &norms, &mut runs).unwrap();
+        params.iterate(&x, &norms, &mut runs, &mut |_| {}).unwrap();
         let [Run { stats, sums, labels, .. }] = &runs;
         assert_eq!(stats[0].refilled, 3);
         for pair in stats.windows(2) {

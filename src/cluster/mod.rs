@@ -19,6 +19,8 @@
 //! Machine Learning 42 (2001); Arthur and Vassilvitskii, *k-means++* (2007).
 
 mod assign;
+mod dots;
+mod form;
 mod kernel;
 mod kmeans;
 mod params;
@@ -28,6 +30,6 @@ mod source;
 mod tests;
 mod traits;
 
-pub use kmeans::{IterationStats, SphericalKMeansModel};
-pub use params::{SphericalKMeans, SphericalKMeansParams};
+pub use kmeans::{Done, IterationStats, SphericalKMeansModel};
+pub use params::{Precision, SphericalKMeans, SphericalKMeansParams};
 pub use source::{PIECE, RowSource, Rows};

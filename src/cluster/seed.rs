@@ -5,21 +5,22 @@
 //! of Arthur and Vassilvitskii (2007). All restarts share each pass.
 
 use super::assign::unit;
+use super::form::Form;
 use super::kernel;
-use super::source::{self, PIECE, RowSource};
+use super::source::{self, PIECE, Slabs};
 use crate::error::Result;
 use crate::rng::{self, RngExt};
 
 /// Draws `k` unit centroids for each of `restarts` starts, restart after restart.
 /// `norms` are the lengths of the rows, of which at least one is not zero.
 pub(super) fn plus_plus(
-    source: &impl RowSource,
+    source: &impl Slabs,
     norms: &[f64],
     k: usize,
     restarts: usize,
     seed: u64,
 ) -> Result<Vec<f64>> {
-    let (rows, cols) = (source.rows(), source.cols());
+    let (rows, cols) = (source.count(), source.width());
     let usable: Vec<f32> =
         norms.iter().map(|&n| if n > 0.0 { 1.0 } else { 0.0 }).collect();
     let mut streams: Vec<_> = (0..restarts)
@@ -36,7 +37,7 @@ pub(super) fn plus_plus(
             drawn.push(row);
         }
         let mut newest = Vec::with_capacity(restarts);
-        for (restart, row) in source::fetch(source, &drawn)?.into_iter().enumerate() {
+        for (restart, row) in source.single(&drawn)?.into_iter().enumerate() {
             let row = unit(&row.into_iter().map(f64::from).collect::<Vec<_>>());
             centroids[(restart * k + step) * cols..][..cols].copy_from_slice(&row);
             newest.push(row);
@@ -49,16 +50,19 @@ pub(super) fn plus_plus(
 }
 
 /// Lowers every row's weight to its distance from the newest centroid of each restart.
-fn lower(
-    source: &impl RowSource,
+fn lower<X: Slabs>(
+    source: &X,
     norms: &[f64],
     newest: &[Vec<f64>],
     weights: &mut [f32],
 ) -> Result<()> {
-    let (rows, cols) = (source.rows(), source.cols());
-    let distances = |first: usize, piece: &[f32]| {
-        let mut out = vec![0.0_f32; newest.len() * (piece.len() / cols)];
-        for (i, row) in piece.chunks_exact(cols).enumerate() {
+    let (rows, cols) = (source.count(), source.width());
+    let units = X::Form::units(cols);
+    let distances = |first: usize, piece: &[<X::Form as Form>::Unit]| {
+        let mut out = vec![0.0_f32; newest.len() * (piece.len() / units)];
+        let mut scratch = Vec::new();
+        for (i, row) in piece.chunks_exact(units).enumerate() {
+            let row = X::Form::row(row, cols, &mut scratch);
             let norm = norms[first + i];
             for (restart, centroid) in newest.iter().enumerate().filter(|_| norm > 0.0) {
                 let cosine = kernel::dot_exact(row, centroid) / norm;
@@ -70,7 +74,7 @@ fn lower(
         }
         Ok(out)
     };
-    source::scan(source, distances, |first, made| {
+    source::scan(source, 4 * newest.len() * PIECE, distances, |first, made| {
         for (i, distances) in made.chunks_exact(newest.len()).enumerate() {
             for (restart, &distance) in distances.iter().enumerate() {
                 let weight = &mut weights[restart * rows + first + i];

@@ -1,8 +1,9 @@
 //! Where rows come from: a matrix in memory, or a file that is read once a pass.
 //!
-//! K-means needs one read of the rows per iteration and nothing else, so a source is only
-//! asked for passes. What the rows mean, and where they lie, it alone knows.
+//! K-means needs one read of the rows per iteration, and a few single rows to start from. What
+//! the rows mean, and where they lie, the source alone knows.
 
+use super::form::{Form, Full, Half, pack};
 use crate::error::{Error, Result};
 use crate::linalg::Matrix;
 use crate::par;
@@ -22,6 +23,34 @@ pub trait RowSource: Sync {
     /// Hands every row to `visit`, in order, as row-major slabs. Each slab but the last
     /// holds a multiple of [`PIECE`] rows; larger slabs keep more threads busy.
     fn pass(&self, visit: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()>;
+
+    /// Copies single rows, in the order of `indices`. By one pass, unless the source knows a
+    /// shorter way.
+    fn fetch(&self, indices: &[usize]) -> Result<Vec<Vec<f32>>> {
+        let cols = self.cols();
+        let mut found = vec![Vec::new(); indices.len()];
+        let mut seen = 0;
+        self.pass(&mut |slab| {
+            let count = slab.len() / cols;
+            for (&index, row) in indices.iter().zip(&mut found) {
+                if (seen..seen + count).contains(&index) {
+                    *row =
+                        slab[(index - seen) * cols..(index - seen + 1) * cols].to_vec();
+                }
+            }
+            seen += count;
+            Ok(())
+        })?;
+        match found.iter().position(Vec::is_empty) {
+            None => Ok(found),
+            Some(missing) => {
+                let index = indices[missing];
+                Err(Error::failed(format!(
+                    "row {index} is absent from a source of {seen} rows"
+                )))
+            }
+        }
+    }
 }
 
 /// Row-major values borrowed from anywhere.
@@ -56,6 +85,15 @@ impl RowSource for Rows<'_> {
     fn pass(&self, visit: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
         visit(self.data)
     }
+
+    fn fetch(&self, indices: &[usize]) -> Result<Vec<Vec<f32>>> {
+        let row = |&index: &usize| {
+            self.data.get(index * self.cols..(index + 1) * self.cols).map(<[f32]>::to_vec)
+        };
+        let rows = self.rows();
+        let absent = || Error::failed(format!("a row beyond the last of {rows}"));
+        indices.iter().map(|index| row(index).ok_or_else(absent)).collect()
+    }
 }
 
 impl RowSource for Matrix {
@@ -70,21 +108,129 @@ impl RowSource for Matrix {
     fn pass(&self, visit: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
         visit(self.data())
     }
+
+    fn fetch(&self, indices: &[usize]) -> Result<Vec<Vec<f32>>> {
+        Rows { cols: self.cols(), data: self.data() }.fetch(indices)
+    }
 }
+
+/// Rows in one of the forms that k-means reads: what a [`RowSource`] is, and what its bf16
+/// copy is.
+pub(super) trait Slabs: Sync {
+    /// How the rows are held.
+    type Form: Form;
+
+    /// Number of rows.
+    fn count(&self) -> usize;
+
+    /// Columns of a row.
+    fn width(&self) -> usize;
+
+    /// As [`RowSource::pass`].
+    fn slabs(
+        &self,
+        visit: &mut dyn FnMut(&[<Self::Form as Form>::Unit]) -> Result<()>,
+    ) -> Result<()>;
+
+    /// As [`RowSource::fetch`].
+    fn single(&self, indices: &[usize]) -> Result<Vec<Vec<f32>>>;
+}
+
+impl<T: RowSource> Slabs for T {
+    type Form = Full;
+
+    fn count(&self) -> usize {
+        self.rows()
+    }
+
+    fn width(&self) -> usize {
+        self.cols()
+    }
+
+    fn slabs(&self, visit: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
+        self.pass(visit)
+    }
+
+    fn single(&self, indices: &[usize]) -> Result<Vec<Vec<f32>>> {
+        self.fetch(indices)
+    }
+}
+
+/// The bf16 copy of a source.
+#[derive(Debug)]
+pub(super) struct Halved {
+    rows: usize,
+    cols: usize,
+    units: Vec<u32>,
+}
+
+impl Halved {
+    /// Copies a source, in one pass.
+    pub(super) fn copy(source: &impl RowSource) -> Result<Self> {
+        let (rows, cols) = (source.rows(), source.cols());
+        let width = Half::units(cols);
+        let mut units = vec![0; rows * width];
+        let mut seen = 0;
+        source.pass(&mut |slab| {
+            let until = seen + slab.len() / cols;
+            let out = units.get_mut(seen * width..until * width).ok_or_else(|| {
+                Error::failed(format!("a source of {rows} rows gave {until}"))
+            })?;
+            par::for_each_piece(out, PIECE * width, |index, out| {
+                let from = index * PIECE * cols;
+                pack(&slab[from..from + out.len() / width * cols], cols, out);
+            });
+            seen = until;
+            Ok(())
+        })?;
+        Ok(Self { rows, cols, units })
+    }
+}
+
+impl Slabs for Halved {
+    type Form = Half;
+
+    fn count(&self) -> usize {
+        self.rows
+    }
+
+    fn width(&self) -> usize {
+        self.cols
+    }
+
+    fn slabs(&self, visit: &mut dyn FnMut(&[u32]) -> Result<()>) -> Result<()> {
+        visit(&self.units)
+    }
+
+    fn single(&self, indices: &[usize]) -> Result<Vec<Vec<f32>>> {
+        let width = Half::units(self.cols);
+        let row = |&index: &usize| {
+            let units = &self.units[index * width..(index + 1) * width];
+            let mut scratch = Vec::new();
+            Half::row(units, self.cols, &mut scratch).to_vec()
+        };
+        Ok(indices.iter().map(row).collect())
+    }
+}
+
+/// Bytes of results that may wait to be merged.
+const WAITING: usize = 64 << 20;
 
 /// Computes `work(first_row, rows)` for every piece in parallel and hands the results to
 /// `merge` in the order of the rows, whatever the number of threads.
 ///
-/// At most a few pieces' results a thread exist at a time.
-pub(super) fn scan<T: Send>(
-    source: &impl RowSource,
-    work: impl Fn(usize, &[f32]) -> Result<T> + Sync + Send,
+/// A result has about `size` bytes; the number of results that exist at a time follows from it.
+pub(super) fn scan<X: Slabs, T: Send>(
+    source: &X,
+    size: usize,
+    work: impl Fn(usize, &[<X::Form as Form>::Unit]) -> Result<T> + Sync + Send,
     mut merge: impl FnMut(usize, T),
 ) -> Result<()> {
-    let (rows, cols) = (source.rows(), source.cols());
-    let wave = 4 * rayon::current_num_threads();
+    let (rows, cols) = (source.count(), X::Form::units(source.width()));
+    let threads = rayon::current_num_threads();
+    let wave = (WAITING / size.max(1)).clamp(4 * threads, 64 * threads);
     let mut seen = 0;
-    source.pass(&mut |slab| {
+    source.slabs(&mut |slab| {
         let first = seen;
         seen += slab.len() / cols;
         let whole = slab.len().is_multiple_of(cols) && seen <= rows;
@@ -95,7 +241,7 @@ pub(super) fn scan<T: Send>(
                  {PIECE} rows of {cols}, or the rest of {rows} rows"
             )));
         }
-        let pieces: Vec<&[f32]> = slab.chunks(PIECE * cols).collect();
+        let pieces: Vec<_> = slab.chunks(PIECE * cols).collect();
         for (turn, group) in pieces.chunks(wave).enumerate() {
             let start = |index| first + (turn * wave + index) * PIECE;
             let made = par::try_map(group.len(), |i| work(start(i), group[i]))?;
@@ -107,31 +253,5 @@ pub(super) fn scan<T: Send>(
         Ok(())
     } else {
         Err(Error::failed(format!("a source of {rows} rows gave {seen} in one pass")))
-    }
-}
-
-/// Copies single rows, by one pass.
-pub(super) fn fetch(source: &impl RowSource, indices: &[usize]) -> Result<Vec<Vec<f32>>> {
-    let cols = source.cols();
-    let mut found = vec![Vec::new(); indices.len()];
-    let mut seen = 0;
-    source.pass(&mut |slab| {
-        let count = slab.len() / cols;
-        for (&index, row) in indices.iter().zip(&mut found) {
-            if (seen..seen + count).contains(&index) {
-                *row = slab[(index - seen) * cols..(index - seen + 1) * cols].to_vec();
-            }
-        }
-        seen += count;
-        Ok(())
-    })?;
-    match found.iter().position(Vec::is_empty) {
-        None => Ok(found),
-        Some(missing) => {
-            let index = indices[missing];
-            Err(Error::failed(format!(
-                "row {index} is absent from a source of {seen} rows"
-            )))
-        }
     }
 }

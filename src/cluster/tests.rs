@@ -184,6 +184,51 @@ fn huge_and_tiny_rows_are_clustered_by_direction() {
     }
 }
 
+/// Each value rounded to bf16, ties to even, by arithmetic instead of bits.
+fn rounded(x: &Matrix) -> Matrix {
+    let round = |&v: &f32| {
+        if v == 0.0 {
+            return v;
+        }
+        let step = f64::from(v).abs().log2().floor().exp2() / 128.0;
+        crate::num::round_f32((f64::from(v) / step).round_ties_even() * step)
+    };
+    Matrix::new(x.rows(), x.cols(), x.data().iter().map(round).collect()).unwrap()
+}
+
+#[test]
+fn bf16_iterations_are_those_of_the_rounded_rows_to_the_last_bit() {
+    for (rows, cols) in [(3000, 24), (2000, 17)] {
+        let x = random(rows, cols, 9);
+        let ask = params(6).restarts(3).iterations(12);
+        let half = fit(ask.clone().precision(Precision::Bf16), &x);
+        let slow = fit(ask, &rounded(&x));
+        assert_eq!(half.centroids, slow.centroids);
+        assert_eq!((&half.history, half.restart), (&slow.history, slow.restart));
+        // What is returned besides belongs to the rows themselves.
+        assert!((half.objective - objective(&x, &half.centroids)).abs() < 1e-12);
+        let (labels, cosines) = half.assign(&x).unwrap();
+        assert_eq!((labels, cosines), (half.assignments, half.cosines));
+    }
+}
+
+#[test]
+fn bf16_reaches_the_objective_of_f32_on_any_number_of_threads() {
+    for name in ["planted", "overlapping"] {
+        let (x, _, _) = fixture(name);
+        let with = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            let half = params(8).precision(Precision::Bf16);
+            pool.unwrap().install(|| fit(half, &x))
+        };
+        let half = with(1);
+        assert_eq!(half, with(3));
+        let full = fit(params(8), &x);
+        println!("{name}: bf16 {}, f32 {}", half.objective, full.objective);
+        assert!((half.objective - full.objective).abs() < 1e-4);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 

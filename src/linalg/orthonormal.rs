@@ -1,4 +1,7 @@
 //! Orthonormal bases: of a range (Householder QR), random, and in a complement.
+//!
+//! All products are faer's in f64. faer is built without its `rayon` feature, so every one
+//! of them runs on the calling thread and its bits do not depend on the machine's threads.
 
 use faer::{Mat, MatRef};
 
@@ -23,67 +26,85 @@ pub fn qr(a: MatRef<'_, f64>) -> (Mat<f64>, Mat<f64>) {
     (q, r)
 }
 
-/// `cols <= rows` orthonormal columns, uniform over all such bases.
-pub fn random(stream: &mut Stream, rows: usize, cols: usize) -> Mat<f64> {
-    // Column by column, so that fewer columns are a prefix of more.
-    let mut gauss = Mat::zeros(rows, cols.min(rows));
-    for j in 0..gauss.ncols() {
-        for i in 0..rows {
-            gauss[(i, j)] = f64::from(rng::normal(stream));
-        }
-    }
-    qr(gauss.as_ref()).0
+/// Uniformly random orthonormal columns [rows, count], `count <= rows`.
+pub fn random(rows: usize, count: usize, stream: &mut Stream) -> Mat<f64> {
+    complement(Mat::zeros(rows, 0).as_ref(), count, stream)
 }
 
-/// `cols` random orthonormal columns orthogonal to the orthonormal columns of `basis`;
-/// fewer if the complement has fewer dimensions.
-pub fn complement(stream: &mut Stream, basis: MatRef<'_, f64>, cols: usize) -> Mat<f64> {
-    let rows = basis.nrows();
-    let cols = cols.min(rows - basis.ncols().min(rows));
-    let mut out = random(stream, rows, cols);
-    // Once leaves the rounding of a large projection; twice is enough (Kahan, Parlett).
-    for _ in 0..2 {
-        let inside = product(basis, product(basis.transpose(), out.as_ref()).as_ref());
-        out = qr((&out - &inside).as_ref()).0;
-    }
-    out
+/// Uniformly random orthonormal columns [rows, count] orthogonal to the columns of `kept`
+/// [rows, k], `k + count <= rows`.
+///
+/// Normal draws are rotation invariant, their part in the complement is rotation invariant
+/// within it, and QR with a positive diagonal of R keeps that: the result is Haar
+/// distributed. One pass leaves a part in `kept` of about ε times the condition of the draw;
+/// the second removes it (Giraud et al., 2005: twice is enough).
+pub fn complement(kept: MatRef<'_, f64>, count: usize, stream: &mut Stream) -> Mat<f64> {
+    let draws = Mat::from_fn(kept.nrows(), count, |_, _| rng::normal_f64(stream));
+    let once = orthonormalised(kept, &draws);
+    orthonormalised(kept, &once)
+}
+
+/// Removes the part in `kept` and takes the Q of QR.
+fn orthonormalised(kept: MatRef<'_, f64>, columns: &Mat<f64>) -> Mat<f64> {
+    let inside = product(kept, product(kept.transpose(), columns.as_ref()).as_ref());
+    qr((columns - inside).as_ref()).0
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use proptest::prelude::*;
 
-    fn gap_from_identity(q: MatRef<'_, f64>) -> f64 {
-        let eye = product(q.transpose(), q);
-        (eye - Mat::<f64>::identity(q.ncols(), q.ncols())).norm_max()
+    use super::*;
+    use crate::num;
+
+    fn off_identity(q: &Mat<f64>) -> f64 {
+        (q.transpose() * q - Mat::<f64>::identity(q.ncols(), q.ncols())).norm_max()
     }
 
     #[test]
     fn qr_rebuilds_and_is_orthonormal_even_without_full_rank() {
         let mut stream = rng::stream(1, "test");
         for (m, n) in [(7, 3), (3, 7), (5, 5), (1, 1)] {
-            let mut a = random(&mut stream, m, n);
-            if n > m {
-                a = random(&mut stream, n, m).transpose().to_owned();
-            }
+            let mut a = Mat::from_fn(m, n, |_, _| rng::normal_f64(&mut stream));
             if a.ncols() > 1 {
                 let first = a.col(0).to_owned();
                 a.col_mut(1).copy_from(first);
             }
             let (q, r) = qr(a.as_ref());
             assert!((product(q.as_ref(), r.as_ref()) - &a).norm_max() < 1e-14);
-            assert!(gap_from_identity(q.as_ref()) < 1e-14);
+            assert!(off_identity(&q) < 1e-14);
             assert!((0..r.nrows()).all(|k| r[(k, k)] >= 0.0));
         }
     }
 
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn columns_are_orthonormal_and_avoid_the_kept_ones(
+            rows in 1_usize..40, k in 0_usize..40, count in 0_usize..40, seed in 0_u64..1000,
+        ) {
+            let k = k.min(rows);
+            let count = count.min(rows - k);
+            let mut stream = rng::stream(seed, "test");
+            let kept = random(rows, k, &mut stream);
+            let new = complement(kept.as_ref(), count, &mut stream);
+            prop_assert!(off_identity(&kept) < 1e-13);
+            prop_assert!(off_identity(&new) < 1e-13);
+            prop_assert!((kept.transpose() * &new).norm_max() < 1e-13);
+        }
+    }
+
+    /// A uniformly random unit vector in d dimensions has entries of mean 0 and variance
+    /// 1/d; without the sign rule the diagonal entries would be biased.
     #[test]
-    fn complements_are_orthonormal_and_orthogonal() {
-        let mut stream = rng::stream(2, "test");
-        let basis = random(&mut stream, 9, 6);
-        let other = complement(&mut stream, basis.as_ref(), 5);
-        assert_eq!(other.ncols(), 3);
-        assert!(gap_from_identity(other.as_ref()) < 1e-14);
-        assert!(product(basis.transpose(), other.as_ref()).norm_max() < 1e-14);
+    fn directions_have_no_preferred_sign() {
+        let draws: Vec<f64> = (0..4000)
+            .map(|i| random(3, 2, &mut rng::stream(i, "sign"))[(0, 0)])
+            .collect();
+        let error = (1.0_f64 / 3.0 / 4000.0).sqrt();
+        assert!(num::mean(&draws).abs() < 4.5 * error);
+        let squares: Vec<f64> = draws.iter().map(|v| v * v).collect();
+        assert!((num::mean(&squares) - 1.0 / 3.0).abs() < 4.5 * error);
     }
 }

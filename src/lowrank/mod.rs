@@ -4,17 +4,19 @@
 //! ([`MomentsBuilder`]) and serve every variant ([`LayerMoments::subspaces`]); weights follow
 //! by [`project`] and [`affine_bias`].
 
+mod matrix;
 mod moments;
 mod project;
 mod subspace;
 #[cfg(test)]
 mod tests;
 
+pub use matrix::{MatrixMoments, MatrixMomentsBuilder, Solutions};
 pub use moments::{Ffn, LayerMoments, MomentsBuilder};
 pub use project::{affine_bias, project};
 pub use subspace::{Subspace, rank_for};
 
-use subspace::Space;
+use subspace::{Space, check};
 
 use crate::config::SubspacesConfig;
 use crate::error::{Error, Result};
@@ -36,13 +38,7 @@ impl LayerMoments {
     /// One d × d eigenproblem per expert and matrix, in f64, independent of the number of
     /// threads. An empty cluster takes the pooled moments (shrinkage 1).
     pub fn subspaces(&self, config: &SubspacesConfig) -> Result<Vec<ExpertSubspaces>> {
-        let SubspacesConfig { tau, shrinkage, .. } = config;
-        if !(*tau > 0.0 && *tau <= 1.0 && (0.0..=1.0).contains(shrinkage)) {
-            return Err(Error::usage(format!(
-                "subspaces: tau {tau} and shrinkage {shrinkage}, expected 0 < tau <= 1 and \
-                 0 <= shrinkage <= 1"
-            )));
-        }
+        check(config)?;
         if self.tokens().iter().all(|&tokens| tokens == 0) {
             return Err(Error::failed("subspaces of an FFN without a single token"));
         }

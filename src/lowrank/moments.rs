@@ -106,8 +106,7 @@ impl Moment {
 #[derive(Debug)]
 pub struct MomentsBuilder<'a> {
     ffn: Ffn<'a>,
-    rows: Vec<f32>,
-    labels: Vec<u32>,
+    waiting: Waiting,
     inputs: Vec<Moment>,
     outputs: Vec<Moment>,
 }
@@ -136,8 +135,7 @@ impl LayerMoments {
         let moments = || vec![Moment::zeros(d); experts];
         Ok(MomentsBuilder {
             ffn,
-            rows: Vec::new(),
-            labels: Vec::new(),
+            waiting: Waiting::new(d, experts),
             inputs: moments(),
             outputs: moments(),
         })
@@ -157,38 +155,14 @@ impl LayerMoments {
 impl MomentsBuilder<'_> {
     /// Adds row-major FFN inputs and their clusters. The cut into calls changes no bit.
     pub fn push(&mut self, rows: &[f32], labels: &[u32]) -> Result<()> {
-        let d = self.ffn.fc1.cols();
-        if rows.len() != labels.len() * d {
-            let (found, n) = (rows.len(), labels.len());
-            return Err(Error::failed(format!(
-                "{found} values for {n} labelled rows of {d}"
-            )));
-        }
-        let experts = self.inputs.len();
-        if let Some(bad) = labels.iter().find(|&&label| num::widen(label) >= experts) {
-            return Err(Error::failed(format!(
-                "cluster {bad} of a layer with {experts}"
-            )));
-        }
-        if rows.iter().any(|value| !value.is_finite()) {
-            return Err(Error::failed("an FFN input holds a value that is not finite"));
-        }
-        let (mut rows, mut labels) = (rows, labels);
-        while !labels.is_empty() {
-            let take = (BLOCK - self.labels.len()).min(labels.len());
-            self.rows.extend_from_slice(&rows[..take * d]);
-            self.labels.extend_from_slice(&labels[..take]);
-            (rows, labels) = (&rows[take * d..], &labels[take..]);
-            if self.labels.len() == BLOCK {
-                self.add_block();
-            }
-        }
-        Ok(())
+        let Self { ffn, waiting, inputs, outputs } = self;
+        waiting.push(rows, labels, |block| add_block(*ffn, block, [inputs, outputs]))
     }
 
     /// The moments of all rows pushed.
     pub fn finish(mut self) -> Result<LayerMoments> {
-        self.add_block();
+        let rest = self.waiting.rest();
+        add_block(self.ffn, &rest, [&mut self.inputs, &mut self.outputs]);
         let finite = |moment: &Moment| moment.second.is_all_finite();
         if !self.outputs.iter().all(finite) {
             return Err(Error::failed("an FFN output is not finite"));
@@ -203,28 +177,98 @@ impl MomentsBuilder<'_> {
             outputs: self.outputs,
         })
     }
+}
 
-    /// Adds the gathered rows: outputs piece by piece, then every moment on its own thread.
-    fn add_block(&mut self) {
-        let (d, labels) = (self.ffn.fc1.cols(), std::mem::take(&mut self.labels));
-        let rows = std::mem::take(&mut self.rows);
-        let ffn = self.ffn;
-        let mut outputs = vec![0.0; rows.len()];
-        par::for_each_piece(&mut outputs, PIECE * d, |index, out| {
-            out.copy_from_slice(&ffn.outputs(&rows[index * PIECE * d..][..out.len()]));
-        });
-        let experts = self.inputs.len();
-        let mut moments: Vec<&mut Moment> =
-            self.inputs.iter_mut().chain(&mut self.outputs).collect();
-        par::for_each_piece(&mut moments, 1, |index, moment| {
-            let values = if index < experts { &rows } else { &outputs };
-            let expert = num::index_u32(index % experts);
+/// Adds gathered rows: outputs piece by piece, then every moment on its own thread.
+fn add_block(ffn: Ffn<'_>, block: &Block, [inputs, outputs]: [&mut Vec<Moment>; 2]) {
+    let d = ffn.fc1.cols();
+    let mut values = vec![0.0; block.rows.len()];
+    par::for_each_piece(&mut values, PIECE * d, |index, out| {
+        out.copy_from_slice(&ffn.outputs(&block.rows[index * PIECE * d..][..out.len()]));
+    });
+    let inputs = inputs.iter_mut().enumerate().map(|(i, m)| (i, m, &block.rows[..]));
+    let outputs = outputs.iter_mut().enumerate().map(|(i, m)| (i, m, &values[..]));
+    add_moments(inputs.chain(outputs).collect(), &block.labels);
+}
+
+/// Labelled rows on their way into moments.
+#[derive(Debug)]
+pub(super) struct Block {
+    pub(super) rows: Vec<f32>,
+    pub(super) labels: Vec<u32>,
+}
+
+/// Gathers rows into blocks of a fixed length, so that the cut into calls changes no bit.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    width: usize,
+    experts: usize,
+    block: Block,
+}
+
+impl Waiting {
+    pub(super) fn new(width: usize, experts: usize) -> Self {
+        Self { width, experts, block: Block { rows: Vec::new(), labels: Vec::new() } }
+    }
+
+    /// Takes rows and hands on every block that is full.
+    pub(super) fn push(
+        &mut self,
+        rows: &[f32],
+        labels: &[u32],
+        mut full: impl FnMut(&Block),
+    ) -> Result<()> {
+        let (d, experts) = (self.width, self.experts);
+        if rows.len() != labels.len() * d {
+            let (found, n) = (rows.len(), labels.len());
+            return Err(Error::failed(format!(
+                "{found} values for {n} labelled rows of {d}"
+            )));
+        }
+        if let Some(bad) = labels.iter().find(|&&label| num::widen(label) >= experts) {
+            return Err(Error::failed(format!(
+                "cluster {bad} of a layer with {experts}"
+            )));
+        }
+        if rows.iter().any(|value| !value.is_finite()) {
+            return Err(Error::failed("an input holds a value that is not finite"));
+        }
+        let (mut rows, mut labels) = (rows, labels);
+        while !labels.is_empty() {
+            let take = (BLOCK - self.block.labels.len()).min(labels.len());
+            self.block.rows.extend_from_slice(&rows[..take * d]);
+            self.block.labels.extend_from_slice(&labels[..take]);
+            (rows, labels) = (&rows[take * d..], &labels[take..]);
+            if self.block.labels.len() == BLOCK {
+                full(&self.block);
+                self.block.rows.clear();
+                self.block.labels.clear();
+            }
+        }
+        Ok(())
+    }
+
+    /// What is left.
+    pub(super) fn rest(self) -> Block {
+        self.block
+    }
+}
+
+/// Adds to the moment of each cluster its rows of the values that come with it, in parallel.
+pub(super) fn add_moments(
+    mut moments: Vec<(usize, &mut Moment, &[f32])>,
+    labels: &[u32],
+) {
+    par::for_each_piece(&mut moments, 1, |_, job| {
+        for (cluster, moment, values) in job {
+            let cluster = num::index_u32(*cluster);
             let own: Vec<usize> =
-                (0..labels.len()).filter(|&i| labels[i] == expert).collect();
-            if let ([moment], false) = (moment, own.is_empty()) {
+                (0..labels.len()).filter(|&i| labels[i] == cluster).collect();
+            if !own.is_empty() {
+                let d = moment.sum.len();
                 let entry = |i: usize, j: usize| f64::from(values[own[j] * d + i]);
                 moment.add(Mat::from_fn(d, own.len(), entry).as_ref());
             }
-        });
-    }
+        }
+    });
 }

@@ -16,7 +16,7 @@ use faer::{Mat, MatRef};
 
 use super::moments::Moment;
 use crate::config::{Centre, SubspacesConfig};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::linalg::{Matrix, eigen, orthonormal, wide};
 use crate::num;
 
@@ -225,6 +225,18 @@ impl Space {
             None => columns.to_owned(),
         }
     }
+}
+
+/// Refuses shares that are none.
+pub(super) fn check(config: &SubspacesConfig) -> Result<()> {
+    let SubspacesConfig { tau, shrinkage, .. } = config;
+    if *tau > 0.0 && *tau <= 1.0 && (0.0..=1.0).contains(shrinkage) {
+        return Ok(());
+    }
+    Err(Error::usage(format!(
+        "subspaces: tau {tau} and shrinkage {shrinkage}, expected 0 < tau <= 1 and \
+         0 <= shrinkage <= 1"
+    )))
 }
 
 /// The second moment whose eigenvalues are the energies: about the origin or the mean.

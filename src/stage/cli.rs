@@ -24,7 +24,7 @@ Examples:
   upcycle-STAGE --only sparse-s1         one run; `--only sparse` takes every seed
   upcycle-STAGE --set train.balance=0.05 --set 'seeds=[1]'
   upcycle-STAGE --profile smoke --artifacts /tmp/smoke
-
+FIT
 Exit codes: 0 fresh or made, 1 failed or not fresh (--check), 2 wrong usage or
 configuration, 4 damaged data, 75 another process is busy (--no-wait).";
 
@@ -113,7 +113,9 @@ fn run(stage: &'static Stage, panics: &Panics) -> Result<()> {
         .display_name(&name)
         .about(stage.about)
         .version(env!("CARGO_PKG_VERSION"))
-        .after_help(EXAMPLES.replace("upcycle-STAGE", &name));
+        .after_help(
+            EXAMPLES.replace("upcycle-STAGE", &name).replace("\nFIT", fit(stage)),
+        );
     let matches = parse(command, std::env::args_os())?;
     let Some(matches) = matches else { return Ok(()) };
     let args = StageArgs::from_arg_matches(&matches)
@@ -161,6 +163,19 @@ pub(super) fn tool<A: Args>(
         print(&run(args)?)
     };
     exit(work, &panics)
+}
+
+/// The example of a stage that also works on files outside of the pipeline.
+fn fit(stage: &Stage) -> &'static str {
+    match stage.name {
+        "cluster" => {
+            "\n  upcycle-cluster fit --help             the same on a file of your own\n"
+        }
+        "subspaces" => {
+            "\n  upcycle-subspaces fit --help           the same on files of your own\n"
+        }
+        _ => "\n",
+    }
 }
 
 impl StageArgs {

@@ -135,16 +135,14 @@ impl Outputs {
         rows.position.extend_from_slice(table.u32s("position")?);
         rows.cluster.extend_from_slice(&model.assignments);
         rows.cosine.extend_from_slice(&model.cosines);
-        for (cluster, &size) in model.sizes.iter().enumerate() {
-            let own = model.assignments.iter().zip(&model.cosines);
-            let own = own.filter(|(c, _)| **c == index_u32(cluster));
-            let total: f64 = own.map(|(_, cosine)| f64::from(*cosine)).sum();
+        let means = model.mean_cosines();
+        for (cluster, (&size, mean)) in model.sizes.iter().zip(means).enumerate() {
             let rows = &mut self.clusters;
             rows.tower.push(tower.clone());
             rows.layer.push(layer);
             rows.cluster.push(index_u32(cluster));
             rows.size.push(index_u32(size));
-            rows.mean_cosine.push(total / size.max(1) as f64);
+            rows.mean_cosine.push(mean);
         }
         for stats in &model.history {
             let rows = &mut self.iterations;

@@ -21,6 +21,7 @@ pub mod dataset;
 pub mod evaluate;
 pub mod export;
 mod files;
+pub mod fit;
 mod forecast;
 pub mod import;
 mod output;

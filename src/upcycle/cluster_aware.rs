@@ -2,13 +2,14 @@
 //! router sends it that cluster.
 
 use super::evidence::MatrixBasis;
-use super::projection::{Subspace, project_ffn, widened};
+use super::projection::{Subspace, project_ffn};
 use super::router::centroid_router;
 use super::{
     DenseFfn, Evidence, ExpertBases, Experts, Method, Needs, Parameter, Settings, Streams,
 };
 use crate::config::Labels;
 use crate::error::Result;
+use crate::linalg::wide::widened;
 use crate::par;
 
 /// Method `cluster-aware`: experts projected on their cluster's subspace, centroid router.

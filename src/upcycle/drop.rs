@@ -10,14 +10,13 @@
 //! hidden units of every expert, and knows no biases.
 
 use super::router::random_router;
-use super::streams::normal;
 use super::{
     DenseFfn, Evidence, Experts, Indices, Method, Needs, Parameter, Settings, Streams,
 };
 use crate::error::Result;
 use crate::num;
 use crate::par;
-use crate::rng::{SliceRandom, Stream};
+use crate::rng::{self, SliceRandom, Stream};
 
 /// Method `drop`: a share of every expert's hidden units is redrawn.
 #[derive(Debug)]
@@ -117,7 +116,7 @@ fn redraw(
 ) {
     let (mean, std) = block_statistics(tensor, positions.clone());
     for index in positions {
-        tensor[index] = num::round_f32(mean + std * normal(stream));
+        tensor[index] = num::round_f32(mean + std * rng::normal_f64(stream));
     }
 }
 

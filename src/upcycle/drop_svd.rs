@@ -9,12 +9,11 @@
 
 use faer::{Mat, MatRef};
 
-use super::orthonormal::random_in_complement;
-use super::projection::{rounded, widened};
 use super::router::random_router;
 use super::{DenseFfn, Evidence, Experts, Method, Needs, Parameter, Settings, Streams};
-use crate::error::{Error, Result};
-use crate::linalg::Matrix;
+use crate::error::{Context as _, Result};
+use crate::linalg::wide::{narrowed, widened};
+use crate::linalg::{Matrix, orthonormal, svd};
 use crate::num;
 use crate::par;
 use crate::rng::Stream;
@@ -88,12 +87,10 @@ struct Split<'a> {
 
 impl<'a> Split<'a> {
     fn of(weight: &'a Matrix, ratio: f64, place: &str, tensor: &str) -> Result<Self> {
-        let svd = widened(weight).thin_svd().map_err(|e| {
-            Error::failed(format!("{place}: {tensor}: the SVD does not converge: {e:?}"))
-        })?;
-        let values: Vec<f64> = svd.S().column_vector().iter().copied().collect();
+        let found = svd::thin(widened(weight).as_ref());
+        let svd::ThinSvd { left: u, values, right: v } =
+            found.context(|| format!("{place}: {tensor}"))?;
         let kept = values.len() - redrawn_directions(ratio, values.len());
-        let (u, v) = (svd.U(), svd.V());
         let values = values[kept..].to_vec();
         Ok(Self {
             weight,
@@ -108,10 +105,10 @@ impl<'a> Split<'a> {
     /// a ratio of 0 returns W bit for bit.
     fn redrawn(&self, stream: &mut Stream) -> Matrix {
         let count = self.values.len();
-        let left = random_in_complement(self.left.as_ref(), count, stream);
-        let right = random_in_complement(self.right.as_ref(), count, stream);
+        let left = orthonormal::complement(self.left.as_ref(), count, stream);
+        let right = orthonormal::complement(self.right.as_ref(), count, stream);
         let new = recomposed(left.as_ref(), &self.values, right.as_ref());
-        rounded((widened(self.weight) - &self.low + new).as_ref())
+        narrowed((widened(self.weight) - &self.low + new).as_ref())
     }
 }
 
@@ -134,9 +131,8 @@ mod tests {
     use crate::rng;
 
     fn parts_of(w: &Matrix) -> (Mat<f64>, Vec<f64>, Mat<f64>) {
-        let svd = widened(w).thin_svd().unwrap();
-        let values = svd.S().column_vector().iter().copied().collect();
-        (svd.U().to_owned(), values, svd.V().to_owned())
+        let found = svd::thin(widened(w).as_ref()).unwrap();
+        (found.left, found.values, found.right)
     }
 
     fn redrawn(w: &Matrix, ratio: f64, seed: u64) -> Matrix {

@@ -142,7 +142,7 @@ fn check_centroids(
 
 /// Largest entry of `|UᵀU - I|`.
 fn distance_from_orthonormal(basis: &Matrix) -> f64 {
-    let u = super::projection::widened(basis);
+    let u = crate::linalg::wide::widened(basis);
     let gram = u.transpose() * &u;
     let rank = basis.cols();
     let entries = (0..rank).flat_map(|i| (0..rank).map(move |j| (i, j)));

@@ -26,7 +26,6 @@ mod drop;
 mod drop_svd;
 mod evidence;
 mod ffn;
-mod orthonormal;
 mod projection;
 mod random_clusters;
 mod random_subspace;

@@ -10,6 +10,7 @@ use faer::{Mat, MatRef};
 
 use super::DenseFfn;
 use crate::linalg::Matrix;
+use crate::linalg::wide::{narrowed, widened};
 use crate::num;
 
 /// What an expert keeps of the outputs of one matrix.
@@ -49,7 +50,7 @@ fn project(weight: &Matrix, bias: &[f32], subspace: &Subspace<'_>) -> (Matrix, V
             moved.map(|(i, &b)| num::round_f32(f64::from(b) + lost[(i, 0)])).collect()
         }
     };
-    (rounded(projected.as_ref()), bias)
+    (narrowed(projected.as_ref()), bias)
 }
 
 /// U (Uᵀ A): never the out × out projector.
@@ -57,31 +58,15 @@ fn onto(basis: MatRef<'_, f64>, a: MatRef<'_, f64>) -> Mat<f64> {
     basis * (basis.transpose() * a)
 }
 
-/// A matrix in f64.
-pub(super) fn widened(matrix: &Matrix) -> Mat<f64> {
-    let (rows, cols) = (matrix.rows(), matrix.cols());
-    Mat::from_fn(rows, cols, |i, j| f64::from(matrix.data()[i * cols + j]))
-}
-
-/// A matrix rounded to f32.
-pub(super) fn rounded(matrix: MatRef<'_, f64>) -> Matrix {
-    let mut out = Matrix::zeros(matrix.nrows(), matrix.ncols());
-    let cols = matrix.ncols();
-    for (index, value) in out.data_mut().iter_mut().enumerate() {
-        *value = num::round_f32(matrix[(index / cols, index % cols)]);
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::orthonormal::random_orthonormal;
     use super::super::samples::{distance, ffn, matrix};
     use super::*;
+    use crate::linalg::orthonormal;
     use crate::rng;
 
     fn basis(outputs: usize, rank: usize) -> Mat<f64> {
-        random_orthonormal(outputs, rank, &mut rng::stream(3, "projection"))
+        orthonormal::random(outputs, rank, &mut rng::stream(3, "projection"))
     }
 
     fn only(weight: &Matrix, u: &Mat<f64>) -> Matrix {
@@ -126,7 +111,7 @@ mod tests {
     #[test]
     fn a_matrix_inside_the_subspace_stays() {
         let u = basis(11, 4);
-        let inside = rounded((&u * widened(&matrix(4, 5, 1.0, 2))).as_ref());
+        let inside = narrowed((&u * widened(&matrix(4, 5, 1.0, 2))).as_ref());
         assert!(distance(&inside, &only(&inside, &u)) < 1e-6);
     }
 
@@ -135,7 +120,7 @@ mod tests {
     fn the_bias_makes_the_mean_exact() {
         let dense = ffn(5, 11, 4);
         let mu = widened(&matrix(5, 1, 1.0, 5));
-        let mean = rounded((widened(&dense.fc1) * &mu).as_ref()).into_data();
+        let mean = narrowed((widened(&dense.fc1) * &mu).as_ref()).into_data();
         let subspace = Subspace { basis: Some(basis(11, 3)), mean: Some(&mean) };
         let (w, b) = project(&dense.fc1, &dense.fc1_bias, &subspace);
         let out = widened(&w) * &mu;

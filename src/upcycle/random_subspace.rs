@@ -5,12 +5,12 @@
 //! method; matrices of full rank stay whole, as there.
 
 use super::evidence::MatrixBasis;
-use super::orthonormal::random_orthonormal;
 use super::projection::{Subspace, project_ffn};
 use super::router::centroid_router;
 use super::{DenseFfn, Evidence, Experts, Method, Needs, Parameter, Settings, Streams};
 use crate::config::Labels;
 use crate::error::Result;
+use crate::linalg::orthonormal;
 use crate::par;
 use crate::rng::Stream;
 
@@ -66,7 +66,7 @@ fn random_like<'a>(
     stream: &mut Stream,
 ) -> Subspace<'a> {
     let rank = found.rank(outputs);
-    let basis = (rank < outputs).then(|| random_orthonormal(outputs, rank, stream));
+    let basis = (rank < outputs).then(|| orthonormal::random(outputs, rank, stream));
     Subspace { basis, mean: found.mean.as_deref() }
 }
 
@@ -78,7 +78,7 @@ mod tests {
     use crate::linalg::Matrix;
 
     fn rank(matrix: &Matrix) -> usize {
-        let values = super::super::projection::widened(matrix).singular_values().unwrap();
+        let values = crate::linalg::wide::widened(matrix).singular_values().unwrap();
         values.iter().filter(|&&v| v > 1e-5 * values[0]).count()
     }
 

@@ -3,14 +3,14 @@
 use super::{Settings, Streams};
 use crate::linalg::Matrix;
 use crate::num;
+use crate::rng;
 
 /// N(0, `router_std`²), `[E, d]`: row i does not depend on the number of experts.
 pub fn random_router(settings: &Settings, streams: &Streams<'_>, width: usize) -> Matrix {
     let mut router = Matrix::zeros(settings.experts(), width);
     let mut stream = streams.router();
     for value in router.data_mut() {
-        *value =
-            num::round_f32(settings.router_std() * super::streams::normal(&mut stream));
+        *value = num::round_f32(settings.router_std() * rng::normal_f64(&mut stream));
     }
     router
 }

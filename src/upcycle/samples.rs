@@ -1,13 +1,12 @@
 //! Layers for the tests of this module: a random FFN with evidence of any shape.
 
-use super::orthonormal::random_orthonormal;
-use super::projection::{rounded, widened};
 use super::{
     DenseFfn, Evidence, ExpertBases, Experts, MatrixBasis, Method, Parameter, Settings,
     Streams, upcycle_layer,
 };
 use crate::config::InitConfig;
-use crate::linalg::Matrix;
+use crate::linalg::wide::{narrowed, widened};
+use crate::linalg::{Matrix, orthonormal};
 use crate::rng;
 
 /// A layer with everything any method may ask for.
@@ -107,7 +106,7 @@ fn bases(d: usize, h: usize, rank: usize, seed: u64) -> ExpertBases {
     let basis = |outputs: usize, salt: u64| {
         let mut stream = rng::stream(seed, &format!("basis {salt}"));
         let basis = (rank < outputs)
-            .then(|| rounded(random_orthonormal(outputs, rank, &mut stream).as_ref()));
+            .then(|| narrowed(orthonormal::random(outputs, rank, &mut stream).as_ref()));
         MatrixBasis {
             basis,
             mean: Some(matrix(1, outputs, 0.5, seed + salt).into_data()),

@@ -1,8 +1,6 @@
 //! The random streams of one layer: every draw comes from the run seed, the method, the
 //! layer and the expert, so no expert can move another.
 
-use rand_distr::{Distribution, StandardNormal};
-
 use crate::rng::{self, Stream};
 
 /// Opens the streams of one layer.
@@ -33,9 +31,4 @@ impl<'a> Streams<'a> {
     pub fn router(&self) -> Stream {
         rng::stream(self.seed, &format!("upcycle/router/{}", self.place))
     }
-}
-
-/// One draw from N(0, 1), kept in f64.
-pub(super) fn normal(stream: &mut Stream) -> f64 {
-    StandardNormal.sample(stream)
 }

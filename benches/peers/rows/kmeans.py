@@ -1,0 +1,111 @@
+"""Spherical k-means against faiss: one iteration, whole fits, and how they scale."""
+
+import json
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from harness import Bench, Measure, Row, Scaling, clock
+
+N, D, K, ITERATIONS = 200_000, 768, 8, 25
+
+
+def rows(bench: Bench) -> list:
+    import faiss
+
+    faiss.omp_set_num_threads(bench.threads)
+    x = vectors(N, D)
+    save_file({"x": x}, bench.scratch / "x.safetensors")
+    # faiss compares inner products: rows must be of length 1. Ours needs no such copy.
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    del x
+
+    def peer(turn: int) -> Measure:
+        kmeans = faiss.Kmeans(
+            D, K, niter=ITERATIONS, spherical=True, seed=turn + 1, max_points_per_centroid=N
+        )
+        seconds, _ = clock(lambda: kmeans.train(unit))
+        own = faiss_objective(unit, kmeans.centroids)
+        return Measure(seconds / ITERATIONS, own, {"whole fit, s": seconds})
+
+    def ours(dtype: str):
+        return lambda turn: fit(bench, bench.scratch / "x.safetensors", K, turn + 1, dtype)
+
+    comparison = Row(
+        name="kmeans",
+        title="Spherical k-means, one iteration",
+        note=(
+            f"{N:,} vectors of {D} around 8 overlapping directions, k = {K}, {ITERATIONS} "
+            "iterations, one start, no subsampling; seconds of one iteration (faiss: whole "
+            "training by iterations; ours: median pass).\n"
+            "The objective is the mean cosine to the nearest centroid, computed from the f32 "
+            "vectors for all; medians over the seeds.\n"
+            "Ours starts with k-means++ (inside `whole fit`), faiss from random vectors.\n"
+            "`of read` is the share of a plain read of the same memory by the same threads."
+        ),
+        peer="faiss-cpu, f32",
+        contenders={
+            "faiss-cpu, f32": peer, "upcycle, f32": ours("f32"), "upcycle, bf16": ours("bf16"),
+        },
+        targets={"upcycle, f32": 2.0, "upcycle, bf16": 3.5},
+        quality="objective",
+    )
+    return [comparison, *scaling(bench)]
+
+
+def scaling(bench: Bench) -> list[Scaling]:
+    """Time by vectors, clusters and threads."""
+    path = {n: bench.scratch / f"{n}.safetensors" for n in (50_000, 100_000, 200_000)}
+    for n, file in path.items():
+        save_file({"x": vectors(n, D)}, file)
+
+    def point(n: int, k: int, threads: int):
+        return lambda turn: fit(bench, path[n], k, turn + 1, "f32", threads, 8)
+
+    note = f"Vectors of {D}, f32, one start; seconds of one iteration (median of 8)."
+    return [
+        Scaling(
+            "kmeans-scaling-samples", "k-means by vectors", f"{note} k = {K}.",
+            {f"{n:,} vectors": (n, point(n, K, bench.threads)) for n in path},
+        ),
+        Scaling(
+            "kmeans-scaling-clusters", "k-means by clusters", f"{note} 100,000 vectors.",
+            {f"k = {k}": (k, point(100_000, k, bench.threads)) for k in (16, 32, 64)},
+        ),
+        Scaling(
+            "kmeans-scaling-threads", "k-means by threads",
+            f"{note} 200,000 vectors, k = {K}. The size is 1 / threads.",
+            {f"{t} threads": (1 / t, point(200_000, K, t)) for t in (1, 2)},
+        ),
+    ]
+
+
+def vectors(n: int, d: int) -> np.ndarray:
+    """Rows around 8 directions that overlap: a hard case, many rows move."""
+    random = np.random.default_rng(1)
+    means = 0.08 * random.standard_normal((8, d), dtype=np.float32)
+    x = random.standard_normal((n, d), dtype=np.float32)
+    x += means[np.arange(n) % 8]
+    return x
+
+
+def faiss_objective(unit: np.ndarray, centroids: np.ndarray) -> float:
+    """Mean cosine to the nearest centroid."""
+    blocks = (unit[i : i + 8192] @ centroids.T for i in range(0, len(unit), 8192))
+    return float(sum(block.max(axis=1).sum(dtype=np.float64) for block in blocks) / len(unit))
+
+
+def fit(bench, path, k, seed, dtype, threads=None, iterations=ITERATIONS) -> Measure:
+    """One fit of ours, as its JSON line tells it."""
+    line = json.loads(bench.ours(
+        "upcycle-cluster", "fit", "--vectors", path, "--clusters", k,
+        "--iterations", iterations, "--restarts", 1, "--tolerance", 0, "--seed", seed,
+        "--dtype", dtype, "--threads", threads or bench.threads, "--memory", "64G",
+        "--bandwidth", "--quiet", "--force", "--out", bench.scratch / "out",
+    ))
+    return Measure(line["seconds_per_iteration"], line["objective"], {
+        "whole fit, s": line["seconds"]["fit"],
+        "GB/s": line["gigabytes_per_second"],
+        "of read": line["gigabytes_per_second"] / line["read_gigabytes_per_second"],
+        "peak MB": line["peak_bytes"] / 1e6,
+    })
