@@ -39,7 +39,7 @@ FLAGS = $(MODE) $(if $(filter $@,$(FORCE)),$(if $(call has,q),,--force)) $(if $(
 
 STAGES := dataset pretrain activations cluster subspaces upcycle train evaluate analyze report
 
-.PHONY: all build fetch status why dag verify gc clean help test bench-peers $(STAGES)
+.PHONY: all build fetch status why dag verify gc clean help test test-python bench-peers peers $(STAGES)
 
 all: report
 
@@ -119,24 +119,29 @@ test:
 
 # An environment that was named on the command line is taken as it is.
 define PEERS
-if [ -n '$(filter file,$(origin PEERS_ENV))' ] &&
-   ! [ $(PEERS_ENV)/.installed -nt benches/peers/requirements.txt ]; then
-  command -v python3 >/dev/null || {
-    echo 'the peers are Python packages: install Python 3' >&2; exit 1; }
-  echo 'installing the peers into $(PEERS_ENV) (some gigabytes the first time)' >&2
-  python3 -m venv $(PEERS_ENV)
-  $(PEERS_ENV)/bin/python -m pip install --quiet $(PIP_FLAGS) -r benches/peers/requirements.txt
-  touch $(PEERS_ENV)/.installed
-fi
-PYTHONDONTWRITEBYTECODE=1 $(PEERS_ENV)/bin/python benches/peers/run.py --binaries $(BIN) \
-  $(if $(THREADS),--threads $(THREADS)) $(if $(ROWS),--rows $(ROWS))
+if [ -z '$(filter file,$(origin PEERS_ENV))' ] ||
+   [ $(PEERS_ENV)/.installed -nt benches/peers/requirements.txt ]; then exit 0; fi
+command -v python3 >/dev/null || {
+  echo 'the peers are Python packages: install Python 3' >&2; exit 1; }
+echo 'installing the peers into $(PEERS_ENV) (some gigabytes the first time)' >&2
+python3 -m venv $(PEERS_ENV)
+$(PEERS_ENV)/bin/python -m pip install --quiet $(PIP_FLAGS) -r benches/peers/requirements.txt
+touch $(PEERS_ENV)/.installed
 endef
 
 export PEERS
 
-# Ours and PyTorch, faiss and others side by side, written to docs/benchmarks.md.
-bench-peers: | build
+peers:
 	+@eval "$$PEERS"
+
+# Ours and PyTorch, faiss and others side by side, written to docs/benchmarks.md.
+bench-peers: | build peers
+	+@PYTHONDONTWRITEBYTECODE=1 $(PEERS_ENV)/bin/python benches/peers/run.py --binaries $(BIN) \
+	  $(if $(THREADS),--threads $(THREADS)) $(if $(ROWS),--rows $(ROWS))
+
+# Our numbers and those of PyTorch and transformers.
+test-python: | build peers
+	@$(PEERS_ENV)/bin/python -B examples/python/test_upcycle_moe.py '$(BIN)'
 
 help:
 	@printf '%s\n' \
@@ -157,5 +162,6 @@ help:
 	  '  make clean                  remove every result' \
 	  '  make test                   all tests' \
 	  "  make bench-peers            compare with PyTorch, faiss, ..; ROWS='kmeans' for some" \
+	  '  make test-python            compare numbers with PyTorch and transformers' \
 	  '' \
 	  'upcycle-inspect --help shows more: show, diff, lineage, accept.'

@@ -58,9 +58,12 @@ fn kmeans(criterion: &mut Criterion) {
     group.throughput(Throughput::Bytes(x.data().len() as u64 * 4));
     group.bench_function("read", |bencher| bencher.iter(|| read(black_box(&x))));
     group.finish();
-    for (restarts, precision) in
-        [(1, Precision::F32), (1, Precision::Bf16), (5, Precision::F32), (5, Precision::Bf16)]
-    {
+    for (restarts, precision) in [
+        (1, Precision::F32),
+        (1, Precision::Bf16),
+        (5, Precision::F32),
+        (5, Precision::Bf16),
+    ] {
         let fit = |iterations| {
             let params = SphericalKMeans::params(k).restarts(restarts).tolerance(0.0);
             let params = params.iterations(iterations).seed(SEED).precision(precision);

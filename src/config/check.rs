@@ -57,6 +57,9 @@ impl Config {
         divides("model.text.heads", t.heads, "model.text.width", t.width)?;
         let size = self.dataset.image_size;
         divides("model.vision.patch", v.patch, "dataset.image_size", size)?;
+        let share = self.dataset.corrupt_share;
+        let possible = (0.0..=1.0).contains(&share);
+        require(possible, "dataset.corrupt_share", &share, "0 to 1")?;
         let context = self.dataset.context;
         require(context >= 3, "dataset.context", &context, "at least 3 tokens")?;
         let vocabulary = self.dataset.vocabulary;

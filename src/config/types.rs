@@ -49,6 +49,8 @@ pub enum Source {
     Emoji,
     /// A folder of images with a `captions.csv`.
     Folder,
+    /// WebDataset shards: `*.tar` or `SPLIT/*.tar`.
+    Webdataset,
     /// A small picture set drawn by this program, for tests without a network.
     Shapes,
 }
@@ -59,7 +61,7 @@ pub enum Source {
 pub struct DatasetConfig {
     /// Which data set.
     pub source: Source,
-    /// Folder of `source: folder`; empty otherwise.
+    /// Folder of `source: folder` and `source: webdataset`; empty otherwise.
     pub folder: String,
     /// Number of pictures `source: shapes` draws.
     pub shapes: usize,
@@ -71,16 +73,39 @@ pub struct DatasetConfig {
     pub vocabulary: usize,
     /// Tokens of a caption, start and end included.
     pub context: usize,
+    /// Folder of an imported CLIP whose tokenizer, mean and deviation are used; empty for
+    /// own ones.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub like: String,
+    /// Share of unreadable pairs of `source: webdataset` that is skipped instead of refused.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub corrupt_share: f64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_zero(share: &f64) -> bool {
+    share.abs() <= 0.0
 }
 
 /// The FFN's activation function.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub enum Activation {
     /// Exact GELU, x Φ(x) (`open_clip`'s default).
     Gelu,
     /// x sigmoid(1.702 x) (the models of `OpenAI`).
     QuickGelu,
+}
+
+impl Activation {
+    /// The name in configurations.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gelu => "gelu",
+            Self::QuickGelu => "quick_gelu",
+        }
+    }
 }
 
 /// Section `model`.
@@ -314,6 +339,9 @@ pub struct InitConfig {
     /// Standard deviation of random routers; 0.02 if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub router_std: Option<f64>,
+    /// Accept equal experts with equal router rows, which training cannot tell apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow_identical: Option<bool>,
 }
 
 /// Section `train`.

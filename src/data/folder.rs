@@ -34,12 +34,12 @@ struct Row {
 
 /// The rows of one file.
 #[derive(Debug)]
-struct Entry {
-    line: u64,
-    file: String,
-    captions: Vec<String>,
-    concept: String,
-    split: String,
+pub(super) struct Entry {
+    pub(super) line: u64,
+    pub(super) file: String,
+    pub(super) captions: Vec<String>,
+    pub(super) concept: String,
+    pub(super) split: String,
 }
 
 /// Reads the table and all pictures.
@@ -144,15 +144,17 @@ fn check(row: &Row) -> Result<(), String> {
     if !Path::new(&row.file).components().all(inside) {
         return Err(format!("{} leads out of the folder", row.file));
     }
-    let plain = |split: &String| {
-        split.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-    };
     match &row.split {
-        Some(split) if !plain(split) => Err(format!(
+        Some(split) if !is_plain_split(split) => Err(format!(
             "split {split:?}: expected lower-case letters, digits and dashes"
         )),
         _ => Ok(()),
     }
+}
+
+/// Whether a word can name a split: lower-case letters, digits and dashes.
+pub(super) fn is_plain_split(split: &str) -> bool {
+    split.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
 /// Joins the rows of each file, in the order of first appearance.
@@ -193,7 +195,8 @@ fn group(rows: &[Row], table: &Path) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
-fn default_split(file: &str) -> String {
+/// One file in ten is a test picture and one in ten validates.
+pub(super) fn default_split(file: &str) -> String {
     match hash(&format!("split:{file}"), 10) {
         0 => TEST,
         1 => VAL,
@@ -218,7 +221,8 @@ fn picture(path: &Path, side: usize) -> Result<Vec<u8>> {
     image::encode_png(&square)
 }
 
-fn assemble(entries: Vec<Entry>, pngs: Vec<Vec<u8>>) -> Collection {
+/// Entries with their pictures as a collection.
+pub(super) fn assemble(entries: Vec<Entry>, pngs: Vec<Vec<u8>>) -> Collection {
     let mut keys: Vec<String> = entries.iter().map(|e| e.concept.clone()).collect();
     keys.sort();
     keys.dedup();

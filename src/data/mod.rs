@@ -3,7 +3,8 @@
 //! ```text
 //! emoji ─┐
 //! shapes ┼─► Collection ─► write: Parquet, tokenizer, dataset.json ─► Dataset ─► Split ─► Batches
-//! folder ┘
+//! folder ┤
+//! webdataset ┘
 //! ```
 //!
 //! A source knows where pictures and captions come from and which split each belongs to; it
@@ -18,6 +19,8 @@ mod prefetch;
 mod read;
 mod shapes;
 mod splits;
+mod stream;
+mod webdataset;
 mod write;
 
 use std::path::Path;
@@ -26,7 +29,8 @@ pub use batches::{Batch, Batches, Plan};
 pub use collection::{Layout, Meta};
 pub use prefetch::Prefetch;
 pub use read::{ConceptRow, Dataset, SampleRow, Split};
-pub use write::Summary;
+pub use stream::Skipped;
+pub use write::{Summary, adopt};
 
 use crate::config::{DatasetConfig, Source};
 use crate::error::Result;
@@ -43,12 +47,19 @@ pub fn build(
     out: &Path,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Summary> {
+    let mut skipped = Vec::new();
     let collection = match config.source {
         Source::Emoji => emoji::collect(config, cache, seed, progress)?,
         Source::Shapes => shapes::collect(config, seed, progress)?,
         Source::Folder => folder::collect(config, progress)?,
+        Source::Webdataset => {
+            let (collection, bad) = webdataset::collect(config, progress)?;
+            skipped = bad;
+            collection
+        }
     };
-    write::write(&collection, config, out)
+    let summary = write::write(&collection, config, out)?;
+    Ok(Summary { skipped, ..summary })
 }
 
 #[cfg(test)]

@@ -5,9 +5,10 @@ use std::path::Path;
 
 use super::collection::{Collection, Meta, Sample};
 use super::splits;
+use super::stream::Skipped;
 use crate::config::DatasetConfig;
 use crate::error::{Context, Error, Result};
-use crate::image;
+use crate::image::{self, Normalise};
 use crate::io::table::{Column, Table, TableWriter};
 use crate::num;
 use crate::par;
@@ -27,6 +28,8 @@ pub struct Summary {
     pub concepts: usize,
     /// Entries of the tokenizer.
     pub vocabulary: usize,
+    /// Pairs of the source that could not be used.
+    pub skipped: Vec<Skipped>,
 }
 
 /// Writes every file of the data set into `out`.
@@ -76,7 +79,23 @@ pub(super) fn write(
         *styles.entry(sample.style.clone()).or_insert(0) += 1;
     }
     let concepts = collection.concepts.len();
-    Ok(Summary { splits: counts, styles, concepts, vocabulary })
+    Ok(Summary { splits: counts, styles, concepts, vocabulary, skipped: Vec::new() })
+}
+
+/// Replaces the trained tokenizer and the measured moments of a written data set by those of
+/// a model that is already there.
+pub fn adopt(out: &Path, tokenizer: &Tokenizer, normalise: Normalise) -> Result<()> {
+    let path = out.join("dataset.json");
+    let place = path.display();
+    let text = std::fs::read_to_string(&path).context(|| format!("reading {place}"))?;
+    let meta: Meta = serde_json::from_str(&text)
+        .map_err(|e| Error::corrupt(format!("{place} is damaged")).caused_by(e))?;
+    let Normalise { mean, std } = normalise;
+    let meta = Meta { vocabulary: tokenizer.vocabulary(), mean, std, ..meta };
+    let json = serde_json::to_string_pretty(&meta)
+        .context(|| "describing the data set".to_owned())?;
+    write_text(&path, &(json + "\n"))?;
+    write_text(&out.join("tokenizer.json"), &tokenizer.json()?)
 }
 
 fn write_text(path: &Path, text: &str) -> Result<()> {

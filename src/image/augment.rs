@@ -20,10 +20,28 @@ pub struct Normalise {
 }
 
 impl Normalise {
+    /// `OpenAI`'s constants, which nearly every published CLIP uses (CLIP.md §1c).
+    pub const OPENAI: Self = Self {
+        mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
+        std: [0.268_629_54, 0.261_302_6, 0.275_777_1],
+    };
+
     /// Factor and summand that take a byte level of channel `c` to its normalised value.
     #[must_use]
     pub fn line(&self, c: usize) -> (f32, f32) {
         (1.0 / (255.0 * self.std[c]), -self.mean[c] / self.std[c])
+    }
+
+    /// A picture as three normalised planes [3, H, W], with PyTorch's arithmetic: divided
+    /// by 255, mean subtracted, divided by the deviation, each rounded to f32.
+    #[must_use]
+    pub fn planes(&self, picture: &Picture) -> Vec<f32> {
+        let mut planes = Vec::with_capacity(picture.rgb.len());
+        for (c, (mean, std)) in self.mean.iter().zip(&self.std).enumerate() {
+            let values = picture.rgb.iter().skip(c).step_by(3);
+            planes.extend(values.map(|&v| (f32::from(v) / 255.0 - mean) / std));
+        }
+        planes
     }
 
     /// Normalises three planes of bytes.

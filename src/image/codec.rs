@@ -18,6 +18,25 @@ pub const MAX_PIXELS: u64 = 25_000_000;
 
 /// Reads a PNG, JPEG or WebP file from memory; `name` is for the error.
 pub fn decode(bytes: &[u8], name: &str) -> Result<Picture> {
+    open(bytes, name).map(|image| flatten(&image))
+}
+
+/// Like [`decode`], but what the file holds: its colours, and its alpha [height, width] if it
+/// has any, neither laid over anything.
+pub fn decode_layers(bytes: &[u8], name: &str) -> Result<(Picture, Option<Vec<u8>>)> {
+    let image = open(bytes, name)?;
+    let (width, height) = (num::widen(image.width()), num::widen(image.height()));
+    if !image.color().has_alpha() {
+        return Ok((Picture { width, height, rgb: image.to_rgb8().into_raw() }, None));
+    }
+    let rgba = image.to_rgba8();
+    let rgb = rgba.pixels().flat_map(|p| [p.0[0], p.0[1], p.0[2]]).collect();
+    let alpha = rgba.pixels().map(|p| p.0[3]).collect();
+    Ok((Picture { width, height, rgb }, Some(alpha)))
+}
+
+/// Decodes a file whose header declares an acceptable size.
+fn open(bytes: &[u8], name: &str) -> Result<DynamicImage> {
     let context = || format!("decoding picture {name}");
     let reader = || ImageReader::new(Cursor::new(bytes)).with_guessed_format();
     let (width, height) =
@@ -32,7 +51,7 @@ pub fn decode(bytes: &[u8], name: &str) -> Result<Picture> {
     let mut limits = Limits::default();
     limits.max_alloc = Some(16 * MAX_PIXELS);
     decoder.limits(limits);
-    Ok(flatten(&decoder.decode().context(context)?))
+    decoder.decode().context(context)
 }
 
 /// Lays the picture over white.

@@ -1,4 +1,4 @@
-//! Bicubic resizing that equals Pillow's bit for bit, and CLIP's way to a square.
+//! Bicubic resizing that equals Pillow's bit for bit.
 //!
 //! Resamplers differ by up to 14 levels near black and white; published CLIP weights were
 //! trained on Pillow's. Its arithmetic: per axis scale = in/out, f = max(scale, 1); output i
@@ -6,8 +6,7 @@
 //! cubic((j - c + 0.5) / f), a = -0.5, normalised in f64 and rounded to 22-bit fixed point.
 //! The horizontal pass comes first and its result is rounded and clamped to 8 bits.
 
-use super::{MAX_PIXELS, Picture};
-use crate::error::{Error, Result};
+use super::Picture;
 use crate::num;
 
 /// Fractional bits of a weight.
@@ -50,33 +49,6 @@ pub fn resize(picture: &Picture, width: usize, height: usize) -> Picture {
         to.iter_mut().zip(&sums).for_each(|(out, &sum)| *out = level(sum));
     }
     out
-}
-
-/// CLIP's evaluation transform: the shorter side becomes `side`, then the centre is cut out.
-///
-/// The longer side is truncated to `side * long / short`; the offset of the cut is rounded
-/// half to even, as Python does. Refuses pictures so thin that the longer side would pass
-/// [`MAX_PIXELS`].
-pub fn fit_square(picture: &Picture, side: usize) -> Result<Picture> {
-    let (width, height) = (picture.width, picture.height);
-    let short = width.min(height).max(1);
-    let long = side.saturating_mul(width.max(height)) / short;
-    if long.saturating_mul(side) as u64 > MAX_PIXELS {
-        return Err(Error::failed(format!(
-            "a picture of {width} x {height} pixels is too thin to become {side} x {side}"
-        )));
-    }
-    let (new_width, new_height) =
-        if width <= height { (side, long) } else { (long, side) };
-    let resized = resize(picture, new_width, new_height);
-    let offset = |extent: usize| (extent - side) / 2 + half_to_even(extent - side);
-    let (left, top) = (offset(new_width), offset(new_height));
-    Ok(resized.crop(left.cast_signed(), top.cast_signed(), side, side))
-}
-
-/// 1 where halving `extent` must be rounded up to reach an even number.
-fn half_to_even(extent: usize) -> usize {
-    usize::from(extent % 4 == 3)
 }
 
 fn level(sum: i32) -> u8 {
@@ -130,33 +102,7 @@ fn cubic(x: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
-    use crate::image::decode;
-
-    /// Pillow's pixels, see `tests/fixtures/preprocess/README.md`.
-    #[test]
-    fn equals_pillow_on_lossless_pictures() {
-        let folder = Path::new("tests/fixtures/preprocess");
-        let expected =
-            crate::io::tensors::read(&folder.join("expected.safetensors")).unwrap();
-        for name in ["rgb.png", "gray.png", "lossless.webp", "thin.png"] {
-            let bytes = std::fs::read(folder.join("images").join(name)).unwrap();
-            let picture = decode(&bytes, name).unwrap();
-            let square = fit_square(&picture, 32).unwrap();
-            let truth = &expected[&format!("{name}.f32_32")];
-            let mut planes = Vec::new();
-            square.push_planes(&mut planes);
-            let mean = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-            let std = [0.268_629_54, 0.261_302_6, 0.275_777_1];
-            for (i, (&ours, &theirs)) in planes.iter().zip(&truth.data).enumerate() {
-                let c = i / 1024;
-                let value = (f32::from(ours) / 255.0 - mean[c]) / std[c];
-                assert!((value - theirs).abs() < 1e-5, "{name} value {i}");
-            }
-        }
-    }
 
     #[test]
     fn the_same_size_is_the_same_picture() {
@@ -169,12 +115,5 @@ mod tests {
     fn a_flat_colour_stays_flat() {
         let flat = Picture::filled(61, 13, [7, 200, 255]);
         assert_eq!(resize(&flat, 16, 40), Picture::filled(16, 40, [7, 200, 255]));
-    }
-
-    #[test]
-    fn a_needle_is_refused() {
-        let needle = Picture::filled(1, 1_000_000, [0; 3]);
-        let error = fit_square(&needle, 32).unwrap_err().to_string();
-        assert!(error.contains("too thin"), "{error}");
     }
 }

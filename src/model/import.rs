@@ -10,6 +10,9 @@
 mod config;
 mod export;
 mod layout;
+mod positions;
+mod preprocess;
+mod shards;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -19,10 +22,12 @@ use std::path::{Path, PathBuf};
 use crate::config::Activation;
 use crate::error::{Context, Error, Result};
 use crate::io::tensors::Tensors;
-use crate::model::ClipConfig;
+use crate::model::{Checkpoint, ClipConfig};
 use layout::Layout;
 
-pub use export::{Preprocessing, export_hugging_face, export_open_clip};
+pub use export::{export_hugging_face, export_open_clip, export_upcycle};
+pub use positions::resize_positions;
+pub use preprocess::{PREPROCESS, Preprocessing};
 
 /// Weights in a folder, in order of preference, each with the configuration that has to be
 /// there too.
@@ -55,6 +60,19 @@ pub fn import(
     let tensors = layout::collect(&config, layout, foreign)
         .context(|| format!("importing {}", weights.display()))?;
     Ok((config, tensors))
+}
+
+/// [`import`] as a model to run.
+pub fn read(path: &Path, activation: Option<Activation>) -> Result<Checkpoint> {
+    let (config, tensors) = import(path, activation)?;
+    let values = crate::model::params::Layout::new(&config).flatten(&config, &tensors)?;
+    Ok(Checkpoint { config, values })
+}
+
+/// The shape of the model in a folder, from its configuration alone.
+pub fn shape(folder: &Path, activation: Option<Activation>) -> Result<ClipConfig> {
+    config::of_folder(folder, activation)
+        .context(|| format!("finding the shape of the model in {}", folder.display()))
 }
 
 /// The file of weights, or the index of several, that a path means.

@@ -9,6 +9,7 @@ pub mod names;
 pub mod params;
 pub mod reference;
 pub mod tower;
+pub mod trace;
 
 pub use config::{ClipConfig, Moe, TextConfig, Tower, TowerShape, VisionConfig};
 pub use params::Checkpoint;

@@ -248,6 +248,14 @@ impl Place {
         matches!(self, Self::Block(_, _, part) if Part::MOE.contains(&part))
     }
 
+    /// The block the parameter belongs to, if it belongs to one.
+    pub fn block(self) -> Option<(Tower, usize)> {
+        match self {
+            Self::Block(tower, index, _) => Some((tower, index)),
+            _ => None,
+        }
+    }
+
     /// Whether the parameter is a stack over experts: K of its E slices act on a token.
     pub fn is_expert(self) -> bool {
         matches!(self, Self::Block(_, _, part) if Part::MOE[1..].contains(&part))
@@ -290,11 +298,16 @@ impl Block {
 
     /// The name of a part of this block.
     pub fn name(self, part: Part) -> String {
-        let prefix = match self.tower {
+        self.prefix() + part.suffix()
+    }
+
+    /// What the names of all parts of this block begin with.
+    pub fn prefix(self) -> String {
+        let tower = match self.tower {
             Tower::Vision => "visual.",
             Tower::Text => "",
         };
-        format!("{prefix}transformer.resblocks.{}.{}", self.index, part.suffix())
+        format!("{tower}transformer.resblocks.{}.", self.index)
     }
 }
 

@@ -147,3 +147,74 @@ fn score_gradient(ds: &mut [f32], dp: &[f32], p: &[f32], t: usize, scale: f32) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ops::check::{assert_close, random, slopes, wide};
+
+    /// The definition, one output value after the other.
+    fn slow(qkv: &[f64], d: usize, starts: &[usize], heads: Heads) -> Vec<f64> {
+        let size = d / heads.count;
+        let at = |row: usize, which: usize, column: usize| {
+            qkv[row * 3 * d + which * d + column]
+        };
+        let mut out = vec![0.0; qkv.len() / 3];
+        for pair in starts.windows(2) {
+            for head in 0..heads.count {
+                let columns = head * size..(head + 1) * size;
+                for i in pair[0]..pair[1] {
+                    let end = if heads.causal { i + 1 } else { pair[1] };
+                    let score = |j: usize| -> f64 {
+                        let dot: f64 =
+                            columns.clone().map(|c| at(i, 0, c) * at(j, 1, c)).sum();
+                        (dot / (size as f64).sqrt()).exp()
+                    };
+                    let scores: Vec<f64> = (pair[0]..end).map(score).collect();
+                    let total: f64 = scores.iter().sum();
+                    for (j, score) in (pair[0]..end).zip(&scores) {
+                        for c in columns.clone() {
+                            out[i * d + c] += score / total * at(j, 2, c);
+                        }
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn both_passes_equal_the_definition(
+            lengths in prop::collection::vec(1_usize..8, 1..4),
+            count in 1_usize..4,
+            size in 1_usize..7,
+            causal: bool,
+            seed in 0..99_u64,
+        ) {
+            let heads = Heads { count, causal };
+            let d = count * size;
+            let mut starts = vec![0];
+            for length in lengths {
+                starts.push(starts[starts.len() - 1] + length);
+            }
+            let n = starts[starts.len() - 1];
+            let (qkv, dout) = (random("qkv", n * 3 * d, seed), random("dout", n * d, seed));
+            let mut workspace = Workspace::default();
+            // Buffers that are larger than this pass needs must not reach its results.
+            let longer = [0, n + 3];
+            let other = random("other", (n + 3) * 3 * d, seed);
+            forward(&mut vec![0.0; (n + 3) * d], &other, &longer, heads, &mut workspace);
+            let mut out = vec![9.0; n * d];
+            forward(&mut out, &qkv, &starts, heads, &mut workspace);
+            let truth = |qkv: &[f64]| slow(qkv, d, &starts, heads);
+            assert_close("out", &out, &truth(&wide(&qkv)), 1e-5);
+            let mut dqkv = vec![9.0; n * 3 * d];
+            backward(&mut dqkv, &dout, &qkv, &starts, (heads, &mut workspace));
+            assert_close("dqkv", &dqkv, &slopes(&qkv, &dout, truth), 2e-5);
+        }
+    }
+}

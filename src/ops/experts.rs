@@ -237,3 +237,125 @@ pub fn ensemble(
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ops::check::{assert_close, random, slopes, wide};
+
+    /// The parts of a layer: x, W1, b1, W2, b2 and the routing weights.
+    type Parts = [Vec<f32>; 6];
+
+    fn layer(n: usize, k: usize, shape: Shape, seed: u64) -> Parts {
+        let (e, d, h) = (shape.experts, shape.width, shape.hidden);
+        let lens = [n * d, e * h * d, e * h, e * d * h, e * d, n * k];
+        let names = ["x", "fc1", "fc1_bias", "fc2", "fc2_bias", "weights"];
+        std::array::from_fn(|i| random(names[i], lens[i], seed))
+    }
+
+    fn quick_gelu(v: f64) -> f64 {
+        v / (1.0 + (-1.702 * v).exp())
+    }
+
+    /// One expert on one token.
+    fn expert(parts: [&[f64]; 5], shape: Shape, e: usize, token: usize) -> Vec<f64> {
+        let (d, h) = (shape.width, shape.hidden);
+        let [x, fc1, b1, fc2, b2] = parts;
+        let x = &x[token * d..][..d];
+        let hidden: Vec<f64> = (0..h)
+            .map(|j| {
+                let row = &fc1[(e * h + j) * d..][..d];
+                quick_gelu(
+                    b1[e * h + j] + row.iter().zip(x).map(|(w, x)| w * x).sum::<f64>(),
+                )
+            })
+            .collect();
+        (0..d)
+            .map(|j| {
+                let row = &fc2[(e * d + j) * h..][..h];
+                b2[e * d + j] + row.iter().zip(&hidden).map(|(w, a)| w * a).sum::<f64>()
+            })
+            .collect()
+    }
+
+    fn slow(parts: [&[f64]; 6], shape: Shape, chosen: &[u32]) -> Vec<f64> {
+        let [x, fc1, b1, fc2, b2, weights] = parts;
+        let (n, d) = (x.len() / shape.width, shape.width);
+        let k = chosen.len() / n;
+        let mut y = vec![0.0; n * d];
+        for (pair, (&e, weight)) in chosen.iter().zip(weights).enumerate() {
+            let token = pair / k;
+            let out = expert([x, fc1, b1, fc2, b2], shape, widen(e), token);
+            for (y, o) in y[token * d..][..d].iter_mut().zip(out) {
+                *y += weight * o;
+            }
+        }
+        y
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+        #[test]
+        fn both_passes_equal_the_sum_over_chosen_experts(
+            n in 1_usize..7, e in 2_usize..5, d in 1_usize..6, h in 1_usize..9, seed in 0..99_u64
+        ) {
+            let activation = Activation::QuickGelu;
+            let shape = Shape { experts: e + 1, width: d, hidden: h, activation };
+            let parts = layer(n, 2, shape, seed);
+            // The last expert gets no token.
+            let chosen: Vec<u32> = (0..n)
+                .flat_map(|t| [(t * 7 + 1) % e, (t * 7 + 2) % e].map(index_u32))
+                .collect();
+            let mut routing = Routing::default();
+            routing.chosen.clone_from(&chosen);
+            routing.weights.clone_from(&parts[5]);
+            routing.weight_gradient.resize(n * 2, 0.0);
+            let weights = Weights {
+                fc1: &parts[1], fc1_bias: &parts[2], fc2: &parts[3], fc2_bias: &parts[4],
+            };
+            let (mut y, mut ws) = (vec![0.0; n * d], Workspace::default());
+            forward_add(&mut y, &parts[0], &routing, (shape, weights), &mut ws);
+            let truth: [Vec<f64>; 6] = std::array::from_fn(|i| wide(&parts[i]));
+            let definition = |i: usize, moved: &[f64]| {
+                let part = |j: usize| if i == j { moved } else { truth[j].as_slice() };
+                slow(std::array::from_fn(part), shape, &chosen)
+            };
+            assert_close("y", &y, &definition(0, &truth[0]), 1e-5);
+
+            let dy = random("dy", n * d, seed);
+            let mut found: [Vec<f32>; 5] = std::array::from_fn(|i| vec![0.0; parts[i].len()]);
+            let [dx, fc1, fc1_bias, fc2, fc2_bias] = &mut found;
+            let mut gradients = Gradients { fc1, fc1_bias, fc2, fc2_bias };
+            backward_add(dx, &dy, &mut routing, (shape, weights, &mut gradients), &mut ws);
+            let names = ["dx", "dfc1", "dfc1_bias", "dfc2", "dfc2_bias"];
+            for (i, found) in found.iter().enumerate() {
+                let truth = slopes(&parts[i], &dy, |moved| definition(i, moved));
+                assert_close(names[i], found, &truth, 2e-5);
+            }
+            let truth = slopes(&parts[5], &dy, |moved| definition(5, moved));
+            assert_close("dweights", &routing.weight_gradient, &truth, 2e-5);
+            prop_assert!(found[1][e * h * d..].iter().all(|v| *v == 0.0));
+        }
+
+        #[test]
+        fn the_ensemble_is_the_sum_over_all_experts(
+            n in 1_usize..6, e in 1_usize..5, d in 1_usize..6, h in 1_usize..9, seed in 0..99_u64
+        ) {
+            let activation = Activation::QuickGelu;
+            let shape = Shape { experts: e, width: d, hidden: h, activation };
+            let parts = layer(n, e, shape, seed);
+            let weights = Weights {
+                fc1: &parts[1], fc1_bias: &parts[2], fc2: &parts[3], fc2_bias: &parts[4],
+            };
+            let mut y = vec![9.0; n * d];
+            let layer = (shape, weights);
+            ensemble(&mut y, &parts[0], &parts[5], layer, &mut Vec::new());
+            let every: Vec<u32> = (0..n).flat_map(|_| (0..e).map(index_u32)).collect();
+            let truth: [Vec<f64>; 6] = std::array::from_fn(|i| wide(&parts[i]));
+            let truth = slow(std::array::from_fn(|i| truth[i].as_slice()), shape, &every);
+            assert_close("y", &y, &truth, 1e-5);
+        }
+    }
+}

@@ -105,3 +105,49 @@ fn sums(dy: &[f32], gain: &[f32], n: &[f32]) -> (f32, f32) {
     }
     (simd::sum(&total), simd::sum(&along))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ops::check::{assert_close, random, slopes, wide};
+
+    fn slow(x: &[f64], gain: &[f64], bias: &[f64]) -> Vec<f64> {
+        let d = gain.len() as f64;
+        let mut y = Vec::new();
+        for x in x.chunks_exact(gain.len()) {
+            let mean = x.iter().sum::<f64>() / d;
+            let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / d;
+            let scale = 1.0 / (variance + f64::from(EPSILON)).sqrt();
+            let row = x.iter().zip(gain).zip(bias);
+            y.extend(row.map(|((x, g), b)| (x - mean) * scale * g + b));
+        }
+        y
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn both_passes_equal_the_definition(
+            n in 1_usize..9, d in 3_usize..40, seed in 0..99_u64
+        ) {
+            let x = random("x", n * d, seed);
+            let (g, b) = (random("gain", d, seed), random("bias", d, seed));
+            let dy = random("dy", n * d, seed);
+            let (x64, g64, b64) = (wide(&x), wide(&g), wide(&b));
+            let (mut y, mut saved) = (vec![9.0; n * d], Saved::default());
+            forward(&mut y, &x, &g, &b, &mut saved);
+            assert_close("y", &y, &slow(&x64, &g64, &b64), 1e-5);
+            let (mut dg, mut db) = (vec![0.0; d], vec![0.0; d]);
+            let mut gradients = Gradients { gain: &mut dg, bias: &mut db };
+            let mut dx = vec![1.0; n * d];
+            backward_add(&mut dx, &dy, &g, &saved, &mut gradients);
+            let added = slopes(&x, &dy, |x| slow(x, &g64, &b64));
+            let added: Vec<f64> = added.iter().map(|v| v + 1.0).collect();
+            assert_close("dx", &dx, &added, 1e-4);
+            assert_close("dgain", &dg, &slopes(&g, &dy, |g| slow(&x64, g, &b64)), 1e-5);
+            assert_close("dbias", &db, &slopes(&b, &dy, |b| slow(&x64, &g64, b)), 1e-5);
+        }
+    }
+}

@@ -9,6 +9,8 @@
 pub mod activation;
 pub mod adamw;
 pub mod attention;
+#[cfg(test)]
+mod check;
 pub mod contrastive;
 pub mod experts;
 pub mod layer_norm;

@@ -121,3 +121,81 @@ pub fn backward_add(
     gemm::at_b(router_gradient, slope, Rows::new(x, width), Write::Add);
     gemm::a_b(dx, slope, Rows::new(router, width), Write::Add);
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::num::widen;
+    use crate::ops::check::{assert_close, random, slopes, wide};
+
+    /// Softmax probabilities [N, E] and log Σ exp `[N]`.
+    fn slow(x: &[f64], router: &[f64], d: usize) -> (Vec<f64>, Vec<f64>) {
+        let (mut probabilities, mut log_sum) = (Vec::new(), Vec::new());
+        for x in x.chunks_exact(d) {
+            let logit =
+                |r: &[f64]| x.iter().zip(r).map(|(x, r)| x * r).sum::<f64>().exp();
+            let powers: Vec<f64> = router.chunks_exact(d).map(logit).collect();
+            let total: f64 = powers.iter().sum();
+            probabilities.extend(powers.iter().map(|p| p / total));
+            log_sum.push(total.ln());
+        }
+        (probabilities, log_sum)
+    }
+
+    #[test]
+    fn ties_go_to_the_lower_index_and_weights_sum_to_one() {
+        let (mut chosen, mut weights) = ([9; 3], [0.0; 3]);
+        top_k(&[0.2, 0.3, 0.2, 0.3], &mut chosen, &mut weights);
+        assert_eq!(chosen, [1, 3, 0]);
+        assert_close("weights", &weights, &[0.375, 0.375, 0.25], 1e-6);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn both_passes_equal_the_definition(
+            n in 1_usize..8, e in 2_usize..7, d in 1_usize..10, seed in 0..99_u64
+        ) {
+            let k = 2.min(e);
+            let (x, router) = (random("x", n * d, seed), random("router", e * d, seed));
+            let mut routing = Routing::default();
+            forward(&mut routing, &x, &router, d, k);
+            let (p, log_sum) = slow(&wide(&x), &wide(&router), d);
+            assert_close("probabilities", &routing.probabilities, &p, 1e-5);
+            assert_close("log sum", &routing.log_sum, &log_sum, 1e-5);
+
+            // The weights of the chosen experts, the balance's pull on the probabilities of
+            // counted tokens and the z-loss in one list of outputs, each with its pull.
+            let pulls = (random("dw", n * k, seed), random("dp", e, seed));
+            let counted: Vec<bool> = (0..n).map(|token| token % 3 != 1).collect();
+            let z = 0.1;
+            routing.weight_gradient.copy_from_slice(&pulls.0);
+            let chosen = routing.chosen.clone();
+            let outputs = |x: &[f64], router: &[f64]| {
+                let (p, log_sum) = slow(x, router, d);
+                let mut out = Vec::new();
+                for (token, p) in p.chunks_exact(e).enumerate() {
+                    let own = &chosen[token * k..(token + 1) * k];
+                    let total: f64 = own.iter().map(|&c| p[widen(c)]).sum();
+                    out.extend(own.iter().map(|&c| p[widen(c)] / total));
+                }
+                let counts = |token: usize| f64::from(u8::from(counted[token]));
+                out.extend(p.iter().enumerate().map(|(i, p)| counts(i / e) * p));
+                out.extend(log_sum.iter().enumerate().map(|(i, l)| counts(i) * l * l));
+                out
+            };
+            let pull =
+                [pulls.0.clone(), pulls.1.repeat(n), vec![z; n]].concat();
+            let auxiliary = Auxiliary {
+                probability: &pulls.1, log_sum_square: z, counted: &counted,
+            };
+            let (mut dx, mut dr) = (vec![0.0; n * d], vec![0.0; e * d]);
+            backward_add(&mut routing, &auxiliary, (&x, &mut dx), (&router, &mut dr));
+            let (x64, r64) = (wide(&x), wide(&router));
+            assert_close("dx", &dx, &slopes(&x, &pull, |x| outputs(x, &r64)), 2e-5);
+            assert_close("drouter", &dr, &slopes(&router, &pull, |r| outputs(&x64, r)), 2e-5);
+        }
+    }
+}

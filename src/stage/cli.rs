@@ -12,7 +12,7 @@ use clap::{ArgAction, Args, Command, FromArgMatches as _};
 
 use super::drive::{Drive, Mode, Orders, Panics};
 use super::progress::{Console, Volume};
-use super::{ALL, Stage, dataset, plan, source};
+use super::{ALL, Stage, dataset, forecast, plan, source};
 use crate::artifact::{Options, Store};
 use crate::config::{self, Config, Overrides};
 use crate::error::{Error, Kind, Result};
@@ -141,7 +141,28 @@ fn run(stage: &'static Stage, panics: &Panics) -> Result<()> {
     };
     let lines = drive.run();
     store.save();
-    print(&lines?)
+    let mut lines = lines?;
+    if args.dry_run && stage.name == "upcycle" && !lines.is_empty() {
+        lines.extend(forecast::lines(&config)?);
+    }
+    print(&lines)
+}
+
+/// Runs a tool beside the pipeline: its arguments, its work, its lines for standard output.
+pub(super) fn tool<A: Args>(
+    command: Command,
+    run: impl FnOnce(A) -> Result<Vec<String>>,
+) -> ExitCode {
+    let panics = Panics::default();
+    panics.install();
+    let work = || {
+        let command = A::augment_args(command).version(env!("CARGO_PKG_VERSION"));
+        let Some(matches) = parse(command, std::env::args_os())? else { return Ok(()) };
+        let args = A::from_arg_matches(&matches)
+            .map_err(|e| Error::usage("wrong arguments").caused_by(e))?;
+        print(&run(args)?)
+    };
+    exit(work, &panics)
 }
 
 /// The example of a stage that also works on files outside of the pipeline.

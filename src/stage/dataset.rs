@@ -5,12 +5,13 @@
 use std::path::Path;
 
 use super::params::DatasetParams;
-use super::plan::Externals;
 use super::{Job, Stage, Width};
 use crate::artifact::External;
 use crate::config::{DatasetConfig, Source};
 use crate::data::{self, emoji};
-use crate::error::Result;
+use crate::error::{Context as _, Result};
+use crate::model::import::{PREPROCESS, Preprocessing};
+use crate::text::{self, Tokenizer};
 
 /// This stage.
 pub const STAGE: Stage = Stage {
@@ -23,6 +24,9 @@ pub const STAGE: Stage = Stage {
 
 /// The one seed of the data set: captions and drawn shapes are the same in every run.
 const SEED: u64 = 0;
+
+/// Skipped pictures that are named while the stage runs.
+const SHOWN: usize = 10;
 
 /// Does the work of one node.
 pub fn run(job: &mut Job<'_>) -> Result<()> {
@@ -40,8 +44,18 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     let out = job.draft.folder().to_owned();
     let cache = job.path("cache")?.to_owned();
     let summary = data::build(&params.dataset, &cache, SEED, &out, &mut told)?;
+    let like = job.path("like")?;
+    if !like.as_os_str().is_empty() {
+        adopt(like, &out)?;
+    }
     for (split, count) in &summary.splits {
         job.draft.metric(&format!("pictures_{split}"), *count as f64);
+    }
+    for bad in summary.skipped.iter().take(SHOWN) {
+        job.progress.message(format!("skipped {}: {}", bad.key, bad.reason));
+    }
+    if params.dataset.source == Source::Webdataset {
+        job.draft.metric("pictures_skipped", summary.skipped.len() as f64);
     }
     job.draft.metric("concepts", summary.concepts as f64);
     job.draft.metric("vocabulary", summary.vocabulary as f64);
@@ -49,12 +63,28 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
 }
 
 /// The files from outside that `source: emoji` reads: the package archives in `cache`.
-pub fn externals(cache: &Path) -> Externals {
+pub fn externals(cache: &Path) -> Vec<External> {
     let file = |package: &emoji::Package| External {
         name: package.file.clone(),
         path: cache.join(&package.file),
     };
-    Externals::Files(emoji::packages().iter().map(file).collect())
+    emoji::packages().iter().map(file).collect()
+}
+
+/// The files of an imported CLIP that `dataset.like` reads.
+pub fn adopted(like: &Path) -> Vec<External> {
+    let file =
+        |name: &&str| External { name: format!("like/{name}"), path: like.join(name) };
+    let names = [&[PREPROCESS], &text::FILES[..]].concat();
+    names.iter().filter(|name| like.join(name).is_file()).map(file).collect()
+}
+
+/// Lets the data set be encoded and normalised as a model's own was.
+fn adopt(like: &Path, out: &Path) -> Result<()> {
+    let tokenizer = Tokenizer::open(like).context(|| "dataset.like".to_owned())?;
+    let pictures = Preprocessing::read(&like.join(PREPROCESS))
+        .context(|| "dataset.like".to_owned())?;
+    data::adopt(out, &tokenizer, pictures.normalise())
 }
 
 /// The packages that must be fetched before this stage can run: `name version file` each.

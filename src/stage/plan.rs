@@ -73,8 +73,8 @@ pub enum Externals {
     None,
     /// These files.
     Files(Vec<External>),
-    /// Every file below a folder.
-    Folder(PathBuf),
+    /// Every file below a folder, and these.
+    Folder(PathBuf, Vec<External>),
 }
 
 /// One stage for one run.
@@ -146,15 +146,26 @@ impl<'a> Planner<'a> {
     fn dataset(&self) -> Result<Node> {
         let mut dataset = self.config.dataset.clone();
         let folder = PathBuf::from(std::mem::take(&mut dataset.folder));
+        let like = PathBuf::from(std::mem::take(&mut dataset.like));
+        let adopted = super::dataset::adopted(&like);
         let externals = match dataset.source {
-            Source::Emoji => super::dataset::externals(self.cache),
-            Source::Folder => Externals::Folder(folder.clone()),
-            Source::Shapes => Externals::None,
+            Source::Emoji => {
+                let packages = super::dataset::externals(self.cache);
+                Externals::Files([packages, adopted].concat())
+            }
+            Source::Folder | Source::Webdataset => {
+                Externals::Folder(folder.clone(), adopted)
+            }
+            Source::Shapes if adopted.is_empty() => Externals::None,
+            Source::Shapes => Externals::Files(adopted),
         };
         let mut node = node("dataset", None, &DatasetParams { dataset }, vec![])?;
         node.externals = externals;
-        node.paths =
-            BTreeMap::from([("cache", self.cache.to_owned()), ("folder", folder)]);
+        node.paths = BTreeMap::from([
+            ("cache", self.cache.to_owned()),
+            ("folder", folder),
+            ("like", like),
+        ]);
         Ok(node)
     }
 
@@ -167,10 +178,11 @@ impl<'a> Planner<'a> {
                 PretrainParams::Train { model, optim: pretrain.optim.clone(), seed };
             return node("pretrain", run, &params, vec![dataset(TRAINING_DATA)]);
         }
+        super::forecast::dense(self.config)?;
         let folder = PathBuf::from(&pretrain.checkpoint);
         let data = dataset(TRAINING_DATA);
         let mut node = node("pretrain", run, &PretrainParams::Import {}, vec![data])?;
-        node.externals = Externals::Folder(folder.clone());
+        node.externals = Externals::Folder(folder.clone(), vec![]);
         node.paths = BTreeMap::from([("checkpoint", folder)]);
         Ok(node)
     }
@@ -385,8 +397,8 @@ impl Externals {
         match self {
             Self::None => Ok(vec![]),
             Self::Files(files) => Ok(files.clone()),
-            Self::Folder(folder) => {
-                let mut found = Vec::new();
+            Self::Folder(folder, files) => {
+                let mut found = files.clone();
                 walk(folder, "", &mut found)?;
                 found.sort_by(|a, b| a.name.cmp(&b.name));
                 Ok(found)

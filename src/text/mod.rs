@@ -1,5 +1,8 @@
-//! Captions to token ids: training and reading of a byte-level BPE tokenizer.
+//! Captions to token ids: CLIP's own tokenizer, and a byte-level BPE trained on captions.
 
+mod clean;
+mod clip;
+mod html;
 mod tokenizer;
 
-pub use tokenizer::{Tokenizer, train};
+pub use tokenizer::{FILES, Tokenizer, train};

@@ -1,5 +1,5 @@
-//! The tokenizer: byte-level BPE, trained on the captions, stored as a Hugging Face
-//! `tokenizer.json`.
+//! The tokenizer: a CLIP's own, or byte-level BPE trained on the captions, stored as a
+//! Hugging Face `tokenizer.json`.
 //!
 //! Ids: the 256 bytes and the merges first, start of text V-2, end of text V-1, padding 0.
 //! The end has the largest id, so that a text tower pools at the first maximum; 0 is an
@@ -9,7 +9,7 @@
 //! both left to the crate, token numbers would follow the order of a hash map.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use tokenizers::models::bpe::{BPE, BpeTrainer};
@@ -18,6 +18,7 @@ use tokenizers::tokenizer::{
     OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer,
 };
 
+use super::clip::Clip;
 use crate::error::{Context, Error, Result};
 use crate::num;
 use crate::par;
@@ -113,24 +114,50 @@ fn document(model: &Value, entries: usize) -> Value {
     })
 }
 
+/// Files of a vocabulary in a folder, in order of preference.
+pub const FILES: [&str; 4] =
+    ["tokenizer.json", "vocab.json", "bpe_simple_vocab_16e6.txt.gz", "merges.txt"];
+
 /// Turns texts into token ids.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    kind: Kind,
     vocabulary: usize,
 }
 
+#[derive(Debug, Clone)]
+enum Kind {
+    /// Trained here: lower case, white space, nothing else.
+    Own(Box<tokenizers::Tokenizer>),
+    /// CLIP's.
+    Clip(Box<Clip>),
+}
+
 impl Tokenizer {
-    /// Opens a `tokenizer.json` that has the two marks as its last entries.
+    /// Opens a vocabulary: a `tokenizer.json` of ours or of a CLIP, a CLIP's `vocab.json` with
+    /// `merges.txt` beside it, a file of merges as `open_clip`'s, or a folder with one of them.
     pub fn open(path: &Path) -> Result<Self> {
+        let path = &in_folder(path)?;
         let place = path.display();
-        let text =
-            std::fs::read(path).context(|| format!("reading tokenizer {place}"))?;
-        Self::parse(&text).context(|| format!("reading tokenizer {place}"))
+        let reading = || format!("reading tokenizer {place}");
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.ends_with(".txt") || name.ends_with(".txt.gz") {
+            return Clip::from_merges(path).map(Self::of_clip).context(reading);
+        }
+        if name.ends_with("vocab.json") {
+            return Clip::from_vocab(path).map(Self::of_clip).context(reading);
+        }
+        let text = std::fs::read(path).context(reading)?;
+        Self::parse(&text).context(reading)
     }
 
-    /// Like [`Tokenizer::open`], from the file's content.
+    /// Like [`Tokenizer::open`], from the content of a `tokenizer.json`.
     pub fn parse(json: &[u8]) -> Result<Self> {
+        let value: Value = serde_json::from_slice(json)
+            .map_err(|e| Error::corrupt("not a tokenizers file").caused_by(e))?;
+        if Clip::is(&value) {
+            return Clip::from_json(&value).map(Self::of_clip);
+        }
         let mut inner = tokenizers::Tokenizer::from_bytes(json)
             .map_err(|e| Error::corrupt("not a tokenizers file").caused_by(e))?;
         inner
@@ -149,7 +176,23 @@ impl Tokenizer {
                 )));
             }
         }
-        Ok(Self { inner, vocabulary })
+        Ok(Self { kind: Kind::Own(Box::new(inner)), vocabulary })
+    }
+
+    fn of_clip(clip: Clip) -> Self {
+        Self { vocabulary: clip.vocabulary(), kind: Kind::Clip(Box::new(clip)) }
+    }
+
+    /// The vocabulary as the text of a `tokenizer.json`, which [`Tokenizer::parse`] and
+    /// Hugging Face's library read.
+    pub fn json(&self) -> Result<String> {
+        match &self.kind {
+            Kind::Clip(clip) => clip.document(),
+            Kind::Own(inner) => inner
+                .to_string(true)
+                .map(|text| text + "\n")
+                .map_err(|e| Error::failed("storing the tokenizer").caused_by(e)),
+        }
     }
 
     /// Number V of entries, the two marks included.
@@ -174,14 +217,24 @@ impl Tokenizer {
     /// If `context` is below 2: there is no room for the marks.
     pub fn encode(&self, text: &str, context: usize) -> Result<Vec<u32>> {
         assert!(context >= 2, "a context of {context} has no room for start and end");
-        let encoding = self.inner.encode_fast(text, false).map_err(|e| {
-            Error::failed(format!("encoding the text {text:?}")).caused_by(e)
-        })?;
-        let kept = encoding.get_ids().iter().copied().take(context - 2);
+        let kept = self.words(text)?.into_iter().take(context - 2);
         let mut ids: Vec<u32> = std::iter::once(self.start()).chain(kept).collect();
         ids.push(self.end());
         ids.resize(context, 0);
         Ok(ids)
+    }
+
+    /// The ids of a text alone, without marks, limit or padding.
+    pub fn words(&self, text: &str) -> Result<Vec<u32>> {
+        match &self.kind {
+            Kind::Clip(clip) => clip.encode(text),
+            Kind::Own(inner) => {
+                let encoding = inner.encode_fast(text, false).map_err(|e| {
+                    Error::failed(format!("encoding the text {text:?}")).caused_by(e)
+                })?;
+                Ok(encoding.get_ids().to_vec())
+            }
+        }
     }
 
     /// [`Tokenizer::encode`] of every text in parallel, one after the other [n, context].
@@ -194,6 +247,18 @@ impl Tokenizer {
             par::try_map(texts.len(), |i| self.encode(texts[i].as_ref(), context))?;
         Ok(rows.concat())
     }
+}
+
+/// The file that a folder means, in order of preference; a file means itself.
+fn in_folder(path: &Path) -> Result<PathBuf> {
+    if !path.is_dir() {
+        return Ok(path.to_owned());
+    }
+    let found = FILES.iter().map(|file| path.join(file)).find(|file| file.is_file());
+    found.ok_or_else(|| {
+        let (place, files) = (path.display(), FILES.join(", "));
+        Error::failed(format!("{place} holds no tokenizer: expected one of {files}"))
+    })
 }
 
 #[cfg(test)]

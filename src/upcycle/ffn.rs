@@ -55,8 +55,8 @@ impl DenseFfn {
 }
 
 impl Experts {
-    /// Refuses results that no training could use: another shape than the dense FFN's,
-    /// non-finite values, and two experts that nothing tells apart.
+    /// Refuses results that no training could use: another shape than the dense FFN's and
+    /// non-finite values.
     pub(super) fn check(
         &self,
         dense: &DenseFfn,
@@ -72,19 +72,19 @@ impl Experts {
         for (index, expert) in self.experts.iter().enumerate() {
             expert.check_like(h, d, &format!("{place}, expert {index}"))?;
         }
-        self.check_symmetry(place)
+        Ok(())
     }
 
     /// Two experts of equal weights and equal router rows get equal gradients at every
     /// step: the symmetry never breaks.
-    fn check_symmetry(&self, place: &str) -> Result<()> {
+    pub(super) fn check_symmetry(&self, place: &str) -> Result<()> {
         for (i, left) in self.experts.iter().enumerate() {
             for (j, right) in self.experts.iter().enumerate().skip(i + 1) {
                 if self.router.row(i) == self.router.row(j) && left == right {
                     return Err(Error::failed(format!(
                         "{place}: experts {i} and {j} have the same weights and the same \
                          router row, so training cannot tell them apart; expected a \
-                         router_std above 0 or distinct centroids"
+                         router_std above 0 or distinct centroids, or allow_identical: true"
                     )));
                 }
             }

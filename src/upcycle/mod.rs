@@ -96,6 +96,11 @@ pub trait Method: std::fmt::Debug + Sync {
         false
     }
 
+    /// Whether every expert is an exact copy of the dense FFN.
+    fn copies(&self) -> bool {
+        false
+    }
+
     /// Makes the experts and the router of one layer.
     ///
     /// Inputs are checked: call it through [`upcycle_layer`]. Expert i depends on the
@@ -152,7 +157,11 @@ pub fn upcycle_layer(
     dense.check(place)?;
     evidence.check(method, dense, settings.experts(), place)?;
     let result = method.experts(dense, evidence, settings, streams)?;
-    result.check(dense, settings.experts(), &format!("{place}, {}", method.name()))?;
+    let named = format!("{place}, {}", method.name());
+    result.check(dense, settings.experts(), &named)?;
+    if !settings.allows_identical() {
+        result.check_symmetry(&named)?;
+    }
     Ok(result)
 }
 
@@ -221,17 +230,36 @@ mod tests {
     }
 
     #[test]
-    fn equal_experts_behind_an_equal_router_are_refused() {
+    fn equal_experts_behind_an_equal_router_are_refused_unless_asked_for() {
         let parts = Parts::new(4, 6, 3, 2);
-        let method = find("sparse").unwrap();
-        let silent =
-            samples::settings_with(method, 3, |init| init.router_std = Some(0.0));
         let streams = Streams::new(1, "text.0");
-        let error =
-            upcycle_layer(method, &parts.dense, &Evidence::default(), &silent, &streams)
-                .unwrap_err();
+        let none = Evidence::default();
+        // Redrawing a share of nothing leaves copies; only the result shows it.
+        let method = find("drop").unwrap();
+        let asked = |allowed: Option<bool>| {
+            let settings = samples::settings_with(method, 3, |init| {
+                init.ratio = Some(0.0);
+                init.router_std = Some(0.0);
+                init.allow_identical = allowed;
+            });
+            upcycle_layer(method, &parts.dense, &none, &settings, &streams)
+        };
+        let error = asked(None).unwrap_err();
         assert!(error.message().contains("experts 0 and 1"), "{error}");
-        assert!(error.message().contains("sparse"), "{error}");
+        assert!(error.message().contains("drop"), "{error}");
+        assert!(asked(Some(true)).is_ok());
+    }
+
+    #[test]
+    fn copies_with_a_silent_router_are_refused_by_the_configuration() {
+        let init = |allow_identical: Option<bool>| {
+            let sparse = samples::init_of(find("sparse").unwrap());
+            crate::config::InitConfig { router_std: Some(0.0), allow_identical, ..sparse }
+        };
+        let check = |init| check_inits(&[("twins".to_owned(), init)].into(), &[].into());
+        let error = check(init(None)).unwrap_err();
+        assert!(error.message().contains("inits.twins: router_std"), "{error}");
+        check(init(Some(true))).unwrap();
     }
 
     #[test]

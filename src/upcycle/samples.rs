@@ -81,6 +81,7 @@ pub(super) fn init_of(method: &dyn Method) -> InitConfig {
         independent_indices: None,
         router_scale: None,
         router_std: None,
+        allow_identical: None,
     }
 }
 

@@ -56,6 +56,7 @@ pub struct Settings {
     indices: Indices,
     router_scale: f64,
     router_std: f64,
+    identical: bool,
 }
 
 impl Settings {
@@ -85,8 +86,18 @@ impl Settings {
             },
             router_scale: init.router_scale.unwrap_or(1.0),
             router_std: init.router_std.unwrap_or(ROUTER_STD),
+            identical: init.allow_identical.unwrap_or(false),
         };
         settings.check_ranges()?;
+        let random = method.parameters().contains(&Parameter::RouterStd);
+        if random && method.copies() && settings.router_std <= 0.0 && !settings.identical
+        {
+            return Err(Error::usage(format!(
+                "router_std: found 0, but method {} makes equal experts, which training can \
+                 tell apart by the router alone; expected above 0, or allow_identical: true",
+                method.name()
+            )));
+        }
         Ok(settings)
     }
 
@@ -108,6 +119,11 @@ impl Settings {
     /// Factor on centroid routers, above 0.
     pub fn router_scale(&self) -> f64 {
         self.router_scale
+    }
+
+    /// Whether equal experts with equal router rows are accepted.
+    pub fn allows_identical(&self) -> bool {
+        self.identical
     }
 
     /// Standard deviation of random routers, 0 or more.

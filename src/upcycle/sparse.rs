@@ -30,6 +30,10 @@ impl Method for Sparse {
         &[Parameter::RouterStd]
     }
 
+    fn copies(&self) -> bool {
+        true
+    }
+
     fn experts(
         &self,
         dense: &DenseFfn,

@@ -100,3 +100,17 @@ fn inspect_answers_in_lines_and_in_json() {
     let output = run(INSPECT, &["show", "trian/sparse-s1"]);
     assert!(errors(&output).contains("did you mean train/sparse-s1?"), "{output:?}");
 }
+
+#[test]
+fn the_speed_of_a_training_step_can_be_asked_for() {
+    let ask = ["speed", "--steps", "1", "--profile", "smoke", "--json", "--threads", "1"];
+    let output = run(INSPECT, &ask);
+    let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rows = value["rows"].as_array().unwrap();
+    let names: Vec<&str> = rows.iter().map(|r| r["variant"].as_str().unwrap()).collect();
+    assert_eq!(names, ["dense", "moe", "moe-eesd"]);
+    assert!(rows.iter().all(|row| row["median_ms"].as_f64().unwrap() > 0.0));
+    assert!(value["peak_bytes"].as_u64().unwrap() > 1 << 20);
+    let output = run(INSPECT, &["speed", "--steps", "0"]);
+    assert!(errors(&output).contains("--steps must be positive"), "{output:?}");
+}

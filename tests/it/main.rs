@@ -8,6 +8,7 @@ mod crash;
 mod damage;
 mod fit;
 mod harness;
+mod interop;
 mod makefile;
 mod pipeline;
 mod plan;

@@ -2,6 +2,7 @@
 //! the second time.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -21,12 +22,17 @@ const STAGES: [(&str, &str); 10] = [
 
 /// Runs the smoke profile, shortened; what the stages said comes back.
 fn run(artifacts: &Path, threads: usize) -> String {
+    run_with(artifacts, threads, &[])
+}
+
+fn run_with(artifacts: &Path, threads: usize, set: &[&str]) -> String {
     let mut said = String::new();
     for (stage, binary) in STAGES {
         let output = Command::new(binary)
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .args(["--profile", "smoke", "--threads", &threads.to_string()])
             .args(["--set", "pretrain.optim.steps=60", "--set", "train.optim.steps=12"])
+            .args(set.iter().flat_map(|set| ["--set", set]))
             .arg("--artifacts")
             .arg(artifacts)
             .output()
@@ -73,4 +79,55 @@ fn the_pipeline_gives_the_same_bytes_for_any_thread_count_and_rests_when_done() 
     let report = one.path().join("report/current/report.html");
     let html = std::fs::read_to_string(report).unwrap();
     assert!(html.contains("cluster-aware") && !html.contains("<script"));
+}
+
+/// Sixty-four patterns, each in six colours and as many files, with a table of captions.
+fn pictures(folder: &Path) {
+    let mut table = String::from("filepath,caption,concept\n");
+    for concept in 0..64_u32 {
+        for variant in 0..6_u32 {
+            let file = format!("{concept:02}-{variant}.png");
+            let picture = image::RgbImage::from_fn(20, 20, |x, y| {
+                let on = (x / (1 + concept % 8) + y / (1 + concept / 8)) % 2 == 0;
+                let shade = u8::try_from(40 * variant).unwrap();
+                image::Rgb(if on { [shade, 255 - shade, 90] } else { [255; 3] })
+            });
+            picture.save(folder.join(&file)).unwrap();
+            for caption in ["checks of", "a pattern of"] {
+                let (wide, high) = (concept % 8, concept / 8);
+                let caption = format!("{caption} width {wide} and height {high}");
+                writeln!(table, "{file},{caption},pattern-{concept}").unwrap();
+            }
+        }
+    }
+    std::fs::write(folder.join("captions.csv"), table).unwrap();
+}
+
+#[test]
+fn a_folder_of_pictures_and_captions_goes_all_the_way() {
+    let (own, results) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    pictures(own.path());
+    let folder = format!("dataset.folder={}", own.path().display());
+    let set = ["dataset.source=folder", &folder, "seeds=[1]"];
+    run_with(results.path(), 2, &set);
+    let report = results.path().join("report/current/report.md");
+    let text = std::fs::read_to_string(report).unwrap();
+    assert!(text.contains("sparse"), "{text}");
+    let again = run_with(results.path(), 2, &set);
+    assert!(!again.contains("runs"), "{again}");
+    std::fs::remove_file(own.path().join("03-2.png")).unwrap();
+    let table = own.path().join("captions.csv");
+    let output = Command::new(STAGES[0].1)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(["--profile", "smoke", "--set", "dataset.source=folder", "--set", &folder])
+        .arg("--artifacts")
+        .arg(results.path())
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert!(
+        error.contains("03-2.png") && error.contains(&*table.to_string_lossy()),
+        "{error}"
+    );
 }

@@ -102,6 +102,22 @@ pub(super) fn beside(
     Ok(config)
 }
 
+/// The configuration of a folder, whatever its layout, without looking at weights.
+pub(super) fn of_folder(folder: &Path, asked: Option<Activation>) -> Result<ClipConfig> {
+    let path = folder.join(OPEN_CLIP);
+    let config = if path.is_file() {
+        open_clip(&path, asked)?
+    } else {
+        let path = folder.join(HUGGING_FACE);
+        match own(&path, asked)? {
+            Some(config) => config,
+            None => hugging_face(&path, asked)?,
+        }
+    };
+    check(&config)?;
+    Ok(config)
+}
+
 /// Decides the activation, or says why it cannot.
 fn decide(stated: Stated, asked: Option<Activation>) -> Result<Activation> {
     match (stated, asked) {

@@ -1,35 +1,17 @@
 //! Dense models in the published layouts, to be loaded by `open_clip` and Hugging Face.
 
-use std::borrow::Cow;
 use std::path::Path;
 
-use safetensors::tensor::{Dtype, View};
 use serde_json::{Value, json};
 
-use super::config;
 use super::layout::{self, Layout};
+use super::preprocess::Preprocessing;
+use super::{config, shards};
 use crate::config::Activation;
 use crate::error::{Context, Error, Result};
-use crate::io::tensors::{self, Tensor, Tensors};
-use crate::model::ClipConfig;
+use crate::io::tensors::{self, Tensors};
+use crate::model::{Checkpoint, ClipConfig};
 use crate::num::truncate_usize;
-
-/// How pictures become numbers: (x / 255 - mean) / std, by colour.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Preprocessing {
-    /// Mean of red, green and blue.
-    pub mean: [f64; 3],
-    /// Standard deviation of red, green and blue.
-    pub std: [f64; 3],
-}
-
-impl Preprocessing {
-    /// `OpenAI`'s constants, which nearly every published CLIP uses (CLIP.md §1c).
-    pub const OPENAI: Self = Self {
-        mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
-        std: [0.268_629_54, 0.261_302_58, 0.275_777_11],
-    };
-}
 
 /// Writes `open_clip_config.json` and `open_clip_model.safetensors` into a folder.
 pub fn export_open_clip(
@@ -74,7 +56,8 @@ pub fn export_open_clip(
     write_json(&folder.join(config::OPEN_CLIP), &json)
 }
 
-/// Writes `config.json`, `preprocessor_config.json` and `model.safetensors` into a folder.
+/// Writes `config.json`, `preprocessor_config.json` and `model.safetensors` into a folder,
+/// the last in shards of at most `shard` bytes with an index where that is needed.
 ///
 /// The last two ids of the vocabulary are start and end of text.
 pub fn export_hugging_face(
@@ -82,16 +65,12 @@ pub fn export_hugging_face(
     config: &ClipConfig,
     tensors: &Tensors,
     pictures: &Preprocessing,
+    shard: Option<u64>,
 ) -> Result<()> {
     refuse_moe(config)?;
     let foreign = layout::spread(config, Layout::HuggingFace, tensors)?;
     create(folder)?;
-    let path = folder.join("model.safetensors");
-    // Hugging Face refuses a file whose metadata does not name its format.
-    let metadata = Some([("format".to_owned(), "pt".to_owned())].into_iter().collect());
-    let views = foreign.iter().map(|(name, tensor)| (name, Stored(tensor)));
-    safetensors::serialize_to_file(views, metadata, &path)
-        .context(|| format!("writing {}", path.display()))?;
+    shards::write(folder, &foreign, shard)?;
     let side = config.vision.image_size;
     let preprocessor = json!({
         "image_processor_type": "CLIPImageProcessor",
@@ -109,6 +88,21 @@ pub fn export_hugging_face(
     });
     write_json(&folder.join("preprocessor_config.json"), &preprocessor)?;
     write_json(&folder.join(config::HUGGING_FACE), &hugging_face_config(config))
+}
+
+/// Writes our own form, dense or MoE: `config.json` and `model.safetensors` or its shards.
+///
+/// Names and shapes are documented in `docs/checkpoints.md`; [`super::import`] reads it.
+pub fn export_upcycle(
+    folder: &Path,
+    model: &Checkpoint,
+    shard: Option<u64>,
+) -> Result<()> {
+    create(folder)?;
+    shards::write(folder, &model.tensors(), shard)?;
+    let path = folder.join(config::HUGGING_FACE);
+    std::fs::write(&path, model.config_json()?)
+        .context(|| format!("writing {}", path.display()))
 }
 
 fn hugging_face_config(config: &ClipConfig) -> Value {
@@ -156,7 +150,8 @@ fn refuse_moe(config: &ClipConfig) -> Result<()> {
     match config.moe {
         None => Ok(()),
         Some(_) => Err(Error::usage(
-            "a model with MoE layers has no published layout: export a dense one",
+            "a model with MoE layers has no published layout: use ours, where the dense parts \
+             have open_clip's names",
         )),
     }
 }
@@ -171,25 +166,8 @@ fn create(folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).context(|| format!("creating {}", folder.display()))
 }
 
-fn write_json(path: &Path, value: &Value) -> Result<()> {
+/// Writes indented JSON.
+pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
     std::fs::write(path, format!("{value:#}\n"))
         .context(|| format!("writing {}", path.display()))
-}
-
-/// A tensor as the safetensors crate wants to see it.
-struct Stored<'a>(&'a Tensor);
-
-impl View for Stored<'_> {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-    fn shape(&self) -> &[usize] {
-        &self.0.shape
-    }
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Owned(self.0.data.iter().flat_map(|v| v.to_le_bytes()).collect())
-    }
-    fn data_len(&self) -> usize {
-        self.0.data.len() * 4
-    }
 }

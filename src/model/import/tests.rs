@@ -327,7 +327,8 @@ fn what_is_exported_is_what_was_published() {
         let folder = tempfile::tempdir().unwrap();
         let (open_clip, hf) = (folder.path().join("open_clip"), folder.path().join("hf"));
         export_open_clip(&open_clip, &config, &tensors, &Preprocessing::OPENAI).unwrap();
-        export_hugging_face(&hf, &config, &tensors, &Preprocessing::OPENAI).unwrap();
+        let pictures = &Preprocessing::OPENAI;
+        export_hugging_face(&hf, &config, &tensors, pictures, None).unwrap();
         for (mine, theirs, file) in [
             (&open_clip, "open_clip", "open_clip_model.safetensors"),
             (&hf, "hf", "model.safetensors"),
@@ -346,13 +347,37 @@ fn what_is_exported_is_what_was_published() {
 }
 
 #[test]
+fn shards_are_the_same_model_and_no_larger_than_asked() {
+    let (config, tensors) = import(&fixture("clip-tiny-gelu", "hf"), None).unwrap();
+    let base = tempfile::tempdir().unwrap();
+    let model = read(&fixture("clip-tiny-gelu", "hf"), None).unwrap();
+    let (hf, own) = (base.path().join("hf"), base.path().join("own"));
+    let pictures = Preprocessing { mean: [0.1, 0.2, 0.3], std: [0.4, 0.5, 0.6] };
+    export_hugging_face(&hf, &config, &tensors, &pictures, Some(40_000)).unwrap();
+    export_upcycle(&own, &model, Some(40_000)).unwrap();
+    for folder in [&hf, &own] {
+        assert!(!folder.join("model.safetensors").exists());
+        assert!(import(folder, None).unwrap() == (config.clone(), tensors.clone()));
+        assert_eq!(shape(folder, None).unwrap(), config);
+        let sizes =
+            fs::read_dir(folder).unwrap().map(|e| e.unwrap().metadata().unwrap().len());
+        assert!(sizes.max().unwrap() < 50_000);
+    }
+    assert_eq!(Preprocessing::beside(&hf).unwrap(), Some(pictures));
+    assert_eq!(Preprocessing::beside(&own).unwrap(), None);
+    let published =
+        Preprocessing::beside(&fixture("clip-tiny-gelu", "open_clip")).unwrap();
+    assert!(published.is_none_or(|found| found == Preprocessing::OPENAI));
+}
+
+#[test]
 fn models_with_experts_are_not_exported() {
     let (mut config, tensors) = import(&fixture("clip-tiny-gelu", "hf"), None).unwrap();
     let (vision_blocks, text_blocks) = (vec![1], vec![]);
     config.moe = Some(Moe { experts: 2, top_k: 2, vision_blocks, text_blocks });
     let folder = tempfile::tempdir().unwrap();
-    let error =
-        export_hugging_face(folder.path(), &config, &tensors, &Preprocessing::OPENAI);
+    let pictures = &Preprocessing::OPENAI;
+    let error = export_hugging_face(folder.path(), &config, &tensors, pictures, None);
     assert!(error.unwrap_err().message().contains("MoE layers"));
 }
 

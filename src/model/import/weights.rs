@@ -7,11 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+use candle_core::DType;
 use candle_core::pickle::{PthTensors, TensorInfo};
-use candle_core::{DType, Device};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::SafeTensors;
 
 use crate::error::{Context, Error, Result};
+use crate::io::foreign;
 use crate::io::tensors::{Tensor, Tensors};
 
 /// What `DistributedDataParallel`, `torch.compile` and `CustomTextCLIP` put before names.
@@ -75,33 +76,15 @@ fn read_safetensors(path: &Path, tensors: &mut Tensors) -> Result<()> {
     })?;
     for (name, view) in file.tensors() {
         let Some(own) = own_name(&name) else { continue };
-        let tensor = widen(&view).ok_or_else(|| {
+        let data = foreign::floats(&view).ok_or_else(|| {
             let found = view.dtype();
             Error::failed(format!(
                 "{place}: tensor {name} has type {found:?}, expected F16, BF16, F32 or F64"
             ))
         })?;
-        add(tensors, path, own, tensor)?;
+        add(tensors, path, own, Tensor::new(view.shape().to_vec(), data)?)?;
     }
     Ok(())
-}
-
-/// The values as f32; `None` if they are not floats.
-fn widen(view: &TensorView<'_>) -> Option<Tensor> {
-    let dtype = match view.dtype() {
-        Dtype::F16 => DType::F16,
-        Dtype::BF16 => DType::BF16,
-        Dtype::F32 => DType::F32,
-        Dtype::F64 => DType::F64,
-        _ => return None,
-    };
-    let shape = view.shape().to_vec();
-    let count: usize = shape.iter().product();
-    let data =
-        candle_core::Tensor::from_raw_buffer(view.data(), dtype, &[count], &Device::Cpu)
-            .and_then(|tensor| tensor.to_dtype(DType::F32)?.to_vec1())
-            .ok()?;
-    Tensor::new(shape, data).ok()
 }
 
 /// Hugging Face's index of shards: `weight_map` says which file holds which tensor.

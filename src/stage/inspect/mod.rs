@@ -4,10 +4,13 @@
 //! for programs.
 
 mod dag;
+mod forward;
 mod keep;
+mod preprocess;
 mod show;
 mod speed;
 mod status;
+mod tokenize;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,7 +36,10 @@ Examples:
   upcycle-inspect verify --deep
   upcycle-inspect gc --yes
   upcycle-inspect speed moe --threads 2        milliseconds a training step
-  upcycle-inspect accept report                bless results after a cosmetic change of code";
+  upcycle-inspect accept report                bless results after a cosmetic change of code
+  upcycle-inspect forward --checkpoint DIR --inputs in.safetensors --output out.safetensors
+  upcycle-inspect tokenize --tokenizer bpe_simple_vocab_16e6.txt.gz 'a photo of a cat'
+  upcycle-inspect preprocess --image cat.jpg --size 224 --output cat.safetensors";
 
 /// The arguments of `upcycle-inspect`.
 #[derive(Debug, clap::Args)]
@@ -133,6 +139,12 @@ enum Ask {
         /// A stage.
         stage: String,
     },
+    /// Run a model, dense or MoE, on given pixels and token ids.
+    Forward(forward::Forward),
+    /// Turn texts into token ids, a JSON list a line.
+    Tokenize(tokenize::Tokenize),
+    /// Turn a picture into the tensor a model sees.
+    Preprocess(preprocess::Preprocess),
 }
 
 /// What a command has to say.
@@ -175,11 +187,17 @@ fn run() -> Result<()> {
     let Some(matches) = cli::parse(command, std::env::args_os())? else { return Ok(()) };
     let args = InspectArgs::from_arg_matches(&matches)
         .map_err(|e| Error::usage("wrong arguments").caused_by(e))?;
-    let location = args.location.into();
-    let view = View::open(&location)?;
-    let answer = view.answer(&args.ask);
-    view.store.save();
-    let answer = answer?;
+    let answer = match &args.ask {
+        Ask::Forward(forward) => forward.answer()?,
+        Ask::Tokenize(tokenize) => tokenize.answer()?,
+        Ask::Preprocess(preprocess) => preprocess.answer()?,
+        ask => {
+            let view = View::open(&args.location.into())?;
+            let answer = view.answer(ask);
+            view.store.save();
+            answer?
+        }
+    };
     if args.json {
         cli::print(&[format!("{:#}", answer.json)])?;
     } else {
@@ -218,6 +236,9 @@ impl View {
                 speed::speed(&self.config, variants, *steps, *threads)
             }
             Ask::Accept { stage } => keep::accept(self, stage),
+            Ask::Forward(ask) => ask.answer(),
+            Ask::Tokenize(ask) => ask.answer(),
+            Ask::Preprocess(ask) => ask.answer(),
         }
     }
 
@@ -263,7 +284,7 @@ impl View {
 }
 
 /// Bytes for people.
-fn size(bytes: u64) -> String {
+pub(in crate::stage) fn size(bytes: u64) -> String {
     let mut value = bytes as f64;
     for unit in ["B", "KiB", "MiB"] {
         if value < 1024.0 {

@@ -208,6 +208,7 @@ fn copies(dense: &Checkpoint, config: &Config) -> Result<Checkpoint> {
         independent_indices: None,
         router_scale: None,
         router_std: None,
+        allow_identical: None,
     };
     let settings = Settings::new(method, &init, config.moe.experts)?;
     let recipe = Recipe { method, settings, centroids: None, bases: None, seed: 1 };

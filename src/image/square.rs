@@ -1,0 +1,245 @@
+//! CLIP's way from a picture file to a square: `open_clip`'s evaluation transform.
+//!
+//! Equal to Pillow bit for bit for lossless files (`tests/fixtures/preprocess`). Three points
+//! that other readers get wrong: alpha is multiplied in before the resize, divided out after
+//! it and then dropped; offsets are rounded half to even; EXIF orientation is ignored. One
+//! deliberate difference: palette files become RGB first, where Pillow resizes the indices by
+//! nearest neighbour.
+
+use super::{MAX_PIXELS, Picture, decode_layers, resize};
+use crate::error::{Error, Result};
+use crate::num;
+
+/// How a picture that is no square becomes one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Fit {
+    /// The shorter side becomes the square's, the centre is cut out (CLIP's default).
+    Shortest,
+    /// The longer side becomes the square's, black is added on both sides.
+    Longest,
+    /// Both sides become the square's, whatever the aspect.
+    Squash,
+}
+
+/// Decodes a file and makes it a square of `side` pixels as `open_clip` does.
+pub fn square(bytes: &[u8], name: &str, side: usize, fit: Fit) -> Result<Picture> {
+    let (picture, alpha) = decode_layers(bytes, name)?;
+    match fit {
+        Fit::Shortest => {
+            let [width, height] = shortest(&picture, side)?;
+            Ok(centre(&resize_layers(&picture, alpha.as_deref(), width, height), side))
+        }
+        Fit::Longest => {
+            let longer = picture.width.max(picture.height);
+            let ratio = longer as f64 / side as f64;
+            let scaled = |extent: usize| {
+                num::truncate_usize((extent as f64 / ratio).round_ties_even()).max(1)
+            };
+            let (width, height) = (scaled(picture.width), scaled(picture.height));
+            Ok(pad(&resize_layers(&picture, alpha.as_deref(), width, height), side))
+        }
+        Fit::Squash => Ok(resize_layers(&picture, alpha.as_deref(), side, side)),
+    }
+}
+
+/// CLIP's evaluation transform of a picture without alpha: the shorter side becomes `side`,
+/// then the centre is cut out.
+///
+/// The longer side is truncated to `side * long / short`; the offset of the cut is rounded
+/// half to even, as Python does. Refuses pictures so thin that the longer side would pass
+/// [`MAX_PIXELS`].
+pub fn fit_square(picture: &Picture, side: usize) -> Result<Picture> {
+    let [width, height] = shortest(picture, side)?;
+    Ok(centre(&resize(picture, width, height), side))
+}
+
+/// The extents after which the shorter side is `side`.
+fn shortest(picture: &Picture, side: usize) -> Result<[usize; 2]> {
+    let (width, height) = (picture.width, picture.height);
+    let short = width.min(height).max(1);
+    let long = side.saturating_mul(width.max(height)) / short;
+    if long.saturating_mul(side) as u64 > MAX_PIXELS {
+        return Err(Error::failed(format!(
+            "a picture of {width} x {height} pixels is too thin to become {side} x {side}"
+        )));
+    }
+    Ok(if width <= height { [side, long] } else { [long, side] })
+}
+
+/// Cuts the centre out.
+fn centre(picture: &Picture, side: usize) -> Picture {
+    let offset = |extent: usize| (extent - side) / 2 + half_to_even(extent - side);
+    let (left, top) = (offset(picture.width), offset(picture.height));
+    picture.crop(left.cast_signed(), top.cast_signed(), side, side)
+}
+
+/// 1 where halving `extent` must be rounded up to reach an even number.
+fn half_to_even(extent: usize) -> usize {
+    usize::from(extent % 4 == 3)
+}
+
+/// Black on all sides; an odd pixel goes to the right or the bottom.
+fn pad(picture: &Picture, side: usize) -> Picture {
+    let mut out = Picture::filled(side, side, [0; 3]);
+    let left = (side - picture.width) / 2;
+    let top = (side - picture.height) / 2;
+    for (y, row) in picture.rgb.chunks_exact(picture.width * 3).enumerate() {
+        let start = ((top + y) * side + left) * 3;
+        out.rgb[start..start + row.len()].copy_from_slice(row);
+    }
+    out
+}
+
+/// Resizes colours as Pillow does where there is alpha: multiplied, resized, divided again.
+fn resize_layers(
+    picture: &Picture,
+    alpha: Option<&[u8]>,
+    width: usize,
+    height: usize,
+) -> Picture {
+    let Some(alpha) = alpha else { return resize(picture, width, height) };
+    if [picture.width, picture.height] == [width, height] {
+        return picture.clone();
+    }
+    let layer = |rgb: Vec<u8>| {
+        let Picture { width, height, .. } = *picture;
+        Picture { width, height, rgb }
+    };
+    let pixels = picture.rgb.chunks_exact(3).zip(alpha);
+    let multiplied = pixels.flat_map(|(p, &a)| [0, 1, 2].map(|c| multiply(p[c], a)));
+    let mut out = resize(&layer(multiplied.collect()), width, height);
+    let grey = alpha.iter().flat_map(|&a| [a; 3]).collect();
+    let alpha = resize(&layer(grey), width, height);
+    for (value, &alpha) in out.rgb.iter_mut().zip(&alpha.rgb) {
+        if !matches!(alpha, 0 | 255) {
+            let level = 255 * u32::from(*value) / u32::from(alpha);
+            *value = u8::try_from(level).unwrap_or(u8::MAX);
+        }
+    }
+    out
+}
+
+/// c · a / 255, rounded as Pillow does.
+fn multiply(value: u8, alpha: u8) -> u8 {
+    let t = u32::from(value) * u32::from(alpha) + 128;
+    u8::try_from((t + (t >> 8)) >> 8).unwrap_or(u8::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+    use crate::image::Normalise;
+    use crate::io::foreign::{self, Array, Values};
+
+    const LOSSLESS: [&str; 5] =
+        ["rgb.png", "rgba.png", "gray.png", "lossless.webp", "thin.png"];
+    const LOSSY: [&str; 3] = ["photo.jpg", "exif.jpg", "lossy.webp"];
+
+    fn folder() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/preprocess")
+    }
+
+    fn file(name: &str) -> Vec<u8> {
+        std::fs::read(folder().join("images").join(name)).unwrap()
+    }
+
+    fn levels(array: &Array) -> &[i64] {
+        let Values::Integers(levels) = &array.values else { panic!("floats") };
+        levels
+    }
+
+    /// Pixels 7, 21, .., 217 of both axes.
+    fn sample(picture: &Picture) -> Vec<u8> {
+        let at = |i: usize| 7 + 14 * i;
+        let places = (0..16).flat_map(|y| (0..16).map(move |x| (at(y), at(x))));
+        let pixel = |(y, x)| &picture.rgb[(y * 224 + x) * 3..(y * 224 + x) * 3 + 3];
+        places.flat_map(pixel).copied().collect()
+    }
+
+    fn gaps(found: &[u8], truth: &[i64]) -> Vec<i64> {
+        assert_eq!(found.len(), truth.len());
+        found.iter().zip(truth).map(|(a, b)| (i64::from(*a) - b).abs()).collect()
+    }
+
+    /// Mean, largest, and share within one level.
+    fn summary(gaps: &[i64]) -> (f64, i64, f64) {
+        let n = gaps.len() as f64;
+        let mean = gaps.iter().map(|&g| g as f64).sum::<f64>() / n;
+        let close = gaps.iter().filter(|g| **g <= 1).count() as f64 / n;
+        (mean, gaps.iter().copied().max().unwrap_or(0), close)
+    }
+
+    /// Pillow's numbers, see `tests/fixtures/preprocess/README.md`.
+    #[test]
+    fn lossless_files_equal_pillow_in_every_bit() {
+        let expected = foreign::read(&folder().join("expected.safetensors")).unwrap();
+        for name in LOSSLESS {
+            let small = square(&file(name), name, 32, Fit::Shortest).unwrap();
+            let truth = levels(&expected[&format!("{name}.u8_32")]);
+            assert_eq!(summary(&gaps(&small.rgb, truth)).1, 0, "{name}");
+            let large = square(&file(name), name, 224, Fit::Shortest).unwrap();
+            let truth = levels(&expected[&format!("{name}.u8_224_sample")]);
+            assert_eq!(summary(&gaps(&sample(&large), truth)).1, 0, "{name} at 224");
+            for (mode, fit) in [("longest", Fit::Longest), ("squash", Fit::Squash)] {
+                let key = format!("{name}.{mode}.u8_32");
+                if let Some(truth) = expected.get(&key) {
+                    let found = square(&file(name), name, 32, fit).unwrap();
+                    assert_eq!(summary(&gaps(&found.rgb, levels(truth))).1, 0, "{key}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn normalised_tensors_equal_pytorch_in_every_bit() {
+        let expected = foreign::read(&folder().join("expected.safetensors")).unwrap();
+        for name in LOSSLESS {
+            let picture = square(&file(name), name, 32, Fit::Shortest).unwrap();
+            let Values::Floats(truth) = &expected[&format!("{name}.f32_32")].values
+            else {
+                panic!("integers")
+            };
+            assert!(Normalise::OPENAI.planes(&picture) == *truth, "{name}");
+        }
+    }
+
+    #[test]
+    fn lossy_files_are_within_the_tolerance_of_another_decoder() {
+        let expected = foreign::read(&folder().join("expected.safetensors")).unwrap();
+        for name in LOSSY {
+            let (decoded, _) = decode_layers(&file(name), name).unwrap();
+            let truth = &expected[&format!("{name}.decoded")];
+            let (mean, largest, _) = summary(&gaps(&decoded.rgb, levels(truth)));
+            assert!(mean <= 0.5 && largest <= 8, "{name}: {mean} {largest}");
+            if Path::new(name).extension().is_some_and(|e| e == "webp") {
+                assert_eq!(largest, 0, "{name}");
+            }
+            // From Pillow's own pixels, the resize is exact.
+            let rgb = levels(truth).iter().map(|v| u8::try_from(*v).unwrap()).collect();
+            let (height, width) = (truth.shape[0], truth.shape[1]);
+            let small = fit_square(&Picture { width, height, rgb }, 32).unwrap();
+            let truth = levels(&expected[&format!("{name}.u8_32")]);
+            assert_eq!(summary(&gaps(&small.rgb, truth)).1, 0, "{name} resized");
+            let small = square(&file(name), name, 32, Fit::Shortest).unwrap();
+            let (mean, _, close) = summary(&gaps(&small.rgb, truth));
+            assert!(mean <= 0.6 && close >= 0.9, "{name}: {mean} {close}");
+        }
+    }
+
+    #[test]
+    fn palettes_become_colours_first() {
+        let expected = foreign::read(&folder().join("expected.safetensors")).unwrap();
+        let found = square(&file("palette.png"), "p", 32, Fit::Shortest).unwrap();
+        let truth = levels(&expected["palette.png.rgb_first.u8_32"]);
+        assert_eq!(summary(&gaps(&found.rgb, truth)).1, 0);
+    }
+
+    #[test]
+    fn a_needle_is_refused() {
+        let needle = Picture::filled(1, 1_000_000, [0; 3]);
+        let error = fit_square(&needle, 32).unwrap_err().to_string();
+        assert!(error.contains("too thin"), "{error}");
+    }
+}

@@ -1,0 +1,197 @@
+//! What the configured mixture will be and cost, before anything runs.
+//!
+//! Shapes and counts are exact: they follow from the configuration, or from the checkpoint
+//! that is to be upcycled. Memory is that of the buffers of one step; the activations of a
+//! batch come on top.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::inspect::size;
+use super::pretrain;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::model::clip::LANES;
+use crate::model::names::parameters;
+use crate::model::params::parameter_counts;
+use crate::model::{ClipConfig, Moe, Tower, import};
+use crate::upcycle;
+
+/// Bytes of a stored or trained value.
+const WIDTH: u64 = 4;
+
+/// The dense model's shape: the checkpoint's if one is given and there, else the
+/// configuration's.
+pub(super) fn dense(config: &Config) -> Result<ClipConfig> {
+    let data = &config.dataset;
+    let data = [data.image_size, data.context, data.vocabulary];
+    let own = pretrain::shape(&config.model, data);
+    let folder = Path::new(&config.pretrain.checkpoint);
+    if config.pretrain.checkpoint.is_empty() || !folder.is_dir() {
+        return Ok(own);
+    }
+    let given = import::shape(folder, None)?;
+    refuse_others(&own, &given)?;
+    Ok(given)
+}
+
+/// A checkpoint must be the model that the configuration describes: blocks are planned from
+/// the latter. The vocabulary is that of the data and compared when both are there.
+fn refuse_others(own: &ClipConfig, given: &ClipConfig) -> Result<()> {
+    let (v, t) = ((&own.vision, &given.vision), (&own.text, &given.text));
+    let mut keys: Vec<String> = [
+        ("model.embed_dim", own.embed_dim, given.embed_dim),
+        ("model.vision.patch", v.0.patch, v.1.patch),
+        ("model.vision.width", v.0.width, v.1.width),
+        ("model.vision.layers", v.0.layers, v.1.layers),
+        ("model.vision.heads", v.0.heads, v.1.heads),
+        ("model.vision.hidden", v.0.hidden, v.1.hidden),
+        ("model.text.width", t.0.width, t.1.width),
+        ("model.text.layers", t.0.layers, t.1.layers),
+        ("model.text.heads", t.0.heads, t.1.heads),
+        ("model.text.hidden", t.0.hidden, t.1.hidden),
+        ("dataset.image_size", v.0.image_size, v.1.image_size),
+        ("dataset.context", t.0.context, t.1.context),
+    ]
+    .into_iter()
+    .filter(|(_, own, given)| own != given)
+    .map(|(key, _, given)| format!("{key}={given}"))
+    .collect();
+    if own.activation != given.activation {
+        keys.push(format!("model.activation={}", given.activation.name()));
+    }
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let keys = keys.join(" ");
+    Err(Error::usage(format!(
+        "pretrain.checkpoint is another model than the configuration describes; set: {keys}"
+    )))
+}
+
+/// The forecast in lines.
+pub(super) fn lines(config: &Config) -> Result<Vec<String>> {
+    let dense = dense(config)?;
+    let (plain, _) = parameter_counts(&dense);
+    let moe = &config.moe;
+    let placement = Moe {
+        experts: moe.experts,
+        top_k: moe.top_k,
+        vision_blocks: moe.vision_blocks.indices(dense.vision.layers),
+        text_blocks: moe.text_blocks.indices(dense.text.layers),
+    };
+    let mixture = ClipConfig { moe: Some(placement), ..dense };
+    let (total, active) = parameter_counts(&mixture);
+    let bytes = |values: usize| WIDTH * values as u64;
+    let mut lines = vec![
+        format!("dense model: {plain} parameters, {}", size(bytes(plain))),
+        format!(
+            "mixture: {total} parameters, {active} active ({} of {} experts), {}",
+            moe.top_k,
+            moe.experts,
+            size(bytes(total))
+        ),
+    ];
+    lines.extend(layers(&mixture));
+    let dense_inits: BTreeSet<&String> = config
+        .inits
+        .iter()
+        .filter(|(_, init)| upcycle::find(&init.method).is_ok_and(|m| m.is_dense()))
+        .map(|(name, _)| name)
+        .collect();
+    let seeds = config.seeds.len();
+    let used: BTreeSet<&String> = config.runs.values().map(|run| &run.init).collect();
+    let count = |names: &mut dyn Iterator<Item = &String>| {
+        names.fold((0, 0), |(plain, mixed), name| {
+            let is_dense = dense_inits.contains(name);
+            (plain + usize::from(is_dense), mixed + usize::from(!is_dense))
+        })
+    };
+    let inits = count(&mut used.iter().copied());
+    let runs = count(&mut config.runs.values().map(|run| &run.init));
+    // A run keeps its weights at step 0 and at the end.
+    let of = |(a, b): (usize, usize)| {
+        seeds as u64 * (a as u64 * bytes(plain) + b as u64 * bytes(total))
+    };
+    lines.push(format!(
+        "disk: {} for {} initialisations, {} for {} runs",
+        size(of(inits)),
+        seeds * (inits.0 + inits.1),
+        size(2 * of(runs)),
+        seeds * (runs.0 + runs.1)
+    ));
+    // Weights, gradient, two moments, the lanes of gradients, and the EMA where it teaches.
+    let teaches = config.runs.values().any(|run| run.eesd > 0.0);
+    let buffers = 4 + LANES + usize::from(teaches);
+    lines.push(format!(
+        "memory: {} to make a mixture, {} to train it and the activations of {} samples",
+        size(bytes(plain + 2 * total)),
+        size(bytes(buffers * total)),
+        config.train.optim.batch
+    ));
+    Ok(lines)
+}
+
+/// The tensors of each MoE layer.
+fn layers(mixture: &ClipConfig) -> Vec<String> {
+    let all = parameters(mixture);
+    let mut lines = Vec::new();
+    for tower in Tower::BOTH {
+        for &block in mixture.moe_blocks(tower) {
+            let prefix = crate::model::names::block(tower, block);
+            let own = all
+                .iter()
+                .filter(|p| p.place.is_moe() && p.place.block() == Some((tower, block)));
+            let shapes: Vec<String> = own
+                .map(|p| {
+                    let part = p.name.strip_prefix(&prefix.prefix()).unwrap_or(&p.name);
+                    format!("{part} {:?}", p.shape)
+                })
+                .collect();
+            lines.push(format!("  {}.{block}: {}", tower.name(), shapes.join(", ")));
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Overrides, load_default};
+
+    fn config(set: &[&str]) -> Config {
+        let set = set.iter().map(|&s| s.to_owned()).collect();
+        load_default(&Overrides { profile: None, set }).unwrap()
+    }
+
+    #[test]
+    fn the_forecast_counts_what_the_model_will_hold() {
+        let config = config(&[]);
+        let text = lines(&config).unwrap().join("\n");
+        let mixture = dense(&config).unwrap();
+        let (plain, _) = parameter_counts(&mixture);
+        assert!(text.contains(&format!("dense model: {plain} parameters")), "{text}");
+        assert!(text.contains("(2 of 4 experts)"), "{text}");
+        assert!(text.contains("vision.3: moe.router.weight [4, 64]"), "{text}");
+        assert!(text.contains("moe.experts.c_proj.bias [4, 64]"), "{text}");
+        assert!(text.contains("disk: ") && text.contains("memory: "), "{text}");
+    }
+
+    #[test]
+    fn a_checkpoint_that_is_another_model_is_refused_with_what_to_set() {
+        let folder =
+            concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/clip-tiny-quickgelu/hf");
+        let given = format!("pretrain.checkpoint={folder}");
+        let error = lines(&config(&[&given])).unwrap_err().to_string();
+        assert!(error.contains("model.vision.layers=3"), "{error}");
+        assert!(error.contains("model.activation=quick_gelu"), "{error}");
+        assert!(!error.contains("dataset.image_size"), "{error}");
+        let set = error.rsplit_once("set: ").unwrap().1.to_owned();
+        let all: Vec<&str> = std::iter::once(given.as_str())
+            .chain(set.split(' '))
+            .chain(["moe.vision_blocks={list: [2]}", "moe.text_blocks={list: [1]}"])
+            .collect();
+        let text = lines(&config(&all)).unwrap().join("\n");
+        assert!(text.contains("dense model: 71801 parameters"), "{text}");
+    }
+}
