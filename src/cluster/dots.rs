@@ -123,8 +123,8 @@ fn tile<S: Simd, F: Form, const R: usize, const C: usize, const AHEAD: bool>(
     next: &[F::Unit],
 ) -> [[f32; C]; R] {
     let units = rows[0].len();
-    let (mut x, mut x_rest): ([&[F::Vector<S>]; R], [&[F::Unit]; R]) =
-        ([&[]; R], [&[]; R]);
+    let mut x: [&[F::Vector<S>]; R] = [&[]; R];
+    let mut x_rest: [&[F::Unit]; R] = [&[]; R];
     for (i, row) in rows.into_iter().enumerate() {
         (x[i], x_rest[i]) = F::vectors::<S>(row);
     }
@@ -133,8 +133,8 @@ fn tile<S: Simd, F: Form, const R: usize, const C: usize, const AHEAD: bool>(
     for row in &mut x {
         *row = &row[..length];
     }
-    let (mut first, mut second): ([&[S::f32s]; C], [&[S::f32s]; C]) =
-        ([&[]; C], [&[]; C]);
+    let mut first: [&[S::f32s]; C] = [&[]; C];
+    let mut second: [&[S::f32s]; C] = [&[]; C];
     for (j, centroid) in centroids.iter().enumerate() {
         first[j] = &S::as_simd_f32s(&centroid[..units]).0[..length];
         if F::COLUMNS == 2 {
@@ -196,7 +196,9 @@ mod tests {
 
     fn check<F: Form>(cols: usize, rows: &[F::Unit], centroids: &[Vec<f64>]) {
         let mut planes = Vec::new();
-        centroids.iter().for_each(|c| F::planes(c, &mut planes));
+        for centroid in centroids {
+            F::planes(centroid, &mut planes);
+        }
         let units = F::units(cols);
         let count = centroids.len();
         let mut out = vec![f32::NAN; rows.len() / units * count];

@@ -114,6 +114,9 @@ impl RowSource for Matrix {
     }
 }
 
+/// What is called with every slab.
+pub(super) type Visit<'a, F> = dyn FnMut(&[<F as Form>::Unit]) -> Result<()> + 'a;
+
 /// Rows in one of the forms that k-means reads: what a [`RowSource`] is, and what its bf16
 /// copy is.
 pub(super) trait Slabs: Sync {
@@ -127,10 +130,7 @@ pub(super) trait Slabs: Sync {
     fn width(&self) -> usize;
 
     /// As [`RowSource::pass`].
-    fn slabs(
-        &self,
-        visit: &mut dyn FnMut(&[<Self::Form as Form>::Unit]) -> Result<()>,
-    ) -> Result<()>;
+    fn slabs(&self, visit: &mut Visit<'_, Self::Form>) -> Result<()>;
 
     /// As [`RowSource::fetch`].
     fn single(&self, indices: &[usize]) -> Result<Vec<Vec<f32>>>;
@@ -147,7 +147,7 @@ impl<T: RowSource> Slabs for T {
         self.cols()
     }
 
-    fn slabs(&self, visit: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
+    fn slabs(&self, visit: &mut Visit<'_, Full>) -> Result<()> {
         self.pass(visit)
     }
 
@@ -198,7 +198,7 @@ impl Slabs for Halved {
         self.cols
     }
 
-    fn slabs(&self, visit: &mut dyn FnMut(&[u32]) -> Result<()>) -> Result<()> {
+    fn slabs(&self, visit: &mut Visit<'_, Half>) -> Result<()> {
         visit(&self.units)
     }
 

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
 use arrow::array::{Array, AsArray as _};
 use arrow::datatypes::{DataType, Float32Type};
@@ -358,9 +358,10 @@ fn values(
         return Err(bad("a vector is missing (null)"));
     }
     let (first, items) = match array.data_type() {
-        DataType::FixedSizeList(_, length) => {
-            (usize::try_from(*length).ok(), array.as_fixed_size_list().values().clone())
-        }
+        DataType::FixedSizeList(_, length) => (
+            usize::try_from(*length).ok(),
+            Arc::clone(array.as_fixed_size_list().values()),
+        ),
         DataType::List(_) => even(&array.as_list::<i32>().iter().collect::<Vec<_>>())
             .ok_or_else(|| bad("vectors of different widths"))?,
         DataType::LargeList(_) => {
