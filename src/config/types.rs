@@ -49,7 +49,7 @@ pub enum Source {
     Emoji,
     /// A folder of images with a `captions.csv`.
     Folder,
-    /// WebDataset shards: `*.tar` or `SPLIT/*.tar`.
+    /// Tar shards of `WebDataset`: `*.tar` or `SPLIT/*.tar`.
     Webdataset,
     /// A small picture set drawn by this program, for tests without a network.
     Shapes,

@@ -1,9 +1,9 @@
-//! WebDataset shards: tar files whose members belong together by name.
+//! Shards of `WebDataset`: tar files whose members belong together by name.
 //!
 //! `000017.jpg` and `000017.txt` are one pair: the key is the path up to the first dot of the
 //! file's name. Pictures are jpg, jpeg, png or webp; captions are the lines of `txt`, the
 //! `caption` of `json`, or the class of `cls` by `classnames.txt` beside or above the shard.
-//! A shard in a folder of its own, as in CLIP_benchmark's layout (`test/0.tar`), gives the
+//! A shard in a folder of its own, as in `CLIP_benchmark`'s layout (`test/0.tar`), gives the
 //! split its name; other pairs are split by a hash of their keys.
 
 use std::collections::BTreeMap;

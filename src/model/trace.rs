@@ -181,7 +181,9 @@ impl Record {
         for row in data.chunks_exact_mut(self.embed_dim) {
             let squares: f64 = row.iter().map(|v| f64::from(*v).powi(2)).sum();
             let length = crate::num::round_f32(squares.sqrt().max(1e-12));
-            row.iter_mut().for_each(|v| *v /= length);
+            for v in row {
+                *v /= length;
+            }
         }
         let samples = data.len() / self.embed_dim;
         let shape = vec![samples, self.embed_dim];

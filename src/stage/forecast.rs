@@ -15,7 +15,7 @@ use crate::model::clip::LANES;
 use crate::model::names::parameters;
 use crate::model::params::parameter_counts;
 use crate::model::{ClipConfig, Moe, Tower, import};
-use crate::upcycle;
+use crate::upcycle::{self, Method};
 
 /// Bytes of a stored or trained value.
 const WIDTH: u64 = 4;
@@ -96,7 +96,7 @@ pub(super) fn lines(config: &Config) -> Result<Vec<String>> {
     let dense_inits: BTreeSet<&String> = config
         .inits
         .iter()
-        .filter(|(_, init)| upcycle::find(&init.method).is_ok_and(|m| m.is_dense()))
+        .filter(|(_, init)| upcycle::find(&init.method).is_ok_and(Method::is_dense))
         .map(|(name, _)| name)
         .collect();
     let seeds = config.seeds.len();

@@ -118,12 +118,11 @@ fn without_terminal(text: &str) -> String {
     out.push_str(pieces.next().unwrap_or_default());
     for piece in pieces {
         let rest = piece.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';');
-        match rest.strip_prefix(|c: char| c.is_ascii_alphabetic()) {
-            Some(rest) => out.push_str(rest),
-            None => {
-                out.push_str("\u{1b}[");
-                out.push_str(piece);
-            }
+        if let Some(rest) = rest.strip_prefix(|c: char| c.is_ascii_alphabetic()) {
+            out.push_str(rest);
+        } else {
+            out.push_str("\u{1b}[");
+            out.push_str(piece);
         }
     }
     out

@@ -51,16 +51,16 @@ impl Clip {
 
     /// Reads a `tokenizer.json`.
     pub(super) fn from_json(json: &Value) -> Result<Self> {
-        Self::new(json["model"]["vocab"].clone(), json["model"]["merges"].clone())
+        Self::new(&json["model"]["vocab"], &json["model"]["merges"])
     }
 
     /// Reads `vocab.json`; `merges.txt` lies beside it.
     pub(super) fn from_vocab(path: &Path) -> Result<Self> {
-        let vocab = serde_json::from_slice(&read(path)?).map_err(|e| {
+        let vocab: Value = serde_json::from_slice(&read(path)?).map_err(|e| {
             Error::corrupt("not a JSON object of ids by token").caused_by(e)
         })?;
         let merges = read_merges(&path.with_file_name("merges.txt"))?;
-        Self::new(vocab, json!(merges))
+        Self::new(&vocab, &json!(merges))
     }
 
     /// Reads a file of merges: a header, then a pair a line, the most frequent first.
@@ -77,10 +77,10 @@ impl Clip {
             .enumerate()
             .map(|(id, token)| (token, json!(id)))
             .collect();
-        Self::new(Value::Object(vocab), json!(merges))
+        Self::new(&Value::Object(vocab), &json!(merges))
     }
 
-    fn new(vocab: Value, merges: Value) -> Result<Self> {
+    fn new(vocab: &Value, merges: &Value) -> Result<Self> {
         let ids: BTreeMap<String, usize> = serde_json::from_value(vocab.clone())
             .map_err(|e| {
                 Error::corrupt("the vocabulary is no list of ids").caused_by(e)
@@ -228,9 +228,12 @@ fn read_merges(path: &Path) -> Result<Vec<[String; 2]>> {
         .take(MERGES)
         .map(|(number, line)| {
             let parts: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
-            <[String; 2]>::try_from(parts).map_err(|_| {
+            <[String; 2]>::try_from(parts).map_err(|parts| {
                 let number = number + 1;
-                Error::corrupt(format!("{place} line {number}: {line:?} is no pair"))
+                let found = parts.len();
+                Error::corrupt(format!(
+                    "{place} line {number}: {line:?} is {found} symbols, expected a pair"
+                ))
             })
         })
         .collect()
@@ -246,7 +249,7 @@ mod tests {
     use crate::text::Tokenizer;
 
     #[derive(Deserialize)]
-    struct Cases {
+    struct Golden {
         vocab_size: usize,
         context: usize,
         cases: Vec<Case>,
@@ -268,7 +271,7 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizer").join(name)
     }
 
-    fn cases(name: &str) -> Cases {
+    fn cases(name: &str) -> Golden {
         serde_json::from_slice(&std::fs::read(fixture(name)).unwrap()).unwrap()
     }
 

@@ -29,10 +29,8 @@ pub(super) fn unescape(text: &str) -> String {
             return Some(((*found).to_owned(), name.len()));
         }
         let cuts = name.char_indices().map(|(at, _)| at).rev();
-        let known = cuts
-            .filter(|at| *at >= 2)
-            .find_map(|at| NAMES.get(&name[..at]).map(|found| ((*found).to_owned(), at)));
-        known
+        cuts.filter(|at| *at >= 2)
+            .find_map(|at| NAMES.get(&name[..at]).map(|found| ((*found).to_owned(), at)))
     })
 }
 

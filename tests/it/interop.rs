@@ -224,7 +224,6 @@ fn an_imported_model_goes_through_the_pipeline() {
         "dataset.like=dense",
         "model.activation=quick_gelu",
         "seeds=[1]",
-        "dataset.shapes=120",
     ] {
         flags.extend(["--set", set]);
     }

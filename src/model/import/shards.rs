@@ -44,12 +44,11 @@ fn divide(tensors: &Tensors, limit: u64) -> Vec<Shard<'_>> {
     let mut room = 0;
     for (name, tensor) in tensors {
         let size = bytes(tensor);
-        match shards.last_mut().filter(|_| size <= room) {
-            Some(shard) => shard.push((name, tensor)),
-            None => {
-                shards.push(vec![(name, tensor)]);
-                room = limit;
-            }
+        if let Some(shard) = shards.last_mut().filter(|_| size <= room) {
+            shard.push((name, tensor));
+        } else {
+            shards.push(vec![(name, tensor)]);
+            room = limit;
         }
         room = room.saturating_sub(size);
     }
