@@ -192,8 +192,9 @@ fn operators(criterion: &mut Criterion) {
         });
     });
 
-    let parts: [Vec<f32>; 4] = [(e * h * d, 0.1), (e * h, 0.0), (e * d * h, 0.05), (e * d, 0.0)]
-        .map(|(len, std)| normal("bench/experts", len, std));
+    let parts: [Vec<f32>; 4] =
+        [(e * h * d, 0.1), (e * h, 0.0), (e * d * h, 0.05), (e * d, 0.0)]
+            .map(|(len, std)| normal("bench/experts", len, std));
     let weights = experts::Weights {
         fc1: &parts[0],
         fc1_bias: &parts[1],
@@ -204,7 +205,8 @@ fn operators(criterion: &mut Criterion) {
         experts::Shape { experts: e, width: d, hidden: h, activation: Activation::Gelu };
     let router = normal("bench/router", e * d, 0.1);
     let mut grown = parts.each_ref().map(|part| vec![0.0; part.len()]);
-    let (mut routing, mut space) = (router::Routing::default(), experts::Workspace::default());
+    let (mut routing, mut space) =
+        (router::Routing::default(), experts::Workspace::default());
     group.bench_function("router and experts", |bencher| {
         bencher.iter(|| {
             router::forward(&mut routing, black_box(&x), &router, d, k);
