@@ -47,7 +47,7 @@ def rows(bench: Bench) -> list:
         title="FFN inputs of a ViT-B/32 to Parquet",
         note=(
             f"{PICTURES} pictures and captions, random weights at full size (vision 768 x 12, "
-            "text 512 x 12), the inputs of every second block's FFN in both towers, zstd.\n"
+            "text 512 x 12), the inputs of every second block's FFN in both towers, zstd; batches of 16.\n"
             "The peer keeps its model loaded and reads PNG files; ours is the whole stage: it "
             "loads the checkpoint, decodes, writes, syncs, hashes and publishes. The text "
             "positions behind the end of text are left out by both; ours does not compute them."
@@ -102,10 +102,9 @@ def ids(bench: Bench) -> list:
     captions = [f"a picture of number {i} and some more words" for i in range(PICTURES)]
     out = bench.ours(
         "upcycle-inspect", "tokenize", "--tokenizer", bench.scratch / "dense/tokenizer.json",
-        *captions,
+        "--context", CONTEXT, "--pad", *captions,
     )
-    found = [json.loads(line) for line in out.splitlines()]
-    return [line["ids"] if isinstance(line, dict) else line for line in found]
+    return [json.loads(line) for line in out.splitlines()]
 
 
 def record(model, pictures, texts, scratch) -> int:
