@@ -14,7 +14,7 @@ use upcycle::cluster::{Precision, SphericalKMeans};
 use upcycle::config::{Activation, Centre, Labels, SubspacesConfig};
 use upcycle::linalg::{Matrix, eigen, wide};
 use upcycle::lowrank::{Ffn, LayerMoments};
-use upcycle::ops::activation;
+use upcycle::ops::{activation, attention, experts, layer_norm, linear, router};
 use upcycle::{par, rng};
 
 const SEED: u64 = 1;
@@ -141,5 +141,84 @@ fn subspaces(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, subspaces, kmeans);
+/// The training operators on one group of samples of the default image tower's larger
+/// sister: 16 pictures of 65 tokens, width 128, hidden 512, 8 experts, K = 2. One thread;
+/// whole steps are timed by `upcycle-inspect speed`.
+fn operators(criterion: &mut Criterion) {
+    let (samples, tokens, d, h, e, k) = (16, 65, 128, 512, 8, 2);
+    let n = samples * tokens;
+    let normal = |name: &str, len: usize, std: f32| {
+        let mut values = vec![0.0; len];
+        rng::fill_normal(&mut rng::stream(SEED, name), std, &mut values);
+        values
+    };
+    let (x, dy) = (normal("bench/rows", n * d, 1.0), normal("bench/pull", n * d, 1.0));
+    let mut group = criterion.benchmark_group(format!("ops/{n}x{d}/seed{SEED}"));
+    group.sample_size(20).warm_up_time(Duration::from_millis(300));
+
+    let (gain, bias) = (vec![1.0; d], vec![0.0; d]);
+    let (mut y, mut dx) = (vec![0.0; n * d], vec![0.0; n * d]);
+    let mut saved = layer_norm::Saved::default();
+    let (mut dgain, mut dbias) = (vec![0.0; d], vec![0.0; d]);
+    group.bench_function("layer_norm", |bencher| {
+        bencher.iter(|| {
+            layer_norm::forward(&mut y, black_box(&x), &gain, &bias, &mut saved);
+            let mut own = layer_norm::Gradients { gain: &mut dgain, bias: &mut dbias };
+            layer_norm::backward_add(&mut dx, &dy, &gain, &saved, &mut own);
+        });
+    });
+
+    let weight = normal("bench/weight", h * d, 0.1);
+    let (mut wide, mut dweight) = (vec![0.0; n * h], vec![0.0; h * d]);
+    let (wide_bias, mut dwide_bias) = (vec![0.0; h], vec![0.0; h]);
+    group.bench_function("linear", |bencher| {
+        bencher.iter(|| {
+            linear::forward(&mut wide, black_box(&x), &weight, &wide_bias);
+            linear::backward_parameters(&mut dweight, &mut dwide_bias, &wide, &x);
+            linear::backward_input(&mut dx, &wide, &weight, h);
+        });
+    });
+
+    let qkv = normal("bench/qkv", n * 3 * d, 1.0);
+    let starts: Vec<usize> = (0..=samples).map(|s| s * tokens).collect();
+    let heads = attention::Heads { count: 2, causal: false };
+    let mut workspace = attention::Workspace::default();
+    let mut dqkv = vec![0.0; n * 3 * d];
+    group.bench_function("attention", |bencher| {
+        bencher.iter(|| {
+            attention::forward(&mut y, black_box(&qkv), &starts, heads, &mut workspace);
+            let state = (heads, &mut workspace);
+            attention::backward(&mut dqkv, &dy, &qkv, &starts, state);
+        });
+    });
+
+    let parts: [Vec<f32>; 4] =
+        [(e * h * d, 0.1), (e * h, 0.0), (e * d * h, 0.05), (e * d, 0.0)]
+            .map(|(len, std)| normal("bench/experts", len, std));
+    let weights = experts::Weights {
+        fc1: &parts[0],
+        fc1_bias: &parts[1],
+        fc2: &parts[2],
+        fc2_bias: &parts[3],
+    };
+    let shape =
+        experts::Shape { experts: e, width: d, hidden: h, activation: Activation::Gelu };
+    let router = normal("bench/router", e * d, 0.1);
+    let mut grown = parts.each_ref().map(|part| vec![0.0; part.len()]);
+    let (mut routing, mut space) =
+        (router::Routing::default(), experts::Workspace::default());
+    group.bench_function("router and experts", |bencher| {
+        bencher.iter(|| {
+            router::forward(&mut routing, black_box(&x), &router, d, k);
+            experts::forward_add(&mut y, &x, &routing, (shape, weights), &mut space);
+            let [fc1, fc1_bias, fc2, fc2_bias] = &mut grown;
+            let mut own = experts::Gradients { fc1, fc1_bias, fc2, fc2_bias };
+            let layer = (shape, weights, &mut own);
+            experts::backward_add(&mut dx, &dy, &mut routing, layer, &mut space);
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, operators, subspaces, kmeans);
 criterion_main!(benches);
