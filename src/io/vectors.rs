@@ -83,7 +83,7 @@ impl VectorFile {
         Ok(all)
     }
 
-    /// Hands all rows to `visit`, in order and in blocks of about 8192; every block but the
+    /// Hands all rows to `visit`, in order and in blocks of 8192, or fewer if they are long; every block but the
     /// last holds a multiple of `multiple` rows.
     pub fn stream(
         &self,
@@ -150,13 +150,20 @@ impl VectorFile {
         Ok(indices.iter().map(row).collect())
     }
 
+    /// Rows decoded at a time: 8192, or the half, quarter, .. of it that has at most 64 MB.
+    fn block(&self) -> usize {
+        let fits = |rows: &usize| rows * self.width * 4 <= 64 << 20;
+        (0..13).map(|power| GROUP >> power).find(fits).unwrap_or(1)
+    }
+
     /// Decodes the whole file until `take` wants no more.
     fn decode(&self, take: &mut dyn FnMut(Vec<f32>) -> bool) -> Result<()> {
         match &self.place {
             Place::Tensor(offset) => {
                 let file = open(&self.path)?;
-                for first in (0..self.rows).step_by(GROUP) {
-                    let count = GROUP.min(self.rows - first);
+                let block = self.block();
+                for first in (0..self.rows).step_by(block) {
+                    let count = block.min(self.rows - first);
                     if !take(self.tensor_rows(&file, *offset, first, count)?) {
                         break;
                     }
@@ -166,7 +173,8 @@ impl VectorFile {
             Place::Column(index) => {
                 let builder = parquet(&self.path)?;
                 let mask = ProjectionMask::roots(builder.parquet_schema(), [*index]);
-                let reader = builder.with_projection(mask).with_batch_size(GROUP).build();
+                let reader =
+                    builder.with_projection(mask).with_batch_size(self.block()).build();
                 self.batches(reader.context(damaged)?, take)
             }
         }
@@ -298,11 +306,17 @@ impl VectorFile {
         first: usize,
         count: usize,
     ) -> Result<Vec<f32>> {
-        let mut bytes = vec![0_u8; count * self.width * 4];
-        let at = offset + (first * self.width * 4) as u64;
-        file.read_exact_at(&mut bytes, at).context(damaged)?;
-        let (values, _) = bytes.as_chunks::<4>();
-        Ok(values.iter().map(|v| f32::from_le_bytes(*v)).collect())
+        let mut values = Vec::with_capacity(count * self.width);
+        let mut bytes = vec![0_u8; (1 << 18).min(count * self.width * 4)];
+        let mut at = offset + (first * self.width * 4) as u64;
+        while values.len() < count * self.width {
+            let left = (count * self.width - values.len()) * 4;
+            let part = &mut bytes[..left.min(1 << 18)];
+            file.read_exact_at(part, at).context(damaged)?;
+            values.extend(part.as_chunks::<4>().0.iter().map(|v| f32::from_le_bytes(*v)));
+            at += part.len() as u64;
+        }
+        Ok(values)
     }
 }
 

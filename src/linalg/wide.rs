@@ -9,17 +9,35 @@ use faer::{Accum, Mat, MatMut, MatRef, Par};
 
 use super::Matrix;
 
+/// Columns that are copied together: rows of f32 and columns of f64 meet in one cache line.
+const TILE: usize = 16;
+
 /// The f64 copy of a matrix.
 pub fn widened(matrix: &Matrix) -> Mat<f64> {
-    Mat::from_fn(matrix.rows(), matrix.cols(), |i, j| f64::from(matrix.row(i)[j]))
+    let mut out = Mat::zeros(matrix.rows(), matrix.cols());
+    for first in (0..matrix.cols()).step_by(TILE) {
+        let count = TILE.min(matrix.cols() - first);
+        let mut part = out.as_mut().subcols_mut(first, count);
+        for i in 0..matrix.rows() {
+            for (j, &value) in matrix.row(i)[first..first + count].iter().enumerate() {
+                part[(i, j)] = f64::from(value);
+            }
+        }
+    }
+    out
 }
 
 /// The f32 copy of a matrix.
 pub fn narrowed(matrix: MatRef<'_, f64>) -> Matrix {
     let mut out = Matrix::zeros(matrix.nrows(), matrix.ncols());
-    for i in 0..matrix.nrows() {
-        for (j, value) in out.row_mut(i).iter_mut().enumerate() {
-            *value = crate::num::round_f32(matrix[(i, j)]);
+    for first in (0..matrix.ncols()).step_by(TILE) {
+        let count = TILE.min(matrix.ncols() - first);
+        let part = matrix.subcols(first, count);
+        for i in 0..matrix.nrows() {
+            let row = &mut out.row_mut(i)[first..first + count];
+            for (j, value) in row.iter_mut().enumerate() {
+                *value = crate::num::round_f32(part[(i, j)]);
+            }
         }
     }
     out

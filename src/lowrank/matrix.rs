@@ -12,7 +12,7 @@ use crate::linalg::{Matrix, wide};
 use crate::par;
 
 /// Rows of one product.
-const PIECE: usize = 256;
+const PIECE: usize = 512;
 
 /// The moments of one matrix's outputs by cluster; made by [`MatrixMoments::builder`].
 #[derive(Debug)]
@@ -81,7 +81,7 @@ impl MatrixMomentsBuilder<'_> {
 
     /// The moments of all rows pushed.
     pub fn finish(mut self) -> Result<MatrixMoments> {
-        add_block(self.w, &self.waiting.rest(), &mut self.moments);
+        add_block(self.w, self.waiting.rest(), &mut self.moments);
         for moment in &mut self.moments {
             if !moment.second.is_all_finite() {
                 return Err(Error::failed("an output is not finite"));
@@ -99,7 +99,7 @@ impl MatrixMomentsBuilder<'_> {
 }
 
 /// Adds inputs of a tall matrix, outputs of a wide one.
-fn add_block(w: &Matrix, block: &Block, moments: &mut [Moment]) {
+fn add_block(w: &Matrix, block: Block<'_>, moments: &mut [Moment]) {
     let (out, inputs) = (w.rows(), w.cols());
     let mut products = Vec::new();
     if out < inputs {
@@ -111,9 +111,9 @@ fn add_block(w: &Matrix, block: &Block, moments: &mut [Moment]) {
             gemm::a_bt(piece, gemm::Rows::new(rows, inputs), w, Write::Replace);
         });
     }
-    let values = if out < inputs { &products } else { &block.rows };
-    let moments = moments.iter_mut().enumerate().map(|(i, m)| (i, m, &values[..]));
-    add_moments(moments.collect(), &block.labels);
+    let values = if out < inputs { &products[..] } else { block.rows };
+    let moments = moments.iter_mut().enumerate().map(|(i, m)| (i, m, values));
+    add_moments(moments.collect(), block.labels);
 }
 
 #[cfg(test)]

@@ -17,6 +17,10 @@ use crate::{num, par};
 /// size of the pieces handed in.
 const BLOCK: usize = 4096;
 
+/// Columns that are widened at a time: enough for the product to run at full speed, few enough
+/// to stay in the second-level cache.
+const COLUMNS: usize = 256;
+
 /// Rows of one FFN evaluation; its hidden activations are all that exist on a thread.
 const PIECE: usize = 256;
 
@@ -161,8 +165,7 @@ impl MomentsBuilder<'_> {
 
     /// The moments of all rows pushed.
     pub fn finish(mut self) -> Result<LayerMoments> {
-        let rest = self.waiting.rest();
-        add_block(self.ffn, &rest, [&mut self.inputs, &mut self.outputs]);
+        add_block(self.ffn, self.waiting.rest(), [&mut self.inputs, &mut self.outputs]);
         let finite = |moment: &Moment| moment.second.is_all_finite();
         if !self.outputs.iter().all(finite) {
             return Err(Error::failed("an FFN output is not finite"));
@@ -180,7 +183,7 @@ impl MomentsBuilder<'_> {
 }
 
 /// Adds gathered rows: outputs piece by piece, then every moment on its own thread.
-fn add_block(ffn: Ffn<'_>, block: &Block, [inputs, outputs]: [&mut Vec<Moment>; 2]) {
+fn add_block(ffn: Ffn<'_>, block: Block<'_>, [inputs, outputs]: [&mut Vec<Moment>; 2]) {
     let d = ffn.fc1.cols();
     let mut values = vec![0.0; block.rows.len()];
     par::for_each_piece(&mut values, PIECE * d, |index, out| {
@@ -188,14 +191,14 @@ fn add_block(ffn: Ffn<'_>, block: &Block, [inputs, outputs]: [&mut Vec<Moment>; 
     });
     let inputs = inputs.iter_mut().enumerate().map(|(i, m)| (i, m, &block.rows[..]));
     let outputs = outputs.iter_mut().enumerate().map(|(i, m)| (i, m, &values[..]));
-    add_moments(inputs.chain(outputs).collect(), &block.labels);
+    add_moments(inputs.chain(outputs).collect(), block.labels);
 }
 
 /// Labelled rows on their way into moments.
-#[derive(Debug)]
-pub(super) struct Block {
-    pub(super) rows: Vec<f32>,
-    pub(super) labels: Vec<u32>,
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Block<'a> {
+    pub(super) rows: &'a [f32],
+    pub(super) labels: &'a [u32],
 }
 
 /// Gathers rows into blocks of a fixed length, so that the cut into calls changes no bit.
@@ -203,12 +206,13 @@ pub(super) struct Block {
 pub(super) struct Waiting {
     width: usize,
     experts: usize,
-    block: Block,
+    rows: Vec<f32>,
+    labels: Vec<u32>,
 }
 
 impl Waiting {
     pub(super) fn new(width: usize, experts: usize) -> Self {
-        Self { width, experts, block: Block { rows: Vec::new(), labels: Vec::new() } }
+        Self { width, experts, rows: Vec::new(), labels: Vec::new() }
     }
 
     /// Takes rows and hands on every block that is full.
@@ -216,7 +220,7 @@ impl Waiting {
         &mut self,
         rows: &[f32],
         labels: &[u32],
-        mut full: impl FnMut(&Block),
+        mut full: impl FnMut(Block<'_>),
     ) -> Result<()> {
         let (d, experts) = (self.width, self.experts);
         if rows.len() != labels.len() * d {
@@ -235,22 +239,28 @@ impl Waiting {
         }
         let (mut rows, mut labels) = (rows, labels);
         while !labels.is_empty() {
-            let take = (BLOCK - self.block.labels.len()).min(labels.len());
-            self.block.rows.extend_from_slice(&rows[..take * d]);
-            self.block.labels.extend_from_slice(&labels[..take]);
+            let take = (BLOCK - self.labels.len()).min(labels.len());
+            let part = Block { rows: &rows[..take * d], labels: &labels[..take] };
             (rows, labels) = (&rows[take * d..], &labels[take..]);
-            if self.block.labels.len() == BLOCK {
-                full(&self.block);
-                self.block.rows.clear();
-                self.block.labels.clear();
+            if take == BLOCK {
+                // Nothing waits: no reason to copy.
+                full(part);
+                continue;
+            }
+            self.rows.extend_from_slice(part.rows);
+            self.labels.extend_from_slice(part.labels);
+            if self.labels.len() == BLOCK {
+                full(self.rest());
+                self.rows.clear();
+                self.labels.clear();
             }
         }
         Ok(())
     }
 
-    /// What is left.
-    pub(super) fn rest(self) -> Block {
-        self.block
+    /// What waits.
+    pub(super) fn rest(&self) -> Block<'_> {
+        Block { rows: &self.rows, labels: &self.labels }
     }
 }
 
@@ -260,14 +270,19 @@ pub(super) fn add_moments(
     labels: &[u32],
 ) {
     par::for_each_piece(&mut moments, 1, |_, job| {
+        let mut columns: Vec<f64> = Vec::new();
         for (cluster, moment, values) in job {
             let cluster = num::index_u32(*cluster);
             let own: Vec<usize> =
                 (0..labels.len()).filter(|&i| labels[i] == cluster).collect();
-            if !own.is_empty() {
-                let d = moment.sum.len();
-                let entry = |i: usize, j: usize| f64::from(values[own[j] * d + i]);
-                moment.add(Mat::from_fn(d, own.len(), entry).as_ref());
+            let d = moment.sum.len();
+            for own in own.chunks(COLUMNS) {
+                columns.resize(d * own.len(), 0.0);
+                for (column, &i) in columns.chunks_exact_mut(d).zip(own) {
+                    let row = &values[i * d..(i + 1) * d];
+                    column.iter_mut().zip(row).for_each(|(wide, &v)| *wide = v.into());
+                }
+                moment.add(MatRef::from_column_major_slice(&columns, d, own.len()));
             }
         }
     });
