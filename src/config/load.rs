@@ -60,8 +60,11 @@ fn build(text: &str, name: &str, overrides: &Overrides) -> Result<Config> {
         let layer = parse_assignment(assignment)?;
         lay_over(&mut merged, layer, &known, &format!("--set {assignment}"), "")?;
     }
-    let config: Config = serde_json::from_value(merged)
-        .map_err(|e| Error::usage(format!("{name}: {e}")))?;
+    let config: Config = serde_path_to_error::deserialize(merged).map_err(|e| {
+        // The path is empty where a whole section is missing, and serde names it then.
+        let (path, what) = (e.path().to_string(), e.inner().to_string());
+        Error::usage(format!("{name}: {path}: {what}"))
+    })?;
     config.check()?;
     Ok(config)
 }
