@@ -84,6 +84,32 @@ fn a_closed_standard_output_ends_quietly_with_141() {
 }
 
 #[test]
+fn a_reader_that_is_already_gone_gives_141_every_time() {
+    for (program, args) in [
+        (INSPECT, &["status"][..]),
+        (INSPECT, &["dag"]),
+        (INSPECT, &["why", "--json"]),
+        (CLUSTER, &["--dry-run"]),
+        (CLUSTER, &["--help"]),
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = Command::new(program)
+            .args(["--config", concat!(env!("CARGO_MANIFEST_DIR"), "/pipeline.yaml")])
+            .args(args)
+            .current_dir(std::env::temp_dir())
+            .stdout(Stdio::from(writer))
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+            .wait_with_output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(141), "{args:?}: {}", errors(&output));
+        assert_eq!(errors(&output), "", "{args:?}");
+    }
+}
+
+#[test]
 fn inspect_answers_in_lines_and_in_json() {
     let output = run(INSPECT, &["status", "--profile", "smoke"]);
     assert!(output.status.success(), "{output:?}");
