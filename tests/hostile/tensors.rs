@@ -70,9 +70,7 @@ fn every_abuse_of_the_header_is_refused() {
     ];
     for reader in READERS {
         for (what, bytes) in &abuses {
-            // Readers of everything see a second tensor of a name; the format forbids it.
-            let error = refusal(reader, bytes);
-            assert!(!error.contains("No such file"), "{reader}, {what}: {error}");
+            assert!(!survives(reader, bytes), "{reader} takes {what}");
         }
     }
 }
@@ -98,7 +96,7 @@ fn an_empty_tensor_of_a_huge_shape_takes_no_memory() {
 
 #[test]
 fn every_truncation_is_refused_by_every_reader() {
-    let bytes = crate::targets::Target::named("tensors").seeds.clone()()[0].clone();
+    let bytes = (crate::targets::Target::named("tensors").seeds)()[0].clone();
     for reader in READERS {
         for length in 0..bytes.len() {
             refusal(reader, &bytes[..length]);

@@ -26,6 +26,7 @@ fn wrong_usage_and_configuration_exit_with_2() {
         &["--nonsense"][..],
         &["--set", "train.balanse=1"],
         &["--set", "moe.top_k=9"],
+        &["--set", "inits.sparse.method=many"],
         &["--profile", "nowhere"],
         &["--threads", "0"],
         &["--only", "nowhere"],

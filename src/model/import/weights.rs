@@ -14,6 +14,7 @@ use safetensors::tensor::SafeTensors;
 use super::pickle;
 use crate::error::{Context, Error, Result};
 use crate::io::foreign;
+use crate::io::hostile::check_names;
 use crate::io::tensors::{Tensor, Tensors};
 
 /// What `DistributedDataParallel`, `torch.compile` and `CustomTextCLIP` put before names.
@@ -72,6 +73,7 @@ fn add(tensors: &mut Tensors, place: &Path, name: &str, tensor: Tensor) -> Resul
 fn read_safetensors(path: &Path, tensors: &mut Tensors) -> Result<()> {
     let place = path.display();
     let bytes = std::fs::read(path).context(|| format!("reading {place}"))?;
+    check_names(&bytes).context(|| format!("reading {place}"))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| {
         Error::corrupt(format!("{place} is not a safetensors file")).caused_by(e)
     })?;
