@@ -175,6 +175,12 @@ impl Tokenizer {
                 "token {token:?} has id {id}, but there are {vocabulary} tokens"
             )));
         }
+        let missing = |symbol: &char| !ids.contains_key(&symbol.to_string());
+        if let Some(symbol) = ByteLevel::alphabet().into_iter().filter(missing).min() {
+            return Err(Error::corrupt(format!(
+                "the vocabulary lacks {symbol:?}, one of the 256 bytes"
+            )));
+        }
         for (mark, from_end) in [(START, 2), (END, 1)] {
             let found = inner.token_to_id(mark).map(num::widen);
             if found.is_none() || found != vocabulary.checked_sub(from_end) {

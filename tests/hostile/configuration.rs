@@ -43,13 +43,10 @@ fn a_value_of_a_wrong_type_is_refused_by_the_name_of_its_key() {
             let Err(error) = set(path, &wrong) else {
                 // Free text, and what may be left out, take what they are given.
                 let free = ["report.title", "dataset.folder", "dataset.like"];
-                // The plan knows the methods: `cli` in tests/it asks it.
-                let later = path.starts_with("inits.") && path.ends_with(".method");
-                let free = later
-                    || free.contains(&path.as_str())
-                    || path == "pretrain.checkpoint";
-                let optional = wrong.is_null() && path.starts_with("inits.");
-                assert!((same && free) || optional, "{path}={wrong} is taken");
+                // The plan knows the methods and their ranges: tests/it/cli.rs asks it.
+                let later = path.starts_with("inits.");
+                let free = free.contains(&path.as_str()) || path == "pretrain.checkpoint";
+                assert!((same && free) || later, "{path}={wrong} is taken");
                 continue;
             };
             let said = error.contains(path.as_str())

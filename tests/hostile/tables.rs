@@ -25,19 +25,15 @@ fn every_truncation_is_refused_by_every_reader() {
 #[test]
 fn every_byte_of_a_table_may_be_another_one() {
     let (mut refused, mut read) = (0, 0);
-    for reader in READERS {
-        let target = Target::named(reader);
-        let folder = target.folder();
-        for seed in seeds() {
-            for position in 0..seed.len() {
-                for other in [0x01, 0x80, 0xff] {
-                    let mut bytes = seed.clone();
-                    bytes[position] ^= other;
-                    match target.run(folder.path(), &bytes) {
-                        Ok(()) => read += 1,
-                        Err(_) => refused += 1,
-                    }
-                }
+    let folder = Target::named("table").folder();
+    for seed in seeds() {
+        for position in 0..seed.len() {
+            let target = Target::named(READERS[position % 3]);
+            let mut bytes = seed.clone();
+            bytes[position] ^= [0x01, 0x80, 0xff, 0x40, 0x10][position % 5];
+            match target.run(folder.path(), &bytes) {
+                Ok(()) => read += 1,
+                Err(_) => refused += 1,
             }
         }
     }

@@ -27,6 +27,7 @@ fn wrong_usage_and_configuration_exit_with_2() {
         &["--set", "train.balanse=1"],
         &["--set", "moe.top_k=9"],
         &["--set", "inits.sparse.method=many"],
+        &["--set", "inits.drop.ratio=-1.5"],
         &["--profile", "nowhere"],
         &["--threads", "0"],
         &["--only", "nowhere"],
