@@ -148,6 +148,7 @@ impl Store {
                 Ok(digest) if digest == *expected => {}
                 Ok(_) => wrong.push(format!("{name} was changed")),
                 Err(_) if !path.exists() => wrong.push(format!("{name} is missing")),
+                Err(_) if !path.is_file() => wrong.push(format!("{name} is no file")),
                 Err(error) => return Err(error),
             }
         }

@@ -5,10 +5,12 @@ use std::path::Path;
 
 use arrow::array::{Array, AsArray as _};
 use arrow::datatypes::{DataType, UInt32Type};
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use ::parquet::arrow::ProjectionMask;
+use ::parquet::errors::ParquetError;
 use safetensors::tensor::Dtype;
 
 use super::hostile::guarded;
+use super::parquet;
 use super::vectors::tensor_info;
 use crate::error::{Context as _, Error, Result};
 
@@ -26,10 +28,8 @@ pub fn read(path: &Path, name: Option<&str>) -> Result<Vec<u32>> {
 fn column(path: &Path, name: Option<&str>) -> Result<Vec<u32>> {
     let place = || format!("cannot open {}", path.display());
     let file = std::fs::File::open(path).context(place)?;
-    let damaged = |e: parquet::errors::ParquetError| {
-        Error::corrupt("not a Parquet file").caused_by(e)
-    };
-    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(damaged)?;
+    let damaged = |e: ParquetError| Error::corrupt("damaged").caused_by(e);
+    let builder = parquet::open(file)?;
     let fields = builder.schema().fields().clone();
     let meant = |found: &str| match name {
         Some(name) => found == name,
@@ -40,7 +40,7 @@ fn column(path: &Path, name: Option<&str>) -> Result<Vec<u32>> {
         let (wanted, names) = (name.unwrap_or("cluster or label"), names.join(", "));
         Error::usage(format!("there is no column {wanted}; there are: {names}"))
     })?;
-    let mask = parquet::arrow::ProjectionMask::roots(builder.parquet_schema(), [index]);
+    let mask = ProjectionMask::roots(builder.parquet_schema(), [index]);
     let mut labels = Vec::new();
     for batch in builder.with_projection(mask).build().map_err(damaged)? {
         let batch = batch.map_err(|e| Error::corrupt("damaged").caused_by(e))?;

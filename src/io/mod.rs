@@ -5,6 +5,7 @@
 pub mod foreign;
 pub mod hostile;
 pub mod labels;
+mod parquet;
 pub mod table;
 pub mod tensors;
 pub mod vectors;

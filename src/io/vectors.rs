@@ -11,13 +11,14 @@ use std::sync::{Arc, mpsc};
 
 use arrow::array::{Array, AsArray as _};
 use arrow::datatypes::{DataType, Float32Type};
-use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{
-    ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder, RowSelection, RowSelector,
+use ::parquet::arrow::ProjectionMask;
+use ::parquet::arrow::arrow_reader::{
+    ParquetRecordBatchReader, RowSelection, RowSelector,
 };
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use super::hostile::{check_header, guarded};
+use super::parquet::Builder;
 use super::table::GROUP;
 use crate::error::{Context as _, Error, Result};
 
@@ -415,7 +416,7 @@ fn even(
 }
 
 fn first_width(
-    builder: ParquetRecordBatchReaderBuilder<File>,
+    builder: Builder,
     index: usize,
     name: &str,
 ) -> Result<usize> {
@@ -433,9 +434,8 @@ fn open(path: &Path) -> Result<File> {
     File::open(path).context(|| format!("cannot open {}", path.display()))
 }
 
-fn parquet(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<File>> {
-    ParquetRecordBatchReaderBuilder::try_new(open(path)?)
-        .map_err(|e| Error::corrupt("not a Parquet file").caused_by(e))
+fn parquet(path: &Path) -> Result<Builder> {
+    super::parquet::open(open(path)?)
 }
 
 fn damaged() -> String {

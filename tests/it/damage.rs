@@ -49,6 +49,11 @@ fn replace_by_link(path: &Path) {
     std::os::unix::fs::symlink(copy, path).unwrap();
 }
 
+fn replace_by_folder(path: &Path) {
+    fs::remove_file(path).unwrap();
+    fs::create_dir(path).unwrap();
+}
+
 fn delete_manifest(path: &Path) {
     fs::remove_file(path.with_file_name("manifest.json")).unwrap();
 }
@@ -66,6 +71,7 @@ fn every_kind_of_damage_is_repaired_without_touching_others() {
         ("deleted", delete),
         ("joined by a stray file", add_neighbour),
         ("replaced by a link", replace_by_link),
+        ("replaced by a folder", replace_by_folder),
         ("without manifest", delete_manifest),
         ("with a damaged manifest", flip_manifest),
     ];

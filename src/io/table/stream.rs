@@ -7,9 +7,7 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, Field, Schema};
 use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_reader::{
-    ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
-};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReader;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
@@ -164,8 +162,7 @@ impl TableReader {
             Error::corrupt(format!("{place} is not a Parquet file")).caused_by(e)
         };
         let open = || {
-            let builder =
-                ParquetRecordBatchReaderBuilder::try_new(file).map_err(damaged)?;
+            let builder = crate::io::parquet::open(file)?;
             let rows = builder.metadata().file_metadata().num_rows();
             let rows = usize::try_from(rows).map_err(|e| {
                 Error::corrupt(format!("{place}: {rows} rows")).caused_by(e)
