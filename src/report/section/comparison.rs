@@ -1,5 +1,6 @@
 //! All runs against all headline metrics, at init and after training.
 
+use crate::config::Bases;
 use crate::report::document::{Block, Cell, Section, Table};
 use crate::report::headline::Headline;
 use crate::report::stats::{COVERAGE, Sign, Summary, paired};
@@ -21,7 +22,13 @@ pub(in crate::report) fn section(study: &Study<'_>, headlines: &[Headline]) -> S
     Section {
         id: "comparison",
         title: "Comparison of all runs".to_owned(),
-        lead: vec!["All runs start from the same dense model of their seed and share data order and budget; only the initialisation and the loss differ.".to_owned()],
+        lead: vec![format!(
+            "All runs start from the same dense model{} and share data order and budget; only the initialisation and the loss differ.",
+            match study.config().pretrain.bases {
+                Bases::PerSeed => " of their seed",
+                Bases::Shared => "",
+            }
+        )],
         blocks,
     }
 }
