@@ -116,7 +116,7 @@ impl Recorder<'_> {
             .map(|(index, &(_, layer))| (index, layer))
             .collect();
         let blocks: Vec<usize> = layers.iter().map(|&(_, layer)| layer).collect();
-        let mut state = self.clip.light(tower, &blocks);
+        let mut state = TowerState::light(&blocks);
         let split = self.data.split("train")?;
         let params = &self.model.values;
         match tower {

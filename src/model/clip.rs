@@ -74,7 +74,7 @@ struct Head {
 }
 
 /// One tower's state over a group of samples.
-#[derive(Debug, Clone)]
+#[derive(Debug, Default, Clone)]
 pub struct TowerState {
     /// Sample s owns rows `starts[s]..starts[s + 1]`.
     pub starts: Vec<usize>,
@@ -107,6 +107,15 @@ pub struct GroupState {
     pub text: TowerState,
 }
 
+impl TowerState {
+    /// A state for forwards without a backward, of the memory of one block, that keeps the
+    /// FFN inputs of some blocks.
+    pub fn light(kept: &[usize]) -> Self {
+        let kept = kept.iter().map(|&block| (block, Vec::new())).collect();
+        Self { blocks: vec![BlockState::default()], kept, ..Self::default() }
+    }
+}
+
 impl GroupState {
     /// The state of one tower.
     pub fn tower(&self, tower: Tower) -> &TowerState {
@@ -127,27 +136,6 @@ impl Head {
             blocks: Transformer::new(config, layout, tower),
             norm: Pair::new(layout, weight, bias),
             projection: layout.range(Place::Projection(tower)),
-        }
-    }
-
-    fn state(&self, blocks: Vec<BlockState>, kept: Kept) -> TowerState {
-        TowerState {
-            starts: Vec::new(),
-            counted: Vec::new(),
-            blocks,
-            kept,
-            x: Vec::new(),
-            inputs: Vec::new(),
-            embedded: Vec::new(),
-            raw: Vec::new(),
-            ids: Vec::new(),
-            pre_norm: layer_norm::Saved::default(),
-            pooled_rows: Vec::new(),
-            pooled: Vec::new(),
-            norm: layer_norm::Saved::default(),
-            normed: Vec::new(),
-            embedding: Vec::new(),
-            scratch: Scratch::default(),
         }
     }
 
@@ -248,15 +236,11 @@ impl Clip {
 
     /// A fresh group state.
     pub fn group(&self) -> GroupState {
-        let state = |head: &Head| head.state(head.blocks.states(), Kept::new());
+        let state = |head: &Head| TowerState {
+            blocks: head.blocks.states(),
+            ..TowerState::default()
+        };
         GroupState { vision: state(&self.vision), text: state(&self.text) }
-    }
-
-    /// A state for forwards without a backward, of the memory of one block, that keeps the
-    /// FFN inputs of some blocks.
-    pub fn light(&self, tower: Tower, kept: &[usize]) -> TowerState {
-        let kept = kept.iter().map(|&block| (block, Vec::new())).collect();
-        self.head(tower).state(vec![BlockState::default()], kept)
     }
 
     /// Samples that run together where no backward will follow: the rows of a piece fill
@@ -444,7 +428,7 @@ impl Clip {
     pub fn encode_images(&self, params: &[f32], pixels: &[f32]) -> Vec<f32> {
         let piece = self.piece(Tower::Vision) * self.sizes().0;
         self.encode(pixels.par_chunks(piece).map(|own| {
-            let mut state = self.light(Tower::Vision, &[]);
+            let mut state = TowerState::light(&[]);
             self.images(params, own, Teacher::None, &mut state).to_vec()
         }))
     }
@@ -453,7 +437,7 @@ impl Clip {
     pub fn encode_texts(&self, params: &[f32], ids: &[u32]) -> Vec<f32> {
         let piece = self.piece(Tower::Text) * self.sizes().1;
         self.encode(ids.par_chunks(piece).map(|own| {
-            let mut state = self.light(Tower::Text, &[]);
+            let mut state = TowerState::light(&[]);
             self.texts(params, own, Teacher::None, &mut state).to_vec()
         }))
     }

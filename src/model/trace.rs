@@ -122,7 +122,7 @@ pub fn trace(model: &Checkpoint, inputs: &Inputs) -> Tensors {
         let blocks: Vec<usize> = (0..model.config.vision.layers).collect();
         let piece = clip.piece(Tower::Vision) * picture;
         let pieces = pixels.par_chunks(piece).map(|own| {
-            let mut state = clip.light(Tower::Vision, &blocks);
+            let mut state = TowerState::light(&blocks);
             let raw = clip.images(params, own, Teacher::None, &mut state).to_vec();
             record.piece(raw, &state)
         });
@@ -134,7 +134,7 @@ pub fn trace(model: &Checkpoint, inputs: &Inputs) -> Tensors {
         let blocks: Vec<usize> = (0..model.config.text.layers).collect();
         let piece = clip.piece(Tower::Text) * caption;
         let pieces = ids.par_chunks(piece).map(|own| {
-            let mut state = clip.light(Tower::Text, &blocks);
+            let mut state = TowerState::light(&blocks);
             let raw = clip.texts(params, own, Teacher::None, &mut state).to_vec();
             record.piece(raw, &state)
         });

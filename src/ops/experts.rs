@@ -241,7 +241,9 @@ pub fn ensemble(
             #[inline(always)]
             || {
                 for (row, p) in hidden.chunks_exact_mut(h).zip(shares()) {
-                    row.iter_mut().for_each(|v| *v *= p[e]);
+                    for v in row {
+                        *v *= p[e];
+                    }
                 }
             },
         );
