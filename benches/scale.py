@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY = ROOT / "tests/fixtures/tokenizer/bpe_simple_vocab_16e6.txt.gz"
 STAGES = ["dataset", "pretrain", "activations", "cluster", "subspaces", "upcycle", "train",
           "evaluate", "analyze", "report"]
-STEPS, BATCH, PICTURES, CALIBRATION = 2, 16, 400, 256
+# Of the profile `trial` of the configurations.
+STEPS, BATCH, PICTURES, CALIBRATION = 2, 16, 640, 256
 PAPER_SAMPLES = 1.3e9
 # Dense half-precision peak of the data sheet, and the share of it that open_clip's trainings
 # of this size are usually seen to use.
@@ -94,17 +95,9 @@ def imported(binaries: Path, scratch: Path) -> dict:
 
 
 def settings(model: str, scratch: Path) -> list:
-    sets = {
-        "dataset.source": "shapes", "dataset.shapes": PICTURES, "dataset.like": scratch / "dense",
-        "pretrain.checkpoint": scratch / "dense", "activations.samples": CALIBRATION,
-        "cluster.restarts": 2, "train.optim.steps": STEPS, "train.optim.batch": BATCH,
-        "train.optim.warmup": 1, "train.optim.checkpoint_every": 0,
-        "train.optim.validate_every": 0, "evaluate.probe_draws": 1, "evaluate.batch": 64,
-        "analyze.samples": 32, "report.ablation": "[]",
-        "runs": "{sparse: {init: sparse}, cluster-aware-eesd: {init: cluster-aware, eesd: 0.1}}",
-    }
+    sets = {"dataset.like": scratch / "dense", "pretrain.checkpoint": scratch / "dense"}
     flags = [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
-    return ["--config", ROOT / f"configs/{model}.yaml", *flags,
+    return ["--config", ROOT / f"configs/{model}.yaml", "--profile", "trial", *flags,
             "--artifacts", scratch / "artifacts"]
 
 

@@ -24,6 +24,7 @@ mod files;
 pub mod fit;
 mod forecast;
 pub mod import;
+mod memory;
 mod output;
 pub mod pretrain;
 pub mod report;
