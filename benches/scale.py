@@ -98,7 +98,7 @@ def settings(model: str, scratch: Path) -> list:
     sets = {"dataset.like": scratch / "dense", "pretrain.checkpoint": scratch / "dense"}
     flags = [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
     return ["--config", ROOT / f"configs/{model}.yaml", "--profile", "trial", *flags,
-            "--artifacts", scratch / "artifacts"]
+            "--artifacts", scratch / "artifacts", "--jobs", 1]
 
 
 def nodes(folder: Path, stage: str) -> list:
