@@ -27,6 +27,7 @@ pub mod import;
 mod output;
 pub mod pretrain;
 pub mod report;
+pub mod sets;
 pub mod subspaces;
 pub mod train;
 mod training;

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 
 /// Folders of pictures, one a class.
 #[derive(Debug)]
-pub struct ClassFolders {
+pub(super) struct ClassFolders {
     /// The folder above, for names of pictures.
     base: PathBuf,
     /// What the classes are called.
@@ -75,7 +75,7 @@ impl ClassFolders {
     }
 
     /// `CLASS/*` below `folder`; `classnames.txt` is there or in `above`.
-    pub fn open(folder: &Path, above: &Path) -> Result<Self> {
+    pub(super) fn open(folder: &Path, above: &Path) -> Result<Self> {
         let place = folder.display();
         let folders = folders(folder)?;
         if folders.is_empty() {
@@ -124,7 +124,7 @@ impl ClassFolders {
     }
 
     /// What the classes are called, by number.
-    pub fn names(&self) -> &[String] {
+    pub(super) fn names(&self) -> &[String] {
         &self.names
     }
 

@@ -84,6 +84,19 @@ impl Annotations {
         }
         Ok(Self { inputs: inputs.to_vec(), pictures })
     }
+
+    /// The pictures of one split.
+    pub(super) fn only(mut self, split: &str) -> Result<Self> {
+        self.pictures.retain(|picture| picture.split.as_deref() == Some(split));
+        if self.pictures.is_empty() {
+            let places = self.inputs.iter().map(|i| i.path.display().to_string());
+            let places = places.collect::<Vec<_>>().join(", ");
+            return Err(Error::failed(format!(
+                "{places}: no picture is in split {split}"
+            )));
+        }
+        Ok(self)
+    }
 }
 
 fn read(input: &Input, folder: &Path) -> Result<Vec<Picture>> {

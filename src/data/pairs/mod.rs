@@ -16,6 +16,7 @@
 mod classes;
 mod coco;
 mod columns;
+mod evaluation;
 mod files;
 mod gather;
 mod parquet;
@@ -29,9 +30,10 @@ pub(super) use gather::collect;
 
 use crate::config::{DatasetConfig, Source};
 use crate::error::{Error, Result};
+use classes::ClassFolders;
+use webdataset::Shards;
 
-pub use classes::ClassFolders;
-pub use webdataset::Shards;
+pub use evaluation::{EvaluationSet, Task};
 
 /// Bad pairs that an error names.
 const NAMED: usize = 5;

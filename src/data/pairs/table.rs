@@ -80,6 +80,23 @@ impl Tables {
     }
 }
 
+impl Tables {
+    /// The rows of one split.
+    pub(super) fn only(mut self, split: &str) -> Result<Self> {
+        for table in &mut self.tables {
+            table.entries.retain(|entry| entry.split == split);
+        }
+        if self.tables.iter().all(|table| table.entries.is_empty()) {
+            let places = self.tables.iter().map(|t| t.input.path.display().to_string());
+            let places = places.collect::<Vec<_>>().join(", ");
+            return Err(Error::failed(format!(
+                "{places}: no picture is in split {split}"
+            )));
+        }
+        Ok(self)
+    }
+}
+
 impl Stream for Tables {
     fn each(&self, visit: Visit<'_>) -> Result<()> {
         for table in &self.tables {

@@ -23,7 +23,7 @@ pub(super) const CLASSES: &str = "classnames.txt";
 
 /// Shards in their order.
 #[derive(Debug)]
-pub struct Shards {
+pub(super) struct Shards {
     shards: Vec<Shard>,
 }
 
@@ -59,7 +59,7 @@ impl Shards {
 
     /// Shards whose classes are numbers and whose pairs may lack a caption if they have a
     /// class, as evaluation needs them.
-    pub fn numbered(paths: Vec<PathBuf>) -> Self {
+    pub(super) fn numbered(paths: Vec<PathBuf>) -> Self {
         let shard = |path: PathBuf| {
             let (name, split) = (file_name(&path), None);
             let input = Input { name, path, split, weight: 1.0 };
