@@ -41,6 +41,24 @@ pub struct Config {
     pub report: ReportConfig,
 }
 
+impl Config {
+    /// The seeds that train a dense model.
+    pub fn base_seeds(&self) -> &[u64] {
+        match self.pretrain.bases {
+            Bases::PerSeed => &self.seeds,
+            Bases::Shared => self.seeds.get(..1).unwrap_or_default(),
+        }
+    }
+
+    /// The seed whose dense model the runs of `seed` start from.
+    pub fn base_of(&self, seed: u64) -> u64 {
+        match self.pretrain.bases {
+            Bases::PerSeed => seed,
+            Bases::Shared => self.seeds.first().copied().unwrap_or(seed),
+        }
+    }
+}
+
 /// Where the pictures come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -270,7 +288,7 @@ pub enum Augment {
     None,
     /// CLIP's random resized crop: area (.9, 1), ratio (3/4, 4/3).
     Crop,
-    /// Random affine and colour jitter, for drawings (DATASET §6).
+    /// Random affine and colour jitter, for drawings.
     Affine,
 }
 
@@ -375,7 +393,7 @@ impl Blocks {
 }
 
 /// One entry of `inits`: a method of `src/upcycle` with its parameters.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InitConfig {
     /// Name of the method.

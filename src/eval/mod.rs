@@ -5,7 +5,7 @@
 //! no split it was not handed. Splits carry their role in their type ([`Train`],
 //! [`Validation`], [`Test`]), so a probe cannot be tuned on the pictures that judge it.
 //!
-//! Measurements are those of METHOD §6 and DATASET §5, named as in `docs/artifacts.md`.
+//! Measurements are those of METHOD §6, named as in `docs/artifacts.md`.
 
 mod bootstrap;
 mod bundle;

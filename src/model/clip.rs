@@ -14,7 +14,7 @@ use super::names::Place;
 use super::params::Layout;
 use super::tower::Transformer;
 use super::tower::{
-    self, BlockState, LayerPull, LayerStats, Pair, Rows, Scratch, Teacher,
+    self, BlockState, Kept, LayerPull, LayerStats, Pair, Rows, Scratch, Teacher,
 };
 use super::{ClipConfig, Tower};
 use crate::linalg::gemm::{self, Rows as View, Write};
@@ -23,6 +23,9 @@ use crate::ops::{layer_norm, simd};
 
 /// Samples of a group.
 pub const GROUP: usize = 16;
+
+/// Rows of the image tower that run together where no backward will follow.
+const PIECE_ROWS: usize = 256;
 
 /// Gradient buffers: the most threads that a step can use.
 pub const LANES: usize = 4;
@@ -77,8 +80,10 @@ pub struct TowerState {
     pub starts: Vec<usize>,
     /// Rows that enter losses and statistics.
     pub counted: Vec<bool>,
-    /// One state a block.
+    /// One state a block; a single one where no backward will follow.
     pub blocks: Vec<BlockState>,
+    /// FFN inputs [N, d] of the blocks that were asked for, where no backward will follow.
+    pub kept: Kept,
     x: Vec<f32>,
     inputs: Vec<f32>,
     embedded: Vec<f32>,
@@ -125,11 +130,12 @@ impl Head {
         }
     }
 
-    fn state(&self) -> TowerState {
+    fn state(&self, blocks: Vec<BlockState>, kept: Kept) -> TowerState {
         TowerState {
             starts: Vec::new(),
             counted: Vec::new(),
-            blocks: self.blocks.states(),
+            blocks,
+            kept,
             x: Vec::new(),
             inputs: Vec::new(),
             embedded: Vec::new(),
@@ -149,7 +155,8 @@ impl Head {
     fn run(&self, params: &[f32], teacher: Teacher<'_>, state: &mut TowerState) {
         let d = self.width;
         let rows = Rows { starts: &state.starts, counted: &state.counted, teacher };
-        self.blocks.forward(params, &mut state.x, rows, &mut state.blocks);
+        let states = (state.blocks.as_mut_slice(), &mut state.kept);
+        self.blocks.forward(params, &mut state.x, rows, states);
         state.pooled.clear();
         for &row in &state.pooled_rows {
             state.pooled.extend_from_slice(&state.x[row * d..(row + 1) * d]);
@@ -241,7 +248,24 @@ impl Clip {
 
     /// A fresh group state.
     pub fn group(&self) -> GroupState {
-        GroupState { vision: self.vision.state(), text: self.text.state() }
+        let state = |head: &Head| head.state(head.blocks.states(), Kept::new());
+        GroupState { vision: state(&self.vision), text: state(&self.text) }
+    }
+
+    /// A state for forwards without a backward, of the memory of one block, that keeps the
+    /// FFN inputs of some blocks.
+    pub fn light(&self, tower: Tower, kept: &[usize]) -> TowerState {
+        let kept = kept.iter().map(|&block| (block, Vec::new())).collect();
+        self.head(tower).state(vec![BlockState::default()], kept)
+    }
+
+    /// Samples that run together where no backward will follow: the rows of a piece fill
+    /// the kernels, and small batches still occupy all threads.
+    pub fn piece(&self, tower: Tower) -> usize {
+        match tower {
+            Tower::Vision => (PIECE_ROWS / self.vision.tokens).clamp(1, GROUP),
+            Tower::Text => GROUP,
+        }
     }
 
     fn head(&self, tower: Tower) -> &Head {
@@ -416,20 +440,20 @@ impl Clip {
         }
     }
 
-    /// Unit image embeddings [n, P] of pictures [n, 3, S, S], groups side by side.
+    /// Unit image embeddings [n, P] of pictures [n, 3, S, S], pieces side by side.
     pub fn encode_images(&self, params: &[f32], pixels: &[f32]) -> Vec<f32> {
-        let piece = GROUP * self.sizes().0;
+        let piece = self.piece(Tower::Vision) * self.sizes().0;
         self.encode(pixels.par_chunks(piece).map(|own| {
-            let mut state = self.vision.state();
+            let mut state = self.light(Tower::Vision, &[]);
             self.images(params, own, Teacher::None, &mut state).to_vec()
         }))
     }
 
-    /// Unit text embeddings [n, P] of captions [n, T], groups side by side.
+    /// Unit text embeddings [n, P] of captions [n, T], pieces side by side.
     pub fn encode_texts(&self, params: &[f32], ids: &[u32]) -> Vec<f32> {
-        let piece = GROUP * self.sizes().1;
+        let piece = self.piece(Tower::Text) * self.sizes().1;
         self.encode(ids.par_chunks(piece).map(|own| {
-            let mut state = self.text.state();
+            let mut state = self.light(Tower::Text, &[]);
             self.texts(params, own, Teacher::None, &mut state).to_vec()
         }))
     }
@@ -484,8 +508,8 @@ pub struct Engine {
 impl Engine {
     /// Buffers for a model.
     pub fn new(clip: Clip) -> Self {
-        let lanes = vec![vec![0.0; clip.layout.len()]; LANES];
-        Self { clip, groups: Vec::new(), lanes, images: Vec::new(), texts: Vec::new() }
+        let (lanes, groups) = (Vec::new(), Vec::new());
+        Self { clip, groups, lanes, images: Vec::new(), texts: Vec::new() }
     }
 
     /// The model.
@@ -555,6 +579,7 @@ impl Engine {
         let piece = GROUP * self.clip.config.embed_dim;
         let per_lane = self.groups.len().div_ceil(LANES).max(1);
         let clip = &self.clip;
+        self.lanes.resize_with(LANES, || vec![0.0; clip.layout.len()]);
         let lanes = self.lanes.par_iter_mut().enumerate();
         let groups = self.groups.par_chunks_mut(per_lane);
         lanes.zip(groups).for_each(|((lane, into), groups)| {

@@ -15,7 +15,7 @@ use super::params::{
     PretrainParams, ReportParams, SubspacesParams, TrainParams, UpcycleParams,
 };
 use crate::artifact::{External, Place};
-use crate::config::{Bases, Config, DatasetConfig, InitConfig, Source};
+use crate::config::{Config, DatasetConfig, InitConfig, Source};
 use crate::error::{Context, Error, Result};
 use crate::upcycle::{self, Needs};
 
@@ -101,25 +101,25 @@ pub fn plan(config: &Config, cache: &Path) -> Result<Vec<Node>> {
     upcycle::check_inits(&config.inits, &config.subspaces)?;
     let planner = Planner { config, cache };
     let mut nodes = vec![planner.dataset()?];
-    let bases = planner.bases();
+    let bases = config.base_seeds();
     let inits = planner.used_inits()?;
     let mut clusters = false;
     for (_, init) in &inits {
         clusters |= upcycle::find(&init.method)?.needs() != Needs::default();
     }
-    for &seed in &bases {
+    for &seed in bases {
         nodes.push(planner.pretrain(seed)?);
     }
     if clusters {
-        for &seed in &bases {
+        for &seed in bases {
             nodes.push(planner.activations(seed)?);
         }
-        for &seed in &bases {
+        for &seed in bases {
             nodes.push(planner.cluster(seed)?);
         }
     }
     for variant in used_variants(&inits)? {
-        for &seed in &bases {
+        for &seed in bases {
             nodes.push(planner.subspaces(variant, seed)?);
         }
     }
@@ -238,7 +238,7 @@ impl<'a> Planner<'a> {
     }
 
     fn upcycle(&self, name: &str, init: &InitConfig, seed: u64) -> Result<Node> {
-        let base = self.base_of(seed);
+        let base = self.config.base_of(seed);
         let mut inputs = vec![input("pretrain", base_name(base), MODEL)];
         let needs = upcycle::find(&init.method)?.needs();
         if needs.centroids {
@@ -281,7 +281,7 @@ impl<'a> Planner<'a> {
                     "samples-val.parquet",
                     "tokenizer.json",
                 ]);
-                let base = input("pretrain", base_name(self.base_of(seed)), MODEL);
+                let base = input("pretrain", base_name(self.config.base_of(seed)), MODEL);
                 let inputs = vec![data, base, input("train", named.clone(), trained)];
                 node(stage, named, &params, inputs)
             }
@@ -305,20 +305,6 @@ impl<'a> Planner<'a> {
             })
             .collect();
         node("report", None, &ReportParams { config }, inputs)
-    }
-
-    fn bases(&self) -> Vec<u64> {
-        match self.config.pretrain.bases {
-            Bases::PerSeed => self.config.seeds.clone(),
-            Bases::Shared => self.config.seeds.iter().copied().take(1).collect(),
-        }
-    }
-
-    fn base_of(&self, seed: u64) -> u64 {
-        match self.config.pretrain.bases {
-            Bases::PerSeed => seed,
-            Bases::Shared => self.config.seeds.first().copied().unwrap_or(seed),
-        }
     }
 
     fn used_inits(&self) -> Result<Vec<(&'a str, &'a InitConfig)>> {

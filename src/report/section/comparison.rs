@@ -2,7 +2,7 @@
 
 use crate::report::document::{Block, Cell, Section, Table};
 use crate::report::headline::Headline;
-use crate::report::stats::{COVERAGE, Sign, Summary, paired, summary};
+use crate::report::stats::{COVERAGE, Sign, Summary, paired};
 use crate::report::study::{FINAL, INIT, Study, difference_points, over_seeds};
 use crate::report::words;
 
@@ -32,7 +32,6 @@ fn details(summary: &str, table: Table) -> Block {
 
 fn main_table(study: &Study<'_>, headlines: &[Headline]) -> Table {
     let best: Vec<Option<String>> = headlines.iter().map(|h| best(study, h)).collect();
-    let costs = study.inputs.runs.iter().any(|r| r.facts.wall_seconds.is_some());
     let sizes = study.inputs.runs.iter().any(|r| r.facts.parameters_total.is_some());
     let mut head = vec![Cell::words("Run")];
     head.extend(
@@ -40,9 +39,6 @@ fn main_table(study: &Study<'_>, headlines: &[Headline]) -> Table {
     );
     if sizes {
         head.push(Cell::number("Parameters").with_sub("total / active"));
-    }
-    if costs {
-        head.push(Cell::number("Training").with_sub("wall time"));
     }
     let rows = study.runs.iter().map(|run| {
         let mut row = vec![name_cell(study, run)];
@@ -66,15 +62,6 @@ fn main_table(study: &Study<'_>, headlines: &[Headline]) -> Table {
         }));
         if sizes {
             row.push(size_cell(study, run));
-        }
-        if costs {
-            let wall = summary(study.of(run).filter_map(|r| r.facts.wall_seconds));
-            row.push(Cell::number(
-                wall.map_or_else(
-                    || words::NOTHING.to_owned(),
-                    |s| words::duration(s.mean),
-                ),
-            ));
         }
         row
     });
