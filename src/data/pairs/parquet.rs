@@ -13,6 +13,7 @@
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::compute::cast;
@@ -21,7 +22,6 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
-use std::sync::Arc;
 
 use super::columns::{self, Role};
 use super::files::Input;
@@ -398,9 +398,11 @@ fn text_lists(array: &ArrayRef) -> Result<Vec<Vec<String>>> {
     let element = Arc::new(Field::new_list_field(DataType::LargeUtf8, true));
     let array = converted(array, &DataType::LargeList(element))?;
     let lists = array.as_list::<i64>();
-    let one = |i| match lists.is_valid(i) {
-        true => Ok(texts(&lists.value(i))?.into_iter().flatten().collect()),
-        false => Ok(Vec::new()),
+    let one = |i| {
+        if lists.is_null(i) {
+            return Ok(Vec::new());
+        }
+        Ok(texts(&lists.value(i))?.into_iter().flatten().collect())
     };
     (0..lists.len()).map(one).collect()
 }
@@ -412,9 +414,8 @@ fn labels(array: &ArrayRef) -> Result<Vec<Label>> {
     }
     let array = converted(array, &DataType::Int64)?;
     let values = array.as_primitive::<Int64Type>();
-    let one = |i| match values.is_valid(i) {
-        true => Label::Number(values.value(i)),
-        false => Label::None,
+    let one = |i| {
+        if values.is_null(i) { Label::None } else { Label::Number(values.value(i)) }
     };
     Ok((0..values.len()).map(one).collect())
 }

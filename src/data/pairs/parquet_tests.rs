@@ -1,6 +1,5 @@
 //! Parquet files as other programs write them, good and damaged.
 
-use std::collections::HashMap;
 use std::path::Path;
 
 use arrow::array::{
@@ -42,8 +41,8 @@ fn write(path: &Path, columns: Vec<(&str, ArrayRef)>, metadata: Option<&str>) {
         .iter()
         .map(|(name, array)| Field::new(*name, array.data_type().clone(), true))
         .collect();
-    let metadata: HashMap<String, String> =
-        metadata.map(|m| ("huggingface".to_owned(), m.to_owned())).into_iter().collect();
+    let metadata = metadata.map(|m| ("huggingface".to_owned(), m.to_owned()));
+    let metadata = metadata.into_iter().collect();
     let schema = Arc::new(Schema::new(fields).with_metadata(metadata));
     let arrays = columns.into_iter().map(|(_, array)| array).collect();
     let batch = RecordBatch::try_new(Arc::clone(&schema), arrays).unwrap();
