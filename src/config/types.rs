@@ -65,12 +65,58 @@ impl Config {
 pub enum Source {
     /// Emoji drawn by many vendors, from pinned npm packages.
     Emoji,
-    /// A folder of images with a `captions.csv`.
+    /// A folder of images with a `captions.csv`, or of one folder a class.
     Folder,
+    /// Tables of picture paths and captions, CSV or TSV.
+    Csv,
+    /// Parquet with the pictures inside (Hugging Face's layout).
+    Parquet,
+    /// Captions in JSON: COCO's or Karpathy's.
+    Coco,
     /// Tar shards of `WebDataset`: `*.tar` or `SPLIT/*.tar`.
     Webdataset,
     /// A small picture set drawn by this program, for tests without a network.
     Shapes,
+}
+
+impl Source {
+    /// The name in configurations.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Emoji => "emoji",
+            Self::Folder => "folder",
+            Self::Csv => "csv",
+            Self::Parquet => "parquet",
+            Self::Coco => "coco",
+            Self::Webdataset => "webdataset",
+            Self::Shapes => "shapes",
+        }
+    }
+
+    /// Whether it reads pairs out of the user's files.
+    pub fn reads_pairs(self) -> bool {
+        !matches!(self, Self::Emoji | Self::Shapes)
+    }
+}
+
+/// Which columns of a table or a Parquet file are read; empty for the usual names.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ColumnNames {
+    /// Path or bytes of the picture.
+    pub image: String,
+    /// What is said about it.
+    pub caption: String,
+    /// What it shows: the name or the number of a class.
+    pub label: String,
+    /// The split it belongs to.
+    pub split: String,
+}
+
+impl ColumnNames {
+    fn is_unset(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Section `dataset`.
@@ -79,8 +125,18 @@ pub enum Source {
 pub struct DatasetConfig {
     /// Which data set.
     pub source: Source,
-    /// Folder of `source: folder` and `source: webdataset`; empty otherwise.
+    /// Folder of the user's pictures or files; empty for sources that need none.
     pub folder: String,
+    /// Files of `csv`, `coco`, `parquet` and `webdataset`: `{000..099}` is a range, `::` stands
+    /// between parts.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub file: String,
+    /// How often the training pairs of each part of `file` are repeated; empty for once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub weights: Vec<f64>,
+    /// Columns of `csv` and `parquet`.
+    #[serde(default, skip_serializing_if = "ColumnNames::is_unset")]
+    pub columns: ColumnNames,
     /// Number of pictures `source: shapes` draws.
     pub shapes: usize,
     /// Side of the stored square pictures, in pixels.
@@ -95,7 +151,7 @@ pub struct DatasetConfig {
     /// own ones.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub like: String,
-    /// Share of unreadable pairs of `source: webdataset` that is skipped instead of refused.
+    /// Share of the user's pairs that may be unreadable: they are skipped instead of refused.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub corrupt_share: f64,
 }

@@ -16,6 +16,7 @@ mod measurement;
 pub mod metrics;
 pub mod probe;
 pub mod ranking;
+pub mod sets;
 pub mod similarity;
 mod tasks;
 mod validate;
@@ -24,7 +25,7 @@ pub use bootstrap::{Bootstrap, Draws, Interval};
 pub use bundle::{
     Bundle, Concept, Pixels, Split, Test, Tokenise, Train, Validation, Vocabulary,
 };
-pub use embed::LabelledImages;
+pub use embed::{LabelledImages, embed_pictures};
 pub use evaluate::evaluate;
 pub use examples::{Example, Retrieved, example_retrievals};
 pub use measurement::{Choice, Evaluation, Measurement};

@@ -171,6 +171,9 @@ fn fit(stage: &Stage) -> &'static str {
         "cluster" => {
             "\n  upcycle-cluster fit --help             the same on a file of your own\n"
         }
+        "evaluate" => {
+            "\n  upcycle-evaluate on --help             any checkpoint on evaluation sets\n"
+        }
         "subspaces" => {
             "\n  upcycle-subspaces fit --help           the same on files of your own\n"
         }

@@ -28,6 +28,7 @@ mod memory;
 mod output;
 pub mod pretrain;
 pub mod report;
+pub mod sets;
 pub mod subspaces;
 pub mod train;
 mod training;

@@ -15,7 +15,7 @@ use super::params::{
     PretrainParams, ReportParams, SubspacesParams, TrainParams, UpcycleParams,
 };
 use crate::artifact::{External, Place};
-use crate::config::{Config, InitConfig, Source};
+use crate::config::{Config, DatasetConfig, InitConfig, Source};
 use crate::error::{Context, Error, Result};
 use crate::upcycle::{self, Needs};
 
@@ -67,7 +67,7 @@ pub struct Upstream {
 }
 
 /// Files from outside that a node reads.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Externals {
     /// None.
     None,
@@ -75,6 +75,8 @@ pub enum Externals {
     Files(Vec<External>),
     /// Every file below a folder, and these.
     Folder(PathBuf, Vec<External>),
+    /// Every file that a source of pairs reads, and these.
+    Pairs(Box<DatasetConfig>, Vec<External>),
 }
 
 /// One stage for one run.
@@ -145,7 +147,9 @@ struct Planner<'a> {
 impl<'a> Planner<'a> {
     fn dataset(&self) -> Result<Node> {
         let mut dataset = self.config.dataset.clone();
+        let named = dataset.clone();
         let folder = PathBuf::from(std::mem::take(&mut dataset.folder));
+        let file = PathBuf::from(std::mem::take(&mut dataset.file));
         let like = PathBuf::from(std::mem::take(&mut dataset.like));
         let adopted = super::dataset::adopted(&like);
         let externals = match dataset.source {
@@ -153,16 +157,19 @@ impl<'a> Planner<'a> {
                 let packages = super::dataset::externals(self.cache);
                 Externals::Files([packages, adopted].concat())
             }
-            Source::Folder | Source::Webdataset => {
-                Externals::Folder(folder.clone(), adopted)
-            }
             Source::Shapes if adopted.is_empty() => Externals::None,
             Source::Shapes => Externals::Files(adopted),
+            Source::Folder
+            | Source::Csv
+            | Source::Parquet
+            | Source::Coco
+            | Source::Webdataset => Externals::Pairs(Box::new(named), adopted),
         };
         let mut node = node("dataset", None, &DatasetParams { dataset }, vec![])?;
         node.externals = externals;
         node.paths = BTreeMap::from([
             ("cache", self.cache.to_owned()),
+            ("file", file),
             ("folder", folder),
             ("like", like),
         ]);
@@ -285,6 +292,7 @@ impl<'a> Planner<'a> {
     fn report(&self, nodes: &[Node]) -> Result<Node> {
         let mut config = self.config.clone();
         config.dataset.folder.clear();
+        config.dataset.file.clear();
         config.pretrain.checkpoint.clear();
         let read = |node: &&Node| !["activations", "upcycle"].contains(&node.stage);
         let inputs = nodes
@@ -378,7 +386,7 @@ fn node(
 }
 
 impl Externals {
-    /// The files, sorted by name. A folder is walked now.
+    /// The files, sorted by name. A folder is walked and a table is read now.
     pub fn list(&self) -> Result<Vec<External>> {
         match self {
             Self::None => Ok(vec![]),
@@ -386,6 +394,12 @@ impl Externals {
             Self::Folder(folder, files) => {
                 let mut found = files.clone();
                 walk(folder, "", &mut found)?;
+                found.sort_by(|a, b| a.name.cmp(&b.name));
+                Ok(found)
+            }
+            Self::Pairs(config, files) => {
+                let mut found = files.clone();
+                found.extend(super::dataset::pairs(config)?);
                 found.sort_by(|a, b| a.name.cmp(&b.name));
                 Ok(found)
             }
