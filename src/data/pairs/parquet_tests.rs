@@ -1,5 +1,6 @@
 //! Parquet files as other programs write them, good and damaged.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use arrow::array::{
@@ -42,7 +43,7 @@ fn write(path: &Path, columns: Vec<(&str, ArrayRef)>, metadata: Option<&str>) {
         .map(|(name, array)| Field::new(*name, array.data_type().clone(), true))
         .collect();
     let metadata = metadata.map(|m| ("huggingface".to_owned(), m.to_owned()));
-    let metadata = metadata.into_iter().collect();
+    let metadata: BTreeMap<String, String> = metadata.into_iter().collect();
     let schema = Arc::new(Schema::new(fields).with_metadata(metadata));
     let arrays = columns.into_iter().map(|(_, array)| array).collect();
     let batch = RecordBatch::try_new(Arc::clone(&schema), arrays).unwrap();
