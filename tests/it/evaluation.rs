@@ -73,7 +73,7 @@ fn folders(folder: &Path) {
 
 /// Told apart by their first words: the toy's context is short.
 fn captions(i: usize) -> Vec<String> {
-    (0..1 + i % 3).map(|k| format!("{i} {k} {}", CLASSES[i % 6])).collect()
+    (0..=i % 3).map(|k| format!("{i} {k} {}", CLASSES[i % 6])).collect()
 }
 
 /// 15 pictures with one to three captions.
@@ -308,7 +308,7 @@ fn a_damaged_set_is_named_and_does_not_take_the_others_with_it() {
     for (args, code, why) in [
         (on(&["none"], &[]), 2, "no set none below sets"),
         (on(&["whole"], &["--corrupt-share", "2"]), 2, "expected 0 to 1"),
-        (on(&["whole"], &["--split", "train"]), 1, "evaluating on sets/wds_whole"),
+        (on(&["whole"], &["--split", "train"]), 1, "no split train, but test"),
         (
             on(&["whole"], &["--classnames", "sets/wds_mismatch/classnames.txt"]),
             2,

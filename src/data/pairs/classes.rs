@@ -1,7 +1,7 @@
-//! A folder a class: `CLASS/picture.jpg`, as ImageNet and its relatives come.
+//! A folder a class: `CLASS/picture.jpg`, as `ImageNet` and its relatives come.
 //!
 //! Classes are numbered in the order of their folders' names, unless every name is a number:
-//! then it is the class's own (ImageNetV2). `classnames.txt` beside the folders says what the
+//! then it is the class's own (`ImageNetV2`). `classnames.txt` beside the folders says what the
 //! classes are called, one a line by number; without it the folders' names do.
 
 use std::path::{Path, PathBuf};
@@ -31,7 +31,7 @@ struct Picture {
 }
 
 /// Names of folders that are splits and not classes.
-const SPLITS: [&str; 5] = ["train", "val", "validation", "test", "dev"];
+pub(super) const SPLITS: [&str; 5] = ["train", "val", "validation", "test", "dev"];
 
 /// Whether `folder` has no table but folders with pictures in them.
 pub(super) fn is_layout(folder: &Path) -> bool {

@@ -12,7 +12,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::classes::ClassFolders;
+use super::classes::{ClassFolders, SPLITS};
 use super::coco::Annotations;
 use super::files::{self, Input, file_name};
 use super::table::Tables;
@@ -76,7 +76,16 @@ impl EvaluationSet {
             )));
         }
         let inner = folder.join(split);
-        let inner = if inner.is_dir() { inner.as_path() } else { folder };
+        let other = || SPLITS.iter().find(|other| folder.join(other).is_dir());
+        let inner = match (inner.is_dir(), other()) {
+            (true, _) => inner.as_path(),
+            (false, None) => folder,
+            (false, Some(other)) => {
+                return Err(Error::failed(format!(
+                    "{place} has no split {split}, but {other}"
+                )));
+            }
+        };
         let stream = ClassFolders::open(inner, folder)
             .context(|| format!("{place} has neither shards nor a folder a class"))?;
         let task = classification(folder, stream.names().to_vec())?;
@@ -200,8 +209,8 @@ fn captioned(folder: &Path, split: &str) -> Result<Option<Box<dyn Stream>>> {
         return Ok(Some(Box::new(tables)));
     }
     let is_karpathy = |path: &PathBuf| {
-        let name = file_name(path);
-        name.starts_with("dataset_") && name.ends_with(".json")
+        let json = path.extension().is_some_and(|extension| extension == "json");
+        json && file_name(path).starts_with("dataset_")
     };
     let Some(path) = files::sorted(folder)?.into_iter().find(is_karpathy) else {
         return Ok(None);
@@ -269,6 +278,7 @@ mod tests {
             (vec![tar, (TYPE, "multilabel")], "multilabel"),
             (vec![(TYPE, "retrieval")], "holds no captions"),
             (vec![("captions.csv", "filepath,caption,split\na,x,train\n")], "split test"),
+            (vec![("train/a/1.jpg", "")], "no split test, but train"),
             (vec![("readme", "")], "neither shards nor a folder"),
         ] {
             let error = format!("{:?}", open(&files).unwrap_err());

@@ -175,8 +175,8 @@ impl Columns {
         };
         let pictures: Vec<&str> =
             words.iter().map(|&name| if is_picture(name) { name } else { "" }).collect();
-        let find = |role, words: &[&str]| {
-            let found = columns::find(role, names, words)?;
+        let find = |role| {
+            let found = columns::find(role, names, &words)?;
             Ok::<_, Error>(found.map(|index| (index, words[index].to_owned())))
         };
         if !names.image.is_empty() && words.contains(&names.image.as_str()) {
@@ -190,16 +190,10 @@ impl Columns {
                 )));
             }
         }
-        let found = find(Role::Image, &pictures)?;
-        let image = match found {
-            Some(image) => image,
-            None => {
-                let index = columns::required(Role::Image, names, &pictures)
-                    .context(|| format!("its columns are {}", words.join(", ")))?;
-                (index, words[index].to_owned())
-            }
-        };
-        let (caption, label) = (find(Role::Caption, &words)?, find(Role::Label, &words)?);
+        let index = columns::required(Role::Image, names, &pictures)
+            .context(|| format!("its columns are {}", words.join(", ")))?;
+        let image = (index, words[index].to_owned());
+        let (caption, label) = (find(Role::Caption)?, find(Role::Label)?);
         if caption.is_none() && label.is_none() {
             columns::required(Role::Caption, names, &words)?;
         }
@@ -212,7 +206,7 @@ impl Columns {
         {
             classes = lines(&path)?;
         }
-        let split = find(Role::Split, &words)?;
+        let split = find(Role::Split)?;
         let columns = Self { image, caption, label, split, classes };
         columns.check(schema)?;
         Ok(columns)

@@ -169,9 +169,12 @@ impl Table {
         Ok(table)
     }
 
+    fn at(&self, line: u64) -> String {
+        format!("{} line {line}", self.input.path.display())
+    }
+
     fn reject(&mut self, line: u64, reason: &str) {
-        let name = &self.input.name;
-        let (key, reason) = (format!("{name} line {line}"), reason.to_owned());
+        let (key, reason) = (self.at(line), reason.to_owned());
         self.bad.push(Skipped { key, reason });
     }
 
@@ -224,10 +227,7 @@ impl Table {
 
     fn found(&self, entry: &Entry) -> Found {
         match picture::read(&entry.path) {
-            Err(error) => {
-                let key = format!("{} line {}", self.input.name, entry.line);
-                Found::bad(key, picture::chain(&error))
-            }
+            Err(error) => Found::bad(self.at(entry.line), picture::chain(&error)),
             Ok(image) => Found::Pair(Pair {
                 key: entry.file.clone(),
                 split: Some(entry.split.clone()),
@@ -369,7 +369,7 @@ mod tests {
             (format!("{head}b.png,x,A/B\n"), "line 3: split \"A/B\""),
             (format!("{head}a.png,x,test\n"), "line 3: a.png has another"),
             ("filepath,caption,colour\n".to_owned(), "line 1: unknown column \"colour\""),
-            ("filepath\na.png\n".to_owned(), "line 1: there is no column caption"),
+            ("filepath\na.png\n".to_owned(), "line 1: there is no column of the caption"),
             ("filepath,caption\n".to_owned(), "line 1: there are no rows"),
             ("filepath,caption,split\na.png,x,test\n".to_owned(), "split train"),
         ] {

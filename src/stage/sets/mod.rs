@@ -302,7 +302,7 @@ fn beside(checkpoint: &Path) -> &Path {
 
 /// The name of a checkpoint's folder; of a pipeline's result that of its run.
 fn called(checkpoint: &Path) -> String {
-    let mut names = checkpoint.components().rev().map(|part| part.as_os_str());
+    let mut names = checkpoint.components().rev().map(std::path::Component::as_os_str);
     let name = names.find(|name| *name != "current" && *name != ".");
     name.unwrap_or(checkpoint.as_os_str()).to_string_lossy().into_owned()
 }
