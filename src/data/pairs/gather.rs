@@ -51,6 +51,14 @@ pub(in crate::data) fn collect(
     gathered.decode()?;
     let skipped = gathered.tolerance.finish()?;
     let entries = weighted(validated(gathered.entries));
+    if !entries.iter().any(|entry| entry.split == TRAIN) {
+        let files = stream.files();
+        let first = files.first().map(|(_, path)| path.display().to_string());
+        let (count, place) = (entries.len(), first.unwrap_or_default());
+        return Err(Error::usage(format!(
+            "none of the {count} pictures of {place} and its like is in the split train"
+        )));
+    }
     Ok((assemble(entries, name), skipped))
 }
 
