@@ -34,6 +34,9 @@ impl Kind {
     }
 }
 
+/// Longest message in bytes; one that names fifty tensors of each kind fits.
+const LONGEST: usize = 12 << 10;
+
 type Cause = Box<dyn std::error::Error + Send + Sync + 'static>;
 
 /// An error: one sentence, its [`Kind`], and the cause if another error led to it.
@@ -48,8 +51,15 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     /// Makes an error of the given kind from a sentence.
+    ///
+    /// A sentence that quotes a hostile file may be as long as the file: it is cut.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), source: None }
+        let mut message = message.into();
+        if message.len() > LONGEST {
+            message.truncate(message.floor_char_boundary(LONGEST));
+            message.push_str(" ..");
+        }
+        Self { kind, message, source: None }
     }
 
     /// Something could not be done: missing input, failed I/O, impossible request.
@@ -137,5 +147,11 @@ mod tests {
         let outer = inner.context(|| "reading a.parquet".to_owned()).unwrap_err();
         assert_eq!(outer.kind(), Kind::Corrupt);
         assert_eq!(format!("{outer:?}"), "Corrupt: reading a.parquet: digest differs");
+    }
+
+    #[test]
+    fn a_message_that_quotes_a_whole_file_is_cut() {
+        let message = Error::usage("ü".repeat(1 << 20)).to_string();
+        assert!(message.len() <= LONGEST + 3 && message.ends_with("ü .."));
     }
 }

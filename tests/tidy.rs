@@ -67,6 +67,39 @@ fn nothing_is_ignored() {
     }
 }
 
+/// Packages are fetched by npm in the Makefile's target `fetch`; no stage can.
+#[test]
+fn no_code_speaks_to_a_network() {
+    for (path, text) in sources(&["src", "bin"]) {
+        assert!(!text.contains("std::net"), "{}", path.display());
+    }
+    let lock = fs::read_to_string("Cargo.lock").expect("a lock file");
+    let deny = fs::read_to_string(".ci/deny.toml").expect("the rules of cargo-deny");
+    let banned: Vec<&str> = deny
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("{ crate = \"")?.split('"').next())
+        .collect();
+    assert!(banned.len() > 5, "{banned:?}");
+    for name in banned {
+        assert!(!lock.contains(&format!("name = \"{name}\"\n")), "{name} is locked");
+    }
+}
+
+/// A command of cargo that may change the lock file makes another program than the tests saw.
+#[test]
+fn every_command_of_cargo_is_locked() {
+    for file in ["Makefile", ".ci/run", "tests/fuzz/run.sh"] {
+        let text = fs::read_to_string(file).expect(file).replace("\\\n", " ");
+        let verbs = ["build", "test", "run", "nextest run", "clippy", "doc", "bench", "check"];
+        for line in text.lines().filter(|line| !line.trim_start().starts_with('#')) {
+            for part in line.split(['&', ';', '|']) {
+                let calls = verbs.iter().any(|verb| part.contains(&format!("cargo {verb} ")));
+                assert!(!calls || part.contains("--locked"), "{file}: {part}");
+            }
+        }
+    }
+}
+
 /// The top-level module a file of `src` belongs to; `None` for `lib.rs`.
 fn module(path: &Path) -> Option<String> {
     let first = path.strip_prefix("src").ok()?.iter().next()?.to_str()?;

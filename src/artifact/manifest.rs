@@ -63,6 +63,8 @@ pub struct Provenance {
     pub rustc: String,
     /// What computed.
     pub device: String,
+    /// The processor and its instruction set.
+    pub processor: String,
     /// Threads of the run.
     pub threads: usize,
     /// Largest resident memory of the process so far, in bytes.

@@ -31,6 +31,7 @@ mod key;
 mod lock;
 mod manifest;
 mod place;
+mod processor;
 mod publish;
 mod statcache;
 mod store;

@@ -18,6 +18,7 @@ use std::time::Instant;
 
 use super::crash;
 use super::lock::{self, Guard, Try};
+use super::processor::processor;
 use super::{
     Digest, Draft, Expected, External, Inputs, MANIFEST, Manifest, Output, Provenance,
     Record, Stat, State, Store, describe, files, history, now_text, store,
@@ -50,8 +51,9 @@ pub enum Notice {
     Waiting(String),
     /// A damaged result was moved aside: what was wrong, and where it is now.
     Quarantined(Vec<String>, PathBuf),
-    /// A forced run gave other bytes than the run before it.
-    Differs(Vec<String>),
+    /// A forced run gave other bytes than the run before it: which files, and the processor
+    /// of that run where it was another one.
+    Differs(Vec<String>, Option<String>),
 }
 
 /// How a request ended.
@@ -291,7 +293,9 @@ impl Store {
         if let Ok(Some(old)) = self.manifest(&expected.place, &expected.key) {
             let differing = differing(&old, manifest);
             if !differing.is_empty() {
-                notice(Notice::Differs(differing));
+                let before = &old.provenance.processor;
+                let other = (before != processor()).then(|| before.clone());
+                notice(Notice::Differs(differing, other));
             }
         }
         let folder = self.root().join(&expected.place.stage).join(".tmp");
@@ -358,6 +362,7 @@ impl Store {
             git: commit(),
             rustc: self.options.rustc.clone(),
             device: request.expected.preimage.backend.clone(),
+            processor: processor().to_owned(),
             threads: request.threads,
             peak_rss: peak_rss(),
             inputs,

@@ -2,11 +2,14 @@
 //!
 //! Marked are the results `current` points to and, through the provenance of their
 //! manifests, everything they were made from. The rest may go; what another process holds
-//! locked stays.
+//! locked stays. What has become current since it was marked stays too: a run holds what it
+//! reads locked until its own `current` is set, so that under the lock of a result the links
+//! tell the whole truth about it.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::lock::{self, Try};
 use super::{Key, MANIFEST, Manifest, Store, files};
@@ -20,7 +23,12 @@ pub struct Garbage {
     /// Its size.
     pub bytes: u64,
     key: String,
+    /// The links it was marked by.
+    links: Arc<Links>,
 }
+
+/// Every `current` with where it leads.
+type Links = Vec<(PathBuf, PathBuf)>;
 
 impl Store {
     /// Every directory of a result in the store, with its key.
@@ -34,21 +42,20 @@ impl Store {
     /// What may go.
     pub fn garbage(&self) -> Vec<Garbage> {
         let results = self.results();
+        let links = Arc::new(links(&results));
         let mut marked = BTreeSet::new();
         for (path, key) in &results {
-            let current = path.with_file_name("current");
-            if fs::read_link(current)
-                .is_ok_and(|target| target == Path::new(key.as_str()))
-            {
+            let target = (path.with_file_name("current"), PathBuf::from(key.as_str()));
+            if links.binary_search(&target).is_ok() {
                 self.mark(path, key, &mut marked);
             }
         }
         let mut garbage: Vec<Garbage> = results
             .into_iter()
             .filter(|(path, _)| !marked.contains(path))
-            .map(|(path, key)| weigh(path, key.as_str()))
+            .map(|(path, key)| weigh(path, key.as_str(), &links))
             .collect();
-        garbage.extend(self.leftovers());
+        garbage.extend(self.leftovers(&links));
         garbage
     }
 
@@ -67,7 +74,7 @@ impl Store {
     }
 
     /// What killed runs left in `.tmp`: staging folders and resumable checkpoints.
-    fn leftovers(&self) -> Vec<Garbage> {
+    fn leftovers(&self, links: &Arc<Links>) -> Vec<Garbage> {
         let mut found = Vec::new();
         for stage in entries(self.root()) {
             for path in entries(&stage.join(".tmp")) {
@@ -78,13 +85,13 @@ impl Store {
                     .find(|part| Key::parse(part).is_some())
                     .unwrap_or_default()
                     .to_owned();
-                found.push(weigh(path, &key));
+                found.push(weigh(path, &key, links));
             }
         }
         found
     }
 
-    /// Removes one thing unless another process uses it; says whether it went.
+    /// Removes one thing unless it is in use or has come into use; says whether it went.
     pub fn remove(&self, garbage: &Garbage) -> Result<bool> {
         lock::prepare(self.root())?;
         let _guard = match Key::parse(&garbage.key) {
@@ -94,17 +101,32 @@ impl Store {
             },
             None => None,
         };
+        let marked_anew = *garbage.links != links(&self.results());
+        if marked_anew && !self.garbage().iter().any(|item| item.path == garbage.path) {
+            return Ok(false);
+        }
         files::remove_tree(&garbage.path)?;
         self.forget(&garbage.path);
         Ok(true)
     }
 }
 
-fn weigh(path: PathBuf, key: &str) -> Garbage {
+/// Where the links beside these results lead, in order.
+fn links(results: &[(PathBuf, Key)]) -> Links {
+    let mut beside: Vec<PathBuf> =
+        results.iter().map(|(path, _)| path.with_file_name("current")).collect();
+    beside.dedup();
+    let target = |link: PathBuf| fs::read_link(&link).ok().map(|to| (link, to));
+    let mut links: Links = beside.into_iter().filter_map(target).collect();
+    links.sort();
+    links
+}
+
+fn weigh(path: PathBuf, key: &str, links: &Arc<Links>) -> Garbage {
     let names = files::list(&path).unwrap_or_default();
     let size = |name: &String| fs::metadata(path.join(name)).map_or(0, |m| m.len());
     let bytes = names.iter().map(size).sum();
-    Garbage { path, bytes, key: key.to_owned() }
+    Garbage { path, bytes, key: key.to_owned(), links: Arc::clone(links) }
 }
 
 fn entries(folder: &Path) -> Vec<PathBuf> {

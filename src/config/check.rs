@@ -3,6 +3,12 @@
 use super::{Config, OptimConfig, SubspacesConfig};
 use crate::error::{Error, Result};
 
+/// Widths and sides beyond this are slips of the keyboard, refused before memory is taken.
+const MOST: usize = 1 << 16;
+
+/// As [`MOST`], for blocks.
+const MOST_LAYERS: usize = 1024;
+
 /// A section that can say whether it can run.
 pub trait Check {
     /// Refuses impossible values, naming the key, what was found and what is expected.
@@ -24,6 +30,13 @@ impl Check for Config {
         }
         self.check_moe()?;
         self.check_names()?;
+        for (key, value) in [
+            ("cluster.tolerance", self.cluster.tolerance),
+            ("train.balance", self.train.balance),
+            ("train.router_z", self.train.router_z),
+        ] {
+            require(value >= 0.0, key, &value, "0 or more")?;
+        }
         share("train.eesd.tokens", self.train.eesd.tokens)?;
         share("train.eesd.decay", self.train.eesd.decay)?;
         positive("evaluate.batch", self.evaluate.batch)?;
@@ -38,7 +51,8 @@ impl Check for Config {
 impl Config {
     fn check_model(&self) -> Result<()> {
         let (v, t) = (&self.model.vision, &self.model.text);
-        positive("model.embed_dim", self.model.embed_dim)?;
+        let embed = self.model.embed_dim;
+        require((1..=MOST).contains(&embed), "model.embed_dim", &embed, "1 to 65536")?;
         for (name, value) in [
             ("model.vision.patch", v.patch),
             ("model.vision.width", v.width),
@@ -51,7 +65,12 @@ impl Config {
             ("model.text.hidden", t.hidden),
             ("dataset.image_size", self.dataset.image_size),
         ] {
-            positive(name, value)?;
+            require((1..=MOST).contains(&value), name, &value, "1 to 65536")?;
+        }
+        for (name, layers) in
+            [("model.vision.layers", v.layers), ("model.text.layers", t.layers)]
+        {
+            require(layers <= MOST_LAYERS, name, &layers, "1 to 1024")?;
         }
         divides("model.vision.heads", v.heads, "model.vision.width", v.width)?;
         divides("model.text.heads", t.heads, "model.text.width", t.width)?;

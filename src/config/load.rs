@@ -9,7 +9,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::{Check, Config};
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 
 /// The shipped configuration, compiled in: defaults and known keys.
 const SHIPPED: &str = include_str!("../../pipeline.yaml");
@@ -60,9 +60,12 @@ fn build(text: &str, name: &str, overrides: &Overrides) -> Result<Config> {
         let layer = parse_assignment(assignment)?;
         lay_over(&mut merged, layer, &known, &format!("--set {assignment}"), "")?;
     }
-    let config: Config = serde_json::from_value(merged)
-        .map_err(|e| Error::usage(format!("{name}: {e}")))?;
-    config.check()?;
+    let config: Config = serde_path_to_error::deserialize(merged).map_err(|e| {
+        // The path is empty where a whole section is missing, and serde names it then.
+        let (path, what) = (e.path().to_string(), e.inner().to_string());
+        Error::usage(format!("{name}: {path}: {what}"))
+    })?;
+    config.check().map_err(|e| Error::new(e.kind(), format!("{name}: {}", e.message())))?;
     Ok(config)
 }
 
@@ -100,7 +103,9 @@ fn parse_assignment(assignment: &str) -> Result<Value> {
         Error::usage(format!("--set {assignment}: expected path.to.key=value"))
     })?;
     let value: Value = serde_saphyr::from_str(text)
-        .context(|| format!("--set {assignment}: the value is not valid YAML"))?;
+        .map_err(|e| {
+            Error::usage(format!("--set {assignment}: the value is not valid YAML: {e}"))
+        })?;
     Ok(path.rsplit('.').fold(value, |inner, key| {
         let mut map = Map::new();
         map.insert(key.trim().to_owned(), inner);

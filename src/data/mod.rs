@@ -30,7 +30,7 @@ pub use read::{ConceptRow, Dataset, SampleRow, Split};
 pub use write::{Summary, adopt};
 
 use crate::config::{DatasetConfig, Source};
-use crate::error::Result;
+use crate::error::{Context, Result};
 
 /// Builds the data set of `config` in the existing folder `out` (docs/artifacts.md § dataset).
 ///
@@ -58,7 +58,10 @@ pub fn build(
             collection
         }
     };
-    let summary = write::write(&collection, config, out)?;
+    let summary = write::write(&collection, config, out).context(|| {
+        let from = if config.folder.is_empty() { "" } else { " from " };
+        format!("building the data set{from}{}", config.folder)
+    })?;
     Ok(Summary { skipped, ..summary })
 }
 

@@ -6,6 +6,7 @@
 
 mod augment;
 mod codec;
+mod drawing;
 mod raster;
 mod resize;
 mod square;

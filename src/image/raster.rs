@@ -6,7 +6,7 @@
 
 use resvg::{tiny_skia, usvg};
 
-use super::{Picture, resize};
+use super::{Picture, drawing, resize};
 use crate::error::{Context, Error, Result};
 use crate::num;
 
@@ -40,7 +40,8 @@ pub fn render(svg: &str, side: usize) -> Result<Picture> {
 
 /// Renders on white with the longer side at `extent` pixels.
 fn draw(svg: &str, extent: usize) -> Result<Picture> {
-    let tree = usvg::Tree::from_str(svg, &usvg::Options::default())
+    let document = drawing::parse(svg)?;
+    let tree = usvg::Tree::from_xmltree(&document, &usvg::Options::default())
         .context(|| "parsing an SVG drawing".to_owned())?;
     let size = tree.size();
     let extent = num::index_u32(extent);

@@ -9,6 +9,7 @@ use std::path::Path;
 use candle_core::{DType, Device};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
+use super::hostile::check_names;
 use crate::error::{Context, Error, Result};
 
 /// Row-major values, of which every element type becomes one of two.
@@ -33,6 +34,7 @@ pub struct Array {
 pub fn read(path: &Path) -> Result<BTreeMap<String, Array>> {
     let place = path.display();
     let bytes = std::fs::read(path).context(|| format!("reading {place}"))?;
+    check_names(&bytes).context(|| format!("reading {place}"))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| {
         Error::corrupt(format!("{place} is not a safetensors file")).caused_by(e)
     })?;
@@ -47,9 +49,7 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Array>> {
             )));
         };
         let array = Array { shape: view.shape().to_vec(), values };
-        if arrays.insert(name.clone(), array).is_some() {
-            return Err(Error::corrupt(format!("{place}: tensor {name} is there twice")));
-        }
+        arrays.insert(name.clone(), array);
     }
     Ok(arrays)
 }

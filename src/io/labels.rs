@@ -8,6 +8,7 @@ use arrow::datatypes::{DataType, UInt32Type};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use safetensors::tensor::Dtype;
 
+use super::hostile::guarded;
 use super::vectors::tensor_info;
 use crate::error::{Context as _, Error, Result};
 
@@ -15,7 +16,7 @@ use crate::error::{Context as _, Error, Result};
 /// integers called `cluster` or `label`, or the only tensor of integers.
 pub fn read(path: &Path, name: Option<&str>) -> Result<Vec<u32>> {
     let found = match path.extension().and_then(|ending| ending.to_str()) {
-        Some("parquet") => column(path, name),
+        Some("parquet") => guarded(|| column(path, name)),
         Some("safetensors") => tensor(path, name),
         _ => Err(Error::usage("expected a name that ends in .parquet or .safetensors")),
     };

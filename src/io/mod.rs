@@ -3,6 +3,7 @@
 //! Knows formats, not stages: which file holds what is `docs/artifacts.md`.
 
 pub mod foreign;
+pub mod hostile;
 pub mod labels;
 pub mod table;
 pub mod tensors;

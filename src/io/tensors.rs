@@ -10,6 +10,7 @@ use std::path::Path;
 
 use safetensors::tensor::{Dtype, SafeTensors, View};
 
+use super::hostile::check_names;
 use crate::error::{Context, Error, Result};
 
 /// A row-major f32 tensor.
@@ -65,6 +66,7 @@ pub fn write(path: &Path, tensors: &Tensors) -> Result<()> {
 pub fn read(path: &Path) -> Result<Tensors> {
     let place = path.display();
     let bytes = std::fs::read(path).context(|| format!("reading {place}"))?;
+    check_names(&bytes).context(|| format!("reading {place}"))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| {
         Error::corrupt(format!("{place} is not a safetensors file")).caused_by(e)
     })?;
@@ -81,9 +83,7 @@ pub fn read(path: &Path) -> Result<Tensors> {
         let tensor = Tensor::new(view.shape().to_vec(), data).map_err(|e| {
             Error::corrupt(format!("{place}: tensor {name}")).caused_by(e)
         })?;
-        if tensors.insert(name.clone(), tensor).is_some() {
-            return Err(Error::corrupt(format!("{place}: tensor {name} is there twice")));
-        }
+        tensors.insert(name.clone(), tensor);
     }
     Ok(tensors)
 }

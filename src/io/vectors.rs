@@ -17,6 +17,7 @@ use parquet::arrow::arrow_reader::{
 };
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
+use super::hostile::{check_header, guarded};
 use super::table::GROUP;
 use crate::error::{Context as _, Error, Result};
 
@@ -44,7 +45,7 @@ impl VectorFile {
     pub fn open(path: &Path, name: Option<&str>) -> Result<Self> {
         let place = || format!("reading vectors of {}", path.display());
         let found = match path.extension().and_then(|ending| ending.to_str()) {
-            Some("parquet") => Self::open_parquet(path, name),
+            Some("parquet") => guarded(|| Self::open_parquet(path, name)),
             Some("safetensors") => Self::open_tensor(path, name),
             _ => {
                 Err(Error::usage("expected a name that ends in .parquet or .safetensors"))
@@ -96,7 +97,8 @@ impl VectorFile {
         let result = std::thread::scope(|scope| {
             let (send, receive) = mpsc::sync_channel(1);
             scope.spawn(move || {
-                let sent = self.decode(&mut |block| send.send(Ok(block)).is_ok());
+                let sent =
+                    guarded(|| self.decode(&mut |block| send.send(Ok(block)).is_ok()));
                 if let Err(error) = sent {
                     // Nobody listens once the visitor has failed.
                     let _ = send.send(Err(error));
@@ -140,7 +142,7 @@ impl VectorFile {
         }
         let values = match &self.place {
             Place::Tensor(offset) => self.fetch_tensor(*offset, &wanted),
-            Place::Column(index) => self.fetch_column(*index, &wanted),
+            Place::Column(index) => guarded(|| self.fetch_column(*index, &wanted)),
         };
         let values = values.context(place)?;
         let row = |index: &usize| {
@@ -337,6 +339,7 @@ pub(super) fn tensor_info(
     }
     let mut header = vec![0_u8; usize::try_from(size).context(damaged)?];
     file.read_exact(&mut header).context(damaged)?;
+    check_header(&header)?;
     let tensors: Metadata = serde_json::from_slice(&header).context(damaged)?;
     let expected = 8 + size + tensors.data_len() as u64;
     if length != expected {

@@ -10,6 +10,7 @@
 mod config;
 mod export;
 mod layout;
+mod pickle;
 mod positions;
 mod preprocess;
 mod shards;

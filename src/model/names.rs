@@ -398,6 +398,9 @@ pub fn check<'a>(
     account(expected.into_keys().collect(), unexpected, shapes)
 }
 
+/// Tensors that a message names; a wrong number of blocks would fill pages.
+const NAMED: usize = 50;
+
 /// One error that names all tensors that are missing, unexpected or of another shape, if any.
 pub(super) fn account(
     missing: Vec<String>,
@@ -409,7 +412,9 @@ pub(super) fn account(
         [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
     {
         if !names.is_empty() {
-            complaints.push(format!("{} {word}: {}", names.len(), names.join(", ")));
+            let named = names.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+            let more = if names.len() > NAMED { ", .." } else { "" };
+            complaints.push(format!("{} {word}: {named}{more}", names.len()));
         }
     }
     if complaints.is_empty() {

@@ -321,11 +321,13 @@ impl Drive<'_> {
             Notice::Quarantined(what, to) => {
                 format!("was damaged ({}); moved to {}", one_line(what), to.display())
             }
-            Notice::Differs(files) => {
-                let files = one_line(files);
-                format!(
-                    "is not deterministic: the forced run gave other bytes in {files}"
-                )
+            Notice::Differs(files, other) => {
+                let why = match other.as_deref() {
+                    None => "is not deterministic".to_owned(),
+                    Some("") => "was made by an older version".to_owned(),
+                    Some(before) => format!("was made on another processor ({before})"),
+                };
+                format!("{why}: the forced run gave other bytes in {}", one_line(files))
             }
         };
         self.console.line(&named(place, &text));

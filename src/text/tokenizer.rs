@@ -166,7 +166,21 @@ impl Tokenizer {
         inner.with_padding(None);
         // A caption that spells out a mark must not end the text in its middle.
         inner.set_encode_special_tokens(true);
-        let vocabulary = inner.get_vocab_size(true);
+        let ids = inner.get_vocab(true);
+        let vocabulary = ids.len();
+        // An id beyond the end would be read outside of the embedding.
+        let last = ids.iter().max_by_key(|(token, id)| (**id, *token));
+        if let Some((token, id)) = last.filter(|(_, id)| num::widen(**id) >= vocabulary) {
+            return Err(Error::corrupt(format!(
+                "token {token:?} has id {id}, but there are {vocabulary} tokens"
+            )));
+        }
+        let missing = |symbol: &char| !ids.contains_key(&symbol.to_string());
+        if let Some(symbol) = ByteLevel::alphabet().into_iter().filter(missing).min() {
+            return Err(Error::corrupt(format!(
+                "the vocabulary lacks {symbol:?}, one of the 256 bytes"
+            )));
+        }
         for (mark, from_end) in [(START, 2), (END, 1)] {
             let found = inner.token_to_id(mark).map(num::widen);
             if found.is_none() || found != vocabulary.checked_sub(from_end) {

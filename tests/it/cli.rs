@@ -26,6 +26,8 @@ fn wrong_usage_and_configuration_exit_with_2() {
         &["--nonsense"][..],
         &["--set", "train.balanse=1"],
         &["--set", "moe.top_k=9"],
+        &["--set", "inits.sparse.method=many"],
+        &["--set", "inits.drop.ratio=-1.5"],
         &["--profile", "nowhere"],
         &["--threads", "0"],
         &["--only", "nowhere"],
@@ -80,6 +82,32 @@ fn a_closed_standard_output_ends_quietly_with_141() {
         // The reader may also have been slower than we are: then all is well.
         assert!(["0", "141"].contains(&code.trim()), "{code}");
         assert!(!errors.contains("panicked") && !errors.contains("error"), "{errors}");
+    }
+}
+
+#[test]
+fn a_reader_that_is_already_gone_gives_141_every_time() {
+    for (program, args) in [
+        (INSPECT, &["status"][..]),
+        (INSPECT, &["dag"]),
+        (INSPECT, &["why", "--json"]),
+        (CLUSTER, &["--dry-run"]),
+        (CLUSTER, &["--help"]),
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = Command::new(program)
+            .args(["--config", concat!(env!("CARGO_MANIFEST_DIR"), "/pipeline.yaml")])
+            .args(args)
+            .current_dir(std::env::temp_dir())
+            .stdout(Stdio::from(writer))
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+            .wait_with_output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(141), "{args:?}: {}", errors(&output));
+        assert_eq!(errors(&output), "", "{args:?}");
     }
 }
 

@@ -1,13 +1,15 @@
 //! Several processes at the same results: one computes, the others wait and use it.
 
 use std::fs;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use upcycle::error::Kind;
 use upcycle::stage::drive::Orders;
 
-use crate::harness::{Settings, World, orders};
+use crate::harness::{Settings, World, answer, orders};
 
 fn slow() -> Settings {
     Settings { behaviour: "is slow", ..Settings::default() }
@@ -23,6 +25,85 @@ fn of_eight_equal_runs_at_once_one_computes() {
     });
     assert_eq!(world.notes(), ["numbers"]);
     assert_eq!(world.store().results().len(), 1);
+}
+
+/// Real processes of a real stage: one of them draws the shapes.
+#[test]
+fn of_twenty_equal_processes_at_once_one_computes() {
+    let folder = tempfile::tempdir().unwrap();
+    let start = || {
+        Command::new(env!("CARGO_BIN_EXE_upcycle-dataset"))
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .args(["--profile", "smoke", "--threads", "1", "--artifacts"])
+            .arg(folder.path())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let children: Vec<_> = (0..20).map(|_| start()).collect();
+    let mut ran = 0;
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        ran += usize::from(said.contains("runs (first run)"));
+    }
+    assert_eq!(ran, 1);
+    let results = fs::read_dir(folder.path().join("dataset")).unwrap();
+    let keys = results.filter(|e| !e.as_ref().unwrap().file_name().as_encoded_bytes().starts_with(b".")).count();
+    assert_eq!(keys, 2, "a result and its link");
+}
+
+#[test]
+fn runs_with_other_parameters_go_on_side_by_side() {
+    let world = World::new();
+    thread::scope(|scope| {
+        for n in 0..6 {
+            let world = &world;
+            let settings = Settings { n: serde_json::json!(n), ..slow() };
+            scope.spawn(move || world.one("numbers", &settings, &orders()).unwrap());
+        }
+    });
+    assert_eq!(world.notes().len(), 6);
+    assert_eq!(world.store().results().len(), 6);
+    for n in 0..6 {
+        let settings = Settings { n: serde_json::json!(n), ..slow() };
+        world.one("numbers", &settings, &orders()).unwrap();
+    }
+    assert_eq!(world.notes().len(), 6, "all of them are there");
+}
+
+/// One process changes its mind again and again while another sweeps; the sweeper may take
+/// what is not current, never what is being read, and a run never fails for it.
+#[test]
+fn sweeping_without_end_fails_no_run_and_loses_nothing_current() {
+    let world = World::new();
+    world.make(&Settings::default());
+    let done = AtomicBool::new(false);
+    let swept = thread::scope(|scope| {
+        let sweeper = scope.spawn(|| {
+            let mut swept = 0;
+            while !done.load(Ordering::Relaxed) {
+                let store = world.store();
+                for item in store.garbage() {
+                    swept += usize::from(store.remove(&item).unwrap());
+                }
+            }
+            swept
+        });
+        for round in 0..40 {
+            let settings = Settings { cap: 20 + 10 * (round % 5), ..Settings::default() };
+            let made = world.try_make(&settings, &orders());
+            if made.is_err() {
+                done.store(true, Ordering::Relaxed);
+            }
+            made.unwrap();
+            assert_eq!(world.result("a"), answer(3, 4, settings.cap, 1));
+        }
+        done.store(true, Ordering::Relaxed);
+        sweeper.join().unwrap()
+    });
+    assert!(swept > 0);
 }
 
 #[test]

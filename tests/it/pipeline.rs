@@ -1,5 +1,5 @@
-//! The real pipeline on drawn shapes: same bytes for any thread count, and nothing to do
-//! the second time.
+//! The real pipeline on drawn shapes: same bytes for any thread count, size of batch and
+//! place, and nothing to do the second time.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -26,10 +26,17 @@ fn run(artifacts: &Path, threads: usize) -> String {
 }
 
 fn run_with(artifacts: &Path, threads: usize, set: &[&str]) -> String {
+    run_in(Path::new(env!("CARGO_MANIFEST_DIR")), artifacts, threads, set)
+}
+
+/// As if the repository were cloned to `home`.
+fn run_in(home: &Path, artifacts: &Path, threads: usize, set: &[&str]) -> String {
     let mut said = String::new();
     for (stage, binary) in STAGES {
         let output = Command::new(binary)
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .current_dir(home)
+            .env("HOME", home)
+            .env("TZ", if threads == 1 { "UTC" } else { "Asia/Kathmandu" })
             .args(["--profile", "smoke", "--threads", &threads.to_string()])
             .args(["--set", "pretrain.optim.steps=60", "--set", "train.optim.steps=12"])
             .args(set.iter().flat_map(|set| ["--set", set]))
@@ -70,15 +77,44 @@ fn the_pipeline_gives_the_same_bytes_for_any_thread_count_and_rests_when_done() 
     let two = tempfile::tempdir().unwrap();
     let first = run(one.path(), 1);
     assert!(first.contains("runs"), "{first}");
-    run(two.path(), 2);
+    let clone = tempfile::tempdir().unwrap();
+    let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/pipeline.yaml");
+    std::fs::copy(shipped, clone.path().join("pipeline.yaml")).unwrap();
+    run_in(clone.path(), two.path(), 2, &[]);
     let (a, b) = (digests(one.path()), digests(two.path()));
     assert!(a.len() > 100, "only {} results", a.len());
     assert_eq!(a, b);
     let again = run(one.path(), 2);
     assert!(!again.contains("runs"), "{again}");
+    sizes_of_batches_change_no_bytes(one.path(), &a);
     let report = one.path().join("report/current/report.html");
     let html = std::fs::read_to_string(report).unwrap();
     assert!(html.contains("cluster-aware") && !html.contains("<script"));
+}
+
+/// Batches of the stages that only compute forward are a matter of memory.
+fn sizes_of_batches_change_no_bytes(artifacts: &Path, truth: &BTreeMap<String, String>) {
+    for (stage, set) in [("activations", "activations.batch=37"), ("evaluate", "evaluate.batch=17")]
+    {
+        let (_, binary) = STAGES.iter().find(|(name, _)| *name == stage).unwrap();
+        let run = |set: &[&str]| {
+            let output = Command::new(binary)
+                .current_dir(env!("CARGO_MANIFEST_DIR"))
+                .args(["--profile", "smoke", "--artifacts"])
+                .arg(artifacts)
+                .args(["--set", "pretrain.optim.steps=60", "--set", "train.optim.steps=12"])
+                .args(set)
+                .output()
+                .expect(stage);
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success(), "{stage}: {text}");
+            text
+        };
+        assert!(run(&["--set", set]).contains("runs"), "{set}");
+        let other = digests(artifacts);
+        assert_eq!(truth, &other, "{set}");
+        assert!(!run(&[]).contains("runs"), "{set} and back");
+    }
 }
 
 /// Sixty-four patterns, each in six colours and as many files, with a table of captions.

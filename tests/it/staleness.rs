@@ -1,6 +1,7 @@
 //! What makes a node stale, what does not, and how far it spreads.
 
 use std::fs;
+use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 use upcycle::artifact::{Options, Store};
@@ -84,6 +85,41 @@ fn an_edited_outside_file_is_seen_even_with_its_old_times() {
     file.set_modified(before).unwrap();
     drop(file);
     assert_eq!(world.make(&Settings::default()), ["numbers"]);
+}
+
+/// A clock that was set back or forward, or a copy that kept old times.
+#[test]
+fn no_time_of_a_file_decides_anything() {
+    let world = World::new();
+    world.make(&Settings::default());
+    let year = Duration::from_secs(365 * 24 * 3600);
+    let now = SystemTime::UNIX_EPOCH + 56 * year;
+    for time in [SystemTime::UNIX_EPOCH, now - 20 * year, now + 20 * year, now + 100 * year] {
+        let mut folders = vec![world.artifacts()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_symlink() {
+                    continue;
+                }
+                fs::File::open(&path).unwrap().set_modified(time).unwrap();
+                if path.is_dir() {
+                    folders.push(path);
+                }
+            }
+        }
+        assert_eq!(world.make(&Settings::default()), [""; 0], "{time:?}");
+        let length = if fs::read_to_string(world.outside()).unwrap() == "four" { 7 } else { 4 };
+        fs::write(world.outside(), "x".repeat(length)).unwrap();
+        if length == 4 {
+            fs::write(world.outside(), "four").unwrap();
+        }
+        let file = fs::File::options().write(true).open(world.outside()).unwrap();
+        file.set_modified(time).unwrap();
+        drop(file);
+        world.make(&Settings::default());
+        assert_eq!(world.result("a"), answer(3, length, 100, 1), "{time:?}");
+    }
 }
 
 #[test]

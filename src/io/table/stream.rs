@@ -17,6 +17,7 @@ use parquet::schema::types::ColumnPath;
 use super::column::{self, Column};
 use super::{GROUP, Table};
 use crate::error::{Context, Error, Result};
+use crate::io::hostile::guarded;
 
 /// Writes a table part by part; the first part fixes the columns.
 #[derive(Debug)]
@@ -162,13 +163,18 @@ impl TableReader {
         let damaged = |e: parquet::errors::ParquetError| {
             Error::corrupt(format!("{place} is not a Parquet file")).caused_by(e)
         };
-        let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(damaged)?;
-        let rows = builder.metadata().file_metadata().num_rows();
-        let rows = usize::try_from(rows)
-            .map_err(|e| Error::corrupt(format!("{place}: {rows} rows")).caused_by(e))?;
-        let schema = Arc::clone(builder.schema());
-        let reader = builder.with_batch_size(GROUP).build().map_err(damaged)?;
-        Ok(Self { path: path.to_owned(), schema, rows, reader })
+        let open = || {
+            let builder =
+                ParquetRecordBatchReaderBuilder::try_new(file).map_err(damaged)?;
+            let rows = builder.metadata().file_metadata().num_rows();
+            let rows = usize::try_from(rows).map_err(|e| {
+                Error::corrupt(format!("{place}: {rows} rows")).caused_by(e)
+            })?;
+            let schema = Arc::clone(builder.schema());
+            let reader = builder.with_batch_size(GROUP).build().map_err(damaged)?;
+            Ok(Self { path: path.to_owned(), schema, rows, reader })
+        };
+        guarded(open).context(|| format!("reading {place}"))
     }
 
     /// Number of rows of the file.
@@ -180,11 +186,13 @@ impl TableReader {
     #[expect(clippy::should_implement_trait, reason = "an iterator would hide the error")]
     pub fn next(&mut self) -> Result<Option<Table>> {
         let place = || format!("reading {}", self.path.display());
-        match self.reader.next() {
+        let reader = &mut self.reader;
+        match guarded(|| Ok(reader.next())).context(place)? {
             None => Ok(None),
             Some(batch) => {
                 let batch = batch.map_err(|e| Error::corrupt(place()).caused_by(e))?;
-                let columns = column::from_batch(&batch).context(place)?;
+                let columns =
+                    guarded(|| column::from_batch(&batch)).context(place)?;
                 Ok(Some(Table { columns }))
             }
         }

@@ -11,8 +11,10 @@ use candle_core::DType;
 use candle_core::pickle::{PthTensors, TensorInfo};
 use safetensors::tensor::SafeTensors;
 
+use super::pickle;
 use crate::error::{Context, Error, Result};
 use crate::io::foreign;
+use crate::io::hostile::check_names;
 use crate::io::tensors::{Tensor, Tensors};
 
 /// What `DistributedDataParallel`, `torch.compile` and `CustomTextCLIP` put before names.
@@ -71,6 +73,7 @@ fn add(tensors: &mut Tensors, place: &Path, name: &str, tensor: Tensor) -> Resul
 fn read_safetensors(path: &Path, tensors: &mut Tensors) -> Result<()> {
     let place = path.display();
     let bytes = std::fs::read(path).context(|| format!("reading {place}"))?;
+    check_names(&bytes).context(|| format!("reading {place}"))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| {
         Error::corrupt(format!("{place} is not a safetensors file")).caused_by(e)
     })?;
@@ -125,6 +128,7 @@ fn read_shards(path: &Path, tensors: &mut Tensors) -> Result<()> {
 fn read_pickle(path: &Path, tensors: &mut Tensors) -> Result<()> {
     let place = path.display();
     let size = std::fs::metadata(path).context(|| format!("reading {place}"))?.len();
+    pickle::check(path)?;
     // candle's reader indexes without looking, so a hostile pickle can make it panic.
     let read =
         catch_unwind(AssertUnwindSafe(|| read_pickle_unguarded(path, size, tensors)));
@@ -142,6 +146,7 @@ fn read_pickle_unguarded(path: &Path, size: u64, tensors: &mut Tensors) -> Resul
                 .caused_by(e)
         })?;
     let infos: BTreeMap<&String, &TensorInfo> = file.tensor_infos().iter().collect();
+    let mut total = 0_u64;
     if infos.is_empty() {
         return Err(Error::failed(format!(
             "{place} holds no state dict of tensors; a TorchScript archive has to be saved \
@@ -164,6 +169,13 @@ fn read_pickle_unguarded(path: &Path, size: u64, tensors: &mut Tensors) -> Resul
         if bytes.is_none_or(|bytes| bytes > size) {
             return Err(Error::corrupt(format!(
                 "{place}: tensor {name} of shape {shape:?} is larger than the file"
+            )));
+        }
+        // Tied weights share storage, but not a thousand of them.
+        total = total.saturating_add(bytes.unwrap_or(u64::MAX));
+        if total > size.saturating_mul(2) {
+            return Err(Error::corrupt(format!(
+                "{place}: its tensors are more than twice as large as the file"
             )));
         }
         let data = file

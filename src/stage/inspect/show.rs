@@ -53,6 +53,7 @@ fn manifest_answer(place: &Place, manifest: &Manifest) -> Result<Answer> {
             provenance.threads,
             size(provenance.peak_rss)
         ),
+        format!("by {}", provenance.processor),
         format!("from commit {}", provenance.git),
     ];
     for (input, result) in &provenance.inputs {
