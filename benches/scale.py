@@ -59,7 +59,7 @@ def section(model: str, binaries: Path, scratch: Path) -> str:
         rows += nodes(scratch / "artifacts" / stage, stage)
     forecast = call(binaries / "upcycle-upcycle", *flags, "--dry-run").splitlines()
     speed = json.loads(call(binaries / "upcycle-inspect", "speed", "moe-eesd", "--steps", STEPS,
-                            "--json", *flags))
+                            "--json", *flags[:-2]))
     return "\n".join([
         f"## {model}", "", machine(), "",
         "```", *[line for line in forecast if not line.startswith(("  ", "upcycle "))], "```", "",

@@ -244,10 +244,14 @@ impl Clip {
     }
 
     /// Samples that run together where no backward will follow: the rows of a piece fill
-    /// the kernels, and small batches still occupy all threads.
+    /// the kernels, and small batches still occupy all threads. A power of two, so that
+    /// batches of any multiple of [`GROUP`] fall into the same pieces and give the same bits.
     pub fn piece(&self, tower: Tower) -> usize {
         match tower {
-            Tower::Vision => (PIECE_ROWS / self.vision.tokens).clamp(1, GROUP),
+            Tower::Vision => {
+                let fits = (PIECE_ROWS / self.vision.tokens).clamp(1, GROUP);
+                1 << fits.ilog2()
+            }
             Tower::Text => GROUP,
         }
     }
