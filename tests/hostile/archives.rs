@@ -33,6 +33,7 @@ fn good() -> Vec<u8> {
 
 #[test]
 fn members_that_lead_elsewhere_are_only_names() {
+    use tar::EntryType as Kind;
     let before = listing(Path::new("/tmp"));
     for name in ["../../x.png", "/etc/x.png", "a/../../x.png", "C:\\x.png", "./.png"] {
         let mut bytes = file(name, &good()[512..900]);
@@ -40,7 +41,6 @@ fn members_that_lead_elsewhere_are_only_names() {
         bytes.extend(good());
         survives("shard", &bytes);
     }
-    use tar::EntryType as Kind;
     for kind in [Kind::Symlink, Kind::Link, Kind::Char, Kind::Fifo, Kind::Directory] {
         let mut bytes = member("9.png", kind, 0, b"");
         bytes.extend(file("9.txt", b"words"));

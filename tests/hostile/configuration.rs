@@ -115,7 +115,7 @@ fn bombs_of_yaml_end_in_a_sentence() {
     let mut laughs = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
     for level in 1..12 {
         let before = format!("*a{}, ", level - 1).repeat(10);
-        laughs += &format!("a{level}: &a{level} [{before}]\n");
+        laughs.extend([format!("a{level}: &a{level} [{before}]\n")]);
     }
     let merges: String = (1..40)
         .map(|i| format!("b{i}: &b{i}\n  <<: [*b{0}, *b{0}]\n  k{i}: 1\n", i - 1))

@@ -146,7 +146,9 @@ fn attack(name: &str) {
         let counts = std::cell::RefCell::new((&mut read, &mut fine));
         let outcome = TestRunner::new(config).run(&files, |(seed, edits)| {
             let mut bytes = seeds[seed.index(seeds.len())].clone();
-            edits.iter().for_each(|edit| apply(&mut bytes, edit));
+            for edit in &edits {
+                apply(&mut bytes, edit);
+            }
             let began = Instant::now();
             let result = target.run(folder.path(), &bytes);
             prop_assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
