@@ -39,7 +39,7 @@ FLAGS = $(MODE) $(if $(filter $@,$(FORCE)),$(if $(call has,q),,--force)) $(if $(
 
 STAGES := dataset pretrain activations cluster subspaces upcycle train evaluate analyze report
 
-.PHONY: all build fetch status why dag verify gc clean help test test-python bench-peers peers $(STAGES)
+.PHONY: all build fetch status why dag verify gc clean help test test-python bench-peers bench-scale peers $(STAGES)
 
 all: report
 
@@ -139,6 +139,10 @@ bench-peers: | build peers
 	+@PYTHONDONTWRITEBYTECODE=1 $(PEERS_ENV)/bin/python benches/peers/run.py --binaries $(BIN) \
 	  $(if $(THREADS),--threads $(THREADS)) $(if $(ROWS),--rows $(ROWS))
 
+# Import to report at full size, with random weights; written to docs/scale.md.
+bench-scale: | build peers
+	@$(PEERS_ENV)/bin/python -B benches/scale.py --binaries $(BIN)
+
 # Our numbers and those of PyTorch and transformers.
 test-python: | build peers
 	@$(PEERS_ENV)/bin/python -B examples/python/test_upcycle_moe.py '$(BIN)'
@@ -162,6 +166,7 @@ help:
 	  '  make clean                  remove every result' \
 	  '  make test                   all tests' \
 	  "  make bench-peers            compare with PyTorch, faiss, ..; ROWS='kmeans' for some" \
+	  '  make bench-scale            ViT-B from import to report: time and memory' \
 	  '  make test-python            compare numbers with PyTorch and transformers' \
 	  '' \
 	  'upcycle-inspect --help shows more: show, diff, lineage, accept.'

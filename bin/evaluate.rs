@@ -5,6 +5,7 @@
 //!
 //! ```console
 //! $ upcycle-evaluate --profile smoke
+//! $ upcycle-evaluate on --checkpoint dense --set wds_cifar10 --out results
 //! ```
 
 use std::process::ExitCode;
@@ -12,5 +13,5 @@ use std::process::ExitCode;
 use upcycle::stage;
 
 fn main() -> ExitCode {
-    stage::cli::main(&stage::evaluate::STAGE)
+    stage::sets::main()
 }

@@ -123,7 +123,7 @@ def sweep():
                 count[2] += check.returncode == 1
                 made = run(stage, "--quiet", *only)
                 again = run(stage, "--check", *only)
-                kept = any((ROOT / ".corrupt").iterdir())
+                kept = (ROOT / ".corrupt").is_dir() and any((ROOT / ".corrupt").iterdir())
                 healed = made.returncode == 0 and again.returncode == 0
                 healed = healed and kept and tree(link.resolve()) == good
                 count[3] += healed

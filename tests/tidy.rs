@@ -90,10 +90,12 @@ fn no_code_speaks_to_a_network() {
 fn every_command_of_cargo_is_locked() {
     for file in ["Makefile", ".ci/run", "tests/fuzz/run.sh"] {
         let text = fs::read_to_string(file).expect(file).replace("\\\n", " ");
-        let verbs = ["build", "test", "run", "nextest run", "clippy", "doc", "bench", "check"];
+        let verbs =
+            ["build", "test", "run", "nextest run", "clippy", "doc", "bench", "check"];
         for line in text.lines().filter(|line| !line.trim_start().starts_with('#')) {
             for part in line.split(['&', ';', '|']) {
-                let calls = verbs.iter().any(|verb| part.contains(&format!("cargo {verb} ")));
+                let calls =
+                    verbs.iter().any(|verb| part.contains(&format!("cargo {verb} ")));
                 assert!(!calls || part.contains("--locked"), "{file}: {part}");
             }
         }

@@ -3,14 +3,16 @@
 //! The rows are LN2's outputs over a calibration subset of the training data. Text rows
 //! behind the end of text and the constant start token are left out (METHOD §2.1). Which
 //! samples, captions and tokens are kept depends on the seed and on names alone, not on the
-//! batch size or the threads; memory is one batch.
+//! batch size or the threads; memory is the kept rows of two batches.
 
 use std::path::Path;
 
-use crate::data::Dataset;
+use rayon::prelude::*;
+
+use crate::data::{Dataset, SampleRow};
 use crate::error::{Error, Result};
 use crate::io::table::{Column, Table, TableWriter};
-use crate::model::clip::{Clip, Engine, GROUP, GroupState, Pairs};
+use crate::model::clip::{Clip, TowerState};
 use crate::model::tower::Teacher;
 use crate::model::{Checkpoint, Tower};
 use crate::num::index_u32;
@@ -47,7 +49,7 @@ pub fn record(
     if order.is_empty() {
         return Err(Error::usage("activations.samples: the training split is empty"));
     }
-    let mut engine = Engine::new(Clip::new(&model.config));
+    let recorder = Recorder { clip: Clip::new(&model.config), model, data, plan };
     let mut sinks = Vec::new();
     for &(tower, layer) in &plan.layers {
         if layer >= model.config.tower(tower).layers {
@@ -57,47 +59,101 @@ pub fn record(
         let file = format!("{}-{layer}.parquet", tower.name());
         sinks.push((TableWriter::create(&out.join(file))?, 0));
     }
-    let picture = 3 * split.side().pow(2);
+    // While a batch is computed, the one before is compressed and written.
+    let mut waiting = Vec::new();
     let mut done = 0;
     for rows in order.chunks(plan.batch.max(1)) {
-        let mut pixels = vec![0.0; rows.len() * picture];
-        split.pixels(rows, &mut pixels);
-        let texts: Vec<&str> = rows
-            .iter()
-            .map(|&row| {
-                let own = &split.rows[row];
-                let name = format!("activations/caption/{}", own.sample);
-                let pick =
-                    rng::stream(plan.seed, &name).random_range(0..own.captions.len());
-                own.captions[pick].as_str()
-            })
-            .collect();
-        let ids = data.tokenizer.encode_all(&texts, model.config.text.context)?;
-        let pairs = Pairs { pixels: &pixels, ids: &ids };
-        engine.forward(&model.values, pairs, Teacher::None);
-        let samples: Vec<u32> = rows.iter().map(|&row| split.rows[row].sample).collect();
-        for ((tower, layer), (sink, count)) in plan.layers.iter().zip(&mut sinks) {
-            for (group, own) in engine.groups().iter().zip(samples.chunks(GROUP)) {
-                let table = rows_of(group, (*tower, *layer), own, plan);
-                *count += table.rows();
-                sink.push(&table)?;
-            }
-        }
+        let (written, found) =
+            rayon::join(|| write(&mut sinks, &waiting), || recorder.batch(rows));
+        written?;
+        waiting = found?;
         done += rows.len();
         progress(done);
     }
+    write(&mut sinks, &waiting)?;
     sinks.into_iter().map(|(sink, count)| sink.finish().map(|()| count)).collect()
 }
 
-/// The kept rows of one layer over a group of samples.
+/// Appends tables to the layers' files: (index of the layer, rows).
+fn write(sinks: &mut [(TableWriter, usize)], tables: &[(usize, Table)]) -> Result<()> {
+    for (index, table) in tables {
+        let (sink, count) = &mut sinks[*index];
+        *count += table.rows();
+        sink.push(table)?;
+    }
+    Ok(())
+}
+
+/// The model over samples of the training split.
+struct Recorder<'a> {
+    clip: Clip,
+    model: &'a Checkpoint,
+    data: &'a Dataset,
+    plan: &'a Plan,
+}
+
+impl Recorder<'_> {
+    /// The kept rows of every layer, piece by piece, pieces of both towers side by side.
+    fn batch(&self, rows: &[usize]) -> Result<Vec<(usize, Table)>> {
+        let pieces: Vec<(Tower, &[usize])> = Tower::BOTH
+            .iter()
+            .flat_map(|&tower| {
+                rows.chunks(self.clip.piece(tower)).map(move |own| (tower, own))
+            })
+            .collect();
+        let tables: Result<Vec<_>> =
+            pieces.par_iter().map(|&(tower, rows)| self.piece(tower, rows)).collect();
+        Ok(tables?.into_iter().flatten().collect())
+    }
+
+    fn piece(&self, tower: Tower, rows: &[usize]) -> Result<Vec<(usize, Table)>> {
+        let layers: Vec<(usize, usize)> = self
+            .plan
+            .layers
+            .iter()
+            .enumerate()
+            .filter(|(_, (own, _))| *own == tower)
+            .map(|(index, &(_, layer))| (index, layer))
+            .collect();
+        let blocks: Vec<usize> = layers.iter().map(|&(_, layer)| layer).collect();
+        let mut state = TowerState::light(&blocks);
+        let split = self.data.split("train")?;
+        let params = &self.model.values;
+        match tower {
+            Tower::Vision => {
+                let mut pixels = vec![0.0; rows.len() * 3 * split.side().pow(2)];
+                split.pixels(rows, &mut pixels);
+                self.clip.images(params, &pixels, Teacher::None, &mut state);
+            }
+            Tower::Text => {
+                let texts: Vec<&str> =
+                    rows.iter().map(|&row| self.caption(&split.rows[row])).collect();
+                let context = self.model.config.text.context;
+                let ids = self.data.tokenizer.encode_all(&texts, context)?;
+                self.clip.texts(params, &ids, Teacher::None, &mut state);
+            }
+        }
+        let samples: Vec<u32> = rows.iter().map(|&row| split.rows[row].sample).collect();
+        let table = |layer| rows_of(&state, (tower, layer), &samples, self.plan);
+        Ok(layers.into_iter().map(|(index, layer)| (index, table(layer))).collect())
+    }
+
+    /// One caption of a sample, by the seed and the sample's number.
+    fn caption<'a>(&self, own: &'a SampleRow) -> &'a str {
+        let name = format!("activations/caption/{}", own.sample);
+        let pick = rng::stream(self.plan.seed, &name).random_range(0..own.captions.len());
+        &own.captions[pick]
+    }
+}
+
+/// The kept rows of one layer over a piece.
 fn rows_of(
-    group: &GroupState,
+    state: &TowerState,
     (tower, layer): (Tower, usize),
     samples: &[u32],
     plan: &Plan,
 ) -> Table {
-    let state = group.tower(tower);
-    let input = &state.blocks[layer].ffn_input;
+    let input = &state.kept[&layer];
     let width = input.len() / state.counted.len().max(1);
     let (mut ids, mut positions, mut data) = (Vec::new(), Vec::new(), Vec::new());
     for (pair, &sample) in state.starts.windows(2).zip(samples) {

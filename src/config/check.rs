@@ -79,6 +79,9 @@ impl Config {
         let share = self.dataset.corrupt_share;
         let possible = (0.0..=1.0).contains(&share);
         require(possible, "dataset.corrupt_share", &share, "0 to 1")?;
+        let weights = &self.dataset.weights;
+        let fine = weights.iter().all(|weight| (0.0..=1000.0).contains(weight));
+        require(fine, "dataset.weights", &format!("{weights:?}"), "0 to 1000 each")?;
         let context = self.dataset.context;
         require(context >= 3, "dataset.context", &context, "at least 3 tokens")?;
         let vocabulary = self.dataset.vocabulary;

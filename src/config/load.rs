@@ -65,7 +65,9 @@ fn build(text: &str, name: &str, overrides: &Overrides) -> Result<Config> {
         let (path, what) = (e.path().to_string(), e.inner().to_string());
         Error::usage(format!("{name}: {path}: {what}"))
     })?;
-    config.check().map_err(|e| Error::new(e.kind(), format!("{name}: {}", e.message())))?;
+    config
+        .check()
+        .map_err(|e| Error::new(e.kind(), format!("{name}: {}", e.message())))?;
     Ok(config)
 }
 
@@ -102,10 +104,9 @@ fn parse_assignment(assignment: &str) -> Result<Value> {
     let (path, text) = assignment.split_once('=').ok_or_else(|| {
         Error::usage(format!("--set {assignment}: expected path.to.key=value"))
     })?;
-    let value: Value = serde_saphyr::from_str(text)
-        .map_err(|e| {
-            Error::usage(format!("--set {assignment}: the value is not valid YAML: {e}"))
-        })?;
+    let value: Value = serde_saphyr::from_str(text).map_err(|e| {
+        Error::usage(format!("--set {assignment}: the value is not valid YAML: {e}"))
+    })?;
     Ok(path.rsplit('.').fold(value, |inner, key| {
         let mut map = Map::new();
         map.insert(key.trim().to_owned(), inner);

@@ -41,18 +41,82 @@ pub struct Config {
     pub report: ReportConfig,
 }
 
+impl Config {
+    /// The seeds that train a dense model.
+    pub fn base_seeds(&self) -> &[u64] {
+        match self.pretrain.bases {
+            Bases::PerSeed => &self.seeds,
+            Bases::Shared => self.seeds.get(..1).unwrap_or_default(),
+        }
+    }
+
+    /// The seed whose dense model the runs of `seed` start from.
+    pub fn base_of(&self, seed: u64) -> u64 {
+        match self.pretrain.bases {
+            Bases::PerSeed => seed,
+            Bases::Shared => self.seeds.first().copied().unwrap_or(seed),
+        }
+    }
+}
+
 /// Where the pictures come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Source {
     /// Emoji drawn by many vendors, from pinned npm packages.
     Emoji,
-    /// A folder of images with a `captions.csv`.
+    /// A folder of images with a `captions.csv`, or of one folder a class.
     Folder,
+    /// Tables of picture paths and captions, CSV or TSV.
+    Csv,
+    /// Parquet with the pictures inside (Hugging Face's layout).
+    Parquet,
+    /// Captions in JSON: COCO's or Karpathy's.
+    Coco,
     /// Tar shards of `WebDataset`: `*.tar` or `SPLIT/*.tar`.
     Webdataset,
     /// A small picture set drawn by this program, for tests without a network.
     Shapes,
+}
+
+impl Source {
+    /// The name in configurations.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Emoji => "emoji",
+            Self::Folder => "folder",
+            Self::Csv => "csv",
+            Self::Parquet => "parquet",
+            Self::Coco => "coco",
+            Self::Webdataset => "webdataset",
+            Self::Shapes => "shapes",
+        }
+    }
+
+    /// Whether it reads pairs out of the user's files.
+    pub fn reads_pairs(self) -> bool {
+        !matches!(self, Self::Emoji | Self::Shapes)
+    }
+}
+
+/// Which columns of a table or a Parquet file are read; empty for the usual names.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ColumnNames {
+    /// Path or bytes of the picture.
+    pub image: String,
+    /// What is said about it.
+    pub caption: String,
+    /// What it shows: the name or the number of a class.
+    pub label: String,
+    /// The split it belongs to.
+    pub split: String,
+}
+
+impl ColumnNames {
+    fn is_unset(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Section `dataset`.
@@ -61,8 +125,18 @@ pub enum Source {
 pub struct DatasetConfig {
     /// Which data set.
     pub source: Source,
-    /// Folder of `source: folder` and `source: webdataset`; empty otherwise.
+    /// Folder of the user's pictures or files; empty for sources that need none.
     pub folder: String,
+    /// Files of `csv`, `coco`, `parquet` and `webdataset`: `{000..099}` is a range, `::` stands
+    /// between parts.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub file: String,
+    /// How often the training pairs of each part of `file` are repeated; empty for once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub weights: Vec<f64>,
+    /// Columns of `csv` and `parquet`.
+    #[serde(default, skip_serializing_if = "ColumnNames::is_unset")]
+    pub columns: ColumnNames,
     /// Number of pictures `source: shapes` draws.
     pub shapes: usize,
     /// Side of the stored square pictures, in pixels.
@@ -77,7 +151,7 @@ pub struct DatasetConfig {
     /// own ones.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub like: String,
-    /// Share of unreadable pairs of `source: webdataset` that is skipped instead of refused.
+    /// Share of the user's pairs that may be unreadable: they are skipped instead of refused.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub corrupt_share: f64,
 }
@@ -214,7 +288,7 @@ pub enum Augment {
     None,
     /// CLIP's random resized crop: area (.9, 1), ratio (3/4, 4/3).
     Crop,
-    /// Random affine and colour jitter, for drawings (DATASET §6).
+    /// Random affine and colour jitter, for drawings.
     Affine,
 }
 
@@ -319,7 +393,7 @@ impl Blocks {
 }
 
 /// One entry of `inits`: a method of `src/upcycle` with its parameters.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InitConfig {
     /// Name of the method.

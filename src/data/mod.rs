@@ -3,8 +3,7 @@
 //! ```text
 //! emoji ─┐
 //! shapes ┼─► Collection ─► write: Parquet, tokenizer, dataset.json ─► Dataset ─► Split ─► Batches
-//! folder ┤
-//! webdataset ┘
+//! pairs ─┘   (folder, csv, parquet, coco, webdataset)
 //! ```
 //!
 //! A source knows where pictures and captions come from and which split each belongs to; it
@@ -14,22 +13,20 @@
 mod batches;
 mod collection;
 pub mod emoji;
-mod folder;
+pub mod pairs;
 mod prefetch;
 mod read;
 mod shapes;
 mod splits;
-mod stream;
-mod webdataset;
 mod write;
 
 use std::path::Path;
 
 pub use batches::{Batch, Batches, Plan};
 pub use collection::{Layout, Meta};
+pub use pairs::Skipped;
 pub use prefetch::Prefetch;
 pub use read::{ConceptRow, Dataset, SampleRow, Split};
-pub use stream::Skipped;
 pub use write::{Summary, adopt};
 
 use crate::config::{DatasetConfig, Source};
@@ -51,9 +48,12 @@ pub fn build(
     let collection = match config.source {
         Source::Emoji => emoji::collect(config, cache, seed, progress)?,
         Source::Shapes => shapes::collect(config, seed, progress)?,
-        Source::Folder => folder::collect(config, progress)?,
-        Source::Webdataset => {
-            let (collection, bad) = webdataset::collect(config, progress)?;
+        Source::Folder
+        | Source::Csv
+        | Source::Parquet
+        | Source::Coco
+        | Source::Webdataset => {
+            let (collection, bad) = pairs::collect(config, progress)?;
             skipped = bad;
             collection
         }

@@ -1,4 +1,7 @@
-//! Batches made ahead of their use on a thread of their own, in order.
+//! Batches made ahead of their use, in order, by threads of their own.
+//!
+//! They do not share the trainer's pool: there, pictures would wait for the layers that run
+//! and the layers for the pictures.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -28,10 +31,15 @@ impl Prefetch {
     ) -> Result<Self> {
         let (send, receive) = sync_channel(depth.max(1));
         let left = steps.len();
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(rayon::current_num_threads())
+            .thread_name(|index| format!("pictures-{index}"))
+            .build()
+            .context(|| "starting the threads that make batches".to_owned())?;
         let work = move || {
             for step in steps {
                 // The consumer may stop early: nothing is lost.
-                if send.send(batches.batch(step)).is_err() {
+                if send.send(pool.install(|| batches.batch(step))).is_err() {
                     return;
                 }
             }

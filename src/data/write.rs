@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::collection::{Collection, Meta, Sample};
+use super::pairs::Skipped;
 use super::splits;
-use super::stream::Skipped;
 use crate::config::DatasetConfig;
 use crate::error::{Context, Error, Result};
 use crate::image::{self, Normalise};

@@ -39,6 +39,32 @@ impl<R> LabelledImages<R> {
     }
 }
 
+impl LabelledImages<super::Test> {
+    /// Pictures that were embedded as they streamed by; their places are their numbers.
+    pub fn embedded(
+        split: &str,
+        embeddings: Matrix,
+        concept: Vec<usize>,
+    ) -> Result<Self> {
+        let n = concept.len();
+        whole(embeddings.rows(), n, "embeddings")?;
+        let sample = (0..n).map(crate::num::index_u32).collect();
+        let split = split.to_owned();
+        Ok(Self { split, embeddings, concept, sample, role: PhantomData })
+    }
+}
+
+/// Unit embeddings [n, P] of `n` normalised pictures, `pixels` [n, 3, S, S].
+pub fn embed_pictures(
+    encoder: &mut dyn Encoder,
+    pixels: &[f32],
+    n: usize,
+) -> Result<Matrix> {
+    whole(pixels.len(), n, "pixels")?;
+    let found = encoder.images(pixels, n)?;
+    checked(found, n, encoder.embed_dim())
+}
+
 /// Embeds the pictures of a split at `indices`, `batch` at a time.
 pub(super) fn images<R>(
     encoder: &mut dyn Encoder,
@@ -49,11 +75,7 @@ pub(super) fn images<R>(
     let mut data = Vec::with_capacity(indices.len() * encoder.embed_dim());
     for part in indices.chunks(batch.max(1)) {
         let rows = (split.pixels)(part)
-            .and_then(|pixels| {
-                whole(pixels.len(), part.len(), "pixels")?;
-                let found = encoder.images(&pixels, part.len())?;
-                checked(found, part.len(), encoder.embed_dim())
-            })
+            .and_then(|pixels| embed_pictures(encoder, &pixels, part.len()))
             .context(|| format!("embedding pictures of split {}", split.name))?;
         data.extend(rows.into_data());
     }

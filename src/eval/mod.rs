@@ -5,7 +5,7 @@
 //! no split it was not handed. Splits carry their role in their type ([`Train`],
 //! [`Validation`], [`Test`]), so a probe cannot be tuned on the pictures that judge it.
 //!
-//! Measurements are those of METHOD §6 and DATASET §5, named as in `docs/artifacts.md`.
+//! Measurements are those of METHOD §6, named as in `docs/artifacts.md`.
 
 mod bootstrap;
 mod bundle;
@@ -16,6 +16,7 @@ mod measurement;
 pub mod metrics;
 pub mod probe;
 pub mod ranking;
+pub mod sets;
 pub mod similarity;
 mod tasks;
 mod validate;
@@ -24,7 +25,7 @@ pub use bootstrap::{Bootstrap, Draws, Interval};
 pub use bundle::{
     Bundle, Concept, Pixels, Split, Test, Tokenise, Train, Validation, Vocabulary,
 };
-pub use embed::LabelledImages;
+pub use embed::{LabelledImages, embed_pictures};
 pub use evaluate::evaluate;
 pub use examples::{Example, Retrieved, example_retrievals};
 pub use measurement::{Choice, Evaluation, Measurement};

@@ -20,7 +20,7 @@ pub struct Normalise {
 }
 
 impl Normalise {
-    /// `OpenAI`'s constants, which nearly every published CLIP uses (CLIP.md §1c).
+    /// `OpenAI`'s constants, which nearly every published CLIP uses.
     pub const OPENAI: Self = Self {
         mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
         std: [0.268_629_54, 0.261_302_6, 0.275_777_1],
@@ -154,7 +154,7 @@ fn uniform(stream: &mut Stream, low: f32, high: f32) -> f32 {
     (high - low) * stream.random::<f32>() + low
 }
 
-/// One draw of the affine and colour parameters (DATASET §6).
+/// One draw of the affine and colour parameters.
 struct AffineDraw {
     /// Rows of the map from output to input offsets about the centre.
     matrix: [[f32; 2]; 2],

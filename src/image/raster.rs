@@ -19,7 +19,7 @@ const MARGIN: f64 = 0.03;
 /// A channel this much below white belongs to the drawing.
 const PAPER: u8 = 250;
 
-/// Pictures whose levels deviate less than this are empty (DATASET §2).
+/// Pictures whose levels deviate less than this are empty.
 const BLANK: f64 = 3.0;
 
 /// Renders an SVG document, cut to its drawing, to `side` x `side` pixels; `None` if nothing

@@ -85,7 +85,9 @@ mod tests {
     #[test]
     fn a_name_that_is_there_twice_is_refused_however_it_is_spelt() {
         let twice = br#"{"ab":{"x":[1]},"a\u0062":{}}"#;
-        assert!(check_header(twice).unwrap_err().to_string().contains("ab is there twice"));
+        assert!(
+            check_header(twice).unwrap_err().to_string().contains("ab is there twice")
+        );
         assert!(check_header(br#"{"a":{"a":1},"b":{"a":1}}"#).is_ok());
         assert!(check_header(b"[").is_ok(), "left to the parser");
     }

@@ -189,7 +189,7 @@ fn add_block(ffn: Ffn<'_>, block: Block<'_>, [inputs, outputs]: [&mut Vec<Moment
     par::for_each_piece(&mut values, PIECE * d, |index, out| {
         out.copy_from_slice(&ffn.outputs(&block.rows[index * PIECE * d..][..out.len()]));
     });
-    let inputs = inputs.iter_mut().enumerate().map(|(i, m)| (i, m, &block.rows[..]));
+    let inputs = inputs.iter_mut().enumerate().map(|(i, m)| (i, m, block.rows));
     let outputs = outputs.iter_mut().enumerate().map(|(i, m)| (i, m, &values[..]));
     add_moments(inputs.chain(outputs).collect(), block.labels);
 }

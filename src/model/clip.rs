@@ -14,7 +14,7 @@ use super::names::Place;
 use super::params::Layout;
 use super::tower::Transformer;
 use super::tower::{
-    self, BlockState, LayerPull, LayerStats, Pair, Rows, Scratch, Teacher,
+    self, BlockState, Kept, LayerPull, LayerStats, Pair, Rows, Scratch, Teacher,
 };
 use super::{ClipConfig, Tower};
 use crate::linalg::gemm::{self, Rows as View, Write};
@@ -23,6 +23,9 @@ use crate::ops::{layer_norm, simd};
 
 /// Samples of a group.
 pub const GROUP: usize = 16;
+
+/// Rows of the image tower that run together where no backward will follow.
+const PIECE_ROWS: usize = 256;
 
 /// Gradient buffers: the most threads that a step can use.
 pub const LANES: usize = 4;
@@ -71,14 +74,16 @@ struct Head {
 }
 
 /// One tower's state over a group of samples.
-#[derive(Debug, Clone)]
+#[derive(Debug, Default, Clone)]
 pub struct TowerState {
     /// Sample s owns rows `starts[s]..starts[s + 1]`.
     pub starts: Vec<usize>,
     /// Rows that enter losses and statistics.
     pub counted: Vec<bool>,
-    /// One state a block.
+    /// One state a block; a single one where no backward will follow.
     pub blocks: Vec<BlockState>,
+    /// FFN inputs [N, d] of the blocks that were asked for, where no backward will follow.
+    pub kept: Kept,
     x: Vec<f32>,
     inputs: Vec<f32>,
     embedded: Vec<f32>,
@@ -100,6 +105,15 @@ pub struct GroupState {
     pub vision: TowerState,
     /// The text tower.
     pub text: TowerState,
+}
+
+impl TowerState {
+    /// A state for forwards without a backward, of the memory of one block, that keeps the
+    /// FFN inputs of some blocks.
+    pub fn light(kept: &[usize]) -> Self {
+        let kept = kept.iter().map(|&block| (block, Vec::new())).collect();
+        Self { blocks: vec![BlockState::default()], kept, ..Self::default() }
+    }
 }
 
 impl GroupState {
@@ -125,31 +139,12 @@ impl Head {
         }
     }
 
-    fn state(&self) -> TowerState {
-        TowerState {
-            starts: Vec::new(),
-            counted: Vec::new(),
-            blocks: self.blocks.states(),
-            x: Vec::new(),
-            inputs: Vec::new(),
-            embedded: Vec::new(),
-            raw: Vec::new(),
-            ids: Vec::new(),
-            pre_norm: layer_norm::Saved::default(),
-            pooled_rows: Vec::new(),
-            pooled: Vec::new(),
-            norm: layer_norm::Saved::default(),
-            normed: Vec::new(),
-            embedding: Vec::new(),
-            scratch: Scratch::default(),
-        }
-    }
-
     /// Blocks, pooling, norm and projection on the residual stream of `state`.
     fn run(&self, params: &[f32], teacher: Teacher<'_>, state: &mut TowerState) {
         let d = self.width;
         let rows = Rows { starts: &state.starts, counted: &state.counted, teacher };
-        self.blocks.forward(params, &mut state.x, rows, &mut state.blocks);
+        let states = (state.blocks.as_mut_slice(), &mut state.kept);
+        self.blocks.forward(params, &mut state.x, rows, states);
         state.pooled.clear();
         for &row in &state.pooled_rows {
             state.pooled.extend_from_slice(&state.x[row * d..(row + 1) * d]);
@@ -241,7 +236,24 @@ impl Clip {
 
     /// A fresh group state.
     pub fn group(&self) -> GroupState {
-        GroupState { vision: self.vision.state(), text: self.text.state() }
+        let state = |head: &Head| TowerState {
+            blocks: head.blocks.states(),
+            ..TowerState::default()
+        };
+        GroupState { vision: state(&self.vision), text: state(&self.text) }
+    }
+
+    /// Samples that run together where no backward will follow: the rows of a piece fill
+    /// the kernels, and small batches still occupy all threads. A power of two, so that
+    /// batches of any multiple of [`GROUP`] fall into the same pieces and give the same bits.
+    pub fn piece(&self, tower: Tower) -> usize {
+        match tower {
+            Tower::Vision => {
+                let fits = (PIECE_ROWS / self.vision.tokens).clamp(1, GROUP);
+                1 << fits.ilog2()
+            }
+            Tower::Text => GROUP,
+        }
     }
 
     fn head(&self, tower: Tower) -> &Head {
@@ -416,20 +428,20 @@ impl Clip {
         }
     }
 
-    /// Unit image embeddings [n, P] of pictures [n, 3, S, S], groups side by side.
+    /// Unit image embeddings [n, P] of pictures [n, 3, S, S], pieces side by side.
     pub fn encode_images(&self, params: &[f32], pixels: &[f32]) -> Vec<f32> {
-        let piece = GROUP * self.sizes().0;
+        let piece = self.piece(Tower::Vision) * self.sizes().0;
         self.encode(pixels.par_chunks(piece).map(|own| {
-            let mut state = self.vision.state();
+            let mut state = TowerState::light(&[]);
             self.images(params, own, Teacher::None, &mut state).to_vec()
         }))
     }
 
-    /// Unit text embeddings [n, P] of captions [n, T], groups side by side.
+    /// Unit text embeddings [n, P] of captions [n, T], pieces side by side.
     pub fn encode_texts(&self, params: &[f32], ids: &[u32]) -> Vec<f32> {
-        let piece = GROUP * self.sizes().1;
+        let piece = self.piece(Tower::Text) * self.sizes().1;
         self.encode(ids.par_chunks(piece).map(|own| {
-            let mut state = self.text.state();
+            let mut state = TowerState::light(&[]);
             self.texts(params, own, Teacher::None, &mut state).to_vec()
         }))
     }
@@ -484,8 +496,8 @@ pub struct Engine {
 impl Engine {
     /// Buffers for a model.
     pub fn new(clip: Clip) -> Self {
-        let lanes = vec![vec![0.0; clip.layout.len()]; LANES];
-        Self { clip, groups: Vec::new(), lanes, images: Vec::new(), texts: Vec::new() }
+        let (lanes, groups) = (Vec::new(), Vec::new());
+        Self { clip, groups, lanes, images: Vec::new(), texts: Vec::new() }
     }
 
     /// The model.
@@ -555,6 +567,7 @@ impl Engine {
         let piece = GROUP * self.clip.config.embed_dim;
         let per_lane = self.groups.len().div_ceil(LANES).max(1);
         let clip = &self.clip;
+        self.lanes.resize_with(LANES, || vec![0.0; clip.layout.len()]);
         let lanes = self.lanes.par_iter_mut().enumerate();
         let groups = self.groups.par_chunks_mut(per_lane);
         lanes.zip(groups).for_each(|((lane, into), groups)| {

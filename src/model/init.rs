@@ -1,4 +1,4 @@
-//! Random initialisation, exactly `open_clip`'s distributions (CLIP.md §1a).
+//! Random initialisation, exactly `open_clip`'s distributions.
 //!
 //! Every tensor draws from a stream of its own name: adding a layer moves no other draw.
 

@@ -9,6 +9,7 @@ mod ffn;
 
 pub use ffn::{LayerPull, LayerStats, Teacher};
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::names::{Part, Place};
@@ -76,6 +77,9 @@ pub struct BlockState {
     pub ffn: FfnState,
 }
 
+/// FFN inputs [N, d] of some blocks, by index, that outlive their blocks' states.
+pub type Kept = BTreeMap<usize, Vec<f32>>;
+
 /// Buffers of the backward that do not outlive a block.
 #[derive(Debug, Default, Clone)]
 pub struct Scratch {
@@ -125,16 +129,21 @@ impl Transformer {
     }
 
     /// Runs all blocks on the residual stream `x` [N, d], in place.
+    ///
+    /// `states` holds one state a block for a backward, or a single one that all blocks use
+    /// in turn; FFN inputs of the blocks named in `kept` are copied there.
     pub fn forward(
         &self,
         params: &[f32],
         x: &mut [f32],
         rows: Rows<'_>,
-        states: &mut [BlockState],
+        (states, kept): (&mut [BlockState], &mut Kept),
     ) {
         let d = self.shape.width;
         let n = x.len() / d;
-        for (block, state) in self.blocks.iter().zip(states) {
+        let last = states.len() - 1;
+        for (index, block) in self.blocks.iter().enumerate() {
+            let state = &mut states[index.min(last)];
             state.attention_input.resize(n * d, 0.0);
             state.ffn_input.resize(n * d, 0.0);
             state.qkv.resize(n * 3 * d, 0.0);
@@ -161,6 +170,9 @@ impl Transformer {
             linear::forward_add(x, &state.mixed, weight, bias);
             let (gain, bias) = block.ln_2.of(params);
             layer_norm::forward(&mut state.ffn_input, x, gain, bias, &mut state.ln_2);
+            if let Some(kept) = kept.get_mut(&index) {
+                kept.clone_from(&state.ffn_input);
+            }
             let input = (state.ffn_input.as_slice(), rows);
             block.ffn.forward_add(params, x, input, &mut state.ffn);
         }

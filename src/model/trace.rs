@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
-use super::clip::{Clip, GROUP, Padding, TowerState};
+use super::clip::{Clip, Padding, TowerState};
 use super::names::Place;
 use super::params::Layout;
-use super::tower::{BlockState, Teacher};
+use super::tower::Teacher;
 use super::{Checkpoint, ClipConfig, Tower, TowerShape};
 use crate::error::{Error, Result};
 use crate::io::foreign::{Array, Values};
@@ -110,8 +110,8 @@ fn ids(config: &ClipConfig, array: &Array) -> Result<(Vec<u32>, usize)> {
 
 /// Runs a model, dense or MoE, and names what comes out.
 ///
-/// `logits_per_image` is there when both sides are. Groups of [`GROUP`] samples run side by
-/// side; the result does not depend on how many. Memory: twice the outputs.
+/// `logits_per_image` is there when both sides are. Pieces run side by side; the result
+/// does not depend on how many. Memory: twice the outputs.
 pub fn trace(model: &Checkpoint, inputs: &Inputs) -> Tensors {
     let clip = Clip::new(&model.config).with_padding(Padding::Keep);
     let (picture, caption) = clip.sizes();
@@ -119,22 +119,26 @@ pub fn trace(model: &Checkpoint, inputs: &Inputs) -> Tensors {
     let mut out = Tensors::new();
     if let Some(pixels) = &inputs.pixels {
         let record = Record::new(&model.config, Tower::Vision);
-        let groups = pixels.par_chunks(GROUP * picture).map(|group| {
-            let mut state = clip.group().vision;
-            let raw = clip.images(params, group, Teacher::None, &mut state).to_vec();
+        let blocks: Vec<usize> = (0..model.config.vision.layers).collect();
+        let piece = clip.piece(Tower::Vision) * picture;
+        let pieces = pixels.par_chunks(piece).map(|own| {
+            let mut state = TowerState::light(&blocks);
+            let raw = clip.images(params, own, Teacher::None, &mut state).to_vec();
             record.piece(raw, &state)
         });
-        record.join("image_embeds", &groups.collect::<Vec<_>>(), &mut out);
+        record.join("image_embeds", &pieces.collect::<Vec<_>>(), &mut out);
     }
     if let Some(ids) = &inputs.ids {
         let record = Record::new(&model.config, Tower::Text);
         let record = Record { kept: inputs.tokens, ..record };
-        let groups = ids.par_chunks(GROUP * caption).map(|group| {
-            let mut state = clip.group().text;
-            let raw = clip.texts(params, group, Teacher::None, &mut state).to_vec();
+        let blocks: Vec<usize> = (0..model.config.text.layers).collect();
+        let piece = clip.piece(Tower::Text) * caption;
+        let pieces = ids.par_chunks(piece).map(|own| {
+            let mut state = TowerState::light(&blocks);
+            let raw = clip.texts(params, own, Teacher::None, &mut state).to_vec();
             record.piece(raw, &state)
         });
-        record.join("text_embeds", &groups.collect::<Vec<_>>(), &mut out);
+        record.join("text_embeds", &pieces.collect::<Vec<_>>(), &mut out);
     }
     if let (Some(images), Some(texts)) = (out.get("image_embeds"), out.get("text_embeds"))
     {
@@ -155,7 +159,7 @@ struct Record {
     kept: usize,
 }
 
-/// What one group leaves: raw embeddings, and the FFN's inputs of every layer.
+/// What one piece leaves: raw embeddings, and the FFN's inputs of every layer.
 struct Piece {
     embeddings: Vec<f32>,
     inputs: Vec<Vec<f32>>,
@@ -168,11 +172,11 @@ impl Record {
     }
 
     fn piece(&self, embeddings: Vec<f32>, state: &TowerState) -> Piece {
-        let kept = |block: &BlockState| {
-            let samples = block.ffn_input.chunks_exact(self.tokens * self.width);
+        let kept = |input: &Vec<f32>| {
+            let samples = input.chunks_exact(self.tokens * self.width);
             samples.flat_map(|rows| &rows[..self.kept * self.width]).copied().collect()
         };
-        Piece { embeddings, inputs: state.blocks.iter().map(kept).collect() }
+        Piece { embeddings, inputs: state.kept.values().map(kept).collect() }
     }
 
     fn join(&self, name: &str, pieces: &[Piece], out: &mut Tensors) {

@@ -8,6 +8,7 @@
 use super::router::Routing;
 use super::{activation, linear, simd};
 use crate::config::Activation;
+use crate::linalg::gemm::{self, Rows as View, Write};
 use crate::num::{index_u32, widen};
 
 /// The stacked weights of E experts: [E, h, d], [E, h], [E, d, h], [E, d].
@@ -208,33 +209,45 @@ pub fn backward_add(
 }
 
 /// The dense ensemble `y` [n, d] = Σ over *all* experts of p E(x) for rows of `x`
-/// [n, d], without gradients: EESD's teacher (METHOD §4). `scratch` grows to n h + n d.
+/// [n, d], without gradients: EESD's teacher (METHOD §4). `hidden` grows to n h.
+///
+/// Hidden rows are scaled by p, so that the second products add up without buffers.
 pub fn ensemble(
     y: &mut [f32],
     x: &[f32],
     probabilities: &[f32],
     (shape, weights): (Shape, Weights<'_>),
-    scratch: &mut Vec<f32>,
+    hidden: &mut Vec<f32>,
 ) {
-    let (d, h) = (shape.width, shape.hidden);
-    let n = x.len() / d;
-    scratch.resize(n * (h + d), 0.0);
-    let (hidden, output) = scratch.split_at_mut(n * h);
-    y.fill(0.0);
-    for e in 0..shape.experts {
+    let (d, h, count) = (shape.width, shape.hidden, shape.experts);
+    hidden.resize(x.len() / d * h, 0.0);
+    let shares = || probabilities.chunks_exact(count);
+    simd::dispatch(
+        #[inline(always)]
+        || {
+            for (y, p) in y.chunks_exact_mut(d).zip(shares()) {
+                y.fill(0.0);
+                for (p, bias) in p.iter().zip(weights.fc2_bias.chunks_exact(d)) {
+                    y.iter_mut().zip(bias).for_each(|(y, b)| *y = p.mul_add(*b, *y));
+                }
+            }
+        },
+    );
+    for e in 0..count {
         let own = shape.expert(weights, e);
         linear::forward(hidden, x, own.fc1, own.fc1_bias);
         activation::apply(shape.activation, hidden);
-        linear::forward(output, hidden, own.fc2, own.fc2_bias);
-        let rows = y.chunks_exact_mut(d).zip(output.chunks_exact(d));
         simd::dispatch(
             #[inline(always)]
             || {
-                for ((y, o), p) in rows.zip(probabilities.chunks_exact(shape.experts)) {
-                    y.iter_mut().zip(o).for_each(|(y, o)| *y = p[e].mul_add(*o, *y));
+                for (row, p) in hidden.chunks_exact_mut(h).zip(shares()) {
+                    for v in row {
+                        *v *= p[e];
+                    }
                 }
             },
         );
+        gemm::a_bt(y, View::new(hidden, h), View::new(own.fc2, h), Write::Add);
     }
 }
 

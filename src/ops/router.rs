@@ -18,9 +18,12 @@ pub struct Routing {
     pub weights: Vec<f32>,
     /// log Σ exp of the logits `[N]`.
     pub log_sum: Vec<f32>,
+    /// Entropy of the probabilities `[N]`, in nats.
+    pub entropy: Vec<f32>,
     /// Gradient of the weights [N, K], filled by the experts' backward.
     pub weight_gradient: Vec<f32>,
     logit_gradient: Vec<f32>,
+    shifted: Vec<f32>,
 }
 
 /// Routes `x` [N, d] by `router` [E, d].
@@ -31,6 +34,7 @@ pub fn forward(routing: &mut Routing, x: &[f32], router: &[f32], width: usize, k
     routing.weights.resize(n * k, 0.0);
     routing.weight_gradient.resize(n * k, 0.0);
     routing.log_sum.resize(n, 0.0);
+    routing.entropy.resize(n, 0.0);
     let logits = &mut routing.probabilities;
     gemm::a_bt(logits, Rows::new(x, width), Rows::new(router, width), Write::Replace);
     for (row, largest) in logits.chunks_exact_mut(e).zip(&mut routing.log_sum) {
@@ -39,16 +43,22 @@ pub fn forward(routing: &mut Routing, x: &[f32], router: &[f32], width: usize, k
             *v -= *largest;
         }
     }
+    routing.shifted.clone_from(logits);
     simd::dispatch(
         #[inline(always)]
         || logits.iter_mut().for_each(|v| *v = simd::exp(*v)),
     );
-    for (token, row) in logits.chunks_exact_mut(e).enumerate() {
+    let shifted = routing.shifted.chunks_exact(e);
+    for (token, (row, shifted)) in logits.chunks_exact_mut(e).zip(shifted).enumerate() {
         let total: f32 = row.iter().sum();
         for v in row.iter_mut() {
             *v /= total;
         }
-        routing.log_sum[token] += total.ln();
+        let log_total = total.ln();
+        routing.log_sum[token] += log_total;
+        // -Σ p ln p with ln p = shifted - log_total.
+        let mean: f32 = row.iter().zip(shifted).map(|(p, s)| p * s).sum();
+        routing.entropy[token] = log_total - mean;
         let slots = token * k..(token + 1) * k;
         top_k(row, &mut routing.chosen[slots.clone()], &mut routing.weights[slots]);
     }

@@ -66,7 +66,7 @@ pub struct RunInputs {
     pub run: String,
     /// Its seed.
     pub seed: u64,
-    /// Size and cost, as far as known.
+    /// Size, as far as known.
     pub facts: Facts,
     /// `log.parquet`.
     pub log: Vec<LogRow>,
@@ -82,15 +82,13 @@ pub struct RunInputs {
     pub similarity: Vec<SimilarityRow>,
 }
 
-/// Size and cost of a run.
+/// Size of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Facts {
     /// Parameters of the model.
     pub parameters_total: Option<u64>,
     /// Parameters that one token meets.
     pub parameters_active: Option<u64>,
-    /// Wall time of the training stage.
-    pub wall_seconds: Option<f64>,
 }
 
 /// A row of `log.parquet`, the columns that are drawn.

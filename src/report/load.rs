@@ -11,7 +11,7 @@ use super::inputs::{
     MetricRow, ReportInputs, RetrievalRow, RoutingRow, RunInputs, SimilarityRow,
     SpectrumRow, SubspaceRow, Subspaces, ValidationRow, is_dense,
 };
-use crate::config::{Bases, Config};
+use crate::config::Config;
 use crate::error::{Context, Error, Result};
 use crate::io::table::{Table, TableReader};
 use crate::model::ClipConfig;
@@ -21,7 +21,7 @@ use crate::model::params::parameter_counts;
 /// `("subspaces", "paper-s1")`, `("dataset", "")`.
 pub type Find<'a> = dyn Fn(&str, &str) -> Result<PathBuf> + 'a;
 
-/// Reads everything the report shows; wall times stay unknown, see [`Facts`].
+/// Reads everything the report shows.
 pub fn load(config: &Config, find: &Find<'_>) -> Result<ReportInputs> {
     let mut runs = Vec::new();
     for (name, run) in &config.runs {
@@ -65,7 +65,6 @@ fn load_run(
         facts: Facts {
             parameters_total: Some(total as u64),
             parameters_active: Some(active as u64),
-            wall_seconds: None,
         },
         log: rows(&train.join("log.parquet"), log)?,
         validation: rows(&train.join("validation.parquet"), validation)?,
@@ -100,15 +99,11 @@ fn evidence(
     let inits = config.runs.values().filter_map(|run| config.inits.get(&run.init));
     let variants: BTreeSet<&String> =
         inits.filter_map(|i| i.subspaces.as_ref()).collect();
-    let bases = match config.pretrain.bases {
-        Bases::PerSeed => config.seeds.as_slice(),
-        Bases::Shared => config.seeds.get(..1).unwrap_or_default(),
-    };
     let (mut clusterings, mut subspaces) = (Vec::new(), Vec::new());
     if variants.is_empty() {
         return Ok((clusterings, subspaces));
     }
-    for &seed in bases {
+    for &seed in config.base_seeds() {
         let folder = find("cluster", &format!("s{seed}"))?;
         clusterings.push(Clustering {
             seed,

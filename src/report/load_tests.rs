@@ -191,11 +191,8 @@ fn what_the_stages_wrote_renders_like_the_rows_it_came_from() {
     let root = folder.path();
     let mut inputs = inputs(&["seeds=[1,2]", "train.optim.steps=40"]);
     for run in &mut inputs.runs {
-        run.facts = Facts {
-            parameters_total: Some(71_801),
-            parameters_active: Some(71_801),
-            wall_seconds: None,
-        };
+        run.facts =
+            Facts { parameters_total: Some(71_801), parameters_active: Some(71_801) };
         write_run(root, run);
     }
     write_evidence(root, &inputs);

@@ -27,14 +27,14 @@ pub(super) fn from_config(config: Config) -> ReportInputs {
         }
     }
     let clusterings =
-        config.seeds.iter().map(|&seed| clustering(&config, seed)).collect();
+        config.base_seeds().iter().map(|&seed| clustering(&config, seed)).collect();
     let used: std::collections::BTreeSet<_> = config
         .runs
         .values()
         .filter_map(|r| config.inits.get(&r.init)?.subspaces.clone())
         .collect();
     let subspaces = config
-        .seeds
+        .base_seeds()
         .iter()
         .flat_map(|&seed| used.iter().map(move |variant| (variant, seed)))
         .map(|(variant, seed)| subspaces(&config, variant, seed))
@@ -104,9 +104,6 @@ fn run(config: &Config, name: &str, place: usize, seed: u64) -> RunInputs {
         facts: Facts {
             parameters_total: Some(if dense { 421_633 } else { 918_721 }),
             parameters_active: Some(if dense { 421_633 } else { 587_000 }),
-            wall_seconds: Some(
-                92.0 + 60.0 * f64::from(u8::from(!dense)) + noise(&mut rng),
-            ),
         },
         metrics: metrics(&mut rng, luck, lift, clustered),
         ..RunInputs::default()
@@ -418,7 +415,6 @@ pub(super) fn spoil(run: &mut RunInputs) {
     run.similarity.iter_mut().for_each(|r| r.cosine = f64::NAN);
     run.log.iter_mut().for_each(|r| r.clip = f64::NAN);
     run.routing.iter_mut().for_each(|r| r.entropy = f64::NAN);
-    run.facts.wall_seconds = Some(f64::NAN);
 }
 
 /// Sets one headline metric of a run after training at every seed.

@@ -84,19 +84,6 @@ pub(super) fn parameters(count: u64) -> String {
     }
 }
 
-/// A duration: `48 s`, `3 min 05 s`, `2 h 10 min`.
-pub(super) fn duration(seconds: f64) -> String {
-    if !seconds.is_finite() || seconds < 0.0 {
-        return NOTHING.to_owned();
-    }
-    let whole = crate::num::truncate_usize(seconds.round());
-    match (whole / 3600, whole / 60 % 60, whole % 60) {
-        (0, 0, s) => format!("{s} s"),
-        (0, m, s) => format!("{m} min {s:02} s"),
-        (h, m, _) => format!("{h} h {m:02} min"),
-    }
-}
-
 /// `a`, `a and b`, `a, b and c`.
 pub(super) fn list<S: AsRef<str>>(items: &[S]) -> String {
     match items {
@@ -139,7 +126,6 @@ mod tests {
         assert_eq!(signed(0.01, 1), "0.0");
         assert_eq!(grouped(16_597.0), "16,597");
         assert_eq!(grouped(100.0), "100");
-        assert_eq!(duration(185.2), "3 min 05 s");
         assert_eq!(parameters(424_321), "0.42 M");
         assert_eq!(list(&["a", "b", "c"]), "a, b and c");
         assert_eq!(count(1, "seed"), "1 seed");

@@ -137,7 +137,7 @@ fn run(stage: &'static Stage, panics: &Panics) -> Result<()> {
         nodes: &nodes,
         store: &store,
         console: &Console::new(volume),
-        orders: &args.orders(panics),
+        orders: &args.orders(panics, forecast::need(&config, stage.name)),
     };
     let lines = drive.run();
     store.save();
@@ -171,6 +171,9 @@ fn fit(stage: &Stage) -> &'static str {
         "cluster" => {
             "\n  upcycle-cluster fit --help             the same on a file of your own\n"
         }
+        "evaluate" => {
+            "\n  upcycle-evaluate on --help             any checkpoint on evaluation sets\n"
+        }
         "subspaces" => {
             "\n  upcycle-subspaces fit --help           the same on files of your own\n"
         }
@@ -179,7 +182,7 @@ fn fit(stage: &Stage) -> &'static str {
 }
 
 impl StageArgs {
-    fn orders(&self, panics: &Panics) -> Orders {
+    fn orders(&self, panics: &Panics, need: u64) -> Orders {
         let mode = match (self.check, self.dry_run) {
             (true, _) => Mode::Check,
             (_, true) => Mode::DryRun,
@@ -192,6 +195,7 @@ impl StageArgs {
             only: self.only.clone(),
             threads: self.threads.map_or_else(cores, usize::from),
             jobs: self.jobs.map_or(0, usize::from),
+            need,
             no_wait: self.no_wait,
             verbose: self.verbose,
             panics: panics.clone(),

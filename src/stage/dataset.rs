@@ -32,6 +32,7 @@ const SHOWN: usize = 10;
 pub fn run(job: &mut Job<'_>) -> Result<()> {
     let mut params: DatasetParams = job.params()?;
     params.dataset.folder = job.path("folder")?.display().to_string();
+    params.dataset.file = job.path("file")?.display().to_string();
     let progress = job.progress.clone();
     let mut started = false;
     let mut told = |done: usize, total: usize| {
@@ -54,7 +55,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     for bad in summary.skipped.iter().take(SHOWN) {
         job.progress.message(format!("skipped {}: {}", bad.key, bad.reason));
     }
-    if params.dataset.source == Source::Webdataset {
+    if params.dataset.source.reads_pairs() {
         job.draft.metric("pictures_skipped", summary.skipped.len() as f64);
     }
     job.draft.metric("concepts", summary.concepts as f64);
@@ -69,6 +70,13 @@ pub fn externals(cache: &Path) -> Vec<External> {
         path: cache.join(&package.file),
     };
     emoji::packages().iter().map(file).collect()
+}
+
+/// The files from outside that a source of pairs reads.
+pub fn pairs(config: &DatasetConfig) -> Result<Vec<External>> {
+    let files = data::pairs::open(config)?.map(|stream| stream.files());
+    let file = |(name, path)| External { name, path };
+    Ok(files.unwrap_or_default().into_iter().map(file).collect())
 }
 
 /// The files of an imported CLIP that `dataset.like` reads.

@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use super::memory;
 use super::progress::Console;
 use super::survey::{Resolved, one_line};
 use super::{Job, Node, Stage, Survey, Verdict, Width};
@@ -36,8 +37,10 @@ pub struct Orders {
     pub only: Vec<String>,
     /// Threads in all.
     pub threads: usize,
-    /// Nodes at a time, at most; 0 for as many as there are threads.
+    /// Nodes at a time, at most; 0 for as many as there are threads and memory for.
     pub jobs: usize,
+    /// Bytes that a node of this stage needs; 0 if unknown.
+    pub need: u64,
     /// Fail instead of waiting for another process.
     pub no_wait: bool,
     /// Say that nothing was to do.
@@ -224,7 +227,10 @@ impl Drive<'_> {
     fn work(&self, tasks: Vec<Task<'_>>) -> Result<()> {
         let workers = match (self.stage.width, self.orders.jobs) {
             (Width::Whole, _) => 1,
-            (Width::Shared, 0) => self.orders.threads,
+            (Width::Shared, 0) => {
+                let need = self.orders.need;
+                memory::fitting(self.orders.threads, need, memory::free())
+            }
             (Width::Shared, jobs) => jobs,
         };
         let workers = workers.min(tasks.len()).max(1);

@@ -69,10 +69,25 @@ fn refuse_others(own: &ClipConfig, given: &ClipConfig) -> Result<()> {
     )))
 }
 
-/// The forecast in lines.
-pub(super) fn lines(config: &Config) -> Result<Vec<String>> {
+/// Bytes that one node of a stage needs, roughly: copies of its largest model. Zero where
+/// the data and not the model decides.
+pub(super) fn need(config: &Config, stage: &str) -> u64 {
+    let copies = match stage {
+        "train" => training_buffers(config) + 2,
+        "upcycle" | "evaluate" | "analyze" => 3,
+        _ => return 0,
+    };
+    // A configuration that cannot be planned fails later, with its own message.
+    mixture(config).map_or(0, |mixture| bytes(copies * parameter_counts(&mixture).0))
+}
+
+/// Weights, gradient, two moments, the lanes of gradients, and the EMA where it teaches.
+fn training_buffers(config: &Config) -> usize {
+    4 + LANES + usize::from(config.runs.values().any(|run| run.eesd > 0.0))
+}
+
+fn mixture(config: &Config) -> Result<ClipConfig> {
     let dense = dense(config)?;
-    let (plain, _) = parameter_counts(&dense);
     let moe = &config.moe;
     let placement = Moe {
         experts: moe.experts,
@@ -80,9 +95,20 @@ pub(super) fn lines(config: &Config) -> Result<Vec<String>> {
         vision_blocks: moe.vision_blocks.indices(dense.vision.layers),
         text_blocks: moe.text_blocks.indices(dense.text.layers),
     };
-    let mixture = ClipConfig { moe: Some(placement), ..dense };
+    Ok(ClipConfig { moe: Some(placement), ..dense })
+}
+
+fn bytes(values: usize) -> u64 {
+    WIDTH * values as u64
+}
+
+/// The forecast in lines.
+pub(super) fn lines(config: &Config) -> Result<Vec<String>> {
+    let dense = dense(config)?;
+    let (plain, _) = parameter_counts(&dense);
+    let moe = &config.moe;
+    let mixture = mixture(config)?;
     let (total, active) = parameter_counts(&mixture);
-    let bytes = |values: usize| WIDTH * values as u64;
     let mut lines = vec![
         format!("dense model: {plain} parameters, {}", size(bytes(plain))),
         format!(
@@ -120,9 +146,7 @@ pub(super) fn lines(config: &Config) -> Result<Vec<String>> {
         size(2 * of(runs)),
         seeds * (runs.0 + runs.1)
     ));
-    // Weights, gradient, two moments, the lanes of gradients, and the EMA where it teaches.
-    let teaches = config.runs.values().any(|run| run.eesd > 0.0);
-    let buffers = 4 + LANES + usize::from(teaches);
+    let buffers = training_buffers(config);
     lines.push(format!(
         "memory: {} to make a mixture, {} to train it and the activations of {} samples",
         size(bytes(plain + 2 * total)),

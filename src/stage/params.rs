@@ -11,7 +11,7 @@ use crate::config::{
     TrainConfig,
 };
 
-/// Stage `dataset`. `folder` is blank: paths do not enter keys.
+/// Stage `dataset`. `folder` and `file` are blank: paths do not enter keys.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DatasetParams {

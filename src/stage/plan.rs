@@ -15,7 +15,7 @@ use super::params::{
     PretrainParams, ReportParams, SubspacesParams, TrainParams, UpcycleParams,
 };
 use crate::artifact::{External, Place};
-use crate::config::{Bases, Config, InitConfig, Source};
+use crate::config::{Config, DatasetConfig, InitConfig, Source};
 use crate::error::{Context, Error, Result};
 use crate::upcycle::{self, Needs};
 
@@ -67,7 +67,7 @@ pub struct Upstream {
 }
 
 /// Files from outside that a node reads.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Externals {
     /// None.
     None,
@@ -75,6 +75,8 @@ pub enum Externals {
     Files(Vec<External>),
     /// Every file below a folder, and these.
     Folder(PathBuf, Vec<External>),
+    /// Every file that a source of pairs reads, and these.
+    Pairs(Box<DatasetConfig>, Vec<External>),
 }
 
 /// One stage for one run.
@@ -99,25 +101,25 @@ pub fn plan(config: &Config, cache: &Path) -> Result<Vec<Node>> {
     upcycle::check_inits(&config.inits, &config.subspaces)?;
     let planner = Planner { config, cache };
     let mut nodes = vec![planner.dataset()?];
-    let bases = planner.bases();
+    let bases = config.base_seeds();
     let inits = planner.used_inits()?;
     let mut clusters = false;
     for (_, init) in &inits {
         clusters |= upcycle::find(&init.method)?.needs() != Needs::default();
     }
-    for &seed in &bases {
+    for &seed in bases {
         nodes.push(planner.pretrain(seed)?);
     }
     if clusters {
-        for &seed in &bases {
+        for &seed in bases {
             nodes.push(planner.activations(seed)?);
         }
-        for &seed in &bases {
+        for &seed in bases {
             nodes.push(planner.cluster(seed)?);
         }
     }
     for variant in used_variants(&inits)? {
-        for &seed in &bases {
+        for &seed in bases {
             nodes.push(planner.subspaces(variant, seed)?);
         }
     }
@@ -145,7 +147,9 @@ struct Planner<'a> {
 impl<'a> Planner<'a> {
     fn dataset(&self) -> Result<Node> {
         let mut dataset = self.config.dataset.clone();
+        let named = dataset.clone();
         let folder = PathBuf::from(std::mem::take(&mut dataset.folder));
+        let file = PathBuf::from(std::mem::take(&mut dataset.file));
         let like = PathBuf::from(std::mem::take(&mut dataset.like));
         let adopted = super::dataset::adopted(&like);
         let externals = match dataset.source {
@@ -153,16 +157,19 @@ impl<'a> Planner<'a> {
                 let packages = super::dataset::externals(self.cache);
                 Externals::Files([packages, adopted].concat())
             }
-            Source::Folder | Source::Webdataset => {
-                Externals::Folder(folder.clone(), adopted)
-            }
             Source::Shapes if adopted.is_empty() => Externals::None,
             Source::Shapes => Externals::Files(adopted),
+            Source::Folder
+            | Source::Csv
+            | Source::Parquet
+            | Source::Coco
+            | Source::Webdataset => Externals::Pairs(Box::new(named), adopted),
         };
         let mut node = node("dataset", None, &DatasetParams { dataset }, vec![])?;
         node.externals = externals;
         node.paths = BTreeMap::from([
             ("cache", self.cache.to_owned()),
+            ("file", file),
             ("folder", folder),
             ("like", like),
         ]);
@@ -231,7 +238,7 @@ impl<'a> Planner<'a> {
     }
 
     fn upcycle(&self, name: &str, init: &InitConfig, seed: u64) -> Result<Node> {
-        let base = self.base_of(seed);
+        let base = self.config.base_of(seed);
         let mut inputs = vec![input("pretrain", base_name(base), MODEL)];
         let needs = upcycle::find(&init.method)?.needs();
         if needs.centroids {
@@ -274,7 +281,7 @@ impl<'a> Planner<'a> {
                     "samples-val.parquet",
                     "tokenizer.json",
                 ]);
-                let base = input("pretrain", base_name(self.base_of(seed)), MODEL);
+                let base = input("pretrain", base_name(self.config.base_of(seed)), MODEL);
                 let inputs = vec![data, base, input("train", named.clone(), trained)];
                 node(stage, named, &params, inputs)
             }
@@ -285,6 +292,7 @@ impl<'a> Planner<'a> {
     fn report(&self, nodes: &[Node]) -> Result<Node> {
         let mut config = self.config.clone();
         config.dataset.folder.clear();
+        config.dataset.file.clear();
         config.pretrain.checkpoint.clear();
         let read = |node: &&Node| !["activations", "upcycle"].contains(&node.stage);
         let inputs = nodes
@@ -297,20 +305,6 @@ impl<'a> Planner<'a> {
             })
             .collect();
         node("report", None, &ReportParams { config }, inputs)
-    }
-
-    fn bases(&self) -> Vec<u64> {
-        match self.config.pretrain.bases {
-            Bases::PerSeed => self.config.seeds.clone(),
-            Bases::Shared => self.config.seeds.iter().copied().take(1).collect(),
-        }
-    }
-
-    fn base_of(&self, seed: u64) -> u64 {
-        match self.config.pretrain.bases {
-            Bases::PerSeed => seed,
-            Bases::Shared => self.config.seeds.first().copied().unwrap_or(seed),
-        }
     }
 
     fn used_inits(&self) -> Result<Vec<(&'a str, &'a InitConfig)>> {
@@ -392,7 +386,7 @@ fn node(
 }
 
 impl Externals {
-    /// The files, sorted by name. A folder is walked now.
+    /// The files, sorted by name. A folder is walked and a table is read now.
     pub fn list(&self) -> Result<Vec<External>> {
         match self {
             Self::None => Ok(vec![]),
@@ -400,6 +394,12 @@ impl Externals {
             Self::Folder(folder, files) => {
                 let mut found = files.clone();
                 walk(folder, "", &mut found)?;
+                found.sort_by(|a, b| a.name.cmp(&b.name));
+                Ok(found)
+            }
+            Self::Pairs(config, files) => {
+                let mut found = files.clone();
+                found.extend(super::dataset::pairs(config)?);
                 found.sort_by(|a, b| a.name.cmp(&b.name));
                 Ok(found)
             }

@@ -220,7 +220,7 @@ impl<'a> Survey<'a> {
                     && files.iter().all(|file| recorded.contains_key(&file.name));
                 same.then_some(recorded)
             }
-            Externals::Folder(..) => Some(recorded),
+            Externals::Folder(..) | Externals::Pairs(..) => Some(recorded),
             Externals::None => None,
         }
     }

@@ -78,10 +78,7 @@ pub(super) fn init_of(method: &dyn Method) -> InitConfig {
         method: method.name().to_owned(),
         subspaces: method.needs().subspaces.map(|_| "paper".to_owned()),
         ratio,
-        independent_indices: None,
-        router_scale: None,
-        router_std: None,
-        allow_identical: None,
+        ..InitConfig::default()
     }
 }
 

@@ -33,6 +33,7 @@ fn good() -> Vec<u8> {
 
 #[test]
 fn members_that_lead_elsewhere_are_only_names() {
+    use tar::EntryType as Kind;
     let before = listing(Path::new("/tmp"));
     for name in ["../../x.png", "/etc/x.png", "a/../../x.png", "C:\\x.png", "./.png"] {
         let mut bytes = file(name, &good()[512..900]);
@@ -40,7 +41,6 @@ fn members_that_lead_elsewhere_are_only_names() {
         bytes.extend(good());
         survives("shard", &bytes);
     }
-    use tar::EntryType as Kind;
     for kind in [Kind::Symlink, Kind::Link, Kind::Char, Kind::Fifo, Kind::Directory] {
         let mut bytes = member("9.png", kind, 0, b"");
         bytes.extend(file("9.txt", b"words"));
@@ -60,8 +60,11 @@ fn listing(folder: &Path) -> Vec<std::path::PathBuf> {
 #[test]
 fn sizes_that_are_lies_take_no_memory() {
     for size in [1_u64 << 33, 1 << 40, 0o777_7777_7777, u64::MAX >> 1, u64::MAX] {
-        for kind in [tar::EntryType::Regular, tar::EntryType::GNULongName, tar::EntryType::XHeader]
-        {
+        for kind in [
+            tar::EntryType::Regular,
+            tar::EntryType::GNULongName,
+            tar::EntryType::XHeader,
+        ] {
             let mut bytes = good();
             bytes.truncate(bytes.len() - 1024);
             bytes.extend(member("7.png", kind, size, b"few"));
@@ -76,17 +79,23 @@ fn sizes_that_are_lies_take_no_memory() {
 fn a_shard_without_pairs_is_refused_by_its_name() {
     refusal("shard", b"");
     refusal("shard", &[0; 1024]);
-    refusal("shard", b"no tar at all, but more than a block of it. ".repeat(30).as_slice());
+    refusal(
+        "shard",
+        b"no tar at all, but more than a block of it. ".repeat(30).as_slice(),
+    );
     let only_text = [file("1.txt", b"words"), vec![0; 1024]].concat();
     let error = refusal("shard", &only_text);
     assert!(error.contains("no picture"), "{error}");
-    let deep = [file("1.json", "[".repeat(200_000).as_bytes()), file("1.png", b"x")].concat();
+    let deep =
+        [file("1.json", "[".repeat(200_000).as_bytes()), file("1.png", b"x")].concat();
     refusal("shard", &deep);
 }
 
 #[test]
 fn captions_that_lead_elsewhere_or_never_end_are_refused() {
-    for row in ["../x.png,a", "/etc/passwd,a", "a.png", "a.png,b,c", "\0,a", "\"a.png,b", ",,"] {
+    for row in
+        ["../x.png,a", "/etc/passwd,a", "a.png", "a.png,b,c", "\0,a", "\"a.png,b", ",,"]
+    {
         let error = refusal("captions", format!("filepath,caption\n{row}\n").as_bytes());
         assert!(error.contains("captions.csv"), "{error}");
     }

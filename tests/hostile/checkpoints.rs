@@ -24,7 +24,13 @@ fn pickle(program: &[u8]) -> Vec<u8> {
 }
 
 /// A program that rebuilds one tensor `w` from these arguments, each a piece of program.
-fn tensor(class: &str, offset: &[u8], size: &[u8], stride: &[u8], count: &[u8]) -> Vec<u8> {
+fn tensor(
+    class: &str,
+    offset: &[u8],
+    size: &[u8],
+    stride: &[u8],
+    count: &[u8],
+) -> Vec<u8> {
     let text = |text: &str| {
         let length = u32::try_from(text.len()).unwrap();
         [b"X", &length.to_le_bytes()[..], text.as_bytes()].concat()
@@ -64,7 +70,11 @@ fn programs_that_build_no_tensors_are_refused() {
         ("no end", b"\x80\x02}".to_vec(), "ends too early"),
         ("an empty state dict", b"\x80\x02}.".to_vec(), "no state dict"),
         ("a number", b"\x80\x02K\x01.".to_vec(), "no state dict"),
-        ("a command", b"cposix\nsystem\nX\x02\x00\x00\x00ls\x85R.".to_vec(), "no state dict"),
+        (
+            "a command",
+            b"cposix\nsystem\nX\x02\x00\x00\x00ls\x85R.".to_vec(),
+            "no state dict",
+        ),
         ("an instance", b"(i__main__\nEvil\n.".to_vec(), "operation 0x69"),
         ("protocol 4", b"\x80\x04\x95\x01\0\0\0\0\0\0\0}.".to_vec(), "operation 0x95"),
         ("a huge text", b"X\xff\xff\xff\xff".to_vec(), "ends too early"),
@@ -87,15 +97,37 @@ fn tensors_that_are_not_in_the_archive_are_refused() {
     assert!(error.contains("missing"), "{error}");
     let huge = b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f";
     for (what, program) in [
-        ("a huge size", tensor("FloatStorage", b"K\x00", b"J\xff\xff\xff\x7f\x85", one, b"K\x04")),
-        ("a size that overflows", tensor(
-            "FloatStorage", b"K\x00", b"J\0\0\0\x40J\0\0\0\x40J\0\0\0\x40\x87", b"K\x01K\x01K\x01\x87", b"K\x04",
-        )),
-        ("a negative size", tensor("FloatStorage", b"K\x00", b"J\xff\xff\xff\xff\x85", one, b"K\x04")),
+        (
+            "a huge size",
+            tensor("FloatStorage", b"K\x00", b"J\xff\xff\xff\x7f\x85", one, b"K\x04"),
+        ),
+        (
+            "a size that overflows",
+            tensor(
+                "FloatStorage",
+                b"K\x00",
+                b"J\0\0\0\x40J\0\0\0\x40J\0\0\0\x40\x87",
+                b"K\x01K\x01K\x01\x87",
+                b"K\x04",
+            ),
+        ),
+        (
+            "a negative size",
+            tensor("FloatStorage", b"K\x00", b"J\xff\xff\xff\xff\x85", one, b"K\x04"),
+        ),
         ("a huge offset", tensor("FloatStorage", huge, b"K\x04\x85", one, b"K\x04")),
-        ("a stride of zero", tensor("FloatStorage", b"K\x00", b"K\x04\x85", b"K\x00\x85", b"K\x04")),
-        ("a missing stride", tensor("FloatStorage", b"K\x00", b"K\x04\x85", b")", b"K\x04")),
-        ("an unknown storage", tensor("QInt8Storage", b"K\x00", b"K\x04\x85", one, b"K\x04")),
+        (
+            "a stride of zero",
+            tensor("FloatStorage", b"K\x00", b"K\x04\x85", b"K\x00\x85", b"K\x04"),
+        ),
+        (
+            "a missing stride",
+            tensor("FloatStorage", b"K\x00", b"K\x04\x85", b")", b"K\x04"),
+        ),
+        (
+            "an unknown storage",
+            tensor("QInt8Storage", b"K\x00", b"K\x04\x85", one, b"K\x04"),
+        ),
         ("whole numbers", tensor("LongStorage", b"K\x00", b"K\x02\x85", one, b"K\x02")),
         ("text for a size", tensor("FloatStorage", b"K\x00", b"N\x85", one, b"K\x04")),
     ] {
@@ -143,25 +175,48 @@ fn archives_that_are_none_are_refused() {
 #[test]
 fn configurations_of_impossible_models_are_refused() {
     for (target, numbers) in [
-        ("hugging-face-config", vec![
-            "/vision_config/image_size", "/vision_config/patch_size",
-            "/vision_config/hidden_size", "/vision_config/num_hidden_layers",
-            "/vision_config/num_attention_heads", "/vision_config/intermediate_size",
-            "/text_config/hidden_size", "/text_config/num_hidden_layers",
-            "/text_config/vocab_size", "/text_config/max_position_embeddings",
-            "/projection_dim",
-        ]),
-        ("open-clip-config", vec![
-            "/model_cfg/embed_dim", "/model_cfg/vision_cfg/layers",
-            "/model_cfg/vision_cfg/width", "/model_cfg/text_cfg/heads",
-            "/model_cfg/text_cfg/vocab_size", "/model_cfg/text_cfg/context_length",
-        ]),
+        (
+            "hugging-face-config",
+            vec![
+                "/vision_config/image_size",
+                "/vision_config/patch_size",
+                "/vision_config/hidden_size",
+                "/vision_config/num_hidden_layers",
+                "/vision_config/num_attention_heads",
+                "/vision_config/intermediate_size",
+                "/text_config/hidden_size",
+                "/text_config/num_hidden_layers",
+                "/text_config/vocab_size",
+                "/text_config/max_position_embeddings",
+                "/projection_dim",
+            ],
+        ),
+        (
+            "open-clip-config",
+            vec![
+                "/model_cfg/embed_dim",
+                "/model_cfg/vision_cfg/layers",
+                "/model_cfg/vision_cfg/width",
+                "/model_cfg/text_cfg/heads",
+                "/model_cfg/text_cfg/vocab_size",
+                "/model_cfg/text_cfg/context_length",
+            ],
+        ),
     ] {
-        let seed: Value = serde_json::from_slice(&(Target::named(target).seeds)()[0]).unwrap();
+        let seed: Value =
+            serde_json::from_slice(&(Target::named(target).seeds)()[0]).unwrap();
         for path in numbers {
-            for wrong in [json!(0), json!(-1), json!(1.5), json!("9"), json!([1, 2]), json!({}),
-                json!(u64::MAX), json!(1_u64 << 24), json!(1_000_003)]
-            {
+            for wrong in [
+                json!(0),
+                json!(-1),
+                json!(1.5),
+                json!("9"),
+                json!([1, 2]),
+                json!({}),
+                json!(u64::MAX),
+                json!(1_u64 << 24),
+                json!(1_000_003),
+            ] {
                 let mut json = seed.clone();
                 let slot = json.pointer_mut(path).unwrap_or_else(|| panic!("{path}"));
                 *slot = wrong.clone();

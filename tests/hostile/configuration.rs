@@ -9,7 +9,8 @@ use crate::refusal;
 fn keys() -> Vec<(String, Value)> {
     fn collect(value: &Value, path: &str, found: &mut Vec<(String, Value)>) {
         for (key, value) in value.as_object().into_iter().flatten() {
-            let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+            let path =
+                if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
             collect(value, &path, found);
             found.push((path, value.clone()));
         }
@@ -38,7 +39,9 @@ fn a_value_of_a_wrong_type_is_refused_by_the_name_of_its_key() {
     let keys = keys();
     assert!(keys.len() > 120, "{} keys", keys.len());
     for (path, value) in &keys {
-        for wrong in [json!(null), json!("many"), json!(-1.5), json!([[]]), json!({"?": 1})] {
+        for wrong in
+            [json!(null), json!("many"), json!(-1.5), json!([[]]), json!({"?": 1})]
+        {
             let same = value.is_string() && wrong.is_string();
             let Err(error) = set(path, &wrong) else {
                 // Free text, and what may be left out, take what they are given.
@@ -62,7 +65,11 @@ fn a_misspelt_key_is_refused_by_its_name() {
         let (section, name) = path.rsplit_once('.').unwrap_or(("", path));
         let own = ["subspaces", "inits", "runs"].contains(&section);
         let misspelt = format!("{name}x");
-        let path = if section.is_empty() { misspelt.clone() } else { format!("{section}.{misspelt}") };
+        let path = if section.is_empty() {
+            misspelt.clone()
+        } else {
+            format!("{section}.{misspelt}")
+        };
         let error = set(&path, value);
         if own {
             // A new name is a new entry.
@@ -108,7 +115,7 @@ fn bombs_of_yaml_end_in_a_sentence() {
     let mut laughs = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
     for level in 1..12 {
         let before = format!("*a{}, ", level - 1).repeat(10);
-        laughs += &format!("a{level}: &a{level} [{before}]\n");
+        laughs.extend([format!("a{level}: &a{level} [{before}]\n")]);
     }
     let merges: String = (1..40)
         .map(|i| format!("b{i}: &b{i}\n  <<: [*b{0}, *b{0}]\n  k{i}: 1\n", i - 1))

@@ -5,6 +5,8 @@
 //! the other modules are catalogues of known attacks. docs/reliability.md has the results.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
+#![expect(clippy::format_collect, reason = "bombs are built once, from readable parts")]
+#![expect(clippy::print_stdout, reason = "how many files were tried is a result")]
 
 mod archives;
 mod checkpoints;

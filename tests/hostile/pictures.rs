@@ -9,7 +9,7 @@ fn crc(bytes: &[u8]) -> [u8; 4] {
     crc.sum().to_be_bytes()
 }
 
-fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
+fn chunk(kind: [u8; 4], data: &[u8]) -> Vec<u8> {
     let body = [&kind[..], data].concat();
     let length = u32::try_from(data.len()).unwrap();
     [&length.to_be_bytes()[..], &body, &crc(&body)].concat()
@@ -17,19 +17,21 @@ fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
 
 fn packed(bytes: &[u8]) -> Vec<u8> {
     use std::io::Write as _;
-    let mut writer = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
+    let mut writer =
+        flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
     writer.write_all(bytes).unwrap();
     writer.finish().unwrap()
 }
 
 /// A PNG of this size whose pixels are `data`, unpacked.
 fn png(width: u32, height: u32, more: &[Vec<u8>], data: &[u8]) -> Vec<u8> {
-    let header = [&width.to_be_bytes()[..], &height.to_be_bytes(), &[8, 2, 0, 0, 0]].concat();
+    let header =
+        [&width.to_be_bytes()[..], &height.to_be_bytes(), &[8, 2, 0, 0, 0]].concat();
     let mut bytes = b"\x89PNG\r\n\x1a\n".to_vec();
-    bytes.extend(chunk(b"IHDR", &header));
+    bytes.extend(chunk(*b"IHDR", &header));
     bytes.extend(more.concat());
-    bytes.extend(chunk(b"IDAT", &packed(data)));
-    bytes.extend(chunk(b"IEND", &[]));
+    bytes.extend(chunk(*b"IDAT", &packed(data)));
+    bytes.extend(chunk(*b"IEND", &[]));
     bytes
 }
 
@@ -48,11 +50,14 @@ fn pictures_cut_anywhere_are_refused_or_read() {
 
 #[test]
 fn bombs_are_refused_by_their_headers() {
-    for (width, height) in [(60_000, 60_000), (u32::MAX, 1), (1, u32::MAX), (0, 5), (5, 0)] {
+    for (width, height) in
+        [(60_000, 60_000), (u32::MAX, 1), (1, u32::MAX), (0, 5), (5, 0)]
+    {
         refusal("picture", &png(width, height, &[], &[]));
     }
     let webp = |width: u32, height: u32| {
-        let size = [&[0_u8; 4], &width.to_le_bytes()[..3], &height.to_le_bytes()[..3]].concat();
+        let size =
+            [&[0_u8; 4], &width.to_le_bytes()[..3], &height.to_le_bytes()[..3]].concat();
         let body = [b"VP8X", &10_u32.to_le_bytes()[..], &size].concat();
         let length = u32::try_from(4 + body.len()).unwrap();
         [b"RIFF", &length.to_le_bytes()[..], b"WEBP", &body].concat()
@@ -60,7 +65,8 @@ fn bombs_are_refused_by_their_headers() {
     refusal("picture", &webp(0xff_ffff, 0xff_ffff));
     let jpeg = |height: u16, width: u16| {
         let size = [&[8][..], &height.to_be_bytes(), &width.to_be_bytes()].concat();
-        let frame = [&b"\xff\xc0\0\x11"[..], &size, b"\x03\x01\x11\0\x02\x11\x01\x03\x11\x01"];
+        let frame =
+            [&b"\xff\xc0\0\x11"[..], &size, b"\x03\x01\x11\0\x02\x11\x01\x03\x11\x01"];
         [&b"\xff\xd8"[..], &frame.concat(), b"\xff\xd9"].concat()
     };
     refusal("picture", &jpeg(65_500, 65_500));
@@ -72,8 +78,8 @@ fn bombs_in_the_content_are_borne() {
     let zeros = vec![0; 64 << 20];
     survives("picture", &png(4, 4, &[], &zeros));
     // A text and a colour profile that unpack to 64 MiB.
-    let text = chunk(b"zTXt", &[&b"k\0\0"[..], &packed(&zeros)].concat());
-    let profile = chunk(b"iCCP", &[&b"k\0\0"[..], &packed(&zeros)].concat());
+    let text = chunk(*b"zTXt", &[&b"k\0\0"[..], &packed(&zeros)].concat());
+    let profile = chunk(*b"iCCP", &[&b"k\0\0"[..], &packed(&zeros)].concat());
     survives("picture", &png(1, 1, &[text, profile], &[0; 4]));
     // Pictures so thin that squares of them would be huge.
     let thin = png(1, 60_000, &[], &vec![0; 4 * 60_000]);
@@ -133,9 +139,9 @@ fn drawings_that_take_their_time_are_refused_or_drawn() {
         format!("{patterns}<rect width=\"64\" height=\"64\" fill=\"url(#p39)\"/>"),
         // A reference to itself.
         r##"<g id="a"><use xlink:href="#a"/></g>"##.to_owned(),
-        r##"<mask id="m" mask="url(#m)"><rect width="9" height="9"/></mask><rect mask="url(#m)" width="9" height="9"/>"##
+        r#"<mask id="m" mask="url(#m)"><rect width="9" height="9"/></mask><rect mask="url(#m)" width="9" height="9"/>"#
             .to_owned(),
-        r##"<clipPath id="c" clip-path="url(#c)"><rect width="9" height="9"/></clipPath><rect clip-path="url(#c)" width="9" height="9"/>"##
+        r#"<clipPath id="c" clip-path="url(#c)"><rect width="9" height="9"/></clipPath><rect clip-path="url(#c)" width="9" height="9"/>"#
             .to_owned(),
         format!("<path d=\"M0 0{}\" stroke=\"red\"/>", "a9 9 0 1 1 .1 .1".repeat(60_000)),
         format!("<style>{}</style><rect class=\"a\"/>", "*>*>*>*{fill:red}".repeat(3_000)),

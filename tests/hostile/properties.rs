@@ -29,8 +29,20 @@ const NUMBERS: [u64; 12] = [
 
 /// What text formats trip over.
 const WORDS: [&str; 14] = [
-    "-1", "0", "18446744073709551615", "1e999", "null", "[]", "{}", "\"", "\\u0000", "../",
-    "\u{feff}", "&a", "*a", "<!--",
+    "-1",
+    "0",
+    "18446744073709551615",
+    "1e999",
+    "null",
+    "[]",
+    "{}",
+    "\"",
+    "\\u0000",
+    "../",
+    "\u{feff}",
+    "&a",
+    "*a",
+    "<!--",
 ];
 
 /// One edit of a file.
@@ -134,7 +146,9 @@ fn attack(name: &str) {
         let counts = std::cell::RefCell::new((&mut read, &mut fine));
         let outcome = TestRunner::new(config).run(&files, |(seed, edits)| {
             let mut bytes = seeds[seed.index(seeds.len())].clone();
-            edits.iter().for_each(|edit| apply(&mut bytes, edit));
+            for edit in &edits {
+                apply(&mut bytes, edit);
+            }
             let began = Instant::now();
             let result = target.run(folder.path(), &bytes);
             prop_assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());

@@ -40,8 +40,12 @@ pub(crate) const TARGETS: &[Target] = &[
     target("config", "pipeline.yaml", config_seeds, |path| {
         load(path, &Overrides::default()).map(drop)
     }),
-    target("tensors", "x.safetensors", tensor_seeds, |path| tensors::read(path).map(drop)),
-    target("foreign", "x.safetensors", tensor_seeds, |path| foreign::read(path).map(drop)),
+    target("tensors", "x.safetensors", tensor_seeds, |path| {
+        tensors::read(path).map(drop)
+    }),
+    target("foreign", "x.safetensors", tensor_seeds, |path| {
+        foreign::read(path).map(drop)
+    }),
     target("vectors-tensor", "x.safetensors", tensor_seeds, vectors),
     target("labels-tensor", "x.safetensors", tensor_seeds, |path| {
         labels::read(path, None).map(drop)
@@ -175,7 +179,11 @@ fn tensor_seeds() -> Vec<Vec<u8>> {
     let ours = written("x", |path| tensors::write(path, &some).expect("tensors"));
     let theirs = br#"{"l":{"dtype":"I64","shape":[2],"data_offsets":[0,16]},"h":{"dtype":"F16","shape":[2,1],"data_offsets":[16,20]}}"#;
     let size = (theirs.len() as u64).to_le_bytes();
-    vec![ours, [&size[..], theirs, &[0; 20]].concat(), fixture("kmeans/planted.safetensors")]
+    vec![
+        ours,
+        [&size[..], theirs, &[0; 20]].concat(),
+        fixture("kmeans/planted.safetensors"),
+    ]
 }
 
 fn vectors(path: &Path) -> Result<()> {
@@ -241,7 +249,8 @@ fn drawing(path: &Path) -> Result<()> {
 
 fn tokenizer(path: &Path) -> Result<()> {
     let tokenizer = Tokenizer::open(path)?;
-    for text in ["", "a red dog", "<end_of_text> \u{301}é 1234 's", "\u{1f600}\u{fe0f}!!"] {
+    for text in ["", "a red dog", "<end_of_text> \u{301}é 1234 's", "\u{1f600}\u{fe0f}!!"]
+    {
         let ids = tokenizer.encode(text, 16)?;
         assert_eq!(ids.len(), 16, "{text}");
         let vocabulary = u32::try_from(tokenizer.vocabulary()).expect("a small one");
@@ -258,7 +267,8 @@ fn unpack(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn clip() -> Tokenizer {
-    Tokenizer::open(&Path::new(FIXTURES).join("tokenizer/toy_bpe.txt.gz")).expect("merges")
+    Tokenizer::open(&Path::new(FIXTURES).join("tokenizer/toy_bpe.txt.gz"))
+        .expect("merges")
 }
 
 fn tokenizer_seeds() -> Vec<Vec<u8>> {

@@ -78,9 +78,11 @@ fn every_abuse_of_the_header_is_refused() {
 #[test]
 fn values_that_are_no_weights_are_refused() {
     let nan = f32::NAN.to_le_bytes();
-    let bytes = raw(&json!({"a": one("F32", &json!([1]), &json!([0, 4]))}).to_string(), &nan);
+    let bytes =
+        raw(&json!({"a": one("F32", &json!([1]), &json!([0, 4]))}).to_string(), &nan);
     assert!(refusal("weights", &bytes).contains("NaN"));
-    let bytes = raw(&json!({"a": one("I8", &json!([1]), &json!([0, 1]))}).to_string(), &[1]);
+    let bytes =
+        raw(&json!({"a": one("I8", &json!([1]), &json!([0, 1]))}).to_string(), &[1]);
     assert!(refusal("tensors", &bytes).contains("I8"));
     assert!(refusal("weights", &bytes).contains("I8"));
 }

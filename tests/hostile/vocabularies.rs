@@ -34,7 +34,9 @@ fn json_and_gzip_cut_anywhere_are_refused() {
 #[test]
 fn numbers_that_are_no_ids_are_refused() {
     let own: Value = serde_json::from_slice(&seeds("tokenizer")[0]).unwrap();
-    for id in [json!(-1), json!(1_000_000), json!(4_294_967_295_u64), json!(0.5), json!("7")] {
+    for id in
+        [json!(-1), json!(1_000_000), json!(4_294_967_295_u64), json!(0.5), json!("7")]
+    {
         for path in ["/model/vocab/r", "/added_tokens/0/id"] {
             let mut json = own.clone();
             *json.pointer_mut(path).unwrap() = id.clone();
@@ -47,11 +49,17 @@ fn numbers_that_are_no_ids_are_refused() {
     merges["model"]["merges"] = json!([["q", "zz"]]);
     refusal("tokenizer", merges.to_string().as_bytes());
     for (key, value) in [
-        ("normalizer", json!({"type": "Replace", "pattern": {"Regex": "(a+)+$("}, "content": ""})),
+        (
+            "normalizer",
+            json!({"type": "Replace", "pattern": {"Regex": "(a+)+$("}, "content": ""}),
+        ),
         ("normalizer", json!({"type": "Prepend", "prepend": "x".repeat(1 << 20)})),
         ("pre_tokenizer", json!({"type": "Nowhere"})),
         ("model", json!({"type": "Unigram", "vocab": []})),
-        ("truncation", json!({"max_length": 0, "strategy": "LongestFirst", "stride": 9, "direction": "Right"})),
+        (
+            "truncation",
+            json!({"max_length": 0, "strategy": "LongestFirst", "stride": 9, "direction": "Right"}),
+        ),
     ] {
         let mut json = own.clone();
         json[key] = value;
@@ -62,7 +70,9 @@ fn numbers_that_are_no_ids_are_refused() {
 #[test]
 fn bombs_of_json_and_gzip_are_refused() {
     for bomb in ["[".repeat(1 << 20), "{\"a\":".repeat(1 << 20), "9".repeat(1 << 20)] {
-        for target in ["tokenizer", "vocabulary", "preprocess", "manifest", "data-set", "shards"] {
+        for target in
+            ["tokenizer", "vocabulary", "preprocess", "manifest", "data-set", "shards"]
+        {
             refusal(target, bomb.as_bytes());
         }
     }

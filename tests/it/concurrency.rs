@@ -50,7 +50,9 @@ fn of_twenty_equal_processes_at_once_one_computes() {
     }
     assert_eq!(ran, 1);
     let results = fs::read_dir(folder.path().join("dataset")).unwrap();
-    let keys = results.filter(|e| !e.as_ref().unwrap().file_name().as_encoded_bytes().starts_with(b".")).count();
+    let keys = results
+        .filter(|e| !e.as_ref().unwrap().file_name().as_encoded_bytes().starts_with(b"."))
+        .count();
     assert_eq!(keys, 2, "a result and its link");
 }
 

@@ -208,6 +208,7 @@ pub(crate) fn orders() -> Orders {
         only: vec![],
         threads: 2,
         jobs: 0,
+        need: 0,
         no_wait: false,
         verbose: false,
         panics: Panics::default(),

@@ -14,17 +14,17 @@ const IMPORT: &str = env!("CARGO_BIN_EXE_upcycle-import");
 const EXPORT: &str = env!("CARGO_BIN_EXE_upcycle-export");
 const INSPECT: &str = env!("CARGO_BIN_EXE_upcycle-inspect");
 
-fn fixture(name: &str) -> PathBuf {
+pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
 /// Runs a program in a folder.
-fn run(folder: &Path, program: &str, args: &[&str]) -> Output {
+pub(crate) fn run(folder: &Path, program: &str, args: &[&str]) -> Output {
     Command::new(program).args(args).current_dir(folder).output().unwrap()
 }
 
 /// Its standard output, if it went well.
-fn good(folder: &Path, program: &str, args: &[&str]) -> String {
+pub(crate) fn good(folder: &Path, program: &str, args: &[&str]) -> String {
     let output = run(folder, program, args);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {args:?}: {errors}");
@@ -32,7 +32,7 @@ fn good(folder: &Path, program: &str, args: &[&str]) -> String {
 }
 
 /// Its exit code and its error.
-fn bad(folder: &Path, program: &str, args: &[&str]) -> (i32, String) {
+pub(crate) fn bad(folder: &Path, program: &str, args: &[&str]) -> (i32, String) {
     let output = run(folder, program, args);
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(errors.starts_with("error: ") && !errors.contains("panicked"), "{errors}");
@@ -188,7 +188,7 @@ fn pictures_become_the_tensor_open_clip_makes() {
 }
 
 /// A CLIP with the toy vocabulary and the smoke profile's towers.
-fn toy() -> ClipConfig {
+pub(crate) fn toy() -> ClipConfig {
     let (width, layers, heads, hidden) = (32, 2, 2, 64);
     ClipConfig {
         embed_dim: 32,

@@ -6,6 +6,7 @@ mod cli;
 mod concurrency;
 mod crash;
 mod damage;
+mod evaluation;
 mod fit;
 mod harness;
 mod interop;

@@ -36,7 +36,13 @@ fn touched(set: &[&str]) -> BTreeSet<&'static str> {
 
 #[test]
 fn every_node_comes_after_all_it_reads_and_exists_once() {
-    let nodes = nodes(&["seeds=[1, 2, 3]"]);
+    for (bases, models) in [("per-seed", 3), ("shared", 1)] {
+        complete(&["seeds=[1, 2, 3]", &format!("pretrain.bases={bases}")], models);
+    }
+}
+
+fn complete(set: &[&str], models: usize) {
+    let nodes = nodes(set);
     let mut seen = BTreeSet::new();
     for node in &nodes {
         for upstream in &node.inputs {
@@ -53,7 +59,7 @@ fn every_node_comes_after_all_it_reads_and_exists_once() {
     assert_eq!(names, STAGES);
     let count = |stage| seen.iter().filter(|place| place.stage == stage).count();
     for stage in ["pretrain", "activations", "cluster"] {
-        assert_eq!(count(stage), 3, "{stage}");
+        assert_eq!(count(stage), models, "{stage}");
     }
     for stage in ["train", "evaluate", "analyze"] {
         assert_eq!(count(stage), 3 * config(&[]).runs.len(), "{stage}");

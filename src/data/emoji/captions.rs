@@ -9,7 +9,7 @@ use crate::rng::{RngExt, SliceRandom, Stream};
 pub(super) const TEMPLATES: [&str; 4] =
     ["{}", "an emoji of {}", "a picture of {}", "a drawing of {}"];
 
-/// Share of captions wrapped in a template (DATASET §2).
+/// Share of captions wrapped in a template.
 const WRAPPED: f64 = 0.3;
 
 /// Training captions: the label, the vendor's name, label with tags, label with the words of

@@ -1,4 +1,4 @@
-//! The tasks of DATASET §5, one a file: embeddings and labels in, measurements out.
+//! The tasks, one a file: embeddings and labels in, measurements out.
 
 pub(super) mod coarse;
 pub(super) mod concept;

@@ -188,8 +188,7 @@ impl TableReader {
             None => Ok(None),
             Some(batch) => {
                 let batch = batch.map_err(|e| Error::corrupt(place()).caused_by(e))?;
-                let columns =
-                    guarded(|| column::from_batch(&batch)).context(place)?;
+                let columns = guarded(|| column::from_batch(&batch)).context(place)?;
                 Ok(Some(Table { columns }))
             }
         }

@@ -1,7 +1,7 @@
 //! Where each parameter of ours stands in a foreign checkpoint, and the strict accounting.
 //!
 //! `open_clip`'s names are ours. Hugging Face splits the stacked attention projection in
-//! three and stores the two final projections transposed (CLIP.md §1b).
+//! three and stores the two final projections transposed.
 
 use crate::error::{Error, Result};
 use crate::io::tensors::{Tensor, Tensors};

@@ -240,7 +240,9 @@ mod tests {
         // A list with itself ten times, kept, and so on: 10^n objects in 30 n bytes.
         let mut bomb = b"\x80\x02]q\x00".to_vec();
         for _ in 0..12 {
-            bomb.extend_from_slice(b"](h\x00h\x00h\x00h\x00h\x00h\x00h\x00h\x00h\x00h\x00eq\x00");
+            bomb.extend_from_slice(
+                b"](h\x00h\x00h\x00h\x00h\x00h\x00h\x00h\x00h\x00h\x00eq\x00",
+            );
         }
         bomb.push(b'.');
         let error = walk(&bomb).unwrap_err();

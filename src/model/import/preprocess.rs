@@ -25,7 +25,7 @@ pub struct Preprocessing {
 }
 
 impl Preprocessing {
-    /// `OpenAI`'s constants, which nearly every published CLIP uses (CLIP.md §1c).
+    /// `OpenAI`'s constants, which nearly every published CLIP uses.
     pub const OPENAI: Self = Self {
         mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
         std: [0.268_629_54, 0.261_302_58, 0.275_777_11],

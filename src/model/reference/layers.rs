@@ -9,7 +9,7 @@ use candle_core::{D, DType, Device, Result, Tensor};
 
 use crate::config::Activation;
 
-/// Epsilon of every LayerNorm (CLIP.md §1a).
+/// Epsilon of every LayerNorm.
 const NORM_EPSILON: f64 = 1e-5;
 
 /// x W^T + b for rows `x` [N, in], `weight` [out, in], `bias` [out].

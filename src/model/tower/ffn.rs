@@ -304,7 +304,7 @@ impl Ffn {
                 continue;
             }
             stats.rows += 1.0;
-            stats.entropy += entropy(p);
+            stats.entropy += f64::from(routing.entropy[row]);
             stats.log_sum_square += f64::from(routing.log_sum[row]).powi(2);
             stats.probability.iter_mut().zip(p).for_each(|(s, p)| *s += f64::from(*p));
             for &chosen in &routing.chosen[row * k..(row + 1) * k] {
@@ -346,22 +346,12 @@ fn uncertain(rows: &mut Vec<u32>, routing: &Routing, counted: &[bool], share: f6
     rows.extend(all);
     let keep = truncate_usize((share * rows.len() as f64).ceil());
     if keep < rows.len() {
-        let e = routing.probabilities.len() / counted.len();
-        let at = |row: u32| {
-            entropy(&routing.probabilities[widen(row) * e..(widen(row) + 1) * e])
-        };
-        let mut scored: Vec<_> = rows.iter().map(|&row| (at(row), row)).collect();
-        scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-        rows.clear();
-        rows.extend(scored[..keep].iter().map(|&(_, row)| row));
+        let at = |row: &u32| routing.entropy[widen(*row)];
+        let order = |a: &u32, b: &u32| at(b).total_cmp(&at(a)).then(a.cmp(b));
+        rows.select_nth_unstable_by(keep, order);
+        rows.truncate(keep);
         rows.sort_unstable();
     }
-}
-
-/// -Σ p ln p in nats.
-fn entropy(p: &[f32]) -> f64 {
-    let each = p.iter().map(|&p| f64::from(p)).filter(|p| *p > 0.0);
-    -each.map(|p| p * p.ln()).sum::<f64>()
 }
 
 fn squares(values: &[f32]) -> f64 {

@@ -1,8 +1,9 @@
 //! All runs against all headline metrics, at init and after training.
 
+use crate::config::Bases;
 use crate::report::document::{Block, Cell, Section, Table};
 use crate::report::headline::Headline;
-use crate::report::stats::{COVERAGE, Sign, Summary, paired, summary};
+use crate::report::stats::{COVERAGE, Sign, Summary, paired};
 use crate::report::study::{FINAL, INIT, Study, difference_points, over_seeds};
 use crate::report::words;
 
@@ -21,7 +22,13 @@ pub(in crate::report) fn section(study: &Study<'_>, headlines: &[Headline]) -> S
     Section {
         id: "comparison",
         title: "Comparison of all runs".to_owned(),
-        lead: vec!["All runs start from the same dense model of their seed and share data order and budget; only the initialisation and the loss differ.".to_owned()],
+        lead: vec![format!(
+            "All runs start from the same dense model{} and share data order and budget; only the initialisation and the loss differ.",
+            match study.config().pretrain.bases {
+                Bases::PerSeed => " of their seed",
+                Bases::Shared => "",
+            }
+        )],
         blocks,
     }
 }
@@ -32,7 +39,6 @@ fn details(summary: &str, table: Table) -> Block {
 
 fn main_table(study: &Study<'_>, headlines: &[Headline]) -> Table {
     let best: Vec<Option<String>> = headlines.iter().map(|h| best(study, h)).collect();
-    let costs = study.inputs.runs.iter().any(|r| r.facts.wall_seconds.is_some());
     let sizes = study.inputs.runs.iter().any(|r| r.facts.parameters_total.is_some());
     let mut head = vec![Cell::words("Run")];
     head.extend(
@@ -40,9 +46,6 @@ fn main_table(study: &Study<'_>, headlines: &[Headline]) -> Table {
     );
     if sizes {
         head.push(Cell::number("Parameters").with_sub("total / active"));
-    }
-    if costs {
-        head.push(Cell::number("Training").with_sub("wall time"));
     }
     let rows = study.runs.iter().map(|run| {
         let mut row = vec![name_cell(study, run)];
@@ -66,15 +69,6 @@ fn main_table(study: &Study<'_>, headlines: &[Headline]) -> Table {
         }));
         if sizes {
             row.push(size_cell(study, run));
-        }
-        if costs {
-            let wall = summary(study.of(run).filter_map(|r| r.facts.wall_seconds));
-            row.push(Cell::number(
-                wall.map_or_else(
-                    || words::NOTHING.to_owned(),
-                    |s| words::duration(s.mean),
-                ),
-            ));
         }
         row
     });

@@ -34,7 +34,6 @@ pub(in crate::report) fn verdict(study: &Study<'_>, headlines: &[Headline]) -> V
     let names = (study.name(showcase), study.name(reference));
     let mut statements = statements(&bouts);
     statements.extend(structure(study, (showcase, reference)));
-    statements.extend(cost(study, (showcase, reference)));
     Verdict {
         headline: headline(&bouts, &names),
         statements,
@@ -196,14 +195,6 @@ fn layer_mean(study: &Study<'_>, run: &str, metric: &str) -> BySeed {
             values.filter(|v| !v.is_empty()).map(|v| (seed, crate::num::mean(&v)))
         })
         .collect()
-}
-
-fn cost(study: &Study<'_>, (ours, theirs): (&str, &str)) -> Option<String> {
-    let wall = |run: &str| summary(study.of(run).filter_map(|r| r.facts.wall_seconds));
-    let (a, b) = (wall(ours)?.mean, wall(theirs)?.mean);
-    let share = words::signed(100.0 * (a / b - 1.0), 0);
-    let (a, b) = (words::duration(a), words::duration(b));
-    Some(format!("Cost: training took {a} against {b} ({share} %)."))
 }
 
 fn caveats(study: &Study<'_>, bouts: &[Bout<'_>]) -> Vec<String> {

@@ -9,7 +9,7 @@ use linfa::ParamGuard as _;
 use serde_json::json;
 
 use super::folder::OutFolder;
-use super::{Common, brief, cli, median, memory, parse};
+use super::{Common, brief, cli, median, parse};
 use crate::cluster::{
     Done, PIECE, Precision, RowSource, Rows, SphericalKMeans, SphericalKMeansModel,
 };
@@ -20,6 +20,7 @@ use crate::io::vectors::VectorFile;
 use crate::num::index_u32;
 use crate::ops::simd;
 use crate::par;
+use crate::stage::memory;
 
 const EXAMPLES: &str = "\
 Writes centroids.safetensors (`centroids` [k, d], unit rows), assignments.parquet (cluster and

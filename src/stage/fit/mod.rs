@@ -5,7 +5,6 @@
 
 mod cluster;
 mod folder;
-mod memory;
 mod subspaces;
 
 use std::process::ExitCode;

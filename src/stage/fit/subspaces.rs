@@ -8,7 +8,7 @@ use clap::{ArgAction, ArgGroup, Args};
 use serde_json::json;
 
 use super::folder::OutFolder;
-use super::{Common, brief, cli, memory, parse};
+use super::{Common, brief, cli, parse};
 use crate::config::{Centre, Labels, SubspacesConfig};
 use crate::error::{Context as _, Error, Result};
 use crate::io::labels;
@@ -19,6 +19,7 @@ use crate::linalg::Matrix;
 use crate::lowrank::{MatrixMoments, Subspace, project};
 use crate::num::{index_u32, widen};
 use crate::par;
+use crate::stage::memory;
 
 const EXAMPLES: &str = "\
 For each cluster and matrix W [out, in]: the orthonormal basis U [out, r] of the outputs to

@@ -201,15 +201,7 @@ impl Runner {
 /// The dense model upcycled by exact copies.
 fn copies(dense: &Checkpoint, config: &Config) -> Result<Checkpoint> {
     let method = upcycle::find("sparse")?;
-    let init = InitConfig {
-        method: method.name().to_owned(),
-        subspaces: None,
-        ratio: None,
-        independent_indices: None,
-        router_scale: None,
-        router_std: None,
-        allow_identical: None,
-    };
+    let init = InitConfig { method: method.name().to_owned(), ..InitConfig::default() };
     let settings = Settings::new(method, &init, config.moe.experts)?;
     let recipe = Recipe { method, settings, centroids: None, bases: None, seed: 1 };
     mixture(dense, &config.moe, &recipe)

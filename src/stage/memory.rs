@@ -22,9 +22,22 @@ pub(super) fn parse(text: &str) -> Result<u64> {
     number.checked_mul(1 << power).ok_or_else(bad)
 }
 
+/// The memory that is free now, where the system says so.
+pub(super) fn free() -> Option<u64> {
+    line("/proc/meminfo", "MemAvailable:")
+}
+
 /// Half of the memory that is free now; 4 GB where the system does not say.
 pub(super) fn half_of_free() -> u64 {
-    line("/proc/meminfo", "MemAvailable:").map_or(4 << 30, |bytes| bytes / 2)
+    free().map_or(4 << 30, |bytes| bytes / 2)
+}
+
+/// How many pieces of work of `need` bytes, of at most `wanted`, fit into nine tenths of
+/// `free`; at least one.
+pub(super) fn fitting(wanted: usize, need: u64, free: Option<u64>) -> usize {
+    let Some(free) = free.filter(|_| need > 0) else { return wanted };
+    let fits = usize::try_from(free / 10 * 9 / need).unwrap_or(wanted);
+    wanted.min(fits).max(1)
 }
 
 /// The most memory this process has used so far, where the system says so.
@@ -43,6 +56,15 @@ fn line(file: &str, name: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn work_goes_side_by_side_only_where_it_fits() {
+        assert_eq!(fitting(8, 10, Some(100)), 8);
+        assert_eq!(fitting(8, 30, Some(100)), 3);
+        assert_eq!(fitting(8, 500, Some(100)), 1);
+        assert_eq!(fitting(8, 0, Some(100)), 8);
+        assert_eq!(fitting(8, 500, None), 8);
+    }
 
     #[test]
     fn sizes_are_read_as_people_write_them() {

@@ -3,209 +3,102 @@
 //! `000017.jpg` and `000017.txt` are one pair: the key is the path up to the first dot of the
 //! file's name. Pictures are jpg, jpeg, png or webp; captions are the lines of `txt`, the
 //! `caption` of `json`, or the class of `cls` by `classnames.txt` beside or above the shard.
-//! A shard in a folder of its own, as in `CLIP_benchmark`'s layout (`test/0.tar`), gives the
-//! split its name; other pairs are split by a hash of their keys.
+//! A shard in a folder of its own, as in `CLIP_benchmark`'s layout (`test/0.tar`), takes the
+//! folder's name for its split; other pairs are split by a hash of their keys.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use super::collection::Collection;
-use super::folder::{Entry, assemble, default_split, is_plain_split};
-use super::stream::{Found, Pair, Skipped, Stream, Tolerance};
-use crate::config::DatasetConfig;
-use crate::error::{Context, Error, Result};
-use crate::image;
-use crate::par;
+use super::files::{Input, file_name};
+use super::picture::MAX_BYTES;
+use super::{Found, Pair, Stream, Visit};
+use crate::error::{Context, Result};
 
-/// Largest member that is read.
-const MAX_BYTES: u64 = 64 << 20;
-/// Pairs decoded at a time.
-const CHUNK: usize = 256;
 /// Extensions of pictures.
 const PICTURES: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
 /// Names of classes, one a line.
-const CLASSES: &str = "classnames.txt";
+pub(super) const CLASSES: &str = "classnames.txt";
 
-/// Reads every shard below `config.folder`.
-pub(super) fn collect(
-    config: &DatasetConfig,
-    progress: &mut dyn FnMut(usize, usize),
-) -> Result<(Collection, Vec<Skipped>)> {
-    if config.folder.is_empty() {
-        return Err(Error::usage(
-            "dataset.folder: a folder is needed for source: webdataset",
-        ));
-    }
-    let shards = Shards::open(Path::new(&config.folder))?;
-    let mut gathered = Gathered {
-        side: config.image_size,
-        tolerance: Tolerance::new(config.corrupt_share),
-        waiting: Vec::new(),
-        entries: Vec::new(),
-        pngs: Vec::new(),
-    };
-    shards.each(&mut |found| {
-        match found {
-            Found::Bad(bad) => gathered.tolerance.reject(bad)?,
-            Found::Pair(pair) => gathered.waiting.push(pair),
-        }
-        if gathered.waiting.len() == CHUNK {
-            gathered.decode()?;
-            let done = gathered.pngs.len();
-            progress(done, done);
-        }
-        Ok(())
-    })?;
-    gathered.decode()?;
-    let skipped = gathered.tolerance.finish()?;
-    let mut collection = assemble(gathered.entries, gathered.pngs);
-    "webdataset".clone_into(&mut collection.layout.source);
-    Ok((collection, skipped))
-}
-
-/// Pairs on their way into a collection.
-struct Gathered {
-    side: usize,
-    tolerance: Tolerance,
-    waiting: Vec<Pair>,
-    entries: Vec<Entry>,
-    pngs: Vec<Vec<u8>>,
-}
-
-impl Gathered {
-    /// Decodes what waits, side by side; what cannot be decoded is a bad pair.
-    fn decode(&mut self) -> Result<()> {
-        let (waiting, side) = (std::mem::take(&mut self.waiting), self.side);
-        let one = |pair: &Pair| -> Result<Vec<u8>> {
-            let picture = image::decode(&pair.image, &pair.key)?;
-            image::encode_png(&image::fit_square(&picture, side)?)
-        };
-        let made = par::try_map(waiting.len(), |i| Ok::<_, Error>(one(&waiting[i])))?;
-        for (pair, png) in waiting.into_iter().zip(made) {
-            match png {
-                Ok(png) => {
-                    self.tolerance.accept();
-                    self.entries.push(entry(pair));
-                    self.pngs.push(png);
-                }
-                Err(error) => {
-                    let reason = chain(&error);
-                    self.tolerance.reject(Skipped { key: pair.key, reason })?;
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-fn entry(pair: Pair) -> Entry {
-    let concept = pair.class.as_ref().unwrap_or(&pair.captions[0]).to_lowercase();
-    let split = pair.split.unwrap_or_else(|| default_split(&pair.key));
-    Entry { line: 0, file: pair.key, captions: pair.captions, concept, split }
-}
-
-/// An error with its causes in one line.
-fn chain(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
-}
-
-/// The shards of a folder, in the order of their names.
+/// Shards in their order.
 #[derive(Debug)]
-struct Shards {
+pub(super) struct Shards {
     shards: Vec<Shard>,
 }
 
 #[derive(Debug)]
 struct Shard {
-    path: PathBuf,
-    /// Its name within the folder.
-    name: String,
-    split: Option<String>,
-    classes: Vec<String>,
+    input: Input,
+    classes: Classes,
+}
+
+/// What the numbers of `cls` mean.
+#[derive(Debug, Clone)]
+enum Classes {
+    /// Names of a file.
+    Named(Vec<String>, PathBuf),
+    /// Nothing is known; numbers stay numbers.
+    Numbered,
 }
 
 impl Shards {
-    fn open(folder: &Path) -> Result<Self> {
-        let mut shards = Vec::new();
-        let above = classes(folder)?;
-        for path in sorted(folder)? {
-            let name =
-                path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if path.is_dir() && is_plain_split(&name) {
-                let own = classes(&path)?;
-                let own = if own.is_empty() { above.clone() } else { own };
-                for inner in sorted(&path)?.into_iter().filter(|path| is_tar(path)) {
-                    let file = inner.file_name().unwrap_or_default().to_string_lossy();
-                    shards.push(Shard {
-                        name: format!("{name}/{file}"),
-                        split: Some(name.clone()),
-                        classes: own.clone(),
-                        path: inner,
-                    });
-                }
-            } else if is_tar(&path) {
-                shards.push(Shard { path, name, split: None, classes: above.clone() });
-            }
-        }
-        if shards.is_empty() {
-            let place = folder.display();
-            return Err(Error::failed(format!(
-                "{place} holds no shard: expected *.tar or SPLIT/*.tar"
-            )));
-        }
-        Ok(Self { shards })
+    /// Shards with the class names beside or above each.
+    pub(super) fn open(inputs: Vec<Input>) -> Result<Self> {
+        let shard = |input: Input| {
+            let folders = input.path.ancestors().skip(1).take(2);
+            let mut paths = folders.map(|folder| folder.join(CLASSES));
+            let classes = match paths.find(|path| path.is_file()) {
+                Some(path) => Classes::Named(lines(&path)?, path),
+                None => Classes::Named(Vec::new(), PathBuf::new()),
+            };
+            Ok(Shard { input, classes })
+        };
+        Ok(Self { shards: inputs.into_iter().map(shard).collect::<Result<_>>()? })
+    }
+
+    /// Shards whose classes are numbers and whose pairs may lack a caption if they have a
+    /// class, as evaluation needs them.
+    pub(super) fn numbered(paths: Vec<PathBuf>) -> Self {
+        let shard = |path: PathBuf| {
+            let (name, split) = (file_name(&path), None);
+            let input = Input { name, path, split, weight: 1.0 };
+            Shard { input, classes: Classes::Numbered }
+        };
+        Self { shards: paths.into_iter().map(shard).collect() }
     }
 }
 
-fn is_tar(path: &Path) -> bool {
-    path.is_file() && path.extension().is_some_and(|extension| extension == "tar")
-}
-
-/// The entries of a folder; numbers in names count as numbers (`2.tar` before `10.tar`).
-fn sorted(folder: &Path) -> Result<Vec<PathBuf>> {
-    let unreadable = || format!("listing {}", folder.display());
-    let mut paths = Vec::new();
-    for entry in std::fs::read_dir(folder).context(unreadable)? {
-        paths.push(entry.context(unreadable)?.path());
-    }
-    paths.sort_by_key(|path| {
-        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        (name.parse::<u64>().unwrap_or(u64::MAX), path.clone())
-    });
-    Ok(paths)
-}
-
-fn classes(folder: &Path) -> Result<Vec<String>> {
-    let path = folder.join(CLASSES);
-    if !path.is_file() {
-        return Ok(Vec::new());
-    }
-    let text = std::fs::read_to_string(&path)
+/// The lines of a file that are not empty, trimmed.
+pub(super) fn lines(path: &Path) -> Result<Vec<String>> {
+    let text = std::fs::read_to_string(path)
         .context(|| format!("reading {}", path.display()))?;
-    Ok(text
-        .lines()
-        .map(|line| line.trim().to_owned())
-        .filter(|l| !l.is_empty())
-        .collect())
+    let lines = text.lines().map(|line| line.trim().to_owned());
+    Ok(lines.filter(|line| !line.is_empty()).collect())
 }
 
 impl Stream for Shards {
-    fn each(&self, visit: &mut dyn FnMut(Found) -> Result<()>) -> Result<()> {
+    fn each(&self, visit: Visit<'_>) -> Result<()> {
         for shard in &self.shards {
-            let place = shard.path.display();
-            let file =
-                File::open(&shard.path).context(|| format!("reading shard {place}"))?;
+            let path = &shard.input.path;
+            let file = File::open(path)
+                .context(|| format!("reading shard {}", path.display()))?;
             shard.read(BufReader::new(file), visit)?;
         }
         Ok(())
+    }
+
+    fn files(&self) -> Vec<(String, PathBuf)> {
+        let mut files = Vec::new();
+        for Shard { input, classes } in &self.shards {
+            files.push((input.name.clone(), input.path.clone()));
+            if let Classes::Named(names, path) = classes
+                && !names.is_empty()
+            {
+                files.push((format!("{}/{CLASSES}", input.name), path.clone()));
+            }
+        }
+        files
     }
 }
 
@@ -214,14 +107,10 @@ type Members = BTreeMap<String, Vec<u8>>;
 
 impl Shard {
     /// Reads a tar from front to back; damage ends the shard as one bad pair.
-    fn read(
-        &self,
-        file: impl Read,
-        visit: &mut dyn FnMut(Found) -> Result<()>,
-    ) -> Result<()> {
+    fn read(&self, file: impl Read, visit: Visit<'_>) -> Result<()> {
         let damaged = |e: std::io::Error| {
             let reason = format!("the shard is damaged from here on: {e}");
-            Found::Bad(Skipped { key: self.name.clone(), reason })
+            Found::bad(self.input.name.clone(), reason)
         };
         let mut archive = tar::Archive::new(file);
         let entries = match archive.entries() {
@@ -249,19 +138,17 @@ impl Shard {
     }
 
     fn pair(&self, key: &str, mut members: Members) -> Found {
-        let key = format!("{}/{key}", self.name);
-        let bad = |reason: &str| {
-            Found::Bad(Skipped { key: key.clone(), reason: reason.to_owned() })
-        };
+        let key = format!("{}/{key}", self.input.name);
+        let bad = |reason: &str| Found::bad(key.clone(), reason);
         let picture = PICTURES.iter().find_map(|suffix| members.remove(*suffix));
         let Some(image) = picture else { return bad("there is no picture") };
         if image.len() as u64 > MAX_BYTES {
             return bad("the picture's file is too large");
         }
-        let class = match members.get("cls").map(|bytes| self.class(bytes)) {
+        let (label, class) = match members.get("cls").map(|bytes| self.class(bytes)) {
             Some(Err(reason)) => return bad(&reason),
-            Some(Ok(class)) => Some(class),
-            None => None,
+            Some(Ok((label, class))) => (Some(label), class),
+            None => (None, None),
         };
         let mut captions = match captions(&members) {
             Ok(captions) => captions,
@@ -270,23 +157,31 @@ impl Shard {
         if captions.is_empty() {
             captions.extend(class.clone());
         }
-        if captions.is_empty() {
+        let numbered = matches!(self.classes, Classes::Numbered) && label.is_some();
+        if captions.is_empty() && !numbered {
             return bad("there is no caption");
         }
-        Found::Pair(Pair { key, split: self.split.clone(), image, captions, class })
+        let Input { split, weight, .. } = self.input.clone();
+        Found::Pair(Pair { key, split, image, captions, class, label, weight })
     }
 
-    fn class(&self, bytes: &[u8]) -> std::result::Result<String, String> {
+    /// Number and name of a class.
+    fn class(
+        &self,
+        bytes: &[u8],
+    ) -> std::result::Result<(usize, Option<String>), String> {
         let text = String::from_utf8_lossy(bytes);
-        let index = text.trim().parse::<usize>().ok();
-        let name = index.and_then(|index| self.classes.get(index));
-        name.cloned().ok_or_else(|| {
-            format!(
-                "class {:?} is none of {} in {CLASSES}",
-                text.trim(),
-                self.classes.len()
-            )
-        })
+        let text = text.trim();
+        let index = text.parse::<usize>().ok();
+        match (&self.classes, index) {
+            (Classes::Numbered, Some(index)) => Ok((index, None)),
+            (Classes::Numbered, None) => Err(format!("class {text:?} is no number")),
+            (Classes::Named(names, _), index) => index
+                .and_then(|index| Some((index, Some(names.get(index)?.clone()))))
+                .ok_or_else(|| {
+                    format!("class {text:?} is none of {} in {CLASSES}", names.len())
+                }),
+        }
     }
 }
 
@@ -333,9 +228,10 @@ fn captions(members: &Members) -> std::result::Result<Vec<String>, String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::collect;
     use super::*;
-    use crate::config::{Overrides, Source, load_default};
-    use crate::image::{Picture, encode_png};
+    use crate::config::{DatasetConfig, Overrides, Source, load_default};
+    use crate::image::{self, Picture, encode_png};
 
     fn png(colour: u8) -> Vec<u8> {
         encode_png(&Picture::filled(12, 9, [colour, 10, 200])).unwrap()
@@ -389,10 +285,39 @@ mod tests {
         let pair =
             [vec!["first".to_owned(), "second".to_owned()], vec!["from json".to_owned()]];
         assert_eq!(captions, [pair.clone(), pair].concat());
-        assert!(collection.samples.iter().all(|s| s.split == "train"));
+        assert!(
+            collection.samples.iter().all(|s| s.split == "train" || s.split == "val")
+        );
         assert_eq!(collection.layout.source, "webdataset");
         let first = image::decode(&collection.samples[0].png, "x").unwrap();
         assert_eq!(first.rgb[0], 20, "2.tar comes before 10.tar");
+    }
+
+    #[test]
+    fn a_list_of_shards_mixes_its_parts_by_weight() {
+        let base = tempfile::tempdir().unwrap();
+        for name in ["a-00", "a-01", "b"] {
+            let key = format!("{name}.png");
+            let caption = (format!("{name}.txt"), text(name));
+            let members = [(key.as_str(), png(1)), (caption.0.as_str(), caption.1)];
+            write(&base.path().join(format!("train/{name}.tar")), &members);
+        }
+        let place = base.path().join("train");
+        let mut config = config(Path::new(""), 0.0);
+        config.file = format!("{0}/a-{{00..01}}.tar::{0}/b.tar", place.display());
+        config.weights = vec![1.0, 3.0];
+        let (found, _) = collect(&config, &mut |_, _| ()).unwrap();
+        let count = |text: &str| {
+            let of = |s: &&crate::data::collection::Sample| s.captions == [text];
+            let all: Vec<_> = found.samples.iter().filter(of).collect();
+            let once = all.iter().any(|s| s.split != "train");
+            (all.len(), once)
+        };
+        assert_eq!(count("a-00").0, 1);
+        assert!(matches!(count("b"), (3, false) | (1, true)));
+        config.folder = place.display().to_string();
+        let error = collect(&config, &mut |_, _| ()).unwrap_err().to_string();
+        assert!(error.contains("one of them"), "{error}");
     }
 
     #[test]

@@ -1,0 +1,250 @@
+//! From a stream of pairs to a collection: decode, bear what is bad, split, repeat by weight.
+//!
+//! Nothing here depends on arrival order but the order of samples: splits and fractions of
+//! weights follow from hashes of the pairs' names.
+
+use super::picture::chain;
+use super::{Pair, Skipped, Tolerance};
+use crate::config::DatasetConfig;
+use crate::data::collection::{Collection, Concept, Layout, Sample};
+use crate::data::splits::{TRAIN, VAL, hash};
+use crate::error::{Error, Result};
+use crate::image;
+use crate::par;
+
+/// Split of the pictures that are neither trained nor chosen with.
+const TEST: &str = "test";
+/// Pairs decoded at a time.
+const CHUNK: usize = 256;
+/// One training pair in this many validates where a source has splits but no `val`.
+const VALIDATES: u32 = 10;
+/// Steps of a fraction of a weight.
+const FRACTIONS: u32 = 1 << 20;
+
+/// Reads every pair of the configured source.
+pub(in crate::data) fn collect(
+    config: &DatasetConfig,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<(Collection, Vec<Skipped>)> {
+    let name = config.source.name();
+    let Some(stream) = super::open(config)? else {
+        return Err(Error::failed(format!("source: {name} reads no pairs")));
+    };
+    let mut gathered = Gathered {
+        side: config.image_size,
+        tolerance: Tolerance::new(config.corrupt_share, "dataset.corrupt_share"),
+        waiting: Vec::new(),
+        entries: Vec::new(),
+    };
+    stream.each(&mut |found| {
+        match found {
+            super::Found::Bad(bad) => gathered.tolerance.reject(bad)?,
+            super::Found::Pair(pair) => gathered.waiting.push(pair),
+        }
+        if gathered.waiting.len() == CHUNK {
+            gathered.decode()?;
+            let done = gathered.entries.len();
+            progress(done, stream.total().unwrap_or(done));
+        }
+        Ok(())
+    })?;
+    gathered.decode()?;
+    let skipped = gathered.tolerance.finish()?;
+    let entries = weighted(validated(gathered.entries));
+    if !entries.iter().any(|entry| entry.split == TRAIN) {
+        let files = stream.files();
+        let first = files.first().map(|(_, path)| path.display().to_string());
+        let (count, place) = (entries.len(), first.unwrap_or_default());
+        return Err(Error::usage(format!(
+            "none of the {count} pictures of {place} and its like is in the split train"
+        )));
+    }
+    Ok((assemble(entries, name), skipped))
+}
+
+/// One file in ten is a test picture and one in ten validates.
+pub(super) fn default_split(key: &str) -> String {
+    match hash(&format!("split:{key}"), 10) {
+        0 => TEST,
+        1 => VAL,
+        _ => TRAIN,
+    }
+    .to_owned()
+}
+
+/// A decoded pair.
+#[derive(Debug, Clone)]
+struct Entry {
+    key: String,
+    split: String,
+    png: Vec<u8>,
+    captions: Vec<String>,
+    concept: String,
+    weight: f64,
+}
+
+/// Pairs on their way into a collection.
+struct Gathered {
+    side: usize,
+    tolerance: Tolerance,
+    waiting: Vec<Pair>,
+    entries: Vec<Entry>,
+}
+
+impl Gathered {
+    /// Decodes what waits, side by side; what cannot be decoded is a bad pair.
+    fn decode(&mut self) -> Result<()> {
+        let (waiting, side) = (std::mem::take(&mut self.waiting), self.side);
+        let one = |pair: &Pair| -> Result<Vec<u8>> {
+            let picture = image::decode(&pair.image, &pair.key)?;
+            image::encode_png(&image::fit_square(&picture, side)?)
+        };
+        let made = par::try_map(waiting.len(), |i| Ok::<_, Error>(one(&waiting[i])))?;
+        for (pair, png) in waiting.into_iter().zip(made) {
+            match png {
+                Ok(png) => {
+                    self.tolerance.accept();
+                    self.entries.push(entry(pair, png));
+                }
+                Err(error) => {
+                    let reason = chain(&error);
+                    self.tolerance.reject(Skipped { key: pair.key, reason })?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn entry(pair: Pair, png: Vec<u8>) -> Entry {
+    let Pair { key, split, captions, class, weight, .. } = pair;
+    let concept = class.as_ref().or(captions.first()).map(|text| text.to_lowercase());
+    let split = match split.as_deref() {
+        None => default_split(&key),
+        // Karpathy's `restval` is trained on; the others are other words for ours.
+        Some("training" | "restval") => TRAIN.to_owned(),
+        Some("validation" | "valid" | "dev") => VAL.to_owned(),
+        Some(split) => split.to_owned(),
+    };
+    let concept = concept.unwrap_or_default();
+    Entry { key, split, png, captions, concept, weight }
+}
+
+/// Gives a source that has no `val` one training pair in ten to choose with.
+fn validated(mut entries: Vec<Entry>) -> Vec<Entry> {
+    if entries.iter().any(|entry| entry.split == VAL) {
+        return entries;
+    }
+    let trains = |entry: &Entry| entry.split == TRAIN;
+    let given = |entry: &Entry| {
+        trains(entry) && hash(&format!("val:{}", entry.key), VALIDATES) == 0
+    };
+    if entries.iter().any(|entry| trains(entry) && !given(entry)) {
+        for entry in entries.iter_mut().filter(|entry| given(entry)) {
+            VAL.clone_into(&mut entry.split);
+        }
+    }
+    entries
+}
+
+/// Repeats training pairs by their weights: 2 is twice, 0.25 is one in four.
+fn weighted(entries: Vec<Entry>) -> Vec<Entry> {
+    let copies = |entry: &Entry| {
+        if entry.split != TRAIN {
+            return 1;
+        }
+        let draw = f64::from(hash(&format!("weight:{}", entry.key), FRACTIONS));
+        let more = draw < entry.weight.fract() * f64::from(FRACTIONS);
+        crate::num::truncate_usize(entry.weight) + usize::from(more)
+    };
+    let repeat = |entry: Entry| {
+        let count = copies(&entry);
+        std::iter::repeat_n(entry, count)
+    };
+    entries.into_iter().flat_map(repeat).collect()
+}
+
+/// Entries as a collection.
+fn assemble(entries: Vec<Entry>, source: &str) -> Collection {
+    let mut keys: Vec<String> = entries.iter().map(|e| e.concept.clone()).collect();
+    keys.sort();
+    keys.dedup();
+    let mut tests: Vec<String> = entries.iter().map(|e| e.split.clone()).collect();
+    tests.sort();
+    tests.dedup();
+    tests.retain(|split| split != TRAIN && split != VAL);
+    let concepts = keys.iter().map(|key| Concept {
+        key: key.clone(),
+        label: key.clone(),
+        tags: Vec::new(),
+        group: 0,
+        subgroup: 0,
+        held_out: false,
+    });
+    let samples = entries.into_iter().map(|entry| Sample {
+        split: entry.split,
+        png: entry.png,
+        names: entry.captions.clone(),
+        captions: entry.captions,
+        concept: keys.partition_point(|key| *key < entry.concept),
+        style: source.to_owned(),
+    });
+    let mut splits = vec![TRAIN.to_owned(), VAL.to_owned()];
+    splits.extend(tests.iter().cloned());
+    Collection {
+        samples: samples.collect(),
+        concepts: concepts.collect(),
+        groups: vec!["all".to_owned()],
+        subgroups: vec!["all".to_owned()],
+        splits,
+        layout: Layout {
+            source: source.to_owned(),
+            retrieval: tests.first().cloned().unwrap_or_else(|| VAL.to_owned()),
+            shifts: tests.clone(),
+            tests,
+            held_out: None,
+            templates: ["{}", "a photo of {}", "a picture of {}"]
+                .map(str::to_owned)
+                .to_vec(),
+            attribution: vec!["the user's own pictures".to_owned()],
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries(n: usize, split: &str, weight: f64) -> Vec<Entry> {
+        let one = |i: usize| Entry {
+            key: format!("{split}{i}"),
+            split: split.to_owned(),
+            png: Vec::new(),
+            captions: vec!["a".to_owned()],
+            concept: "a".to_owned(),
+            weight,
+        };
+        (0..n).map(one).collect()
+    }
+
+    #[test]
+    fn a_weight_repeats_training_pairs_and_no_others() {
+        let of = |weight: f64| weighted(entries(4000, TRAIN, weight)).len();
+        assert_eq!((of(0.0), of(1.0), of(3.0)), (0, 4000, 12000));
+        for (weight, expected) in [(0.25, 1000), (2.5, 10000)] {
+            assert!(of(weight).abs_diff(expected) < 150, "{weight}: {}", of(weight));
+        }
+        assert_eq!(weighted(entries(50, "test", 0.0)).len(), 50);
+    }
+
+    #[test]
+    fn a_source_without_validation_gives_a_tenth_of_its_training() {
+        let mut all = entries(2000, TRAIN, 1.0);
+        all.extend(entries(100, "test", 1.0));
+        let found = validated(all.clone());
+        let count = |split: &str| found.iter().filter(|e| e.split == split).count();
+        assert!(count(VAL).abs_diff(200) < 50 && count("test") == 100);
+        all.extend(entries(1, VAL, 1.0));
+        assert_eq!(validated(all).iter().filter(|e| e.split == VAL).count(), 1);
+    }
+}

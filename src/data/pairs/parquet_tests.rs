@@ -1,0 +1,168 @@
+//! Parquet files as other programs write them, good and damaged.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use arrow::array::{
+    BinaryArray, Int64Array, ListBuilder, StringArray, StringBuilder, StructArray,
+};
+use parquet::arrow::ArrowWriter;
+use parquet::basic::Compression;
+use parquet::file::properties::WriterProperties;
+
+use super::super::collect;
+use super::*;
+use crate::config::{DatasetConfig, Overrides, Source, load_default};
+use crate::image::{Picture, encode_png};
+
+fn config(place: &Path) -> DatasetConfig {
+    let mut config = load_default(&Overrides::default()).unwrap().dataset;
+    config.source = Source::Parquet;
+    config.folder = place.display().to_string();
+    config.image_size = 8;
+    config
+}
+
+fn pngs(n: u8) -> Vec<Vec<u8>> {
+    (0..n).map(|i| encode_png(&Picture::filled(9, 7, [i, 2, 3])).unwrap()).collect()
+}
+
+fn structs(pngs: &[Vec<u8>]) -> ArrayRef {
+    let bytes: BinaryArray = pngs.iter().map(Some).collect();
+    let path: StringArray = pngs.iter().map(|_| Some("x.png")).collect();
+    let field = |name: &str, kind| Arc::new(Field::new(name, kind, true));
+    Arc::new(StructArray::from(vec![
+        (field("bytes", DataType::Binary), Arc::new(bytes) as ArrayRef),
+        (field("path", DataType::Utf8), Arc::new(path) as ArrayRef),
+    ]))
+}
+
+fn write(path: &Path, columns: Vec<(&str, ArrayRef)>, metadata: Option<&str>) {
+    let fields: Vec<Field> = columns
+        .iter()
+        .map(|(name, array)| Field::new(*name, array.data_type().clone(), true))
+        .collect();
+    let metadata = metadata.map(|m| ("huggingface".to_owned(), m.to_owned()));
+    let metadata: BTreeMap<String, String> = metadata.into_iter().collect();
+    let schema = Arc::new(Schema::new(fields).with_metadata(metadata));
+    let arrays = columns.into_iter().map(|(_, array)| array).collect();
+    let batch = RecordBatch::try_new(Arc::clone(&schema), arrays).unwrap();
+    let properties = WriterProperties::builder()
+        .set_compression(Compression::SNAPPY)
+        .set_max_row_group_row_count(Some(3))
+        .build();
+    let file = File::create(path).unwrap();
+    let mut writer = ArrowWriter::try_new(file, schema, Some(properties)).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+}
+
+#[test]
+fn pictures_with_a_list_of_captions_are_read_over_row_groups() {
+    let base = tempfile::tempdir().unwrap();
+    let mut lists = ListBuilder::new(StringBuilder::new());
+    for i in 0..7 {
+        lists.values().append_value(format!(" caption {i} "));
+        if i % 2 == 0 {
+            lists.values().append_value("another");
+        }
+        lists.append(true);
+    }
+    let columns = vec![
+        ("url", Arc::new(StringArray::from(vec!["u"; 7])) as ArrayRef),
+        ("image", structs(&pngs(7))),
+        ("captions", Arc::new(lists.finish())),
+    ];
+    write(&base.path().join("train-00000-of-00001.parquet"), columns, None);
+    let (found, skipped) = collect(&config(base.path()), &mut |_, _| ()).unwrap();
+    assert!(skipped.is_empty());
+    assert_eq!(found.samples.len(), 7);
+    assert_eq!(found.samples[2].captions, ["caption 2", "another"]);
+    assert_eq!(found.samples[3].captions, ["caption 3"]);
+    assert!(found.samples.iter().all(|s| s.split == "train" || s.split == "val"));
+    for (index, sample) in found.samples.iter().enumerate() {
+        let picture = crate::image::decode(&sample.png, "x").unwrap();
+        assert_eq!(usize::from(picture.rgb[0]), index);
+    }
+}
+
+#[test]
+fn numbers_of_classes_are_named_by_the_schema_or_a_file() {
+    let base = tempfile::tempdir().unwrap();
+    let path = base.path().join("train.parquet");
+    let bytes: BinaryArray = pngs(3).iter().map(Some).collect();
+    let labels = Int64Array::from(vec![Some(1), Some(0), Some(5)]);
+    let columns = || {
+        vec![
+            ("img", Arc::new(bytes.clone()) as ArrayRef),
+            ("label", Arc::new(labels.clone()) as ArrayRef),
+        ]
+    };
+    let names = r#"{"info": {"features": {"img": {"_type": "Image"},
+        "label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}"#;
+    write(&path, columns(), Some(names));
+    let mut config = config(base.path());
+    let error = collect(&config, &mut |_, _| ()).unwrap_err().to_string();
+    assert!(error.contains("row 2: class 5 is none of the 2"), "{error}");
+    config.corrupt_share = 0.4;
+    let (found, _) = collect(&config, &mut |_, _| ()).unwrap();
+    let captions: Vec<_> = found.samples.iter().map(|s| s.captions[0].as_str()).collect();
+    assert_eq!(captions, ["dog", "cat"]);
+    write(&path, columns(), None);
+    let error = format!("{:?}", collect(&config, &mut |_, _| ()).unwrap_err());
+    assert!(error.contains("classnames.txt"), "{error}");
+    std::fs::write(base.path().join(CLASSES), "a\nb\nc\nd\ne\nf\n").unwrap();
+    let (found, _) = collect(&config, &mut |_, _| ()).unwrap();
+    assert_eq!(found.samples[2].captions, ["f"]);
+    assert_eq!(super::super::open(&config).unwrap().unwrap().files().len(), 2);
+}
+
+#[test]
+fn columns_of_another_type_or_name_are_refused_by_name() {
+    let base = tempfile::tempdir().unwrap();
+    let path = base.path().join("a.parquet");
+    let numbers = || Arc::new(Int64Array::from(vec![1, 2])) as ArrayRef;
+    let texts = || Arc::new(StringArray::from(vec!["a", "b"])) as ArrayRef;
+    let mut config = config(base.path());
+    for (columns, caption, why) in [
+        (vec![("image", texts()), ("text", texts())], "", "no column of the image"),
+        (
+            vec![("image", structs(&pngs(2))), ("x", texts())],
+            "",
+            "no column of the caption",
+        ),
+        (vec![("image", structs(&pngs(2))), ("text", numbers())], "", "expected text"),
+        (vec![("image", structs(&pngs(2))), ("text", texts())], "x", "no column x"),
+    ] {
+        write(&path, columns, None);
+        caption.clone_into(&mut config.columns.caption);
+        let error = format!("{:?}", collect(&config, &mut |_, _| ()).unwrap_err());
+        assert!(error.contains(why) && error.contains("a.parquet"), "{error}");
+    }
+}
+
+#[test]
+fn rows_without_a_picture_are_bad_and_no_damage_makes_it_panic() {
+    let base = tempfile::tempdir().unwrap();
+    let path = base.path().join("train.parquet");
+    let mut all = pngs(20);
+    all[4].clear();
+    all[5].truncate(20);
+    let captions = Arc::new(StringArray::from(vec!["a picture"; 20])) as ArrayRef;
+    write(&path, vec![("image", structs(&all)), ("text", captions)], None);
+    let mut config = config(base.path());
+    config.corrupt_share = 0.1;
+    let (found, skipped) = collect(&config, &mut |_, _| ()).unwrap();
+    assert_eq!((found.samples.len(), skipped.len()), (18, 2));
+    assert_eq!(skipped[0].key, "train.parquet row 4");
+    config.corrupt_share = 1.0;
+    let bytes = std::fs::read(&path).unwrap();
+    for place in (0..bytes.len()).step_by(211) {
+        std::fs::write(&path, &bytes[..place]).unwrap();
+        let _ = collect(&config, &mut |_, _| ());
+        let mut flipped = bytes.clone();
+        flipped[place] ^= 0x55;
+        std::fs::write(&path, &flipped).unwrap();
+        let _ = collect(&config, &mut |_, _| ());
+    }
+}
