@@ -5,12 +5,12 @@ use std::path::Path;
 
 use arrow::array::{Array, AsArray as _};
 use arrow::datatypes::{DataType, UInt32Type};
-use ::parquet::arrow::ProjectionMask;
-use ::parquet::errors::ParquetError;
+use parquet::arrow::ProjectionMask;
+use parquet::errors::ParquetError;
 use safetensors::tensor::Dtype;
 
+use super::columnar;
 use super::hostile::guarded;
-use super::parquet;
 use super::vectors::tensor_info;
 use crate::error::{Context as _, Error, Result};
 
@@ -29,7 +29,7 @@ fn column(path: &Path, name: Option<&str>) -> Result<Vec<u32>> {
     let place = || format!("cannot open {}", path.display());
     let file = std::fs::File::open(path).context(place)?;
     let damaged = |e: ParquetError| Error::corrupt("damaged").caused_by(e);
-    let builder = parquet::open(file)?;
+    let builder = columnar::open(file)?;
     let fields = builder.schema().fields().clone();
     let meant = |found: &str| match name {
         Some(name) => found == name,

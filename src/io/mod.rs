@@ -2,10 +2,10 @@
 //!
 //! Knows formats, not stages: which file holds what is `docs/artifacts.md`.
 
+pub mod columnar;
 pub mod foreign;
 pub mod hostile;
 pub mod labels;
-mod parquet;
 pub mod table;
 pub mod tensors;
 pub mod vectors;

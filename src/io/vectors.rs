@@ -11,14 +11,12 @@ use std::sync::{Arc, mpsc};
 
 use arrow::array::{Array, AsArray as _};
 use arrow::datatypes::{DataType, Float32Type};
-use ::parquet::arrow::ProjectionMask;
-use ::parquet::arrow::arrow_reader::{
-    ParquetRecordBatchReader, RowSelection, RowSelector,
-};
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, RowSelection, RowSelector};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
+use super::columnar::{self, Builder};
 use super::hostile::{check_header, guarded};
-use super::parquet::Builder;
 use super::table::GROUP;
 use crate::error::{Context as _, Error, Result};
 
@@ -415,11 +413,7 @@ fn even(
     Some((width, arrow::compute::concat(&lists).ok()?))
 }
 
-fn first_width(
-    builder: Builder,
-    index: usize,
-    name: &str,
-) -> Result<usize> {
+fn first_width(builder: Builder, index: usize, name: &str) -> Result<usize> {
     let mask = ProjectionMask::roots(builder.parquet_schema(), [index]);
     let reader = builder.with_projection(mask).with_limit(1).build().context(damaged)?;
     let mut width = 0;
@@ -435,7 +429,7 @@ fn open(path: &Path) -> Result<File> {
 }
 
 fn parquet(path: &Path) -> Result<Builder> {
-    super::parquet::open(open(path)?)
+    columnar::open(open(path)?)
 }
 
 fn damaged() -> String {

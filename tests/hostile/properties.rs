@@ -196,6 +196,11 @@ attacks! {
     manifest "manifest"
     shard "shard"
     captions "captions"
+    listing "listing"
+    coco "coco"
+    pictures "pictures"
+    evaluation_shard "evaluation-shard"
+    templates "templates"
     data_set "data-set"
 }
 

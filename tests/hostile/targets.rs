@@ -8,6 +8,7 @@ use std::path::Path;
 
 use upcycle::artifact::{Digest, Expected, Manifest, Place, Preimage};
 use upcycle::config::{Activation, DatasetConfig, Overrides, Source, load, load_default};
+use upcycle::data::pairs::EvaluationSet;
 use upcycle::data::{self, Dataset};
 use upcycle::error::Result;
 use upcycle::image::{self, Fit, Picture};
@@ -92,12 +93,31 @@ pub(crate) const TARGETS: &[Target] = &[
     target("manifest", "manifest.json", manifest_seeds, manifest),
     target("shard", "0.tar", archive_seeds, |path| dataset(path, Source::Webdataset)),
     Target {
-        around: |folder| {
-            fs::write(folder.join("a.png"), png(9, 9)).expect("a picture");
-        },
+        around: a_picture,
         ..target("captions", "captions.csv", captions_seeds, |path| {
             dataset(path, Source::Folder)
         })
+    },
+    Target {
+        around: a_picture,
+        ..target("listing", "pairs.csv", captions_seeds, |path| {
+            dataset(path, Source::Csv)
+        })
+    },
+    Target {
+        around: a_picture,
+        ..target("coco", "pairs.json", coco_seeds, |path| dataset(path, Source::Coco))
+    },
+    target("pictures", "0.parquet", pictures_seeds, |path| {
+        dataset(path, Source::Parquet)
+    }),
+    Target {
+        around: evaluation_set,
+        ..target("evaluation-shard", "test/0.tar", archive_seeds, evaluated)
+    },
+    Target {
+        around: evaluation_set,
+        ..target("templates", TEMPLATES, templates_seeds, evaluated)
     },
     Target {
         around: |folder| shapes(folder),
@@ -425,17 +445,65 @@ fn archive_seeds() -> Vec<Vec<u8>> {
 
 fn dataset(path: &Path, source: Source) -> Result<()> {
     let out = tempfile::tempdir().expect("a folder");
-    let folder = path.parent().expect("a folder").display().to_string();
+    let mut folder = path.parent().expect("a folder").display().to_string();
+    let mut file = String::new();
+    if matches!(source, Source::Csv | Source::Coco | Source::Parquet) {
+        file = path.display().to_string();
+    }
+    if source == Source::Parquet {
+        folder.clear();
+    }
     let shipped = load_default(&Overrides::default()).expect("the shipped configuration");
     let config = DatasetConfig {
         source,
         folder,
+        file,
         image_size: 4,
         vocabulary: 260,
         corrupt_share: 0.5,
         ..shipped.dataset
     };
     data::build(&config, Path::new("/nowhere"), 1, out.path(), &mut |_, _| ()).map(drop)
+}
+
+fn a_picture(folder: &Path) {
+    fs::write(folder.join("a.png"), png(9, 9)).expect("a picture");
+}
+
+fn coco_seeds() -> Vec<Vec<u8>> {
+    let coco = r#"{"images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"image_id": 1, "caption": "red"}]}"#;
+    let karpathy = r#"{"images": [{"filename": "a.png", "split": "restval", "sentences": [{"raw": "red"}]}]}"#;
+    vec![coco.into(), karpathy.into()]
+}
+
+/// Hugging Face's layout as pyarrow writes it, and ours.
+fn pictures_seeds() -> Vec<Vec<u8>> {
+    let table = Table::new()
+        .with("image", Column::Bytes(vec![png(4, 4), png(5, 4)]))
+        .with("caption", Column::Text(vec!["red".to_owned(), "blue".to_owned()]));
+    let ours = written("x.parquet", |path| table.write(path).expect("a table"));
+    vec![fixture("hostile/hugging-face.parquet"), ours]
+}
+
+const TEMPLATES: &str = "zeroshot_classification_templates.txt";
+
+fn evaluation_set(folder: &Path) {
+    let inner = folder.join("test");
+    fs::create_dir(&inner).expect("a folder");
+    fs::write(inner.join("nshards.txt"), "1").expect("a number");
+    fs::write(inner.join("0.tar"), &archive_seeds()[0]).expect("a shard");
+    fs::write(folder.join("classnames.txt"), "dog\ncat\n").expect("names");
+    fs::write(folder.join(TEMPLATES), &templates_seeds()[0]).expect("templates");
+}
+
+fn evaluated(path: &Path) -> Result<()> {
+    let folder = path.ancestors().find(|folder| folder.join(TEMPLATES).is_file());
+    let set = EvaluationSet::open(folder.expect("a set"), "test")?;
+    set.each(&mut |_| Ok(()))
+}
+
+fn templates_seeds() -> Vec<Vec<u8>> {
+    vec![b"a photo of a {c}.\n{c}, drawn\n".to_vec()]
 }
 
 fn captions_seeds() -> Vec<Vec<u8>> {

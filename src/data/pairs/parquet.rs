@@ -19,9 +19,7 @@ use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Int64Type, Schema};
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{
-    ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
-};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReader;
 
 use super::columns::{self, Role};
 use super::files::Input;
@@ -30,6 +28,7 @@ use super::webdataset::{CLASSES, lines};
 use super::{Found, Pair, Stream, Visit};
 use crate::config::ColumnNames;
 use crate::error::{Context, Error, Result};
+use crate::io::columnar;
 
 /// Rows read at a time.
 const ROWS: usize = 64;
@@ -58,16 +57,10 @@ impl Stream for Parquets {
             let file = File::open(&input.path).context(place)?;
             let damaged =
                 |why: &str| Found::bad(input.name.clone(), format!("damaged: {why}"));
-            // The reader is not proof against every damage; a panic of its own is one.
-            let opened = guarded(|| ParquetRecordBatchReaderBuilder::try_new(file));
-            let builder = match opened {
-                Ok(Ok(builder)) => builder.with_batch_size(ROWS),
-                Ok(Err(error)) => {
+            let builder = match columnar::open(file) {
+                Ok(builder) => builder.with_batch_size(ROWS),
+                Err(error) => {
                     visit(damaged(&error.to_string()))?;
-                    continue;
-                }
-                Err(why) => {
-                    visit(damaged(&why))?;
                     continue;
                 }
             };
@@ -94,7 +87,7 @@ impl Stream for Parquets {
     }
 }
 
-/// Runs foreign code; its panic is an error.
+/// Runs foreign code: the reader is not proof against every damage; its panic is an error.
 fn guarded<T>(work: impl FnOnce() -> T) -> std::result::Result<T, String> {
     catch_unwind(AssertUnwindSafe(work))
         .map_err(|_panic| "it cannot be decoded".to_owned())

@@ -15,6 +15,7 @@ use parquet::schema::types::ColumnPath;
 use super::column::{self, Column};
 use super::{GROUP, Table};
 use crate::error::{Context, Error, Result};
+use crate::io::columnar;
 use crate::io::hostile::guarded;
 
 /// Writes a table part by part; the first part fixes the columns.
@@ -162,7 +163,7 @@ impl TableReader {
             Error::corrupt(format!("{place} is not a Parquet file")).caused_by(e)
         };
         let open = || {
-            let builder = crate::io::parquet::open(file)?;
+            let builder = columnar::open(file)?;
             let rows = builder.metadata().file_metadata().num_rows();
             let rows = usize::try_from(rows).map_err(|e| {
                 Error::corrupt(format!("{place}: {rows} rows")).caused_by(e)
