@@ -1,10 +1,10 @@
 //! Opening a Parquet file of anybody: its headers are walked before its reader sees them.
 //!
 //! Footer and page headers are written in Thrift's compact protocol. The reader of the parquet
-//! crate passes over fields that it does not know, and there it trusts every length: lists in
-//! lists of two thousand million nothings take it years (found by `tests/fuzz`). So every
-//! header is walked here first, strictly, and what a page claims to hold is bounded before
-//! anything is unpacked.
+//! crate passes over fields that it does not know, and there it trusts every length, even
+//! beyond the end: lists in lists of two thousand million nothings take it years (found by
+//! `tests/fuzz`). So every header is walked here first, strictly, and what a page claims to
+//! hold is bounded before anything is unpacked.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -66,7 +66,7 @@ fn check_footer(file: &File, size: u64) -> std::result::Result<(), String> {
     let length = u64::from(u32::from_le_bytes([a, b, c, d]));
     let start = at.checked_sub(length).ok_or("its footer is longer than the file")?;
     let bytes = read(file, start, length)?;
-    Walk::new(&bytes).structure(&mut Vec::new())
+    Walk::new(&bytes).structure(FOOTER)
 }
 
 /// Walks the headers of all pages of a column.
@@ -84,7 +84,7 @@ fn check_pages(
         let header = loop {
             let bytes = read(file, at, window.min(end - at))?;
             let mut walk = Walk::new(&bytes);
-            match walk.structure(&mut Vec::new()) {
+            match walk.structure(PAGE) {
                 Ok(()) => break walk.header,
                 Err(why) if window >= LONGEST_HEADER.min(end - at) => return Err(why),
                 Err(_) => window = (window << 4).min(LONGEST_HEADER),
@@ -120,23 +120,186 @@ struct Header {
     values: u64,
 }
 
+/// The form of a field. The parquet crate takes a field that it knows for what the format says
+/// and not for what the bytes say, so the two have to agree; fields that it does not know it
+/// passes over.
+#[derive(Debug, Clone, Copy)]
+enum Form {
+    /// Of a field that is passed over.
+    Any,
+    Bool,
+    Byte,
+    /// Of 16, 32 or 64 bits: written alike.
+    Number,
+    Double,
+    Binary,
+    Struct(Fields),
+    List(&'static Self),
+}
+
+/// The fields of a structure by number.
+type Fields = &'static [(u64, Form)];
+
+use Form::{Any, Binary, Bool, Byte, Double, List, Number, Struct};
+
+/// A structure without fields, as most members of unions are.
+const EMPTY: Form = Struct(&[]);
+
+const NUMBERS: Form = List(&Number);
+
+const KEY_VALUES: Form = List(&Struct(&[(1, Binary), (2, Binary)]));
+
+const STATISTICS: Form = Struct(&[
+    (1, Binary),
+    (2, Binary),
+    (3, Number),
+    (4, Number),
+    (5, Binary),
+    (6, Binary),
+    (7, Bool),
+    (8, Bool),
+    (9, Number),
+]);
+
+const TIME: Form =
+    Struct(&[(1, Bool), (2, Struct(&[(1, EMPTY), (2, EMPTY), (3, EMPTY)]))]);
+
+const LOGICAL_TYPE: Form = Struct(&[
+    (1, EMPTY),
+    (2, EMPTY),
+    (3, EMPTY),
+    (4, EMPTY),
+    (5, Struct(&[(1, Number), (2, Number)])),
+    (6, EMPTY),
+    (7, TIME),
+    (8, TIME),
+    (10, Struct(&[(1, Byte), (2, Bool)])),
+    (11, EMPTY),
+    (12, EMPTY),
+    (13, EMPTY),
+    (14, EMPTY),
+    (15, EMPTY),
+    (16, Struct(&[(1, Byte)])),
+    (17, Struct(&[(1, Binary)])),
+    (18, Struct(&[(1, Binary), (2, Number)])),
+]);
+
+const SCHEMA_ELEMENT: Form = Struct(&[
+    (1, Number),
+    (2, Number),
+    (3, Number),
+    (4, Binary),
+    (5, Number),
+    (6, Number),
+    (7, Number),
+    (8, Number),
+    (9, Number),
+    (10, LOGICAL_TYPE),
+]);
+
+const BOX: Form = Struct(&[
+    (1, Double),
+    (2, Double),
+    (3, Double),
+    (4, Double),
+    (5, Double),
+    (6, Double),
+    (7, Double),
+    (8, Double),
+]);
+
+const COLUMN: Form = Struct(&[
+    (1, Number),
+    (2, NUMBERS),
+    (3, List(&Binary)),
+    (4, Number),
+    (5, Number),
+    (6, Number),
+    (7, Number),
+    (8, KEY_VALUES),
+    (9, Number),
+    (10, Number),
+    (11, Number),
+    (12, STATISTICS),
+    (13, List(&Struct(&[(1, Number), (2, Number), (3, Number)]))),
+    (14, Number),
+    (15, Number),
+    (16, Struct(&[(1, Number), (2, NUMBERS), (3, NUMBERS)])),
+    (17, Struct(&[(1, BOX), (2, NUMBERS)])),
+]);
+
+const CHUNK: Form = Struct(&[
+    (1, Binary),
+    (2, Number),
+    (3, COLUMN),
+    (4, Number),
+    (5, Number),
+    (6, Number),
+    (7, Number),
+    (9, Binary),
+]);
+
+const ROW_GROUP: Form = Struct(&[
+    (1, List(&CHUNK)),
+    (2, Number),
+    (3, Number),
+    (4, List(&Struct(&[(1, Number), (2, Bool), (3, Bool)]))),
+    (5, Number),
+    (6, Number),
+    (7, Number),
+]);
+
+/// `FileMetaData` of the format.
+const FOOTER: Fields = &[
+    (1, Number),
+    (2, List(&SCHEMA_ELEMENT)),
+    (3, Number),
+    (4, List(&ROW_GROUP)),
+    (5, KEY_VALUES),
+    (6, Binary),
+    (7, List(&Struct(&[(1, EMPTY), (2, EMPTY)]))),
+    (9, Binary),
+];
+
+/// `PageHeader` of the format.
+const PAGE: Fields = &[
+    (1, Number),
+    (2, Number),
+    (3, Number),
+    (4, Number),
+    (5, Struct(&[(1, Number), (2, Number), (3, Number), (4, Number), (5, STATISTICS)])),
+    (6, EMPTY),
+    (7, Struct(&[(1, Number), (2, Number), (3, Bool)])),
+    (
+        8,
+        Struct(&[
+            (1, Number),
+            (2, Number),
+            (3, Number),
+            (4, Number),
+            (5, Number),
+            (6, Number),
+            (7, Bool),
+            (8, STATISTICS),
+        ]),
+    ),
+];
+
 /// A strict walk through Thrift's compact protocol.
 struct Walk<'a> {
     bytes: &'a [u8],
     at: usize,
+    path: Vec<u64>,
     header: Header,
 }
 
 impl<'a> Walk<'a> {
     fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, at: 0, header: Header::default() }
+        Self { bytes, at: 0, path: Vec::new(), header: Header::default() }
     }
 
-    /// Walks a structure whose fields lie below `path`.
-    fn structure(&mut self, path: &mut Vec<u64>) -> std::result::Result<(), String> {
-        if path.len() > MOST_LEVELS {
-            return Err(format!("its header is nested deeper than {MOST_LEVELS} levels"));
-        }
+    /// Walks a structure; fields that are not in `fields` may be anything.
+    fn structure(&mut self, fields: Fields) -> std::result::Result<(), String> {
         let mut id = 0_u64;
         loop {
             let byte = self.byte()?;
@@ -144,67 +307,73 @@ impl<'a> Walk<'a> {
                 self.header.length = self.at as u64;
                 return Ok(());
             }
-            // Steps of 1 to 15; anything else spells the number out, doubled (zigzag).
+            // Steps of 1 to 15; anything else spells the number out (zigzag).
             id = match byte >> 4 {
-                0 => self.number()? >> 1,
+                0 => match self.number()? {
+                    number if number & 1 == 0 => number >> 1,
+                    _ => return Err("its header has a negative field".to_owned()),
+                },
                 step => id.saturating_add(step.into()),
             };
-            path.push(id);
+            let form = fields.iter().find(|(field, _)| *field == id);
+            self.path.push(id);
+            let kind = byte & 15;
             // The value of a Boolean field is its type.
-            if !matches!(byte & 15, 1 | 2) {
-                self.value(byte & 15, path)?;
+            if !matches!(kind, 1 | 2) {
+                self.value(kind, form.map_or(Any, |(_, form)| *form))?;
+            } else if form.is_some_and(|(_, form)| !matches!(form, Bool)) {
+                return Err(self.unexpected(kind));
             }
-            path.pop();
+            self.path.pop();
         }
     }
 
-    fn value(
-        &mut self,
-        kind: u8,
-        path: &mut Vec<u64>,
-    ) -> std::result::Result<(), String> {
-        match kind {
-            3 => drop(self.byte()?),
-            4..=6 => {
+    fn value(&mut self, kind: u8, form: Form) -> std::result::Result<(), String> {
+        if self.path.len() > MOST_LEVELS {
+            return Err(format!("its header is nested deeper than {MOST_LEVELS} levels"));
+        }
+        match (kind, form) {
+            (3, Any | Byte) => drop(self.byte()?),
+            (4..=6, Any | Number) => {
                 let number = self.number()?;
-                self.note(path, number);
+                self.note(number);
             }
-            7 => self.skip(8)?,
-            8 => {
+            (7, Any | Double) => self.skip(8)?,
+            (8, Any | Binary) => {
                 let length = self.number()?;
                 self.skip(length)?;
             }
-            9 | 10 => {
-                let head = self.byte()?;
-                let count =
-                    if head >> 4 == 15 { self.number()? } else { u64::from(head >> 4) };
-                if matches!(head & 15, 0..=2) {
-                    return Err("its header has a list of nothings".to_owned());
-                }
-                path.push(0);
-                for _ in 0..count {
-                    self.item(head & 15, path)?;
-                }
-                path.pop();
+            (9 | 10, Any | List(_)) => {
+                let item = if let List(item) = form { *item } else { Any };
+                self.list(item)?;
             }
-            12 => self.structure(path)?,
-            other => return Err(format!("its header has a field of type {other}")),
+            (12, Any) => self.structure(&[])?,
+            (12, Struct(fields)) => self.structure(fields)?,
+            _ => return Err(self.unexpected(kind)),
         }
         Ok(())
     }
 
-    /// An item of a list; each takes a byte at least.
-    fn item(&mut self, kind: u8, path: &mut Vec<u64>) -> std::result::Result<(), String> {
-        if path.len() > MOST_LEVELS {
-            return Err(format!("its header is nested deeper than {MOST_LEVELS} levels"));
+    fn list(&mut self, item: Form) -> std::result::Result<(), String> {
+        let head = self.byte()?;
+        let count = if head >> 4 == 15 { self.number()? } else { u64::from(head >> 4) };
+        // An item takes a byte at least; Booleans would not, but no header has a list of them.
+        self.path.push(0);
+        for _ in 0..count {
+            self.value(head & 15, item)?;
         }
-        self.value(kind, path)
+        self.path.pop();
+        Ok(())
+    }
+
+    fn unexpected(&self, kind: u8) -> String {
+        format!("its header has type {kind} in field {:?}", self.path)
     }
 
     /// Keeps what is asked of a page header. Numbers are zigzag; a negative one becomes huge.
-    fn note(&mut self, path: &[u64], zigzag: u64) {
+    fn note(&mut self, zigzag: u64) {
         let number = if zigzag & 1 == 0 { zigzag >> 1 } else { u64::from(u32::MAX) };
-        match path {
+        match self.path.as_slice() {
             [2] => self.header.unpacked = number,
             [3] => self.header.packed = number,
             // The values of a data page, a dictionary, and a data page of version 2.
@@ -244,7 +413,7 @@ mod tests {
     use super::*;
 
     fn walk(bytes: &[u8]) -> std::result::Result<(), String> {
-        Walk::new(bytes).structure(&mut Vec::new())
+        Walk::new(bytes).structure(&[])
     }
 
     #[test]
@@ -253,10 +422,22 @@ mod tests {
         let lists = [0x19, 0xf9, 0xff, 0xff, 0xff, 0xff, 0x07].repeat(6);
         assert!(walk(&lists).unwrap_err().contains("too early"));
         let nothings = [0x19, 0xf1, 0xff, 0xff, 0xff, 0xff, 0x07, 0];
-        assert!(walk(&nothings).unwrap_err().contains("list of nothings"));
+        assert!(walk(&nothings).unwrap_err().contains("type 1"));
         let deep = [0x1c_u8].repeat(100_000);
         assert!(walk(&deep).unwrap_err().contains("nested deeper"));
         let text = [0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1];
         assert!(walk(&text).unwrap_err().contains("too early"));
+    }
+
+    #[test]
+    fn a_known_field_of_another_type_is_refused_and_an_unknown_one_passed_over() {
+        // Field 5 of a page header is a structure; here it is the number 4.
+        let error = Walk::new(&[0x55, 0x08, 0]).structure(PAGE).unwrap_err();
+        assert!(error.contains("type 5 in field [5]"), "{error}");
+        Walk::new(&[0xa5, 0x08, 0]).structure(PAGE).unwrap();
+        // The same field 10, its number spelt out.
+        Walk::new(&[0x05, 20, 0x08, 0]).structure(PAGE).unwrap();
+        let error = Walk::new(&[0x51, 0]).structure(PAGE).unwrap_err();
+        assert!(error.contains("type 1 in field [5]"), "{error}");
     }
 }

@@ -168,10 +168,10 @@ impl Stream for Annotations {
 impl Picture {
     fn found(&self) -> Found {
         if self.captions.is_empty() {
-            return Found::bad(self.name.clone(), "there is no caption");
+            return Found::bad(self.file.clone(), "there is no caption");
         }
         match picture::read(&self.path) {
-            Err(error) => Found::bad(self.name.clone(), picture::chain(&error)),
+            Err(error) => Found::bad(self.file.clone(), picture::chain(&error)),
             Ok(image) => Found::Pair(Pair {
                 key: self.name.clone(),
                 split: self.split.clone(),
