@@ -28,9 +28,9 @@ def run(tool, *arguments):
     return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
 
 
-def mixture(folder, dense, blocks, experts=4, top_k=2):
+def mixture(folder, dense, blocks, experts=4, top_k=2, **more):
     """A random MoE of the dense model's shape, saved by the loader."""
-    config = dense.config | {"moe": {"experts": experts, "top_k": top_k} | blocks}
+    config = dense.config | {"moe": {"experts": experts, "top_k": top_k} | blocks | more}
     torch.manual_seed(7)
     model = upcycle_moe.Clip(config)
     own = dense.state_dict()
@@ -89,16 +89,34 @@ class Numbers(unittest.TestCase):
                 self.compare(theirs, self.ours(moe))
                 self.compare(theirs, self.ours(shards))
 
-    def test_every_parameter_of_a_mixture_learns_in_pytorch(self):
+    def test_experts_of_low_rank_are_the_same_in_pytorch_kept_and_merged(self):
         inputs, dense, moe = self.inputs("clip-tiny-gelu"), self.work / "dense", self.work / "moe"
         run("import", "--from", FIXTURES / "clip-tiny-gelu/hf", "--out", dense)
-        mixture(moe, upcycle_moe.load(dense), {"vision_blocks": [1], "text_blocks": [2]}, experts=2)
-        model = upcycle_moe.load(moe)
-        logits = model(**inputs)["logits_per_image"]
-        torch.nn.functional.cross_entropy(logits, torch.arange(len(logits))).backward()
-        for name, parameter in model.named_parameters():
-            self.assertIsNotNone(parameter.grad, name)
-            self.assertGreater(parameter.grad.abs().max().item(), 0.0, name)
+        mixture(moe, upcycle_moe.load(dense), {"vision_blocks": [0, 2], "text_blocks": [1]}, rank=3)
+        kept, merged = self.work / "kept", self.work / "merged"
+        run("export", "--checkpoint", moe, "--layout", "upcycle", "--out", kept)
+        run("export", "--checkpoint", moe, "--layout", "upcycle", "--merge", "--out", merged)
+        self.assertEqual((kept / "config.json").read_text().count("rank"), 1)
+        self.assertNotIn("rank", (merged / "config.json").read_text())
+        ours = self.ours(moe)
+        for folder in (kept, merged):
+            with torch.no_grad():
+                self.compare(upcycle_moe.load(folder)(**inputs, layers=True), ours)
+            self.compare(self.ours(folder), ours)
+
+    def test_every_parameter_of_a_mixture_learns_in_pytorch(self):
+        inputs, dense = self.inputs("clip-tiny-gelu"), self.work / "dense"
+        run("import", "--from", FIXTURES / "clip-tiny-gelu/hf", "--out", dense)
+        for more in ({}, {"rank": 2}):
+            moe = self.work / f"moe{len(more)}"
+            blocks = {"vision_blocks": [1], "text_blocks": [2]}
+            mixture(moe, upcycle_moe.load(dense), blocks, experts=2, **more)
+            model = upcycle_moe.load(moe)
+            logits = model(**inputs)["logits_per_image"]
+            torch.nn.functional.cross_entropy(logits, torch.arange(len(logits))).backward()
+            for name, parameter in model.named_parameters():
+                self.assertIsNotNone(parameter.grad, name)
+                self.assertGreater(parameter.grad.abs().max().item(), 0.0, name)
 
     def test_transformers_loads_our_export(self):
         from transformers import CLIPModel

@@ -67,16 +67,49 @@ class Experts(nn.Module):
         return F.linear(self.act(hidden), self.c_proj.weight[expert], self.c_proj.bias[expert])
 
 
+class Product(nn.Module):
+    """One product of low rank an expert, up down: down [E, r, in], up [E, out, r]."""
+
+    def __init__(self, experts, rank, inner, outer):
+        super().__init__()
+        self.down = nn.Parameter(torch.zeros(experts, rank, inner))
+        self.up = nn.Parameter(torch.zeros(experts, outer, rank))
+
+    def one(self, expert, x):
+        return F.linear(F.linear(x, self.down[expert]), self.up[expert])
+
+
+class Deltas(nn.Module):
+    """What tells E experts apart that share one FFN (`ders-lm`)."""
+
+    def __init__(self, experts, rank, width, hidden):
+        super().__init__()
+        self.c_fc = Product(experts, rank, width, hidden)
+        self.c_proj = Product(experts, rank, hidden, width)
+
+    def one(self, expert, x, shared):
+        hidden = shared.act(shared.c_fc(x) + self.c_fc.one(expert, x))
+        return shared.c_proj(hidden) + self.c_proj.one(expert, hidden)
+
+
 class Moe(nn.Module):
     """Softmax over E experts; the K largest, renormalised to sum to 1; no token is dropped."""
 
-    def __init__(self, experts, top_k, width, hidden, activation):
+    def __init__(self, experts, top_k, width, hidden, activation, rank):
         super().__init__()
         self.top_k = top_k
         self.router = nn.Linear(width, experts, bias=False)
-        self.experts = Experts(experts, width, hidden, activation)
+        if rank is None:
+            self.experts = Experts(experts, width, hidden, activation)
+        else:
+            self.deltas = Deltas(experts, rank, width, hidden)
 
-    def forward(self, x):
+    def one(self, expert, x, shared):
+        if shared is None:
+            return self.experts.one(expert, x)
+        return self.deltas.one(expert, x, shared)
+
+    def forward(self, x, shared):
         rows = x.reshape(-1, x.shape[-1])
         # Probabilities in f32 whatever the model's type; ties go to the lower index.
         probabilities = self.router(rows).float().softmax(-1)
@@ -87,7 +120,7 @@ class Moe(nn.Module):
         for expert in range(probabilities.shape[-1]):
             row, slot = torch.where(chosen == expert)
             if len(row):
-                y = self.experts.one(expert, rows[row])
+                y = self.one(expert, rows[row], shared)
                 out = out.index_add(0, row, y * weights[row, slot, None].to(y.dtype))
         return out.reshape(x.shape)
 
@@ -100,17 +133,17 @@ class Block(nn.Module):
         self.ln_1 = nn.LayerNorm(width)
         self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
         self.ln_2 = nn.LayerNorm(width)
-        if moe:
-            self.moe = Moe(moe["experts"], moe["top_k"], width, hidden, activation)
-        else:
-            self.mlp = Mlp(width, hidden, activation)
+        rank = moe and moe.get("rank")
+        self.moe = Moe(moe["experts"], moe["top_k"], width, hidden, activation, rank) if moe else None
+        # The FFN of a dense block, or the one that experts of low rank share.
+        self.mlp = Mlp(width, hidden, activation) if not moe or rank else None
 
     def forward(self, x, mask):
         y = self.ln_1(x)
         x = x + self.attn(y, y, y, attn_mask=mask, need_weights=False)[0]
         ffn_in = self.ln_2(x)
-        ffn = self.moe if hasattr(self, "moe") else self.mlp
-        return x + ffn(ffn_in), ffn_in
+        y = self.mlp(ffn_in) if self.moe is None else self.moe(ffn_in, self.mlp)
+        return x + y, ffn_in
 
 
 class Transformer(nn.Module):

@@ -404,6 +404,9 @@ pub struct InitConfig {
     /// Share of hidden units (drop) or singular directions (drop-svd) drawn anew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ratio: Option<f64>,
+    /// Rank of what tells experts of `ders-lm` apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rank: Option<usize>,
     /// Drop: one index set a matrix instead of one shared by both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub independent_indices: Option<bool>,

@@ -67,6 +67,10 @@ pub struct Moe {
     pub experts: usize,
     /// Experts K a token visits; their weights are renormalised to sum to 1.
     pub top_k: usize,
+    /// Rank r, where experts are kept as one shared FFN plus a product of this rank each; see
+    /// [`super::low_rank`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rank: Option<usize>,
     /// MoE blocks of the image tower, ascending.
     pub vision_blocks: Vec<usize>,
     /// MoE blocks of the text tower, ascending.
@@ -143,6 +147,11 @@ impl ClipConfig {
             (Some(moe), Tower::Vision) => &moe.vision_blocks,
             (Some(moe), Tower::Text) => &moe.text_blocks,
         }
+    }
+
+    /// Rank of the experts' deltas, where they are kept as such.
+    pub fn rank(&self) -> Option<usize> {
+        self.moe.as_ref().and_then(|moe| moe.rank)
     }
 
     /// Whether a block of a tower is an MoE layer.

@@ -63,8 +63,13 @@ pub fn import(
     Ok((config, tensors))
 }
 
-/// [`import`] as a model to run.
+/// [`import`] as a model to run: experts of low rank are merged.
 pub fn read(path: &Path, activation: Option<Activation>) -> Result<Checkpoint> {
+    read_as_kept(path, activation).map(Checkpoint::merged)
+}
+
+/// [`import`] as a model in the form it is kept in.
+pub fn read_as_kept(path: &Path, activation: Option<Activation>) -> Result<Checkpoint> {
     let (config, tensors) = import(path, activation)?;
     let values = crate::model::params::Layout::new(&config).flatten(&config, &tensors)?;
     Ok(Checkpoint { config, values })

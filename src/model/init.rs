@@ -92,7 +92,11 @@ fn block(
             | Part::ExpertFcWeight
             | Part::ExpertFcBias
             | Part::ExpertProjWeight
-            | Part::ExpertProjBias,
+            | Part::ExpertProjBias
+            | Part::DeltaFcDown
+            | Part::DeltaFcUp
+            | Part::DeltaProjDown
+            | Part::DeltaProjUp,
         ) => out.fill(0.0),
     }
 }

@@ -77,7 +77,8 @@ impl Checkpoint {
     }
 
     /// The MoE model that `layers` make of this dense one, in the order of the blocks of
-    /// `moe`; every other tensor is copied bit for bit.
+    /// `moe`; every other tensor is copied bit for bit. With `moe.rank`, the FFN stays as the
+    /// shared one, the experts of a layer are not used, and the B of the deltas are zero.
     pub fn with_experts(&self, moe: &Moe, layers: &[MoeLayer]) -> Result<Self> {
         let config = ClipConfig { moe: Some(moe.clone()), ..self.config.clone() };
         let (old, new) = (Layout::new(&self.config), Layout::new(&config));
@@ -92,6 +93,7 @@ impl Checkpoint {
         let mut values = vec![0.0; new.len()];
         for (parameter, range) in new.iter() {
             let source: &[f32] = match parameter.place {
+                Place::Block(_, _, Part::DeltaFcUp | Part::DeltaProjUp) => continue,
                 Place::Block(tower, block, part) if parameter.place.is_moe() => {
                     let at = places.iter().position(|p| *p == (tower, block));
                     let layer = at.map(|at| &layers[at]).ok_or_else(|| {
@@ -127,6 +129,10 @@ pub struct MoeLayer {
     pub fc2: Vec<f32>,
     /// b2 [E, d].
     pub fc2_bias: Vec<f32>,
+    /// A of the deltas on W1 [E, r, d], where experts are kept as such.
+    pub fc1_down: Vec<f32>,
+    /// A of the deltas on W2 [E, r, h].
+    pub fc2_down: Vec<f32>,
 }
 
 impl MoeLayer {
@@ -136,6 +142,8 @@ impl MoeLayer {
             Part::ExpertFcBias => &self.fc1_bias,
             Part::ExpertProjWeight => &self.fc2,
             Part::ExpertProjBias => &self.fc2_bias,
+            Part::DeltaFcDown => &self.fc1_down,
+            Part::DeltaProjDown => &self.fc2_down,
             _ => &self.router,
         }
     }

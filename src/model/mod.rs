@@ -5,6 +5,7 @@ mod config;
 pub mod import;
 pub mod init;
 pub mod layers;
+pub mod low_rank;
 pub mod names;
 pub mod params;
 pub mod reference;

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
+use crate::model::config::TowerShape;
 use crate::model::{ClipConfig, Tower};
 
 /// What a parameter is for; it decides the weight decay.
@@ -73,6 +74,14 @@ pub enum Part {
     ExpertProjWeight,
     /// Their biases `[E, d]`.
     ExpertProjBias,
+    /// A of the deltas B A on the first layer of a shared FFN `[E, r, d]`.
+    DeltaFcDown,
+    /// Their B `[E, h, r]`.
+    DeltaFcUp,
+    /// A of the deltas on the second layer `[E, r, h]`.
+    DeltaProjDown,
+    /// Their B `[E, d, r]`.
+    DeltaProjUp,
 }
 
 impl Part {
@@ -101,6 +110,24 @@ impl Part {
         Self::ExpertProjBias,
     ];
 
+    /// The FFN of an MoE block of low rank, in order: the shared one and the deltas.
+    pub const LOW_RANK: [Self; 9] = [
+        Self::Router,
+        Self::FcWeight,
+        Self::FcBias,
+        Self::ProjWeight,
+        Self::ProjBias,
+        Self::DeltaFcDown,
+        Self::DeltaFcUp,
+        Self::DeltaProjDown,
+        Self::DeltaProjUp,
+    ];
+
+    /// Whether it is a stack over experts.
+    fn is_stack(self) -> bool {
+        Self::MOE[1..].contains(&self) || Self::LOW_RANK[5..].contains(&self)
+    }
+
     /// The name within the block.
     fn suffix(self) -> &'static str {
         match self {
@@ -121,11 +148,15 @@ impl Part {
             Self::ExpertFcBias => "moe.experts.c_fc.bias",
             Self::ExpertProjWeight => "moe.experts.c_proj.weight",
             Self::ExpertProjBias => "moe.experts.c_proj.bias",
+            Self::DeltaFcDown => "moe.deltas.c_fc.down",
+            Self::DeltaFcUp => "moe.deltas.c_fc.up",
+            Self::DeltaProjDown => "moe.deltas.c_proj.down",
+            Self::DeltaProjUp => "moe.deltas.c_proj.up",
         }
     }
 
-    fn shape(self, width: usize, hidden: usize, experts: usize) -> Vec<usize> {
-        let (d, h, e) = (width, hidden, experts);
+    fn shape(self, tower: TowerShape, experts: usize, rank: usize) -> Vec<usize> {
+        let (d, h, e, r) = (tower.width, tower.hidden, experts, rank);
         match self {
             Self::Ln1Weight
             | Self::Ln1Bias
@@ -143,6 +174,10 @@ impl Part {
             Self::ExpertFcBias => vec![e, h],
             Self::ExpertProjWeight => vec![e, d, h],
             Self::Router | Self::ExpertProjBias => vec![e, d],
+            Self::DeltaFcDown => vec![e, r, d],
+            Self::DeltaFcUp => vec![e, h, r],
+            Self::DeltaProjDown => vec![e, r, h],
+            Self::DeltaProjUp => vec![e, d, r],
         }
     }
 
@@ -156,7 +191,11 @@ impl Part {
             | Self::FcWeight
             | Self::ProjWeight
             | Self::ExpertFcWeight
-            | Self::ExpertProjWeight => Role::Weight,
+            | Self::ExpertProjWeight
+            | Self::DeltaFcDown
+            | Self::DeltaFcUp
+            | Self::DeltaProjDown
+            | Self::DeltaProjUp => Role::Weight,
             Self::InProjBias
             | Self::OutProjBias
             | Self::FcBias
@@ -236,16 +275,15 @@ impl Place {
             }
             Self::Projection(tower) => vec![config.tower(tower).width, config.embed_dim],
             Self::Block(tower, _, part) => {
-                let tower = config.tower(tower);
                 let experts = config.moe.as_ref().map_or(0, |moe| moe.experts);
-                part.shape(tower.width, tower.hidden, experts)
+                part.shape(config.tower(tower), experts, config.rank().unwrap_or(0))
             }
         }
     }
 
     /// Whether the parameter belongs to an MoE layer: a router or a stack of experts.
     pub fn is_moe(self) -> bool {
-        matches!(self, Self::Block(_, _, part) if Part::MOE.contains(&part))
+        matches!(self, Self::Block(_, _, part) if part == Part::Router || part.is_stack())
     }
 
     /// The block the parameter belongs to, if it belongs to one.
@@ -258,7 +296,7 @@ impl Place {
 
     /// Whether the parameter is a stack over experts: K of its E slices act on a token.
     pub fn is_expert(self) -> bool {
-        matches!(self, Self::Block(_, _, part) if Part::MOE[1..].contains(&part))
+        matches!(self, Self::Block(_, _, part) if part.is_stack())
     }
 
     /// What the parameter is for.
@@ -364,8 +402,11 @@ pub fn parameters(config: &ClipConfig) -> Vec<Parameter> {
 fn blocks_and_head(config: &ClipConfig, tower: Tower) -> Vec<Place> {
     let mut places = Vec::new();
     for index in 0..config.tower(tower).layers {
-        let ffn: &[Part] =
-            if config.is_moe(tower, index) { &Part::MOE } else { &Part::DENSE };
+        let ffn: &[Part] = match (config.is_moe(tower, index), config.rank()) {
+            (false, _) => &Part::DENSE,
+            (true, None) => &Part::MOE,
+            (true, Some(_)) => &Part::LOW_RANK,
+        };
         let parts = Part::SHARED.iter().chain(ffn);
         places.extend(parts.map(|&part| Place::Block(tower, index, part)));
     }
@@ -426,14 +467,15 @@ pub(super) fn account(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
     use crate::config::Activation;
     use crate::model::{Moe, TextConfig, VisionConfig};
 
-    fn config(moe: bool) -> ClipConfig {
+    /// A tiny model; with `moe`, one MoE block of the image tower and some of the text tower.
+    pub(in crate::model) fn tiny(moe: bool) -> ClipConfig {
         ClipConfig {
             embed_dim: 5,
             activation: Activation::Gelu,
@@ -456,6 +498,7 @@ mod tests {
             moe: moe.then(|| Moe {
                 experts: 3,
                 top_k: 2,
+                rank: None,
                 vision_blocks: vec![1],
                 text_blocks: vec![0, 2],
             }),
@@ -480,7 +523,7 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_follow_from_places() {
-        let table = parameters(&config(true));
+        let table = parameters(&tiny(true));
         let names: BTreeSet<_> = table.iter().map(|p| p.name.as_str()).collect();
         assert_eq!(names.len(), table.len());
         assert!(table.iter().all(|p| p.place.name() == p.name && !p.is_empty()));
@@ -492,7 +535,7 @@ mod tests {
 
     #[test]
     fn decay_follows_the_role_and_not_the_rank() {
-        for p in parameters(&config(true)) {
+        for p in parameters(&tiny(true)) {
             let exempt = p.name.ends_with("bias")
                 || p.name.contains("ln_")
                 || p.name.contains("positional_embedding")
@@ -504,7 +547,7 @@ mod tests {
 
     #[test]
     fn one_error_names_every_tensor_that_does_not_fit() {
-        let config = config(false);
+        let config = tiny(false);
         let table = parameters(&config);
         let mut found: BTreeMap<&str, &[usize]> =
             table.iter().map(|p| (p.name.as_str(), p.shape.as_slice())).collect();

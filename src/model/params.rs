@@ -96,8 +96,14 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Reads `config.json` and a weights file of a folder.
+    /// Reads `config.json` and a weights file of a folder, as a model to run: experts of low
+    /// rank are merged.
     pub fn read(folder: &Path, weights: &str) -> Result<Self> {
+        Self::read_as_kept(folder, weights).map(Self::merged)
+    }
+
+    /// Reads `config.json` and a weights file of a folder, in the form it is kept in.
+    pub fn read_as_kept(folder: &Path, weights: &str) -> Result<Self> {
         let path = folder.join("config.json");
         let place = path.display();
         let text =

@@ -294,6 +294,7 @@ mod tests {
         let moe = crate::model::Moe {
             experts: 3,
             top_k: 2,
+            rank: None,
             vision_blocks: vec![1],
             text_blocks: vec![0, 2],
         };
@@ -309,6 +310,7 @@ mod tests {
                     fc1_bias: ffn.fc1_bias.repeat(3),
                     fc2: ffn.fc2.repeat(3),
                     fc2_bias: ffn.fc2_bias.repeat(3),
+                    ..Default::default()
                 }
             })
             .collect();

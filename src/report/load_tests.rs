@@ -215,7 +215,13 @@ fn parameters_are_those_of_the_published_layout() {
     // The number of values in the tiny open_clip checkpoint of the fixtures.
     let dense = shape();
     assert_eq!(parameter_counts(&dense), (71_801, 71_801));
-    let moe = Moe { experts: 4, top_k: 2, vision_blocks: vec![1], text_blocks: vec![] };
+    let moe = Moe {
+        experts: 4,
+        top_k: 2,
+        rank: None,
+        vision_blocks: vec![1],
+        text_blocks: vec![],
+    };
     let sparse = ClipConfig { moe: Some(moe), ..dense };
     let expert = 2 * 32 * 128 + 32 + 128;
     let (total, active) = parameter_counts(&sparse);

@@ -51,6 +51,9 @@ struct ExportArgs {
     /// The activation, where the checkpoint does not say.
     #[arg(long, value_enum)]
     activation: Option<Activation>,
+    /// Merge experts of low rank (`ders-lm`) into whole ones; others are whole already.
+    #[arg(long)]
+    merge: bool,
     /// The new folder.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -68,7 +71,10 @@ pub fn main() -> ExitCode {
 
 #[expect(clippy::needless_pass_by_value, reason = "the arguments end here")]
 fn run(args: ExportArgs) -> Result<Vec<String>> {
-    let model = import::read(&args.checkpoint, args.activation)?;
+    let mut model = import::read_as_kept(&args.checkpoint, args.activation)?;
+    if args.merge {
+        model = model.merged();
+    }
     let (config, shard) = (&model.config, args.shard_size);
     let mut lines = describe(config);
     let pictures =

@@ -92,6 +92,7 @@ fn mixture(config: &Config) -> Result<ClipConfig> {
     let placement = Moe {
         experts: moe.experts,
         top_k: moe.top_k,
+        rank: None,
         vision_blocks: moe.vision_blocks.indices(dense.vision.layers),
         text_blocks: moe.text_blocks.indices(dense.text.layers),
     };

@@ -22,7 +22,8 @@ pub const STAGE: Stage = Stage {
 pub fn run(job: &mut Job<'_>) -> Result<()> {
     let TrainParams { train, eesd, seed } = job.params()?;
     let pictures = training::open(job)?;
-    let start = Checkpoint::read(files::folder(job, "upcycle")?, "model.safetensors")?;
+    let start =
+        Checkpoint::read_as_kept(files::folder(job, "upcycle")?, "model.safetensors")?;
     // Another order than the dense model saw, the same for every run of a seed.
     let batches = training::batches(&pictures, &train.optim, order_seed(seed))?;
     let steps = train.optim.steps;

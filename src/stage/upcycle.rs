@@ -70,7 +70,7 @@ pub(super) fn mixture(
     moe: &MoeConfig,
     recipe: &Recipe,
 ) -> Result<Checkpoint> {
-    let placement = placement(moe, dense);
+    let placement = placement(moe, dense, recipe.settings.rank());
     let mut layers = Vec::new();
     for tower in Tower::BOTH {
         let blocks = match tower {
@@ -91,16 +91,21 @@ pub(super) fn mixture(
             let (method, settings) = (recipe.method, &recipe.settings);
             let made =
                 upcycle::upcycle_layer(method, &ffn, &evidence, settings, &streams)?;
-            layers.push(stacked(made));
+            let mut layer = stacked(made);
+            if let Some(deltas) = method.deltas(&ffn, settings, &streams)? {
+                (layer.fc1_down, layer.fc2_down) = (deltas.fc1_down, deltas.fc2_down);
+            }
+            layers.push(layer);
         }
     }
     dense.with_experts(&placement, &layers)
 }
 
-fn placement(moe: &MoeConfig, dense: &Checkpoint) -> Moe {
+fn placement(moe: &MoeConfig, dense: &Checkpoint, rank: Option<usize>) -> Moe {
     Moe {
         experts: moe.experts,
         top_k: moe.top_k,
+        rank,
         vision_blocks: moe.vision_blocks.indices(dense.config.vision.layers),
         text_blocks: moe.text_blocks.indices(dense.config.text.layers),
     }

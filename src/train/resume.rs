@@ -83,16 +83,17 @@ impl State {
         let text = fs::read(folder.join("record.json")).context(place)?;
         let (steps, record): (usize, Record) =
             serde_json::from_slice(&text).context(place)?;
-        let mut take = |name: &str| match all.remove(name) {
-            Some(tensor) if tensor.data.len() == self.values.len() => Ok(tensor.data),
+        let mut take = |name: &str, len: usize| match all.remove(name) {
+            Some(tensor) if tensor.data.len() == len => Ok(tensor.data),
             _ => Err(Error::corrupt(format!("no {name} of this model"))).context(place),
         };
         let mut optimiser = self.optimiser.clone();
-        let values = take("values")?;
-        (optimiser.first, optimiser.second) = (take("first")?, take("second")?);
+        let len = self.values.len();
+        let values = take("values", len)?;
+        (optimiser.first, optimiser.second) = (take("first", len)?, take("second", len)?);
         optimiser.steps = steps;
         let average = match &self.average {
-            Some(_) => Some(take("average")?),
+            Some(average) => Some(take("average", average.len())?),
             None => None,
         };
         Ok(Self { values, optimiser, average, record })

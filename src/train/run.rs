@@ -10,7 +10,9 @@ use crate::config::{EesdTarget, OptimConfig};
 use crate::data::{Batches, Prefetch};
 use crate::error::{Error, Result};
 use crate::model::clip::{Clip, Engine, Pairs};
+use crate::model::low_rank::LowRank;
 use crate::model::names::Place;
+use crate::model::params::Layout;
 use crate::model::{Checkpoint, ClipConfig};
 use crate::num::round_f32;
 use crate::ops::adamw;
@@ -70,20 +72,22 @@ pub fn train(
     watcher: &mut dyn Watcher,
 ) -> Result<Trained> {
     let Checkpoint { config, values } = start;
-    let clip = Clip::new(&config);
-    let layout = Arc::clone(clip.layout());
+    let layout = Layout::new(&config);
+    let mut model = Model::new(&config, &values);
+    let clip = Clip::new(&config.merged());
     let ranges = layout.iter().map(|(p, range)| (range, p.role.decays())).collect();
-    let average = plan.teacher.map(|_| values.clone());
+    let average = plan.teacher.map(|_| model.values(&values).to_vec());
     let optimiser = AdamW::new(ranges);
     let mut state = State { values, optimiser, average, record: Record::default() };
     let resumed = plan.scratch.as_ref().is_some_and(|scratch| state.restore(scratch));
     if !resumed {
-        let metrics = watcher.validate(&clip, &state.values)?;
+        let metrics = watcher.validate(&clip, model.values(&state.values))?;
         state.record.validation(0, metrics);
     }
+    model.merge(&state.values);
+    let averaged = averaged_ranges(clip.config(), plan);
     let mut stepper = Stepper::new(Engine::new(clip));
-    let mut gradients = vec![0.0; layout.len()];
-    let averaged = averaged_ranges(&config, plan);
+    let mut gradients = vec![0.0; model.values(&state.values).len()];
     let schedule = Schedule::new(&plan.optim);
     let steps = plan.optim.steps;
     let scale_at = layout.range(Place::LogitScale).start;
@@ -94,33 +98,30 @@ pub fn train(
         let logit_scale = f64::from(state.values[scale_at]);
         let distiller = distiller(plan, state.average.as_deref());
         let losses = stepper.run(
-            (&state.values, &mut gradients),
+            (model.values(&state.values), &mut gradients),
             pairs,
             &plan.objective,
             distiller,
         );
         let done = batch.step + 1;
-        if !losses.total.is_finite() {
-            let step = batch.step;
-            return Err(Error::failed(format!(
-                "the loss became {} in step {step}",
-                losses.total
-            )));
-        }
+        check_finite(losses.total, batch.step)?;
         let learning_rate = schedule.at(batch.step);
+        let gradients = model.pull_back(&state.values, &gradients);
         let norm = state.optimiser.step(
             &mut state.values,
-            &gradients,
+            gradients,
             learning_rate,
             &plan.optim,
         );
         // METHOD §4: the scale stays between 1 and 100.
         state.values[scale_at] = state.values[scale_at].clamp(0.0, 100.0_f32.ln());
+        model.merge(&state.values);
+        let values = model.values(&state.values);
         if let (Some(teacher), Some(average)) = (&plan.teacher, &mut state.average) {
             let decay = round_f32(teacher.decay);
             for range in &averaged {
                 let range = range.clone();
-                adamw::average(&mut average[range.clone()], &state.values[range], decay);
+                adamw::average(&mut average[range.clone()], &values[range], decay);
             }
         }
         let facts = Facts {
@@ -133,7 +134,7 @@ pub fn train(
         state.record.step(facts, &losses);
         watcher.stepped(done, losses.total);
         if done == steps || is_multiple(done, plan.optim.validate_every) {
-            let metrics = watcher.validate(stepper.engine().clip(), &state.values)?;
+            let metrics = watcher.validate(stepper.engine().clip(), values)?;
             state.record.validation(done, metrics);
         }
         if let Some(scratch) = &plan.scratch
@@ -148,6 +149,49 @@ pub fn train(
     Ok(Trained { checkpoint, record: state.record, waited })
 }
 
+fn check_finite(loss: f64, step: usize) -> Result<()> {
+    if loss.is_finite() {
+        return Ok(());
+    }
+    Err(Error::failed(format!("the loss became {loss} in step {step}")))
+}
+
+/// The parameters as the engine wants them: the trained ones themselves, or merged from them
+/// where they are of low rank.
+struct Model {
+    form: Option<LowRank>,
+    merged: Vec<f32>,
+    pulled: Vec<f32>,
+}
+
+impl Model {
+    fn new(config: &ClipConfig, values: &[f32]) -> Self {
+        let form = LowRank::of(config);
+        let merged = vec![0.0; form.as_ref().map_or(0, LowRank::merged_len)];
+        let pulled = vec![0.0; if form.is_some() { values.len() } else { 0 }];
+        let mut model = Self { form, merged, pulled };
+        model.merge(values);
+        model
+    }
+
+    /// To be called whenever the trained values have changed.
+    fn merge(&mut self, trained: &[f32]) {
+        if let Some(form) = &self.form {
+            form.merge(trained, &mut self.merged);
+        }
+    }
+
+    fn values<'a>(&'a self, trained: &'a [f32]) -> &'a [f32] {
+        if self.form.is_some() { &self.merged } else { trained }
+    }
+
+    fn pull_back<'a>(&'a mut self, trained: &[f32], gradients: &'a [f32]) -> &'a [f32] {
+        let Some(form) = &self.form else { return gradients };
+        form.pull_back(trained, gradients, &mut self.pulled);
+        &self.pulled
+    }
+}
+
 fn is_multiple(done: usize, every: usize) -> bool {
     every > 0 && done.is_multiple_of(every)
 }
@@ -155,7 +199,7 @@ fn is_multiple(done: usize, every: usize) -> bool {
 /// What the EMA follows: routers and experts, or everything if embeddings are distilled;
 /// the rest of the teacher is never used.
 fn averaged_ranges(config: &ClipConfig, plan: &Plan) -> Vec<std::ops::Range<usize>> {
-    let layout = crate::model::params::Layout::new(config);
+    let layout = Layout::new(config);
     let whole = plan.teacher.is_some_and(|t| t.target == EesdTarget::Embedding);
     let own = layout.iter().filter(|(p, _)| whole || p.place.is_moe());
     own.map(|(_, range)| range).collect()

@@ -7,6 +7,7 @@ use crate::config::{Activation, EesdTarget, OptimConfig};
 use crate::data::{Batches, Dataset};
 use crate::error::Error;
 use crate::model::clip::Clip;
+use crate::model::params::Layout;
 use crate::model::{ClipConfig, Moe, TextConfig, VisionConfig, init};
 
 /// Stops a run after some steps, as a kill would.
@@ -69,6 +70,7 @@ fn a_killed_run_ends_with_the_bits_of_an_uninterrupted_one() {
     config.moe = Some(Moe {
         experts: 3,
         top_k: 2,
+        rank: None,
         vision_blocks: vec![1],
         text_blocks: vec![0, 1],
     });
@@ -81,7 +83,16 @@ fn a_killed_run_ends_with_the_bits_of_an_uninterrupted_one() {
         augment: optim.augment,
     };
     let batches = Arc::new(Batches::new(split, &data.tokenizer, plan).unwrap());
-    for target in [EesdTarget::Layer, EesdTarget::Embedding] {
+    let cases = [
+        (EesdTarget::Layer, None),
+        (EesdTarget::Embedding, None),
+        (EesdTarget::Layer, Some(2)),
+        (EesdTarget::Embedding, Some(3)),
+    ];
+    for (target, rank) in cases {
+        if let Some(moe) = &mut config.moe {
+            moe.rank = rank;
+        }
         // Random experts: an MoE from scratch is enough here.
         let mut start = init::dense(&config, 1);
         crate::rng::fill_normal(&mut crate::rng::stream(1, "x"), 0.1, &mut start.values);
@@ -110,6 +121,11 @@ fn a_killed_run_ends_with_the_bits_of_an_uninterrupted_one() {
             c.values.iter().map(|v| v.to_bits()).collect()
         };
         assert!(bits(&resumed.checkpoint) == bits(&whole.checkpoint));
+        for (parameter, range) in Layout::new(&config).iter() {
+            let (old, new) =
+                (&start.values[range.clone()], &whole.checkpoint.values[range]);
+            assert!(old != new, "{} is not trained", parameter.name);
+        }
     }
 }
 

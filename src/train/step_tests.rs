@@ -25,6 +25,7 @@ fn config(moe: bool) -> ClipConfig {
     let moe = moe.then(|| Moe {
         experts: 3,
         top_k: 2,
+        rank: None,
         vision_blocks: vec![1],
         text_blocks: vec![0, 1],
     });

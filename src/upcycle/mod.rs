@@ -12,6 +12,7 @@
 //! | [`sparse`](Sparse) | exact copies | random |
 //! | [`drop`](Drop) | some hidden units redrawn | random |
 //! | [`drop-svd`](DropSvd) | lowest singular directions redrawn | random |
+//! | [`ders-lm`](DersLm) | one shared FFN and a product of low rank each | random |
 //! | [`cluster-aware`](ClusterAware) | projected on their cluster's subspace | centroids |
 //! | [`random-clusters`](RandomClusters) | the same from shuffled labels | centroids |
 //! | [`random-subspace`](RandomSubspace) | random subspace of the same rank | centroids |
@@ -22,6 +23,7 @@
 
 mod cluster_aware;
 mod dense;
+mod ders_lm;
 mod drop;
 mod drop_svd;
 mod evidence;
@@ -40,6 +42,7 @@ mod svd_only;
 
 pub use cluster_aware::ClusterAware;
 pub use dense::Dense;
+pub use ders_lm::{Deltas, DersLm};
 pub use drop::Drop;
 pub use drop_svd::DropSvd;
 pub use evidence::{Evidence, ExpertBases, MatrixBasis};
@@ -67,6 +70,7 @@ static METHODS: &[&dyn Method] = &[
     &Sparse,
     &Drop,
     &DropSvd,
+    &DersLm,
     &ClusterAware,
     &RandomClusters,
     &RandomSubspace,
@@ -99,6 +103,20 @@ pub trait Method: std::fmt::Debug + Sync {
     /// Whether every expert is an exact copy of the dense FFN.
     fn copies(&self) -> bool {
         false
+    }
+
+    /// What tells the experts of one layer apart, where a method keeps one shared FFN instead
+    /// of whole experts: the experts it makes are then copies.
+    ///
+    /// # Errors
+    /// A rank above the layer's widths.
+    fn deltas(
+        &self,
+        _dense: &DenseFfn,
+        _settings: &Settings,
+        _streams: &Streams<'_>,
+    ) -> Result<Option<Deltas>> {
+        Ok(None)
     }
 
     /// Makes the experts and the router of one layer.

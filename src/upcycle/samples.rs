@@ -71,13 +71,14 @@ pub(super) fn settings_with(
     Settings::new(method, &init, n_experts).unwrap()
 }
 
-/// The least a method asks for: ratio 0.25 and the name of a variant.
+/// The least a method asks for: ratio 0.25, rank 1, and the name of a variant.
 pub(super) fn init_of(method: &dyn Method) -> InitConfig {
     let ratio = method.parameters().contains(&Parameter::Ratio).then_some(0.25);
     InitConfig {
         method: method.name().to_owned(),
         subspaces: method.needs().subspaces.map(|_| "paper".to_owned()),
         ratio,
+        rank: method.parameters().contains(&Parameter::Rank).then_some(1),
         ..InitConfig::default()
     }
 }

@@ -19,6 +19,8 @@ const ROUTER_STD: f64 = 0.02;
 pub enum Parameter {
     /// `ratio`; a method that takes it needs it.
     Ratio,
+    /// `rank`; a method that takes it needs it.
+    Rank,
     /// `independent_indices`.
     IndependentIndices,
     /// `router_scale`.
@@ -32,6 +34,7 @@ impl Parameter {
     pub fn key(self) -> &'static str {
         match self {
             Self::Ratio => "ratio",
+            Self::Rank => "rank",
             Self::IndependentIndices => "independent_indices",
             Self::RouterScale => "router_scale",
             Self::RouterStd => "router_std",
@@ -53,6 +56,7 @@ pub enum Indices {
 pub struct Settings {
     experts: usize,
     ratio: f64,
+    rank: Option<usize>,
     indices: Indices,
     router_scale: f64,
     router_std: f64,
@@ -77,9 +81,17 @@ impl Settings {
                 method.name()
             )));
         }
+        if method.parameters().contains(&Parameter::Rank) && init.rank.unwrap_or(0) == 0 {
+            return Err(Error::usage(format!(
+                "rank: found {}, expected at least 1 for method {}",
+                init.rank.map_or("none".to_owned(), |rank| rank.to_string()),
+                method.name()
+            )));
+        }
         let settings = Self {
             experts,
             ratio: init.ratio.unwrap_or(0.0),
+            rank: init.rank,
             indices: match init.independent_indices {
                 Some(true) => Indices::Independent,
                 Some(false) | None => Indices::Shared,
@@ -109,6 +121,11 @@ impl Settings {
     /// Share of hidden units or singular directions drawn anew, 0 to 1.
     pub fn ratio(&self) -> f64 {
         self.ratio
+    }
+
+    /// Rank of the experts' deltas, at least 1, of a method that makes them.
+    pub fn rank(&self) -> Option<usize> {
+        self.rank
     }
 
     /// Whether both matrices lose the same hidden units.
@@ -184,6 +201,7 @@ fn refuse_others(method: &dyn Method, init: &InitConfig) -> Result<()> {
     let name = method.name();
     let given = [
         (Parameter::Ratio, init.ratio.is_some()),
+        (Parameter::Rank, init.rank.is_some()),
         (Parameter::IndependentIndices, init.independent_indices.is_some()),
         (Parameter::RouterScale, init.router_scale.is_some()),
         (Parameter::RouterStd, init.router_std.is_some()),
@@ -264,6 +282,9 @@ mod tests {
             refusal("drop", |init| init.ratio = None),
             refusal("drop", |init| init.ratio = Some(1.5)),
             refusal("drop-svd", |init| init.ratio = Some(f64::NAN)),
+            refusal("ders-lm", |init| init.rank = None),
+            refusal("ders-lm", |init| init.rank = Some(0)),
+            refusal("sparse", |init| init.rank = Some(4)),
             refusal("sparse", |init| init.router_std = Some(-0.1)),
             refusal("router-only", |init| init.router_scale = Some(0.0)),
             refusal("cluster-aware", |init| init.subspaces = None),

@@ -92,7 +92,13 @@ fn retrieval(folder: &Path) {
 /// A dense and an MoE checkpoint with tokenizer and normalisation beside them.
 fn checkpoints(here: &Path) -> [Checkpoint; 2] {
     let dense = init::dense(&toy(), 3);
-    let moe = Moe { experts: 4, top_k: 2, vision_blocks: vec![1], text_blocks: vec![1] };
+    let moe = Moe {
+        experts: 4,
+        top_k: 2,
+        rank: None,
+        vision_blocks: vec![1],
+        text_blocks: vec![1],
+    };
     let mut config = toy();
     config.moe = Some(moe);
     let mut mixture = init::dense(&config, 4);

@@ -99,7 +99,11 @@ fn hugging_face(place: Place) -> Option<Source> {
                 | Part::ExpertFcWeight
                 | Part::ExpertFcBias
                 | Part::ExpertProjWeight
-                | Part::ExpertProjBias => return None,
+                | Part::ExpertProjBias
+                | Part::DeltaFcDown
+                | Part::DeltaFcUp
+                | Part::DeltaProjDown
+                | Part::DeltaProjUp => return None,
             }
         }
     })

@@ -374,7 +374,8 @@ fn shards_are_the_same_model_and_no_larger_than_asked() {
 fn models_with_experts_are_not_exported() {
     let (mut config, tensors) = import(&fixture("clip-tiny-gelu", "hf"), None).unwrap();
     let (vision_blocks, text_blocks) = (vec![1], vec![]);
-    config.moe = Some(Moe { experts: 2, top_k: 2, vision_blocks, text_blocks });
+    config.moe =
+        Some(Moe { experts: 2, top_k: 2, rank: None, vision_blocks, text_blocks });
     let folder = tempfile::tempdir().unwrap();
     let pictures = &Preprocessing::OPENAI;
     let error = export_hugging_face(folder.path(), &config, &tensors, pictures, None);

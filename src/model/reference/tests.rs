@@ -276,8 +276,13 @@ fn random_moe() -> (ClipConfig, Tensors, Tensor, Tensor) {
         VisionConfig { image_size: 8, patch: 4, width: 8, layers, heads, hidden: 12 };
     let text =
         TextConfig { context: 6, vocabulary: 20, width: 6, layers, heads, hidden: 10 };
-    let moe =
-        Moe { experts: 3, top_k: 2, vision_blocks: vec![1], text_blocks: vec![0, 1] };
+    let moe = Moe {
+        experts: 3,
+        top_k: 2,
+        rank: None,
+        vision_blocks: vec![1],
+        text_blocks: vec![0, 1],
+    };
     let activation = Activation::Gelu;
     let config = ClipConfig { embed_dim: 5, activation, vision, text, moe: Some(moe) };
     let mut rng = crate::rng::stream(7, "reference test");
@@ -380,8 +385,13 @@ fn equal_experts_preserve_the_function() {
     let dense = golden(FIXTURES[0], DType::F64);
     let mut config = dense.config.clone();
     let experts = 3;
-    config.moe =
-        Some(Moe { experts, top_k: 2, vision_blocks: vec![1], text_blocks: vec![0, 2] });
+    config.moe = Some(Moe {
+        experts,
+        top_k: 2,
+        rank: None,
+        vision_blocks: vec![1],
+        text_blocks: vec![0, 2],
+    });
     let path = fixture(FIXTURES[0]).join("open_clip/open_clip_model.safetensors");
     let mut weights = tensors::read(&path).unwrap();
     for (tower, index) in [(Tower::Vision, 1), (Tower::Text, 0), (Tower::Text, 2)] {
