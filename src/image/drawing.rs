@@ -3,11 +3,15 @@
 //! SVG is a language. A drawing of a few lines can refer to itself twice, forty times over,
 //! and a renderer then works until the power goes. The icon sets that this crate draws need
 //! little of it, so that anything far beyond them is refused before it is rendered: long or
-//! deep documents, style sheets, document types, and references that multiply.
+//! deep documents, style sheets, document types, references that multiply, and arcs so large
+//! that their approximation by curves takes hours.
 
 use std::collections::BTreeMap;
 
+use std::str::FromStr as _;
+
 use resvg::usvg::roxmltree::{Document, Node, ParsingOptions};
+use svgtypes::{Length, PathParser, PathSegment};
 
 use crate::error::{Context, Error, Result};
 
@@ -23,6 +27,10 @@ const MOST_LEVELS: usize = 100;
 /// Most elements drawn, what is referred to counted every time.
 const MOST_DRAWN: u64 = 100_000;
 
+/// Largest radius of an arc or ellipse, in the drawing's units. An arc of radius r is
+/// approximated by about `r^(1/6)` curves, which are then worked on in quadratic time.
+const LARGEST_RADIUS: f64 = 1e9;
+
 /// Parses a document, refusing what is no plain drawing.
 pub(super) fn parse(svg: &str) -> Result<Document<'_>> {
     let context = || "parsing an SVG drawing".to_owned();
@@ -35,9 +43,57 @@ pub(super) fn parse(svg: &str) -> Result<Document<'_>> {
     if document.descendants().any(|node| node.tag_name().name() == "style") {
         return refuse("it has a style sheet".to_owned());
     }
+    for node in document.descendants() {
+        let huge = node.attributes().any(|a| is_huge(a.name(), a.value()));
+        if huge {
+            return refuse(format!("an arc has a radius above {LARGEST_RADIUS}"));
+        }
+    }
     let mut count = Count::of(&document);
     count.drawn(document.root(), 0).map_err(Error::corrupt).context(context)?;
     Ok(document)
+}
+
+/// Whether an attribute makes an arc of an extreme radius.
+fn is_huge(name: &str, value: &str) -> bool {
+    match name {
+        "d" => largest_radius(value) > LARGEST_RADIUS,
+        "r" | "rx" | "ry" => {
+            Length::from_str(value).is_ok_and(|length| length.number > LARGEST_RADIUS)
+        }
+        _ => false,
+    }
+}
+
+/// An upper bound of the radii of a path's arcs. Radii that do not span the ends of their arc
+/// are scaled up until they do; ends lie at most twice the path's reach apart.
+fn largest_radius(path: &str) -> f64 {
+    let (mut reach, mut largest) = (0.0_f64, 0.0_f64);
+    // The renderer, too, draws what comes before an error.
+    for segment in PathParser::from(path).map_while(Result::ok) {
+        let (abs, x, y) = match segment {
+            PathSegment::MoveTo { abs, x, y }
+            | PathSegment::LineTo { abs, x, y }
+            | PathSegment::CurveTo { abs, x, y, .. }
+            | PathSegment::SmoothCurveTo { abs, x, y, .. }
+            | PathSegment::Quadratic { abs, x, y, .. }
+            | PathSegment::SmoothQuadratic { abs, x, y }
+            | PathSegment::EllipticalArc { abs, x, y, .. } => (abs, x, y),
+            PathSegment::HorizontalLineTo { abs, x } => (abs, x, 0.0),
+            PathSegment::VerticalLineTo { abs, y } => (abs, 0.0, y),
+            PathSegment::ClosePath { .. } => (true, 0.0, 0.0),
+        };
+        let step = x.abs() + y.abs();
+        reach = if abs { reach.max(step) } else { reach + step };
+        if let PathSegment::EllipticalArc { rx, ry, .. } = segment {
+            let (less, more) = (rx.abs().min(ry.abs()), rx.abs().max(ry.abs()));
+            // Without a radius the arc is a straight line.
+            if less > 0.0 {
+                largest = largest.max(more * (2.0 * reach / less).max(1.0));
+            }
+        }
+    }
+    largest
 }
 
 /// The elements that a renderer meets, counted once for every element.
@@ -92,4 +148,40 @@ fn references<'a>(name: &str, value: &'a str) -> Vec<&'a str> {
         ids.extend(value.trim().strip_prefix('#'));
     }
     ids
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(body: &str) -> bool {
+        let open = "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 64 64\">";
+        match parse(&format!("{open}{body}</svg>")) {
+            Ok(_) => false,
+            Err(error) => format!("{error:?}").contains("radius above"),
+        }
+    }
+
+    #[test]
+    fn arcs_of_extreme_radii_are_refused_and_of_usual_ones_not() {
+        for d in [
+            "M0 0A1e30 1e30 0 0 1 9 9",
+            "M0 0A5 5 0 0 1 9 55555555555555555555",
+            "M1 2h5e29a5 5 0 0 1 9 9A5 5 0 0 1 9 9",
+            // Radii that the ends pull apart: 2e7 / 1e-7 times the larger one.
+            "M1e7 0A1e-7 1e7 0 0 1 9 9",
+        ] {
+            assert!(refused(&format!("<path d=\"{d}\"/>")), "{d}");
+        }
+        for d in [
+            "M1 2h30v9q3 4 5 6A5 5 0 0 1 9 9z",
+            "M0 0a.01.5 0 0110 10",
+            "M0 0A0 1e30 0 0 1 9 9",
+        ] {
+            assert!(!refused(&format!("<path d=\"{d}\"/>")), "{d}");
+        }
+        assert!(refused("<ellipse cx=\"1\" cy=\"1\" rx=\"1e30mm\" ry=\"2\"/>"));
+        assert!(refused("<circle r=\"55555555555555555\"/>"));
+        assert!(!refused("<circle r=\"50%\"/>"));
+    }
 }
