@@ -4,6 +4,7 @@
 //! ([`MomentsBuilder`]) and serve every variant ([`LayerMoments::subspaces`]); weights follow
 //! by [`project`] and [`affine_bias`].
 
+mod frame;
 mod matrix;
 mod moments;
 mod project;

@@ -7,17 +7,17 @@
 //! inputs' moment, which may be singular.
 //!
 //! Outputs of a tall W = Q R [h, d] lie in the span of Q: moments of `R x` (d × d) have the
-//! same eigenvalues, and U = Q V with V the small eigenvectors. Q comes from a Householder
-//! QR, so U is orthonormal to rounding however small the eigenvalues are. (METHOD's form,
-//! `U = B V Σ⁻¹` with a root B of the moment, needs a second eigenproblem per expert and
-//! divides by small numbers.)
+//! same eigenvalues, and U = Q V with V the small eigenvectors ([`super::frame`]). U is
+//! orthonormal however small the eigenvalues are. (METHOD's form, `U = B V Σ⁻¹` with a root B
+//! of the moment, needs a second eigenproblem per expert and divides by small numbers.)
 
 use faer::{Mat, MatRef};
 
+use super::frame::Frame;
 use super::moments::Moment;
 use crate::config::{Centre, SubspacesConfig};
 use crate::error::{Error, Result};
-use crate::linalg::{Matrix, eigen, orthonormal, wide};
+use crate::linalg::{Matrix, eigen, wide};
 use crate::num;
 
 /// Slack of the rank rule, as a share of the total energy: what counts as numerically zero
@@ -60,7 +60,7 @@ pub struct Subspace {
 /// Where the outputs of one matrix live: a frame Q (absent: the identity) and coordinates.
 #[derive(Debug)]
 pub(super) struct Space {
-    pub(super) frame: Option<Mat<f64>>,
+    pub(super) frame: Option<Frame>,
     pub(super) full_rank: usize,
     /// Moments of the coordinates, cluster by cluster.
     pub(super) clusters: Vec<Moment>,
@@ -85,8 +85,8 @@ impl Space {
     /// Outputs of `w` from moments of its inputs.
     pub(super) fn of_inputs(w: MatRef<'_, f64>, inputs: &[Moment]) -> Self {
         let (frame, coordinates) = if w.nrows() > w.ncols() {
-            let (q, r) = orthonormal::qr(w);
-            (Some(q), r)
+            let (frame, r) = Frame::of(w);
+            (Some(frame), r)
         } else {
             (None, w.to_owned())
         };
@@ -105,7 +105,7 @@ impl Space {
     }
 
     pub(super) fn new(
-        frame: Option<Mat<f64>>,
+        frame: Option<Frame>,
         full_rank: usize,
         clusters: Vec<Moment>,
     ) -> Self {
@@ -221,7 +221,7 @@ impl Space {
     /// Columns in coordinates as columns in output space.
     pub(super) fn to_outputs(&self, columns: MatRef<'_, f64>) -> Mat<f64> {
         match &self.frame {
-            Some(frame) => wide::product(frame.as_ref(), columns),
+            Some(frame) => frame.outputs(columns),
             None => columns.to_owned(),
         }
     }
