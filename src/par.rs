@@ -23,6 +23,18 @@ pub fn for_each_piece<T: Send>(
         .for_each(|(index, piece)| work(index, piece));
 }
 
+/// Like [`for_each_piece`] for fallible work; the error of the lowest index wins.
+pub fn try_for_each_piece<T: Send, E: Send>(
+    out: &mut [T],
+    piece_len: usize,
+    work: impl Fn(usize, &mut [T]) -> Result<(), E> + Sync,
+) -> Result<(), E> {
+    let pieces = out.par_chunks_mut(piece_len.max(1)).enumerate();
+    let done: Vec<Result<(), E>> =
+        pieces.map(|(index, piece)| work(index, piece)).collect();
+    done.into_iter().collect()
+}
+
 /// Computes `make(0), .., make(count - 1)` in parallel and returns them in index order.
 pub fn map<T: Send>(count: usize, make: impl Fn(usize) -> T + Sync + Send) -> Vec<T> {
     (0..count).into_par_iter().map(make).collect()

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use crate::data::{Dataset, SampleRow};
+use crate::data::{Dataset, SampleRow, Split};
 use crate::error::{Error, Result};
 use crate::io::table::{Column, Table, TableWriter};
 use crate::model::clip::{Clip, TowerState};
@@ -49,7 +49,8 @@ pub fn record(
     if order.is_empty() {
         return Err(Error::usage("activations.samples: the training split is empty"));
     }
-    let recorder = Recorder { clip: Clip::new(&model.config), model, data, plan };
+    let clip = Clip::new(&model.config);
+    let recorder = Recorder { clip, model, data, split: &split, plan };
     let mut sinks = Vec::new();
     for &(tower, layer) in &plan.layers {
         if layer >= model.config.tower(tower).layers {
@@ -89,6 +90,7 @@ struct Recorder<'a> {
     clip: Clip,
     model: &'a Checkpoint,
     data: &'a Dataset,
+    split: &'a Split,
     plan: &'a Plan,
 }
 
@@ -117,12 +119,11 @@ impl Recorder<'_> {
             .collect();
         let blocks: Vec<usize> = layers.iter().map(|&(_, layer)| layer).collect();
         let mut state = TowerState::light(&blocks);
-        let split = self.data.split("train")?;
-        let params = &self.model.values;
+        let (split, params) = (self.split, &self.model.values);
         match tower {
             Tower::Vision => {
                 let mut pixels = vec![0.0; rows.len() * 3 * split.side().pow(2)];
-                split.pixels(rows, &mut pixels);
+                split.pixels(rows, &mut pixels)?;
                 self.clip.images(params, &pixels, Teacher::None, &mut state);
             }
             Tower::Text => {

@@ -121,7 +121,10 @@ impl Batches {
     }
 
     /// Batch number `step`, from 0. Pictures are made in parallel.
-    pub fn batch(&self, step: usize) -> Batch {
+    ///
+    /// # Errors
+    /// A picture that cannot be read any more.
+    pub fn batch(&self, step: usize) -> Result<Batch> {
         let (epoch, position) =
             (step / self.steps_per_epoch, step % self.steps_per_epoch);
         let order = self.epoch(epoch);
@@ -136,13 +139,14 @@ impl Batches {
         }
         let values = 3 * self.split.side() * self.split.side();
         let mut pixels = vec![0.0; size * values];
-        par::for_each_piece(&mut pixels, values, |i, picture| {
+        par::try_for_each_piece(&mut pixels, values, |i, picture| {
             let name = format!("batches/augment/{step}/{i}");
             let mut stream = rng::stream(self.plan.seed, &name);
-            self.augmenter.apply(self.split.planes(rows[i]), &mut stream, picture);
-        });
+            self.augmenter.apply(&self.split.planes(rows[i])?, &mut stream, picture);
+            Ok::<_, Error>(())
+        })?;
         let samples = rows.iter().map(|&row| self.split.rows[row].sample).collect();
-        Batch { step, pixels, ids, samples }
+        Ok(Batch { step, pixels, ids, samples })
     }
 
     /// The rows of an epoch, batch after batch.
@@ -224,14 +228,18 @@ mod tests {
     fn a_batch_is_a_pure_function_of_seed_and_step() {
         for augment in [Augment::None, Augment::Crop, Augment::Affine] {
             let (one, other) = (batches(16, 1, augment), batches(16, 1, augment));
-            let forwards: Vec<Batch> = (0..40).map(|step| one.batch(step)).collect();
+            let forwards: Vec<Batch> =
+                (0..40).map(|step| one.batch(step).unwrap()).collect();
             for step in [39, 3, 17, 0, 16] {
-                assert!(other.batch(step) == forwards[step], "{augment:?} {step}");
+                assert!(
+                    other.batch(step).unwrap() == forwards[step],
+                    "{augment:?} {step}"
+                );
             }
             let another = batches(16, 2, augment);
-            assert_ne!(another.batch(0).samples, forwards[0].samples);
+            assert_ne!(another.batch(0).unwrap().samples, forwards[0].samples);
             let single = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-            assert!(single.install(|| other.batch(5)) == forwards[5]);
+            assert!(single.install(|| other.batch(5).unwrap()) == forwards[5]);
         }
     }
 
@@ -246,7 +254,7 @@ mod tests {
             for epoch in 0..6 {
                 let mut seen = BTreeSet::new();
                 for step in epoch * steps..(epoch + 1) * steps {
-                    let made = batches.batch(step);
+                    let made = batches.batch(step).unwrap();
                     let concepts: BTreeSet<_> =
                         made.samples.iter().map(|s| concept[s]).collect();
                     assert_eq!(concepts.len(), batch);
@@ -266,7 +274,7 @@ mod tests {
     #[test]
     fn shapes_and_captions_of_a_batch_fit_together() {
         let batches = batches(16, 1, Augment::None);
-        let made = batches.batch(4);
+        let made = batches.batch(4).unwrap();
         let values = 3 * 16 * 16;
         assert_eq!((made.pixels.len(), made.ids.len()), (16 * values, 16 * 16));
         assert_eq!(made.seen(), 80);
@@ -274,7 +282,7 @@ mod tests {
             let row =
                 batches.split.rows.iter().position(|r| r.sample == *sample).unwrap();
             let mut pixels = vec![0.0; values];
-            batches.split.pixels(&[row], &mut pixels);
+            batches.split.pixels(&[row], &mut pixels).unwrap();
             assert!(pixels == made.pixels[i * values..(i + 1) * values]);
             let own = batches.captions[row] * 16..batches.captions[row + 1] * 16;
             let mut captions = batches.ids[own].chunks_exact(16);

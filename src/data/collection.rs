@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::spool::Stored;
+
 /// One picture with its captions and labels, before it is written.
 #[derive(Debug, Clone)]
 pub(super) struct Sample {
     /// Name of the split it belongs to.
     pub split: String,
     /// The picture: PNG, RGB, square.
-    pub png: Vec<u8>,
+    pub png: Stored,
     /// Captions to train on.
     pub captions: Vec<String>,
     /// Captions of the retrieval task.

@@ -18,6 +18,7 @@ mod prefetch;
 mod read;
 mod shapes;
 mod splits;
+mod spool;
 mod write;
 
 use std::path::Path;
@@ -31,12 +32,14 @@ pub use write::{Summary, adopt};
 
 use crate::config::{DatasetConfig, Source};
 use crate::error::{Context, Result};
+use spool::Spool;
 
 /// Builds the data set of `config` in the existing folder `out` (docs/artifacts.md § dataset).
 ///
 /// `cache` holds the packages of the emoji source (see [`emoji::missing`]); the other sources
 /// do not look at it. `progress` is told pictures done and pictures in all. The bytes written
 /// depend on the configuration, the source's files and `seed`, not on the thread count.
+/// Memory grows with the number of captions and not with the pictures.
 pub fn build(
     config: &DatasetConfig,
     cache: &Path,
@@ -45,15 +48,16 @@ pub fn build(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Summary> {
     let mut skipped = Vec::new();
+    let mut spool = Spool::beside(out)?;
     let collection = match config.source {
-        Source::Emoji => emoji::collect(config, cache, seed, progress)?,
-        Source::Shapes => shapes::collect(config, seed, progress)?,
+        Source::Emoji => emoji::collect(config, cache, seed, (&mut spool, progress))?,
+        Source::Shapes => shapes::collect(config, seed, (&mut spool, progress))?,
         Source::Folder
         | Source::Csv
         | Source::Parquet
         | Source::Coco
         | Source::Webdataset => {
-            let (collection, bad) = pairs::collect(config, progress)?;
+            let (collection, bad) = pairs::collect(config, &mut spool, progress)?;
             skipped = bad;
             collection
         }
@@ -82,7 +86,7 @@ mod tests {
         });
 
     /// Builds and opens the shapes of the smoke profile.
-    fn shapes() -> (tempfile::TempDir, Dataset) {
+    pub(super) fn shapes() -> (tempfile::TempDir, Dataset) {
         let folder = tempfile::tempdir().unwrap();
         build_shapes(folder.path(), 7);
         let dataset = Dataset::open(folder.path()).unwrap();
@@ -154,7 +158,7 @@ mod tests {
         let (_folder, dataset) = shapes();
         let planes = |name: &str| -> BTreeSet<Vec<u8>> {
             let split = dataset.split(name).unwrap();
-            (0..split.len()).map(|i| split.planes(i).to_vec()).collect()
+            (0..split.len()).map(|i| split.planes(i).unwrap().into_owned()).collect()
         };
         let train = dataset.split("train").unwrap();
         assert!(train.rows.iter().all(|r| !dataset.concepts[num(r.concept)].held_out));
@@ -177,7 +181,7 @@ mod tests {
         let indices: Vec<usize> = (0..split.len()).collect();
         let area = split.side() * split.side();
         let mut pixels = vec![0.0; split.len() * 3 * area];
-        split.pixels(&indices, &mut pixels);
+        split.pixels(&indices, &mut pixels).unwrap();
         for c in 0..3 {
             let channel: Vec<f64> = pixels
                 .chunks_exact(area)

@@ -15,7 +15,7 @@ use crate::error::{Context, Error, Result};
 /// A running producer and its queue.
 #[derive(Debug)]
 pub struct Prefetch {
-    queue: Option<Receiver<Batch>>,
+    queue: Option<Receiver<Result<Batch>>>,
     producer: Option<JoinHandle<()>>,
     left: usize,
     started: Instant,
@@ -55,7 +55,8 @@ impl Prefetch {
 
     /// The next batch; `None` after the last.
     ///
-    /// An error means that the producer died, which is a defect.
+    /// An error means a picture that cannot be read, or that the producer died, which is a
+    /// defect.
     pub fn take(&mut self) -> Result<Option<Batch>> {
         if self.left == 0 {
             return Ok(None);
@@ -65,7 +66,7 @@ impl Prefetch {
         self.waited += asked.elapsed();
         self.left -= 1;
         match batch {
-            Some(batch) => Ok(Some(batch)),
+            Some(batch) => batch.map(Some),
             None => Err(Error::failed("the thread that makes batches died")),
         }
     }
@@ -105,7 +106,10 @@ mod tests {
         let batches = batches();
         let mut ahead = Prefetch::start(Arc::clone(&batches), 5..25, 3).unwrap();
         for step in 5..25 {
-            assert!(ahead.take().unwrap().unwrap() == batches.batch(step), "{step}");
+            assert!(
+                ahead.take().unwrap().unwrap() == batches.batch(step).unwrap(),
+                "{step}"
+            );
         }
         assert!(ahead.take().unwrap().is_none());
         assert!((0.0..=1.0).contains(&ahead.waited_share()));

@@ -1,14 +1,28 @@
-//! Reading a data set back: labels and captions as rows, pictures as planes in memory.
+//! Reading a data set back: labels and captions as rows, pictures as planes.
+//!
+//! Planes are kept in memory where they fit; of larger splits every picture is read from its
+//! place in the Parquet file and decoded each time it is asked for. Either way any picture can
+//! be had at any time, so that batches can be a function of seed and step.
 
+use std::borrow::Cow;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use super::collection::Meta;
 use crate::error::{Context, Error, Result};
 use crate::image::{self, Normalise};
-use crate::io::table::Table;
+use crate::io::columnar;
+use crate::io::table::{Table, TableReader};
 use crate::num;
 use crate::par;
 use crate::text::Tokenizer;
+
+/// Most bytes of decoded pictures that a split keeps in memory: 7,000 pictures of side 224.
+const IN_MEMORY: usize = 1 << 30;
+
+/// The column of the pictures.
+const IMAGE: &str = "image";
 
 /// A row of `concepts.parquet`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,47 +90,76 @@ impl Dataset {
         Normalise { mean: self.meta.mean, std: self.meta.std }
     }
 
-    /// Reads a split and decodes its pictures in parallel. Memory: 3 side² bytes a picture.
+    /// Opens a split. Memory: its rows, and 3 side² bytes a picture up to a gigabyte.
     pub fn split(&self, name: &str) -> Result<Split> {
-        if !self.meta.splits.contains_key(name) {
+        self.split_within(name, IN_MEMORY)
+    }
+
+    /// [`Dataset::split`] with at most `most` bytes of pictures in memory.
+    fn split_within(&self, name: &str, most: usize) -> Result<Split> {
+        let Some(count) = self.meta.splits.get(name) else {
             let known: Vec<_> = self.meta.splits.keys().map(String::as_str).collect();
             return Err(Error::usage(format!(
                 "no split {name} in {}; there are: {}",
                 self.folder.display(),
                 known.join(", ")
             )));
-        }
+        };
         let path = self.folder.join(format!("samples-{name}.parquet"));
-        let place = path.display();
-        let table = Table::read(&path)?;
         let side = self.meta.image_size;
-        let images = table.bytes("image")?;
-        let planes = par::try_map(images.len(), |i| {
-            let name = format!("{i} of {place}");
-            let picture = image::decode(&images[i], &name)?;
-            if (picture.width, picture.height) != (side, side) {
-                return Err(Error::corrupt(format!(
-                    "picture {name} is {} x {}, expected {side} x {side}",
-                    picture.width, picture.height
-                )));
+        let keeps = count.saturating_mul(3 * side * side) <= most;
+        let mut reader = TableReader::open_without(&path, (!keeps).then_some(IMAGE))?;
+        let (mut rows, mut lengths, mut planes) = (Vec::new(), Vec::new(), Vec::new());
+        let place = || format!("reading {}", path.display());
+        while let Some(part) = reader.next()? {
+            let first = rows.len();
+            rows.extend(read_rows(&part).context(place)?);
+            if keeps {
+                let images = part.bytes(IMAGE).context(place)?;
+                let decoded = par::try_map(images.len(), |i| {
+                    decode(&images[i], side, &path, first + i)
+                })?;
+                planes.extend(decoded.into_iter().flatten());
+            } else {
+                lengths.extend_from_slice(part.u32s("bytes").context(place)?);
             }
-            let mut planes = Vec::with_capacity(3 * side * side);
-            picture.push_planes(&mut planes);
-            Ok(planes)
-        })?;
-        let rows = read_rows(&table).context(|| format!("reading {place}"))?;
+        }
         if let Some(row) =
             rows.iter().find(|r| num::widen(r.concept) >= self.concepts.len())
         {
             return Err(Error::corrupt(format!(
-                "{place}: sample {} shows concept {} of {}",
+                "{}: sample {} shows concept {} of {}",
+                path.display(),
                 row.sample,
                 row.concept,
                 self.concepts.len()
             )));
         }
-        Ok(Split { rows, side, planes: planes.concat(), normalise: self.normalise() })
+        let pictures = if keeps {
+            Pictures::Planes(planes)
+        } else {
+            let file = File::open(&path).context(place)?;
+            let starts = columnar::places(&file, IMAGE, &lengths).context(place)?;
+            let places = starts.into_iter().zip(lengths).collect();
+            Pictures::File { file, path, places }
+        };
+        Ok(Split { rows, side, pictures, normalise: self.normalise() })
     }
+}
+
+/// Picture `index` of a file as bytes [3, side, side].
+fn decode(image: &[u8], side: usize, path: &Path, index: usize) -> Result<Vec<u8>> {
+    let name = format!("{index} of {}", path.display());
+    let picture = image::decode(image, &name)?;
+    if (picture.width, picture.height) != (side, side) {
+        return Err(Error::corrupt(format!(
+            "picture {name} is {} x {}, expected {side} x {side}",
+            picture.width, picture.height
+        )));
+    }
+    let mut planes = Vec::with_capacity(3 * side * side);
+    picture.push_planes(&mut planes);
+    Ok(planes)
 }
 
 fn read_concepts(path: &Path) -> Result<Vec<ConceptRow>> {
@@ -184,13 +227,22 @@ pub struct SampleRow {
 }
 
 /// The samples of a split with their pictures.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Split {
     /// One row a sample.
     pub rows: Vec<SampleRow>,
     side: usize,
-    planes: Vec<u8>,
+    pictures: Pictures,
     normalise: Normalise,
+}
+
+/// Where the pictures of a split are.
+#[derive(Debug)]
+enum Pictures {
+    /// Decoded, one after the other.
+    Planes(Vec<u8>),
+    /// Encoded, in a file: where each starts, and its length.
+    File { file: File, path: PathBuf, places: Vec<(u64, u32)> },
 }
 
 impl Split {
@@ -215,20 +267,62 @@ impl Split {
     }
 
     /// The picture of row `index` as bytes [3, S, S].
-    pub fn planes(&self, index: usize) -> &[u8] {
+    ///
+    /// # Errors
+    /// A file that was damaged after it was opened.
+    pub fn planes(&self, index: usize) -> Result<Cow<'_, [u8]>> {
         let size = 3 * self.side * self.side;
-        &self.planes[index * size..(index + 1) * size]
+        match &self.pictures {
+            Pictures::Planes(all) => {
+                Ok(Cow::from(&all[index * size..(index + 1) * size]))
+            }
+            Pictures::File { file, path, places } => {
+                let (start, length) = places[index];
+                let mut image = vec![0; num::widen(length)];
+                file.read_exact_at(&mut image, start)
+                    .context(|| format!("reading {}", path.display()))?;
+                decode(&image, self.side, path, index).map(Cow::from)
+            }
+        }
     }
 
     /// Writes the pictures of the rows `indices`, normalised, to `out` [n, 3, S, S].
     ///
     /// # Panics
     /// If `out` has another length than n · 3 · S · S, or an index is out of range.
-    pub fn pixels(&self, indices: &[usize], out: &mut [f32]) {
+    pub fn pixels(&self, indices: &[usize], out: &mut [f32]) -> Result<()> {
         let size = 3 * self.side * self.side;
         assert_eq!(out.len(), indices.len() * size, "pixels: the length of `out`");
-        par::for_each_piece(out, size.max(1), |i, picture| {
-            self.normalise.apply(self.planes(indices[i]), picture);
-        });
+        par::try_for_each_piece(out, size, |i, picture| {
+            self.normalise.apply(&self.planes(indices[i])?, picture);
+            Ok(())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::tests::shapes;
+
+    #[test]
+    fn pictures_on_disk_are_those_in_memory() {
+        let (folder, dataset) = shapes();
+        for name in ["train", "val", "pair"] {
+            let kept = dataset.split(name).unwrap();
+            let read = dataset.split_within(name, 0).unwrap();
+            assert!(matches!(kept.pictures, Pictures::Planes(_)));
+            assert!(matches!(read.pictures, Pictures::File { .. }));
+            assert_eq!(kept.rows, read.rows);
+            for index in (0..kept.len()).rev() {
+                assert_eq!(kept.planes(index).unwrap(), read.planes(index).unwrap());
+            }
+        }
+        let path = folder.path().join("samples-val.parquet");
+        let split = dataset.split_within("val", 0).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..200]).unwrap();
+        let error = format!("{:?}", split.planes(split.len() - 1).unwrap_err());
+        assert!(error.contains("samples-val.parquet"), "{error}");
     }
 }

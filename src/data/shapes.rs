@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::collection::{Collection, Concept, Layout, Sample};
 use super::splits::{self, Rules};
+use super::spool::Spool;
 use crate::config::DatasetConfig;
 use crate::error::{Error, Result};
 use crate::image;
@@ -66,7 +67,7 @@ const TEMPLATES: [&str; 3] = ["{}", "a picture of {}", "a drawing of {}"];
 pub(super) fn collect(
     config: &DatasetConfig,
     seed: u64,
-    progress: &mut dyn FnMut(usize, usize),
+    (spool, progress): (&mut Spool, &mut dyn FnMut(usize, usize)),
 ) -> Result<Collection> {
     let n_concepts = SHAPES.len() * COLOURS.len();
     let least = n_concepts * STYLES.len();
@@ -116,7 +117,7 @@ pub(super) fn collect(
         let of = &concepts[concept];
         samples.push(Sample {
             split: split.to_owned(),
-            png,
+            png: spool.store(&png)?,
             captions,
             names: vec![
                 of.label.clone(),

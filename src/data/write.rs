@@ -15,7 +15,7 @@ use crate::par;
 use crate::text::{self, Tokenizer};
 
 /// Samples per table part, bounding the memory of a write.
-const PART: usize = 4096;
+const PART: usize = 1024;
 
 /// What was built, for the log and the manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,6 +111,9 @@ fn write_samples(
     let mut writer = TableWriter::create(path)?;
     let parts = samples.chunks(PART).chain(samples.is_empty().then_some(samples));
     for (index, part) in parts.enumerate() {
+        let images: Vec<Vec<u8>> =
+            part.iter().map(|s| s.png.read()).collect::<Result<_>>()?;
+        let lengths = images.iter().map(|png| num::index_u32(png.len())).collect();
         let ids = (0..part.len()).map(|i| num::index_u32(first + index * PART + i));
         let concept = |s: &&&Sample| &collection.concepts[s.concept];
         let indices = |of: &dyn Fn(&&&Sample) -> usize| {
@@ -118,7 +121,8 @@ fn write_samples(
         };
         let table = Table::new()
             .with("sample", Column::U32(ids.collect()))
-            .with("image", Column::Bytes(part.iter().map(|s| s.png.clone()).collect()))
+            .with("image", Column::Bytes(images))
+            .with("bytes", Column::U32(lengths))
             .with(
                 "captions",
                 Column::TextList(part.iter().map(|s| s.captions.clone()).collect()),
@@ -174,7 +178,7 @@ fn write_labels(path: &Path, collection: &Collection) -> Result<()> {
 /// Sums are integers, so that no order of adding can show.
 fn moments(samples: &[&Sample]) -> Result<([f32; 3], [f32; 3])> {
     let sums = par::try_map(samples.len(), |i| -> Result<[[u64; 2]; 3]> {
-        let picture = image::decode(&samples[i].png, "of the data set")?;
+        let picture = image::decode(&samples[i].png.read()?, "of the data set")?;
         let mut sums = [[0_u64; 2]; 3];
         for pixel in picture.rgb.chunks_exact(3) {
             for (sum, &level) in sums.iter_mut().zip(pixel) {
@@ -186,7 +190,7 @@ fn moments(samples: &[&Sample]) -> Result<([f32; 3], [f32; 3])> {
     })?;
     let pixels: u64 = samples
         .first()
-        .map(|s| image::decode(&s.png, "of the data set"))
+        .map(|s| image::decode(&s.png.read()?, "of the data set"))
         .transpose()?
         .map_or(1, |p| (p.width * p.height * samples.len()) as u64);
     let (mut mean, mut std) = ([0.0; 3], [0.0; 3]);

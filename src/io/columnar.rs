@@ -10,6 +10,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::basic::Compression;
 
 use super::hostile::guarded;
 use crate::error::{Error, Result};
@@ -69,12 +70,68 @@ fn check_footer(file: &File, size: u64) -> std::result::Result<(), String> {
     Walk::new(&bytes).structure(FOOTER)
 }
 
+/// Where each value of a column of bytes starts in the file, given the values' lengths: any of
+/// them can then be read on its own.
+///
+/// The column has to be written plainly: without nulls, compression and dictionary, as
+/// [`super::table::TableWriter`] writes columns of bytes.
+pub fn places(file: &File, name: &str, lengths: &[u32]) -> Result<Vec<u64>> {
+    let damaged = |why: String| Error::corrupt(format!("column {name}: {why}"));
+    let again = || file.try_clone().map_err(|e| damaged(e.to_string()));
+    let size = file.metadata().map_err(|e| damaged(e.to_string()))?.len();
+    let builder = open(again()?)?;
+    let mut places = Vec::with_capacity(lengths.len());
+    for group in builder.metadata().row_groups() {
+        let columns = group.columns();
+        let column = columns.iter().find(|c| c.column_path().string() == name);
+        let column = column.ok_or_else(|| damaged("it is not there".to_owned()))?;
+        let plain = column.compression() == Compression::UNCOMPRESSED
+            && column.column_descr().max_def_level() == 0
+            && column.dictionary_page_offset().is_none();
+        if !plain {
+            return Err(damaged("it is not written plainly".to_owned()));
+        }
+        let (start, length) = column.byte_range();
+        each_page(file, size, start, length, &mut |at, page| {
+            let mut at = at + page.length;
+            let end = at + page.packed;
+            for _ in 0..page.values {
+                let length = lengths.get(places.len()).ok_or("it has more values")?;
+                // A value is its length and its bytes.
+                places.push(at + 4);
+                at += 4 + u64::from(*length);
+            }
+            if at == end {
+                Ok(())
+            } else {
+                Err("its values have other lengths".to_owned())
+            }
+        })
+        .map_err(damaged)?;
+    }
+    if places.len() != lengths.len() {
+        return Err(damaged(format!("{} values, not {}", places.len(), lengths.len())));
+    }
+    Ok(places)
+}
+
 /// Walks the headers of all pages of a column.
 fn check_pages(
     file: &File,
     size: u64,
     start: u64,
     length: u64,
+) -> std::result::Result<(), String> {
+    each_page(file, size, start, length, &mut |_, _| Ok(()))
+}
+
+/// Calls `visit` with the place and the header of every page of a column.
+fn each_page(
+    file: &File,
+    size: u64,
+    start: u64,
+    length: u64,
+    visit: &mut dyn FnMut(u64, &Header) -> std::result::Result<(), String>,
 ) -> std::result::Result<(), String> {
     let end = start.checked_add(length).filter(|end| *end <= size);
     let end = end.ok_or("it lies beyond the end of the file")?;
@@ -99,9 +156,14 @@ fn check_pages(
         if values > FREE_VALUES.max(bytes.saturating_mul(VALUES_A_BYTE)) {
             return Err(format!("{values} values in {bytes} bytes"));
         }
-        at = at.saturating_add(bytes);
+        let next = at.saturating_add(bytes);
+        if next > end {
+            return Err("it ends beyond its column".to_owned());
+        }
+        visit(at, &header)?;
+        at = next;
     }
-    if at == end { Ok(()) } else { Err("it ends beyond its column".to_owned()) }
+    Ok(())
 }
 
 fn read(file: &File, start: u64, length: u64) -> std::result::Result<Vec<u8>, String> {

@@ -63,7 +63,7 @@ fn validation(job: &Job<'_>, samples: usize) -> Result<(Vec<f32>, Vec<u32>)> {
     let split = data.split("val")?;
     let rows: Vec<usize> = (0..split.len().min(samples)).collect();
     let mut pixels = vec![0.0; rows.len() * 3 * split.side().pow(2)];
-    split.pixels(&rows, &mut pixels);
+    split.pixels(&rows, &mut pixels)?;
     let texts = rows.iter().filter_map(|&row| split.rows[row].captions.first());
     let texts: Vec<&str> = texts.map(String::as_str).collect();
     Ok((pixels, data.tokenizer.encode_all(&texts, data.meta.context)?))

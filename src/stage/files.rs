@@ -87,7 +87,7 @@ impl Pictures {
         let rows = &split.rows;
         let pixels = move |indices: &[usize]| {
             let mut out = vec![0.0; indices.len() * 3 * split.side() * split.side()];
-            split.pixels(indices, &mut out);
+            split.pixels(indices, &mut out)?;
             Ok(out)
         };
         eval::Split::new(

@@ -19,6 +19,7 @@ use self::concepts::Concepts;
 use self::mapping::{CHARTED, IconSet, Names, Row};
 use super::collection::{Collection, Layout, Sample};
 use super::splits::{self, Rules};
+use super::spool::{Spool, Stored};
 use crate::config::DatasetConfig;
 use crate::error::{Context, Error, Result};
 use crate::image;
@@ -94,7 +95,7 @@ pub(super) fn collect(
     config: &DatasetConfig,
     cache: &Path,
     seed: u64,
-    progress: &mut dyn FnMut(usize, usize),
+    (spool, progress): (&mut Spool, &mut dyn FnMut(usize, usize)),
 ) -> Result<Collection> {
     require(cache)?;
     let labels = unpack(
@@ -126,7 +127,7 @@ pub(super) fn collect(
         rows.extend(found.into_iter().map(|row| (style, row)));
     }
     changed.refuse()?;
-    let pngs = render(config, &sets, &rows, progress)?;
+    let pngs = render(config, &sets, &rows, (spool, progress))?;
     let drawn: Vec<_> =
         rows.into_iter().zip(pngs).filter_map(|(row, png)| Some((row, png?))).collect();
     Ok(split(concepts, drawn, seed))
@@ -192,18 +193,21 @@ fn render(
     config: &DatasetConfig,
     sets: &BTreeMap<&str, (IconSet, BTreeMap<String, String>)>,
     rows: &[(&Style, Row)],
-    progress: &mut dyn FnMut(usize, usize),
-) -> Result<Vec<Option<Vec<u8>>>> {
+    (spool, progress): (&mut Spool, &mut dyn FnMut(usize, usize)),
+) -> Result<Vec<Option<Stored>>> {
     let mut pngs = Vec::with_capacity(rows.len());
     for chunk in rows.chunks(CHUNK) {
-        pngs.extend(par::try_map(chunk.len(), |i| {
+        let drawn = par::try_map(chunk.len(), |i| {
             let (style, row) = &chunk[i];
             let (icons, _) = &sets[style.set];
             let place = || format!("rendering {}:{}", style.set, row.name);
             let svg = icons.svg(&icons.icons[&row.name]);
             let picture = image::rasterise(&svg, config.image_size).context(place)?;
             picture.map(|picture| image::encode_png(&picture)).transpose()
-        })?);
+        })?;
+        for png in drawn {
+            pngs.push(png.map(|png| spool.store(&png)).transpose()?);
+        }
         progress(pngs.len(), rows.len());
     }
     Ok(pngs)
@@ -212,7 +216,7 @@ fn render(
 /// Assigns splits and writes captions.
 fn split(
     concepts: Concepts,
-    drawn: Vec<((&Style, Row), Vec<u8>)>,
+    drawn: Vec<((&Style, Row), Stored)>,
     seed: u64,
 ) -> Collection {
     let list = concepts.list;

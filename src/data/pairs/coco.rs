@@ -187,7 +187,7 @@ impl Picture {
 
 #[cfg(test)]
 mod tests {
-    use super::super::collect;
+    use super::super::tests::collected;
     use crate::config::{DatasetConfig, Overrides, Source, load_default};
     use crate::image::encode_png;
 
@@ -217,7 +217,7 @@ mod tests {
                 {"id": 2, "image_id": 7, "caption": "one"},
                 {"id": 3, "image_id": 8, "caption": "zwei"}]}"#,
         );
-        let (found, _) = collect(&coco, &mut |_, _| ()).unwrap();
+        let (found, _) = collected(&coco).unwrap();
         let captions: Vec<_> = found.samples.iter().map(|s| s.captions.clone()).collect();
         assert_eq!(captions, [vec!["one"], vec!["two", "zwei"]]);
         let (_base, karpathy) = config_of(
@@ -227,7 +227,7 @@ mod tests {
                 {"filename": "c.png", "filepath": "val2014", "split": "test", "imgid": 3,
                  "sentences": [{"raw": "z", "tokens": ["z"]}, {"raw": "zz"}]}]}"#,
         );
-        let (found, _) = collect(&karpathy, &mut |_, _| ()).unwrap();
+        let (found, _) = collected(&karpathy).unwrap();
         let splits: Vec<_> = found.samples.iter().map(|s| s.split.as_str()).collect();
         assert_eq!(splits, ["train", "val", "test"]);
         assert_eq!(found.samples[2].captions, ["z", "zz"]);
@@ -261,10 +261,10 @@ mod tests {
             &format!(r#"{caption}, {{"image_id": 2, "caption": "two"}}"#),
         );
         let (_base, mut config) = config_of(&missing);
-        let error = collect(&config, &mut |_, _| ()).unwrap_err().to_string();
+        let error = collected(&config).unwrap_err().to_string();
         assert!(error.contains("unusable") && error.contains("none.png"), "{error}");
         config.corrupt_share = 0.5;
-        let (found, skipped) = collect(&config, &mut |_, _| ()).unwrap();
+        let (found, skipped) = collected(&config).unwrap();
         assert_eq!((found.samples.len(), skipped.len()), (1, 1));
         for (json, why) in [
             ("[1]".to_owned(), "neither COCO"),
@@ -274,7 +274,7 @@ mod tests {
             (images(r#"{"id": 1, "file_name": "../a.png"}"#, caption), "leads out"),
         ] {
             let (_base, config) = config_of(&json);
-            let error = format!("{:?}", collect(&config, &mut |_, _| ()).unwrap_err());
+            let error = format!("{:?}", collected(&config).unwrap_err());
             assert!(error.contains(why) && error.contains("captions.json"), "{error}");
         }
     }

@@ -8,6 +8,7 @@ use super::{Pair, Skipped, Tolerance};
 use crate::config::DatasetConfig;
 use crate::data::collection::{Collection, Concept, Layout, Sample};
 use crate::data::splits::{TRAIN, VAL, hash};
+use crate::data::spool::{Spool, Stored};
 use crate::error::{Error, Result};
 use crate::image;
 use crate::par;
@@ -24,6 +25,7 @@ const FRACTIONS: u32 = 1 << 20;
 /// Reads every pair of the configured source.
 pub(in crate::data) fn collect(
     config: &DatasetConfig,
+    spool: &mut Spool,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<(Collection, Vec<Skipped>)> {
     let name = config.source.name();
@@ -35,6 +37,7 @@ pub(in crate::data) fn collect(
         tolerance: Tolerance::new(config.corrupt_share, "dataset.corrupt_share"),
         waiting: Vec::new(),
         entries: Vec::new(),
+        spool,
     };
     stream.each(&mut |found| {
         match found {
@@ -77,21 +80,22 @@ pub(super) fn default_split(key: &str) -> String {
 struct Entry {
     key: String,
     split: String,
-    png: Vec<u8>,
+    png: Stored,
     captions: Vec<String>,
     concept: String,
     weight: f64,
 }
 
 /// Pairs on their way into a collection.
-struct Gathered {
+struct Gathered<'a> {
     side: usize,
     tolerance: Tolerance,
     waiting: Vec<Pair>,
     entries: Vec<Entry>,
+    spool: &'a mut Spool,
 }
 
-impl Gathered {
+impl Gathered<'_> {
     /// Decodes what waits, side by side; what cannot be decoded is a bad pair.
     fn decode(&mut self) -> Result<()> {
         let (waiting, side) = (std::mem::take(&mut self.waiting), self.side);
@@ -104,7 +108,7 @@ impl Gathered {
             match png {
                 Ok(png) => {
                     self.tolerance.accept();
-                    self.entries.push(entry(pair, png));
+                    self.entries.push(entry(pair, self.spool.store(&png)?));
                 }
                 Err(error) => {
                     let reason = chain(&error);
@@ -116,7 +120,7 @@ impl Gathered {
     }
 }
 
-fn entry(pair: Pair, png: Vec<u8>) -> Entry {
+fn entry(pair: Pair, png: Stored) -> Entry {
     let Pair { key, split, captions, class, weight, .. } = pair;
     let concept = class.as_ref().or(captions.first()).map(|text| text.to_lowercase());
     let split = match split.as_deref() {
@@ -216,10 +220,12 @@ mod tests {
     use super::*;
 
     fn entries(n: usize, split: &str, weight: f64) -> Vec<Entry> {
+        let folder = tempfile::tempdir().unwrap();
+        let png = Spool::beside(folder.path()).unwrap().store(b"").unwrap();
         let one = |i: usize| Entry {
             key: format!("{split}{i}"),
             split: split.to_owned(),
-            png: Vec::new(),
+            png: png.clone(),
             captions: vec!["a".to_owned()],
             concept: "a".to_owned(),
             weight,

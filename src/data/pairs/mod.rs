@@ -205,8 +205,18 @@ impl Tolerance {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::data) mod tests {
     use super::*;
+    use crate::data::collection::Collection;
+    use crate::data::spool::Spool;
+
+    /// [`collect`] into a spool of its own.
+    pub(super) fn collected(
+        config: &DatasetConfig,
+    ) -> Result<(Collection, Vec<Skipped>)> {
+        let folder = tempfile::tempdir().unwrap();
+        collect(config, &mut Spool::beside(folder.path())?, &mut |_, _| ())
+    }
 
     fn bad(key: usize) -> Skipped {
         Skipped { key: format!("k{key}"), reason: "torn".to_owned() }

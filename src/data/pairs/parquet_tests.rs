@@ -10,7 +10,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 
-use super::super::collect;
+use super::super::tests::collected;
 use super::*;
 use crate::config::{DatasetConfig, Overrides, Source, load_default};
 use crate::image::{Picture, encode_png};
@@ -74,14 +74,14 @@ fn pictures_with_a_list_of_captions_are_read_over_row_groups() {
         ("captions", Arc::new(lists.finish())),
     ];
     write(&base.path().join("train-00000-of-00001.parquet"), columns, None);
-    let (found, skipped) = collect(&config(base.path()), &mut |_, _| ()).unwrap();
+    let (found, skipped) = collected(&config(base.path())).unwrap();
     assert!(skipped.is_empty());
     assert_eq!(found.samples.len(), 7);
     assert_eq!(found.samples[2].captions, ["caption 2", "another"]);
     assert_eq!(found.samples[3].captions, ["caption 3"]);
     assert!(found.samples.iter().all(|s| s.split == "train" || s.split == "val"));
     for (index, sample) in found.samples.iter().enumerate() {
-        let picture = crate::image::decode(&sample.png, "x").unwrap();
+        let picture = crate::image::decode(&sample.png.read().unwrap(), "x").unwrap();
         assert_eq!(usize::from(picture.rgb[0]), index);
     }
 }
@@ -102,17 +102,17 @@ fn numbers_of_classes_are_named_by_the_schema_or_a_file() {
         "label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}"#;
     write(&path, columns(), Some(names));
     let mut config = config(base.path());
-    let error = collect(&config, &mut |_, _| ()).unwrap_err().to_string();
+    let error = collected(&config).unwrap_err().to_string();
     assert!(error.contains("row 2: class 5 is none of the 2"), "{error}");
     config.corrupt_share = 0.4;
-    let (found, _) = collect(&config, &mut |_, _| ()).unwrap();
+    let (found, _) = collected(&config).unwrap();
     let captions: Vec<_> = found.samples.iter().map(|s| s.captions[0].as_str()).collect();
     assert_eq!(captions, ["dog", "cat"]);
     write(&path, columns(), None);
-    let error = format!("{:?}", collect(&config, &mut |_, _| ()).unwrap_err());
+    let error = format!("{:?}", collected(&config).unwrap_err());
     assert!(error.contains("classnames.txt"), "{error}");
     std::fs::write(base.path().join(CLASSES), "a\nb\nc\nd\ne\nf\n").unwrap();
-    let (found, _) = collect(&config, &mut |_, _| ()).unwrap();
+    let (found, _) = collected(&config).unwrap();
     assert_eq!(found.samples[2].captions, ["f"]);
     assert_eq!(super::super::open(&config).unwrap().unwrap().files().len(), 2);
 }
@@ -136,7 +136,7 @@ fn columns_of_another_type_or_name_are_refused_by_name() {
     ] {
         write(&path, columns, None);
         caption.clone_into(&mut config.columns.caption);
-        let error = format!("{:?}", collect(&config, &mut |_, _| ()).unwrap_err());
+        let error = format!("{:?}", collected(&config).unwrap_err());
         assert!(error.contains(why) && error.contains("a.parquet"), "{error}");
     }
 }
@@ -152,17 +152,17 @@ fn rows_without_a_picture_are_bad_and_no_damage_makes_it_panic() {
     write(&path, vec![("image", structs(&all)), ("text", captions)], None);
     let mut config = config(base.path());
     config.corrupt_share = 0.1;
-    let (found, skipped) = collect(&config, &mut |_, _| ()).unwrap();
+    let (found, skipped) = collected(&config).unwrap();
     assert_eq!((found.samples.len(), skipped.len()), (18, 2));
     assert_eq!(skipped[0].key, "train.parquet row 4");
     config.corrupt_share = 1.0;
     let bytes = std::fs::read(&path).unwrap();
     for place in (0..bytes.len()).step_by(211) {
         std::fs::write(&path, &bytes[..place]).unwrap();
-        let _ = collect(&config, &mut |_, _| ());
+        let _ = collected(&config);
         let mut flipped = bytes.clone();
         flipped[place] ^= 0x55;
         std::fs::write(&path, &flipped).unwrap();
-        let _ = collect(&config, &mut |_, _| ());
+        let _ = collected(&config);
     }
 }

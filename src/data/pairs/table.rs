@@ -319,7 +319,7 @@ mod tests {
     use crate::image::{Picture, encode_png};
 
     fn collect(config: &DatasetConfig) -> Result<Collection> {
-        let (collection, skipped) = super::super::collect(config, &mut |_, _| ())?;
+        let (collection, skipped) = super::super::tests::collected(config)?;
         assert!(skipped.is_empty() || config.corrupt_share > 0.0);
         Ok(collection)
     }

@@ -228,7 +228,7 @@ fn captions(members: &Members) -> std::result::Result<Vec<String>, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::collect;
+    use super::super::tests::collected;
     use super::*;
     use crate::config::{DatasetConfig, Overrides, Source, load_default};
     use crate::image::{self, Picture, encode_png};
@@ -277,8 +277,7 @@ mod tests {
                 ],
             );
         }
-        let (collection, skipped) =
-            collect(&config(base.path(), 0.0), &mut |_, _| ()).unwrap();
+        let (collection, skipped) = collected(&config(base.path(), 0.0)).unwrap();
         assert!(skipped.is_empty());
         let captions: Vec<_> =
             collection.samples.iter().map(|s| s.captions.clone()).collect();
@@ -289,7 +288,8 @@ mod tests {
             collection.samples.iter().all(|s| s.split == "train" || s.split == "val")
         );
         assert_eq!(collection.layout.source, "webdataset");
-        let first = image::decode(&collection.samples[0].png, "x").unwrap();
+        let first =
+            image::decode(&collection.samples[0].png.read().unwrap(), "x").unwrap();
         assert_eq!(first.rgb[0], 20, "2.tar comes before 10.tar");
     }
 
@@ -306,7 +306,7 @@ mod tests {
         let mut config = config(Path::new(""), 0.0);
         config.file = format!("{0}/a-{{00..01}}.tar::{0}/b.tar", place.display());
         config.weights = vec![1.0, 3.0];
-        let (found, _) = collect(&config, &mut |_, _| ()).unwrap();
+        let (found, _) = collected(&config).unwrap();
         let count = |text: &str| {
             let of = |s: &&crate::data::collection::Sample| s.captions == [text];
             let all: Vec<_> = found.samples.iter().filter(of).collect();
@@ -316,7 +316,7 @@ mod tests {
         assert_eq!(count("a-00").0, 1);
         assert!(matches!(count("b"), (3, false) | (1, true)));
         config.folder = place.display().to_string();
-        let error = collect(&config, &mut |_, _| ()).unwrap_err().to_string();
+        let error = collected(&config).unwrap_err().to_string();
         assert!(error.contains("one of them"), "{error}");
     }
 
@@ -336,8 +336,7 @@ mod tests {
                 ],
             );
         }
-        let (collection, skipped) =
-            collect(&config(base.path(), 0.7), &mut |_, _| ()).unwrap();
+        let (collection, skipped) = collected(&config(base.path(), 0.7)).unwrap();
         assert_eq!(collection.samples.len(), 2);
         assert_eq!(collection.concepts[0].label, "dog");
         assert_eq!(collection.layout.tests, ["test"]);
@@ -359,29 +358,28 @@ mod tests {
         let named: Vec<(&str, Vec<u8>)> =
             members.iter().map(|(n, b)| (n.as_str(), b.clone())).collect();
         write(&shard, &named);
-        let (collection, skipped) =
-            collect(&config(base.path(), 0.1), &mut |_, _| ()).unwrap();
+        let (collection, skipped) = collected(&config(base.path(), 0.1)).unwrap();
         assert_eq!((collection.samples.len(), skipped.len()), (18, 2));
         let keys: Vec<_> = skipped.iter().map(|s| s.key.as_str()).collect();
         assert!(keys.contains(&"0.tar/002") && keys.contains(&"0.tar/004"), "{keys:?}");
-        let error = collect(&config(base.path(), 0.01), &mut |_, _| ()).unwrap_err();
+        let error = collected(&config(base.path(), 0.01)).unwrap_err();
         assert!(error.to_string().contains("2 of 20"), "{error}");
-        assert!(collect(&config(base.path(), 0.0), &mut |_, _| ()).is_err());
+        assert!(collected(&config(base.path(), 0.0)).is_err());
         // Any truncation of a shard is at most one more bad pair or a torn picture.
         let bytes = std::fs::read(&shard).unwrap();
         for length in (0..bytes.len()).step_by(997) {
             std::fs::write(&shard, &bytes[..length]).unwrap();
-            let _ = collect(&config(base.path(), 1.0), &mut |_, _| ());
+            let _ = collected(&config(base.path(), 1.0));
         }
     }
 
     #[test]
     fn a_folder_without_shards_is_refused() {
         let base = tempfile::tempdir().unwrap();
-        let error = collect(&config(base.path(), 0.0), &mut |_, _| ()).unwrap_err();
+        let error = collected(&config(base.path(), 0.0)).unwrap_err();
         assert!(error.to_string().contains("holds no shard"), "{error}");
         let mut nowhere = config(base.path(), 0.0);
         nowhere.folder.clear();
-        assert!(collect(&nowhere, &mut |_, _| ()).is_err());
+        assert!(collected(&nowhere).is_err());
     }
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, Field, Schema};
-use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReader;
+use parquet::arrow::{ArrowWriter, ProjectionMask};
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
@@ -56,10 +56,10 @@ impl TableWriter {
                 waiting
             }
         };
-        let mut start = 0;
-        while waiting.rows() - start >= GROUP {
-            self.group(&waiting.slice(start, GROUP))?;
-            start += GROUP;
+        let (mut start, group) = (0, rows_of_group(part));
+        while waiting.rows() - start >= group {
+            self.group(&waiting.slice(start, group))?;
+            start += group;
         }
         if start > 0 {
             waiting = waiting.slice(start, waiting.rows() - start);
@@ -103,6 +103,12 @@ impl TableWriter {
     }
 }
 
+/// Rows of a row group: fewer where they hold bytes, of which some thousands are much memory.
+fn rows_of_group(table: &Table) -> usize {
+    let heavy = table.columns().iter().any(|(_, c)| matches!(c, Column::Bytes(_)));
+    if heavy { GROUP / 16 } else { GROUP }
+}
+
 fn schema(table: &Table) -> Result<Schema> {
     let fields = table.columns().iter();
     let fields = fields.map(|(name, c)| Ok(Field::new(name, c.data_type()?, false)));
@@ -130,9 +136,11 @@ fn properties(table: &Table) -> WriterProperties {
                 builder = builder.set_column_dictionary_enabled(parts(&[name]), true);
             }
             Column::Bytes(_) => {
+                // Pictures are compressed already; plain values can be read one by one.
                 let path = parts(&[name]);
-                builder =
-                    builder.set_column_statistics_enabled(path, EnabledStatistics::None);
+                builder = builder
+                    .set_column_statistics_enabled(path.clone(), EnabledStatistics::None)
+                    .set_column_compression(path, Compression::UNCOMPRESSED);
             }
             _ => {}
         }
@@ -157,6 +165,11 @@ impl std::fmt::Debug for TableReader {
 impl TableReader {
     /// Opens a Parquet file and reads its footer.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_without(path, None)
+    }
+
+    /// [`TableReader::open`] that passes over a column.
+    pub fn open_without(path: &Path, column: Option<&str>) -> Result<Self> {
         let place = path.display();
         let file = File::open(path).context(|| format!("reading {place}"))?;
         let damaged = |e: parquet::errors::ParquetError| {
@@ -168,8 +181,16 @@ impl TableReader {
             let rows = usize::try_from(rows).map_err(|e| {
                 Error::corrupt(format!("{place}: {rows} rows")).caused_by(e)
             })?;
-            let schema = Arc::clone(builder.schema());
-            let reader = builder.with_batch_size(GROUP).build().map_err(damaged)?;
+            let (all, wanted) = (builder.schema().fields(), |f: &Field| {
+                column.is_none_or(|column| f.name() != column)
+            });
+            let kept: Vec<usize> = (0..all.len()).filter(|&i| wanted(&all[i])).collect();
+            let schema = Arc::new(builder.schema().project(&kept).map_err(|e| {
+                Error::corrupt(format!("{place}: its schema")).caused_by(e)
+            })?);
+            let mask = ProjectionMask::roots(builder.parquet_schema(), kept);
+            let builder = builder.with_projection(mask).with_batch_size(GROUP);
+            let reader = builder.build().map_err(damaged)?;
             Ok(Self { path: path.to_owned(), schema, rows, reader })
         };
         guarded(open).context(|| format!("reading {place}"))
