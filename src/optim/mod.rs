@@ -83,6 +83,40 @@ impl AdamW {
     }
 }
 
+/// An exponential moving average of some ranges of the parameters.
+#[derive(Debug, Clone)]
+pub struct Average {
+    pieces: Vec<Range<usize>>,
+    decay: f32,
+}
+
+impl Average {
+    /// Follows `ranges`, which ascend and do not overlap.
+    pub fn new(ranges: impl IntoIterator<Item = Range<usize>>, decay: f64) -> Self {
+        let pieces = ranges.into_iter().flat_map(|range| {
+            let starts = range.clone().step_by(PIECE);
+            starts.map(move |start| start..(start + PIECE).min(range.end))
+        });
+        Self { pieces: pieces.collect(), decay: round_f32(decay) }
+    }
+
+    /// Moves `average` towards `values` by 1 - decay.
+    pub fn step(&self, average: &mut [f32], values: &[f32]) {
+        let (mut rest, mut at) = (average, 0);
+        let mut work = Vec::with_capacity(self.pieces.len());
+        for piece in &self.pieces {
+            let (own, others) = rest.split_at_mut(piece.end - at);
+            work.push((&mut own[piece.start - at..], &values[piece.clone()]));
+            (rest, at) = (others, piece.end);
+        }
+        par::for_each_piece(&mut work, 8, |_, pieces| {
+            for (average, values) in pieces {
+                adamw::average(average, values, self.decay);
+            }
+        });
+    }
+}
+
 /// The Euclidean norm of a flat gradient: f64 sums of fixed pieces, added in order.
 pub fn global_norm(gradients: &[f32]) -> f64 {
     let pieces = gradients.len().div_ceil(PIECE);
@@ -91,4 +125,25 @@ pub fn global_norm(gradients: &[f32]) -> f64 {
         gradients[piece * PIECE..end].iter().map(|g| f64::from(*g).powi(2)).sum::<f64>()
     });
     squares.iter().sum::<f64>().sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_average_follows_its_ranges_and_leaves_the_rest() {
+        let ranges = [3..5, 7..7 + 3 * PIECE + 11];
+        let average = Average::new(ranges.clone(), 0.75);
+        let len = 4 * PIECE;
+        let values: Vec<f32> = (0..len).map(|i| (i % 97) as f32).collect();
+        let mut moved = vec![1.0; len];
+        average.step(&mut moved, &values);
+        average.step(&mut moved, &values);
+        for (i, (moved, value)) in moved.iter().zip(&values).enumerate() {
+            let follows = ranges.iter().any(|range| range.contains(&i));
+            let expected = value + 0.75 * 0.75 * (1.0 - value);
+            assert!((moved - if follows { expected } else { 1.0 }).abs() < 1e-4, "{i}");
+        }
+    }
 }

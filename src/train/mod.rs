@@ -13,5 +13,5 @@ mod step;
 mod step_tests;
 
 pub use record::Record;
-pub use run::{Plan, TeacherPlan, Trained, Watcher, train};
+pub use run::{Plan, TeacherPlan, Trained, Watcher, averaging, train};
 pub use step::{Distiller, Losses, Objective, Stepper};

@@ -14,9 +14,7 @@ use crate::model::low_rank::LowRank;
 use crate::model::names::Place;
 use crate::model::params::Layout;
 use crate::model::{Checkpoint, ClipConfig};
-use crate::num::round_f32;
-use crate::ops::adamw;
-use crate::optim::{AdamW, Schedule};
+use crate::optim::{AdamW, Average, Schedule};
 
 /// Batches made ahead.
 const AHEAD: usize = 4;
@@ -85,7 +83,7 @@ pub fn train(
         state.record.validation(0, metrics);
     }
     model.merge(&state.values);
-    let averaged = averaged_ranges(clip.config(), plan);
+    let averaging = plan.teacher.map(|teacher| averaging(clip.config(), teacher));
     let mut stepper = Stepper::new(Engine::new(clip));
     let mut gradients = vec![0.0; model.values(&state.values).len()];
     let schedule = Schedule::new(&plan.optim);
@@ -117,12 +115,8 @@ pub fn train(
         state.values[scale_at] = state.values[scale_at].clamp(0.0, 100.0_f32.ln());
         model.merge(&state.values);
         let values = model.values(&state.values);
-        if let (Some(teacher), Some(average)) = (&plan.teacher, &mut state.average) {
-            let decay = round_f32(teacher.decay);
-            for range in &averaged {
-                let range = range.clone();
-                adamw::average(&mut average[range.clone()], &values[range], decay);
-            }
+        if let (Some(averaging), Some(average)) = (&averaging, &mut state.average) {
+            averaging.step(average, values);
         }
         let facts = Facts {
             step: batch.step,
@@ -198,11 +192,11 @@ fn is_multiple(done: usize, every: usize) -> bool {
 
 /// What the EMA follows: routers and experts, or everything if embeddings are distilled;
 /// the rest of the teacher is never used.
-fn averaged_ranges(config: &ClipConfig, plan: &Plan) -> Vec<std::ops::Range<usize>> {
+pub fn averaging(config: &ClipConfig, teacher: TeacherPlan) -> Average {
     let layout = Layout::new(config);
-    let whole = plan.teacher.is_some_and(|t| t.target == EesdTarget::Embedding);
+    let whole = teacher.target == EesdTarget::Embedding;
     let own = layout.iter().filter(|(p, _)| whole || p.place.is_moe());
-    own.map(|(_, range)| range).collect()
+    Average::new(own.map(|(_, range)| range), teacher.decay)
 }
 
 fn distiller<'a>(plan: &Plan, average: Option<&'a [f32]>) -> Distiller<'a> {

@@ -15,13 +15,12 @@ use crate::config::{Config, InitConfig, OptimConfig};
 use crate::error::{Context as _, Error, Result};
 use crate::model::clip::{Clip, Engine, Pairs};
 use crate::model::{Checkpoint, ClipConfig, init};
-use crate::num::{index_u32, round_f32};
-use crate::ops::adamw;
-use crate::optim::AdamW;
+use crate::num::index_u32;
+use crate::optim::{AdamW, Average};
 use crate::rng::{self, RngExt};
 use crate::stage::pretrain;
 use crate::stage::upcycle::{Recipe, mixture};
-use crate::train::{Distiller, Objective, Stepper};
+use crate::train::{Distiller, Objective, Stepper, TeacherPlan, averaging};
 use crate::upcycle::{self, Settings};
 
 /// Steps of each variant before the clock runs: buffers grow in them.
@@ -138,7 +137,7 @@ struct Runner {
     optimiser: AdamW,
     objective: Objective,
     share: f64,
-    decay: f32,
+    averaging: Average,
     parameters: (usize, usize),
 }
 
@@ -163,6 +162,10 @@ impl Runner {
                 Objective { balance, eesd: 0.1, ..Objective::default() }
             }
         };
+        let eesd = &config.train.eesd;
+        let teacher =
+            TeacherPlan { target: eesd.target, share: eesd.tokens, decay: eesd.decay };
+        let averaging = averaging(&model.config, teacher);
         let values = model.values;
         let average = if objective.eesd > 0.0 { values.clone() } else { Vec::new() };
         Ok(Self {
@@ -174,7 +177,7 @@ impl Runner {
             optimiser: AdamW::new(ranges),
             objective,
             share: config.train.eesd.tokens,
-            decay: round_f32(config.train.eesd.decay),
+            averaging,
             parameters,
         })
     }
@@ -192,7 +195,7 @@ impl Runner {
         }
         self.optimiser.step(&mut self.values, &self.gradients, 1e-4, optim);
         if self.objective.eesd > 0.0 {
-            adamw::average(&mut self.average, &self.values, self.decay);
+            self.averaging.step(&mut self.average, &self.values);
         }
         Ok(())
     }
