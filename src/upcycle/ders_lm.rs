@@ -5,8 +5,9 @@
 //! upcycling does, and the shared W and all A and B are trained. Biases are shared. The
 //! deviation of A, 1 / sqrt(inputs), is our choice: A x then has about the size of x's values.
 
-use super::router::random_router;
-use super::{DenseFfn, Evidence, Experts, Method, Needs, Parameter, Settings, Streams};
+use super::{
+    DenseFfn, Evidence, Experts, Method, Needs, Parameter, Settings, Sparse, Streams,
+};
 use crate::error::{Error, Result};
 use crate::rng;
 
@@ -80,14 +81,11 @@ impl Method for DersLm {
     fn experts(
         &self,
         dense: &DenseFfn,
-        _evidence: &Evidence<'_>,
+        evidence: &Evidence<'_>,
         settings: &Settings,
         streams: &Streams<'_>,
     ) -> Result<Experts> {
-        Ok(Experts {
-            experts: vec![dense.clone(); settings.experts()],
-            router: random_router(settings, streams, dense.width()),
-        })
+        Sparse.experts(dense, evidence, settings, streams)
     }
 }
 
