@@ -37,7 +37,7 @@ def main() -> None:
     for model in args.models:
         with tempfile.TemporaryDirectory(prefix="upcycle-scale-") as scratch:
             parts.append(section(model, args.binaries.resolve(), Path(scratch)))
-    args.out.write_text("\n".join(parts) + "\n")
+        args.out.write_text("\n".join(parts) + "\n")
 
 
 HEAD = f"""# At full size

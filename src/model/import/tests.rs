@@ -486,3 +486,37 @@ fn the_stacked_projection_is_query_key_value() {
         stacked.data[24 * 24..2 * 24 * 24].iter().flat_map(|v| v.to_le_bytes()).collect();
     assert!(part == *bytes);
 }
+
+/// Sizes from `open_clip`'s model configurations; counts as its `profile.csv` and OpenAI's
+/// models have them.
+#[test]
+fn the_usual_sizes_have_the_published_number_of_parameters() {
+    // Width, layers, head width, patch of the image tower; width, heads, layers of the text
+    // tower; width of the embedding.
+    let sizes = [
+        ([768, 12, 64, 32], [512, 8, 12], 512, 151_277_313),
+        ([768, 12, 64, 16], [512, 8, 12], 512, 149_620_737),
+        ([1024, 24, 64, 14], [768, 12, 12], 768, 427_616_513),
+        ([1280, 32, 80, 14], [1024, 16, 24], 1024, 986_109_441),
+    ];
+    for ([width, layers, head_width, patch], text, embed_dim, count) in sizes {
+        let folder = tempfile::tempdir().unwrap();
+        let json = json!({"model_cfg": {
+            "embed_dim": embed_dim,
+            "vision_cfg": {
+                "image_size": 224, "layers": layers, "width": width,
+                "head_width": head_width, "patch_size": patch,
+            },
+            "text_cfg": {
+                "context_length": 77, "vocab_size": 49408,
+                "width": text[0], "heads": text[1], "layers": text[2],
+            },
+        }});
+        let path = folder.path().join("open_clip_config.json");
+        fs::write(path, json.to_string()).unwrap();
+        let shape = super::shape(folder.path(), None).unwrap();
+        assert_eq!(shape.vision.heads, width / head_width);
+        let (total, active) = crate::model::params::parameter_counts(&shape);
+        assert_eq!((total, active), (count, count), "patches of {patch}, width {width}");
+    }
+}
