@@ -3,8 +3,8 @@
 //! SVG is a language. A drawing of a few lines can refer to itself twice, forty times over,
 //! and a renderer then works until the power goes. The icon sets that this crate draws need
 //! little of it, so that anything far beyond them is refused before it is rendered: long or
-//! deep documents, style sheets, document types, references that multiply, and arcs so large
-//! that their approximation by curves takes hours.
+//! deep documents, style sheets, document types, references that multiply or lead back to
+//! where they began, and arcs so large that their approximation by curves takes hours.
 
 use std::collections::BTreeMap;
 
@@ -30,6 +30,10 @@ const MOST_DRAWN: u64 = 100_000;
 /// Largest radius of an arc or ellipse, in the drawing's units. An arc of radius r is
 /// approximated by about `r^(1/6)` curves, which are then worked on in quadratic time.
 const LARGEST_RADIUS: f64 = 1e9;
+
+/// Attributes that refer to elements and hold for everything within.
+const PAINTS: [&str; 7] =
+    ["fill", "stroke", "marker", "marker-start", "marker-mid", "marker-end", "style"];
 
 /// Parses a document, refusing what is no plain drawing.
 pub(super) fn parse(svg: &str) -> Result<Document<'_>> {
@@ -108,22 +112,35 @@ impl<'a, 'input> Count<'a, 'input> {
         Self { by_id: named.collect(), known: BTreeMap::new() }
     }
 
+    /// What an element is painted with because an element around it says so. Gradients refer to
+    /// gradients only and are left out.
+    fn inherited(&self, node: Node<'a, 'input>) -> Vec<Node<'a, 'input>> {
+        let around = node.ancestors().skip(1).flat_map(|node| node.attributes());
+        around
+            .filter(|a| PAINTS.contains(&a.name()) && a.value().contains("url("))
+            .flat_map(|a| references(a.name(), a.value()))
+            .filter_map(|id| self.by_id.get(id).copied())
+            .filter(|found| !found.tag_name().name().ends_with("Gradient"))
+            .collect()
+    }
+
     fn drawn(&mut self, node: Node<'a, 'input>, level: usize) -> Result<u64, String> {
         if level > MOST_LEVELS {
             return Err(format!("it is nested deeper than {MOST_LEVELS} levels"));
         }
         match self.known.get(&node.id().get_usize()) {
             Some(Some(drawn)) => return Ok(*drawn),
-            // The element is being counted: it refers to itself, which usvg ignores.
-            Some(None) => return Ok(0),
+            // The element is being counted. usvg ignores some circles, and ends in others.
+            Some(None) => return Err("it refers to itself".to_owned()),
             None => {}
         }
         self.known.insert(node.id().get_usize(), None);
         let mut drawn = 1_u64;
-        let referred: Vec<_> = node
-            .attributes()
-            .flat_map(|attribute| references(attribute.name(), attribute.value()))
+        let own = node.attributes();
+        let own = own.flat_map(|a| references(a.name(), a.value()));
+        let referred: Vec<_> = own
             .filter_map(|id| self.by_id.get(id).copied())
+            .chain(self.inherited(node))
             .collect();
         for part in node.children().filter(Node::is_element).chain(referred) {
             drawn = drawn.saturating_add(self.drawn(part, level + 1)?);
@@ -154,11 +171,13 @@ fn references<'a>(name: &str, value: &'a str) -> Vec<&'a str> {
 mod tests {
     use super::*;
 
-    fn refused(body: &str) -> bool {
+    const RADIUS: &str = "radius above";
+
+    fn refused(body: &str, why: &str) -> bool {
         let open = "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 64 64\">";
         match parse(&format!("{open}{body}</svg>")) {
             Ok(_) => false,
-            Err(error) => format!("{error:?}").contains("radius above"),
+            Err(error) => format!("{error:?}").contains(why),
         }
     }
 
@@ -171,17 +190,33 @@ mod tests {
             // Radii that the ends pull apart: 2e7 / 1e-7 times the larger one.
             "M1e7 0A1e-7 1e7 0 0 1 9 9",
         ] {
-            assert!(refused(&format!("<path d=\"{d}\"/>")), "{d}");
+            assert!(refused(&format!("<path d=\"{d}\"/>"), RADIUS), "{d}");
         }
         for d in [
             "M1 2h30v9q3 4 5 6A5 5 0 0 1 9 9z",
             "M0 0a.01.5 0 0110 10",
             "M0 0A0 1e30 0 0 1 9 9",
         ] {
-            assert!(!refused(&format!("<path d=\"{d}\"/>")), "{d}");
+            assert!(!refused(&format!("<path d=\"{d}\"/>"), RADIUS), "{d}");
         }
-        assert!(refused("<ellipse cx=\"1\" cy=\"1\" rx=\"1e30mm\" ry=\"2\"/>"));
-        assert!(refused("<circle r=\"55555555555555555\"/>"));
-        assert!(!refused("<circle r=\"50%\"/>"));
+        assert!(refused("<ellipse cx=\"1\" cy=\"1\" rx=\"1e30mm\" ry=\"2\"/>", RADIUS));
+        assert!(refused("<circle r=\"55555555555555555\"/>", RADIUS));
+        assert!(!refused("<circle r=\"50%\"/>", RADIUS));
+    }
+
+    /// The first was found by `tests/fuzz`: usvg followed it until the stack was full.
+    #[test]
+    fn drawings_that_lead_back_to_themselves_are_refused() {
+        let why = "it refers to itself";
+        let pattern = |inside: &str| format!("<pattern id=\"q\">{inside}</pattern>");
+        let path = "<path d=\"M0 0h9v9z\"/>";
+        assert!(refused(
+            &format!("<g fill=\"url(#q)\">{}{path}</g>", pattern(path)),
+            why
+        ));
+        assert!(refused(&pattern("<path fill=\"url(#q)\" d=\"M0 0h9v9z\"/>"), why));
+        assert!(refused("<g id=\"a\"><use href=\"#a\"/></g>", why));
+        let other = format!("{}<g fill=\"url(#q)\">{path}{path}</g>", pattern(path));
+        assert!(!refused(&other, why));
     }
 }

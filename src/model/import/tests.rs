@@ -487,8 +487,8 @@ fn the_stacked_projection_is_query_key_value() {
     assert!(part == *bytes);
 }
 
-/// Sizes from `open_clip`'s model configurations; counts as its `profile.csv` and OpenAI's
-/// models have them.
+/// Sizes from `open_clip`'s model configurations; counts as published for these models,
+/// by `open_clip` (`profile.csv`) and others.
 #[test]
 fn the_usual_sizes_have_the_published_number_of_parameters() {
     // Width, layers, head width, patch of the image tower; width, heads, layers of the text
