@@ -53,11 +53,12 @@ def section(model: str, binaries: Path, scratch: Path) -> str:
     shape = publish(model, scratch / "published")
     rows = [imported(binaries, scratch)]
     flags = settings(model, scratch)
+    # Before anything is made: a fresh stage has nothing to forecast.
+    forecast = call(binaries / "upcycle-upcycle", *flags, "--dry-run").splitlines()
     for stage in STAGES:
         print(f"{model}: {stage}", file=sys.stderr, flush=True)
         call(binaries / f"upcycle-{stage}", *flags)
         rows += nodes(scratch / "artifacts" / stage, stage)
-    forecast = call(binaries / "upcycle-upcycle", *flags, "--dry-run").splitlines()
     speed = json.loads(call(binaries / "upcycle-inspect", "speed", "moe-eesd", "--steps", STEPS,
                             "--json", *flags[:-2]))
     return "\n".join([
