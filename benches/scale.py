@@ -86,12 +86,13 @@ def publish(model: str, folder: Path) -> dict:
 
 def imported(binaries: Path, scratch: Path) -> dict:
     start = time.monotonic()
-    call(binaries / "upcycle-import", "--from", scratch / "published", "--tokenizer",
-         VOCABULARY, "--preprocess", "openai", "--out", scratch / "dense")
-    # Children are waited for one by one, so the largest so far is this one.
-    import resource
-    rss = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    return {"node": "import", "wall": time.monotonic() - start, "rss": rss,
+    process = subprocess.Popen([
+        binaries / "upcycle-import", "--from", scratch / "published", "--tokenizer", VOCABULARY,
+        "--preprocess", "openai", "--out", scratch / "dense"], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit("upcycle-import failed")
+    return {"node": "import", "wall": time.monotonic() - start, "rss": usage.ru_maxrss * 1024,
             "disk": disk(scratch / "dense")}
 
 
