@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 /// its message speaks of that package's code.
 ///
 /// Nothing of the reader may be used after an error.
-pub(super) fn guarded<T>(read: impl FnOnce() -> Result<T>) -> Result<T> {
+pub fn guarded<T>(read: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
         Err(Error::corrupt("it is damaged: its sizes or offsets contradict each other"))
     })

@@ -123,17 +123,8 @@ impl LowRank {
 
     /// Merges `values` of low rank; `out` is overwritten.
     pub fn merge(&self, values: &[f32], out: &mut [f32]) {
-        let mut work = Vec::new();
-        for (target, (_, made)) in split(out, &self.merged).into_iter().zip(&self.merged)
-        {
-            if let Made::Copy(_) = made {
-                work.push((target, made, 0));
-            } else {
-                let size = target.len() / self.experts;
-                let experts = target.chunks_mut(size).enumerate();
-                work.extend(experts.map(|(e, target)| (target, made, e)));
-            }
-        }
+        let stacked = |made: &Made| !matches!(made, Made::Copy(_));
+        let mut work = split(out, &self.merged, self.experts, stacked);
         par::for_each_piece(&mut work, 1, |_, pieces| {
             for (target, made, expert) in pieces {
                 match made {
@@ -159,16 +150,8 @@ impl LowRank {
     /// The gradient by the parameters of low rank, from the one by the merged parameters;
     /// `out` is overwritten.
     pub fn pull_back(&self, values: &[f32], gradient: &[f32], out: &mut [f32]) {
-        let mut work = Vec::new();
-        for (target, (_, pulled)) in split(out, &self.kept).into_iter().zip(&self.kept) {
-            if let Pulled::Copy(_) | Pulled::Shared(_) = pulled {
-                work.push((target, pulled, 0));
-            } else {
-                let size = target.len() / self.experts;
-                let experts = target.chunks_mut(size).enumerate();
-                work.extend(experts.map(|(e, target)| (target, pulled, e)));
-            }
-        }
+        let stacked = |p: &Pulled| matches!(p, Pulled::Down { .. } | Pulled::Up { .. });
+        let mut work = split(out, &self.kept, self.experts, stacked);
         par::for_each_piece(&mut work, 1, |_, pieces| {
             for (target, pulled, expert) in pieces {
                 match pulled {
@@ -211,15 +194,19 @@ impl LowRank {
     }
 }
 
-/// Cuts a flat buffer at ranges that cover it in order.
+/// Cuts a flat buffer at ranges that cover it in order, and those that are stacks over experts
+/// once more: each part with what it is made of and its expert.
 fn split<'a, T>(
     mut rest: &'a mut [f32],
-    ranges: &[(Range<usize>, T)],
-) -> Vec<&'a mut [f32]> {
-    let mut parts = Vec::with_capacity(ranges.len());
-    for (range, _) in ranges {
+    ranges: &'a [(Range<usize>, T)],
+    experts: usize,
+    stacked: impl Fn(&T) -> bool,
+) -> Vec<(&'a mut [f32], &'a T, usize)> {
+    let mut parts = Vec::new();
+    for (range, of) in ranges {
         let (part, others) = rest.split_at_mut(range.len());
-        parts.push(part);
+        let size = if stacked(of) { part.len() / experts } else { part.len() };
+        parts.extend(part.chunks_mut(size).enumerate().map(|(e, part)| (part, of, e)));
         rest = others;
     }
     parts

@@ -78,11 +78,12 @@ pub fn train(
     let optimiser = AdamW::new(ranges);
     let mut state = State { values, optimiser, average, record: Record::default() };
     let resumed = plan.scratch.as_ref().is_some_and(|scratch| state.restore(scratch));
-    if !resumed {
+    if resumed {
+        model.merge(&state.values);
+    } else {
         let metrics = watcher.validate(&clip, model.values(&state.values))?;
         state.record.validation(0, metrics);
     }
-    model.merge(&state.values);
     let averaging = plan.teacher.map(|teacher| averaging(clip.config(), teacher));
     let mut stepper = Stepper::new(Engine::new(clip));
     let mut gradients = vec![0.0; model.values(&state.values).len()];

@@ -11,7 +11,6 @@
 //! on counts as one.
 
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -29,6 +28,7 @@ use super::{Found, Pair, Stream, Visit};
 use crate::config::ColumnNames;
 use crate::error::{Context, Error, Result};
 use crate::io::columnar;
+use crate::io::hostile::guarded;
 
 /// Rows read at a time.
 const ROWS: usize = 64;
@@ -87,12 +87,6 @@ impl Stream for Parquets {
     }
 }
 
-/// Runs foreign code: the reader is not proof against every damage; its panic is an error.
-fn guarded<T>(work: impl FnOnce() -> T) -> std::result::Result<T, String> {
-    catch_unwind(AssertUnwindSafe(work))
-        .map_err(|_panic| "it cannot be decoded".to_owned())
-}
-
 fn classes_beside(input: &Input) -> Option<PathBuf> {
     let folders = input.path.ancestors().skip(1).take(2);
     folders.map(|folder| folder.join(CLASSES)).find(|path| path.is_file())
@@ -107,24 +101,21 @@ fn read(
 ) -> Result<()> {
     let mut first = 0;
     loop {
-        let why = match guarded(|| reader.next()) {
+        // A panic of the reader is an error, too.
+        let why = match guarded(|| Ok(reader.next())) {
             Ok(None) => return Ok(()),
-            Ok(Some(Ok(batch))) => {
-                let rows = guarded(|| columns.rows(&batch));
-                match rows {
-                    Ok(Ok(rows)) => {
-                        for (index, row) in rows.into_iter().enumerate() {
-                            visit(columns.found(row, input, first + index))?;
-                        }
-                        first += batch.num_rows();
-                        continue;
+            Ok(Some(Ok(batch))) => match guarded(|| columns.rows(&batch)) {
+                Ok(rows) => {
+                    for (index, row) in rows.into_iter().enumerate() {
+                        visit(columns.found(row, input, first + index))?;
                     }
-                    Ok(Err(error)) => error.to_string(),
-                    Err(why) => why,
+                    first += batch.num_rows();
+                    continue;
                 }
-            }
+                Err(error) => error.to_string(),
+            },
             Ok(Some(Err(error))) => error.to_string(),
-            Err(why) => why,
+            Err(error) => error.to_string(),
         };
         let reason = format!("damaged from row {first} on: {why}");
         return visit(Found::bad(input.name.clone(), reason));
