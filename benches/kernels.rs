@@ -207,6 +207,7 @@ fn operators(criterion: &mut Criterion) {
     let mut grown = parts.each_ref().map(|part| vec![0.0; part.len()]);
     let (mut routing, mut space) =
         (router::Routing::default(), experts::Workspace::default());
+    let mut scratch = experts::Scratch::default();
     group.bench_function("router and experts", |bencher| {
         bencher.iter(|| {
             router::forward(&mut routing, black_box(&x), &router, d, k);
@@ -214,7 +215,8 @@ fn operators(criterion: &mut Criterion) {
             let [fc1, fc1_bias, fc2, fc2_bias] = &mut grown;
             let mut own = experts::Gradients { fc1, fc1_bias, fc2, fc2_bias };
             let layer = (shape, weights, &mut own);
-            experts::backward_add(&mut dx, &dy, &mut routing, layer, &mut space);
+            let buffers = (&space, &mut scratch);
+            experts::backward_add(&mut dx, &dy, &mut routing, layer, buffers);
         });
     });
     group.finish();

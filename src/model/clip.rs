@@ -27,7 +27,7 @@ pub const GROUP: usize = 16;
 /// Rows of the image tower that run together where no backward will follow.
 const PIECE_ROWS: usize = 256;
 
-/// Gradient buffers: the most threads that a step can use.
+/// Gradient buffers: the most threads that a backward can use.
 pub const LANES: usize = 4;
 
 /// Pixels and token ids of B pairs.
@@ -95,7 +95,6 @@ pub struct TowerState {
     norm: layer_norm::Saved,
     normed: Vec<f32>,
     embedding: Vec<f32>,
-    scratch: Scratch,
 }
 
 /// Both towers' states over a group.
@@ -167,7 +166,7 @@ impl Head {
         (params, gradients): (&[f32], &mut [f32]),
         slope: &[f32],
         pulls: &[LayerPull],
-        state: &mut TowerState,
+        (state, scratch): (&mut TowerState, &mut Scratch),
     ) {
         let d = self.width;
         let projection = &params[self.projection.clone()];
@@ -196,7 +195,7 @@ impl Head {
         }
         let kept = (pulls, state.blocks.as_mut_slice());
         let rows = (state.x.as_mut_slice(), state.starts.as_slice());
-        self.blocks.backward((params, gradients), rows, kept, &mut state.scratch);
+        self.blocks.backward((params, gradients), rows, kept, scratch);
     }
 }
 
@@ -375,13 +374,13 @@ impl Clip {
         (params, gradients): (&[f32], &mut [f32]),
         (image_slope, text_slope): (&[f32], &[f32]),
         pulls: &Pulls,
-        group: &mut GroupState,
+        (group, scratch): (&mut GroupState, &mut Scratch),
     ) {
-        let flat = (params, &mut *gradients);
-        self.vision.back(flat, image_slope, &pulls.vision, &mut group.vision);
-        self.image_input_backward((params, gradients), &mut group.vision);
-        let flat = (params, &mut *gradients);
-        self.text.back(flat, text_slope, &pulls.text, &mut group.text);
+        let (flat, vision) = ((params, &mut *gradients), &mut group.vision);
+        self.vision.back(flat, image_slope, &pulls.vision, (vision, &mut *scratch));
+        self.image_input_backward((params, gradients), vision);
+        let (flat, text) = ((params, &mut *gradients), &mut group.text);
+        self.text.back(flat, text_slope, &pulls.text, (text, scratch));
         self.text_input_backward(gradients, &group.text);
     }
 
@@ -488,7 +487,9 @@ pub struct Pulls {
 pub struct Engine {
     clip: Clip,
     groups: Vec<GroupState>,
+    /// The gradients of all lanes but the first, whose buffer is the result's.
     lanes: Vec<Vec<f32>>,
+    scratch: Vec<Scratch>,
     images: Vec<f32>,
     texts: Vec<f32>,
 }
@@ -496,8 +497,14 @@ pub struct Engine {
 impl Engine {
     /// Buffers for a model.
     pub fn new(clip: Clip) -> Self {
-        let (lanes, groups) = (Vec::new(), Vec::new());
-        Self { clip, groups, lanes, images: Vec::new(), texts: Vec::new() }
+        Self {
+            clip,
+            groups: Vec::new(),
+            lanes: Vec::new(),
+            scratch: vec![Scratch::default(); LANES],
+            images: Vec::new(),
+            texts: Vec::new(),
+        }
     }
 
     /// The model.
@@ -567,24 +574,24 @@ impl Engine {
         let piece = GROUP * self.clip.config.embed_dim;
         let per_lane = self.groups.len().div_ceil(LANES).max(1);
         let clip = &self.clip;
-        self.lanes.resize_with(LANES, || vec![0.0; clip.layout.len()]);
-        let lanes = self.lanes.par_iter_mut().enumerate();
+        let used = self.groups.len().div_ceil(per_lane);
+        self.lanes.resize_with(used.saturating_sub(1), || vec![0.0; clip.layout.len()]);
+        let mut lanes = vec![&mut *gradients];
+        lanes.extend(self.lanes.iter_mut().map(Vec::as_mut_slice));
+        let lanes = lanes.into_par_iter().zip(&mut self.scratch).enumerate();
         let groups = self.groups.par_chunks_mut(per_lane);
-        lanes.zip(groups).for_each(|((lane, into), groups)| {
+        lanes.zip(groups).for_each(|((lane, (into, scratch)), groups)| {
             into.fill(0.0);
             for (offset, group) in groups.iter_mut().enumerate() {
                 let start = (lane * per_lane + offset) * piece;
                 let end = (start + piece).min(image_slope.len());
                 let slopes = (&image_slope[start..end], &text_slope[start..end]);
-                clip.group_backward((params, into), slopes, pulls, group);
+                clip.group_backward((params, into), slopes, pulls, (group, scratch));
             }
         });
-        let used = self.groups.len().div_ceil(per_lane);
-        let lanes = &self.lanes[..used];
         crate::par::for_each_piece(gradients, 1 << 14, |index, out| {
             let start = index << 14;
-            out.copy_from_slice(&lanes[0][start..start + out.len()]);
-            for lane in &lanes[1..] {
+            for lane in &self.lanes {
                 simd::dispatch(
                     #[inline(always)]
                     || simd::add(out, &lane[start..start + out.len()]),

@@ -85,7 +85,7 @@ pub type Kept = BTreeMap<usize, Vec<f32>>;
 pub struct Scratch {
     rows: Vec<f32>,
     qkv: Vec<f32>,
-    hidden: Vec<f32>,
+    ffn: ffn::Scratch,
 }
 
 /// The rows of a group and what is asked of them.
@@ -200,7 +200,7 @@ impl Transformer {
                 flat,
                 (dx, inner),
                 (input, pull),
-                (&mut state.ffn, &mut scratch.hidden),
+                (&mut state.ffn, &mut scratch.ffn),
             );
             norm_backward(dx, inner, (params, gradients), &block.ln_2, &state.ln_2);
 

@@ -62,20 +62,28 @@ impl Shape {
     }
 }
 
-/// Buffers of the two passes, reused from step to step.
+/// What the forward keeps for the backward, reused from step to step.
 #[derive(Debug, Default, Clone)]
 pub struct Workspace {
     /// Slots of expert e are `starts[e]..starts[e + 1]`.
     pub starts: Vec<usize>,
+    top_k: usize,
     /// Which of the N K (token, choice) pairs a slot holds.
     pairs: Vec<u32>,
+    /// Which slot holds a pair.
+    slots: Vec<u32>,
     inputs: Vec<f32>,
     hidden: Vec<f32>,
     slope: Vec<f32>,
     outputs: Vec<f32>,
-    output_gradient: Vec<f32>,
-    hidden_gradient: Vec<f32>,
-    input_gradient: Vec<f32>,
+}
+
+/// Buffers of the backward; any layer may use them next.
+#[derive(Debug, Default, Clone)]
+pub struct Scratch {
+    outputs: Vec<f32>,
+    hidden: Vec<f32>,
+    inputs: Vec<f32>,
 }
 
 impl Workspace {
@@ -90,9 +98,25 @@ impl Workspace {
         }
         let mut next = self.starts.clone();
         self.pairs.resize(chosen.len(), 0);
-        for (pair, &e) in chosen.iter().enumerate() {
+        self.slots.resize(chosen.len(), 0);
+        for ((pair, slot), &e) in self.slots.iter_mut().enumerate().zip(chosen) {
+            *slot = index_u32(next[widen(e)]);
             self.pairs[next[widen(e)]] = index_u32(pair);
             next[widen(e)] += 1;
+        }
+    }
+
+    /// The layer's output `y` [d] for one token, from the experts' outputs of the last forward.
+    pub fn output(&self, y: &mut [f32], routing: &Routing, token: usize) {
+        let (d, k) = (y.len(), self.top_k);
+        y.fill(0.0);
+        for pair in token * k..(token + 1) * k {
+            let slot = widen(self.slots[pair]);
+            let (weight, row) = (routing.weights[pair], &self.outputs[slot * d..][..d]);
+            simd::dispatch(
+                #[inline(always)]
+                || y.iter_mut().zip(row).for_each(|(y, v)| *y = weight.mul_add(*v, *y)),
+            );
         }
     }
 }
@@ -107,6 +131,7 @@ pub fn forward_add(
 ) {
     let (d, h) = (shape.width, shape.hidden);
     let k = routing.chosen.len() / (x.len() / d).max(1);
+    ws.top_k = k;
     ws.sort(&routing.chosen, shape.experts);
     let slots = ws.pairs.len();
     ws.inputs.resize(slots * d, 0.0);
@@ -150,15 +175,14 @@ pub fn backward_add(
     dy: &[f32],
     routing: &mut Routing,
     (shape, weights, gradients): (Shape, Weights<'_>, &mut Gradients<'_>),
-    ws: &mut Workspace,
+    (ws, scratch): (&Workspace, &mut Scratch),
 ) {
-    let (d, h) = (shape.width, shape.hidden);
-    let k = routing.chosen.len() / (dx.len() / d).max(1);
+    let (d, h, k) = (shape.width, shape.hidden, ws.top_k);
     let slots = ws.pairs.len();
-    ws.output_gradient.resize(slots * d, 0.0);
-    ws.hidden_gradient.resize(slots * h, 0.0);
-    ws.input_gradient.resize(slots * d, 0.0);
-    let rows = ws.output_gradient.chunks_exact_mut(d).zip(ws.outputs.chunks_exact(d));
+    scratch.outputs.resize(slots * d, 0.0);
+    scratch.hidden.resize(slots * h, 0.0);
+    scratch.inputs.resize(slots * d, 0.0);
+    let rows = scratch.outputs.chunks_exact_mut(d).zip(ws.outputs.chunks_exact(d));
     for ((gradient, output), &pair) in rows.zip(&ws.pairs) {
         let pair = widen(pair);
         let from = &dy[pair / k * d..(pair / k + 1) * d];
@@ -179,8 +203,8 @@ pub fn backward_add(
             continue;
         }
         let own = shape.expert(weights, e);
-        let dy = &ws.output_gradient[from * d..to * d];
-        let dh = &mut ws.hidden_gradient[from * h..to * h];
+        let dy = &scratch.outputs[from * d..to * d];
+        let dh = &mut scratch.hidden[from * h..to * h];
         let (dw2, db2) = (
             &mut gradients.fc2[e * h * d..(e + 1) * h * d],
             &mut gradients.fc2_bias[e * d..(e + 1) * d],
@@ -197,9 +221,9 @@ pub fn backward_add(
             &mut gradients.fc1_bias[e * h..(e + 1) * h],
         );
         linear::backward_parameters(dw1, db1, dh, &ws.inputs[from * d..to * d]);
-        linear::backward_input(&mut ws.input_gradient[from * d..to * d], dh, own.fc1, h);
+        linear::backward_input(&mut scratch.inputs[from * d..to * d], dh, own.fc1, h);
     }
-    for (row, &pair) in ws.input_gradient.chunks_exact(d).zip(&ws.pairs) {
+    for (row, &pair) in scratch.inputs.chunks_exact(d).zip(&ws.pairs) {
         let token = widen(pair) / k;
         simd::dispatch(
             #[inline(always)]
@@ -209,7 +233,7 @@ pub fn backward_add(
 }
 
 /// The dense ensemble `y` [n, d] = Σ over *all* experts of p E(x) for rows of `x`
-/// [n, d], without gradients: EESD's teacher (METHOD §4). `hidden` grows to n h.
+/// [n, d], without gradients: EESD's teacher (METHOD §4). Allocates n h values.
 ///
 /// Hidden rows are scaled by p, so that the second products add up without buffers.
 pub fn ensemble(
@@ -217,10 +241,9 @@ pub fn ensemble(
     x: &[f32],
     probabilities: &[f32],
     (shape, weights): (Shape, Weights<'_>),
-    hidden: &mut Vec<f32>,
 ) {
     let (d, h, count) = (shape.width, shape.hidden, shape.experts);
-    hidden.resize(x.len() / d * h, 0.0);
+    let mut hidden = vec![0.0; x.len() / d * h];
     let shares = || probabilities.chunks_exact(count);
     simd::dispatch(
         #[inline(always)]
@@ -235,8 +258,8 @@ pub fn ensemble(
     );
     for e in 0..count {
         let own = shape.expert(weights, e);
-        linear::forward(hidden, x, own.fc1, own.fc1_bias);
-        activation::apply(shape.activation, hidden);
+        linear::forward(&mut hidden, x, own.fc1, own.fc1_bias);
+        activation::apply(shape.activation, &mut hidden);
         simd::dispatch(
             #[inline(always)]
             || {
@@ -247,7 +270,7 @@ pub fn ensemble(
                 }
             },
         );
-        gemm::a_bt(y, View::new(hidden, h), View::new(own.fc2, h), Write::Add);
+        gemm::a_bt(y, View::new(&hidden, h), View::new(own.fc2, h), Write::Add);
     }
 }
 
@@ -336,12 +359,18 @@ mod tests {
                 slow(std::array::from_fn(part), shape, &chosen)
             };
             assert_close("y", &y, &definition(0, &truth[0]), 1e-5);
+            for (token, y) in y.chunks_exact(d).enumerate() {
+                let mut own = vec![9.0; d];
+                ws.output(&mut own, &routing, token);
+                assert_close("one token", &own, &wide(y), 1e-6);
+            }
 
             let dy = random("dy", n * d, seed);
             let mut found: [Vec<f32>; 5] = std::array::from_fn(|i| vec![0.0; parts[i].len()]);
             let [dx, fc1, fc1_bias, fc2, fc2_bias] = &mut found;
             let mut gradients = Gradients { fc1, fc1_bias, fc2, fc2_bias };
-            backward_add(dx, &dy, &mut routing, (shape, weights, &mut gradients), &mut ws);
+            let buffers = (&ws, &mut Scratch::default());
+            backward_add(dx, &dy, &mut routing, (shape, weights, &mut gradients), buffers);
             let names = ["dx", "dfc1", "dfc1_bias", "dfc2", "dfc2_bias"];
             for (i, found) in found.iter().enumerate() {
                 let truth = slopes(&parts[i], &dy, |moved| definition(i, moved));
@@ -364,7 +393,7 @@ mod tests {
             };
             let mut y = vec![9.0; n * d];
             let layer = (shape, weights);
-            ensemble(&mut y, &parts[0], &parts[5], layer, &mut Vec::new());
+            ensemble(&mut y, &parts[0], &parts[5], layer);
             let every: Vec<u32> = (0..n).flat_map(|_| (0..e).map(index_u32)).collect();
             let truth: [Vec<f64>; 6] = std::array::from_fn(|i| wide(&parts[i]));
             let truth = slow(std::array::from_fn(|i| truth[i].as_slice()), shape, &every);

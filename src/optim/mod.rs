@@ -100,6 +100,16 @@ impl Average {
         Self { pieces: pieces.collect(), decay: round_f32(decay) }
     }
 
+    /// An average that starts at `values`: zeros where nothing is followed, memory that is
+    /// never touched.
+    pub fn start(&self, values: &[f32]) -> Vec<f32> {
+        let mut average = vec![0.0; values.len()];
+        for piece in &self.pieces {
+            average[piece.clone()].copy_from_slice(&values[piece.clone()]);
+        }
+        average
+    }
+
     /// Moves `average` towards `values` by 1 - decay.
     pub fn step(&self, average: &mut [f32], values: &[f32]) {
         let (mut rest, mut at) = (average, 0);
@@ -137,13 +147,13 @@ mod tests {
         let average = Average::new(ranges.clone(), 0.75);
         let len = 4 * PIECE;
         let values: Vec<f32> = (0..len).map(|i| (i % 97) as f32).collect();
-        let mut moved = vec![1.0; len];
+        let mut moved = average.start(&vec![1.0; len]);
         average.step(&mut moved, &values);
         average.step(&mut moved, &values);
         for (i, (moved, value)) in moved.iter().zip(&values).enumerate() {
             let follows = ranges.iter().any(|range| range.contains(&i));
             let expected = value + 0.75 * 0.75 * (1.0 - value);
-            assert!((moved - if follows { expected } else { 1.0 }).abs() < 1e-4, "{i}");
+            assert!((moved - if follows { expected } else { 0.0 }).abs() < 1e-4, "{i}");
         }
     }
 }

@@ -74,7 +74,9 @@ pub fn train(
     let mut model = Model::new(&config, &values);
     let clip = Clip::new(&config.merged());
     let ranges = layout.iter().map(|(p, range)| (range, p.role.decays())).collect();
-    let average = plan.teacher.map(|_| model.values(&values).to_vec());
+    let averaging = plan.teacher.map(|teacher| averaging(clip.config(), teacher));
+    let average =
+        averaging.as_ref().map(|following| following.start(model.values(&values)));
     let optimiser = AdamW::new(ranges);
     let mut state = State { values, optimiser, average, record: Record::default() };
     let resumed = plan.scratch.as_ref().is_some_and(|scratch| state.restore(scratch));
@@ -84,7 +86,6 @@ pub fn train(
         let metrics = watcher.validate(&clip, model.values(&state.values))?;
         state.record.validation(0, metrics);
     }
-    let averaging = plan.teacher.map(|teacher| averaging(clip.config(), teacher));
     let mut stepper = Stepper::new(Engine::new(clip));
     let mut gradients = vec![0.0; model.values(&state.values).len()];
     let schedule = Schedule::new(&plan.optim);

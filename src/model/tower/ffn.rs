@@ -90,16 +90,18 @@ pub struct FfnState {
     distil: Distil,
 }
 
+/// Buffers of a backward, for every layer in turn.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Scratch {
+    hidden: Vec<f32>,
+    experts: experts::Scratch,
+}
+
 /// Rows pulled to the ensemble: their indices and `y - y_ens`.
 #[derive(Debug, Default, Clone)]
 struct Distil {
     rows: Vec<u32>,
-    inputs: Vec<f32>,
-    target: Vec<f32>,
     difference: Vec<f32>,
-    output: Vec<f32>,
-    routing: Routing,
-    scratch: Vec<f32>,
     target_square: f64,
 }
 
@@ -152,45 +154,20 @@ impl Ffn {
                 router::forward(&mut state.routing, x, gate, shape.width, *top_k);
                 state.counted.clear();
                 state.counted.extend_from_slice(rows.counted);
-                state.distil.rows.clear();
+                state.distil = Distil::default();
                 let layer = (*shape, self.weights(params));
-                match rows.teacher {
-                    Teacher::None => {
-                        experts::forward_add(
-                            y,
-                            x,
-                            &state.routing,
-                            layer,
-                            &mut state.experts,
-                        );
-                    }
-                    Teacher::IsEnsemble => {
-                        let (out, p) =
-                            (&mut state.distil.output, &state.routing.probabilities);
-                        out.resize(x.len(), 0.0);
-                        experts::ensemble(out, x, p, layer, &mut state.distil.scratch);
-                        simd::dispatch(
-                            #[inline(always)]
-                            || simd::add(y, out),
-                        );
-                    }
-                    Teacher::Ensemble(taught, share) => {
-                        state.distil.output.clear();
-                        state.distil.output.resize(x.len(), 0.0);
-                        let out = &mut state.distil.output;
-                        experts::forward_add(
-                            out,
-                            x,
-                            &state.routing,
-                            layer,
-                            &mut state.experts,
-                        );
-                        simd::dispatch(
-                            #[inline(always)]
-                            || simd::add(y, out),
-                        );
-                        self.distil(taught, (x, share), state);
-                    }
+                if let Teacher::IsEnsemble = rows.teacher {
+                    let mut out = vec![0.0; x.len()];
+                    experts::ensemble(&mut out, x, &state.routing.probabilities, layer);
+                    simd::dispatch(
+                        #[inline(always)]
+                        || simd::add(y, &out),
+                    );
+                    return;
+                }
+                experts::forward_add(y, x, &state.routing, layer, &mut state.experts);
+                if let Teacher::Ensemble(taught, share) = rows.teacher {
+                    self.distil(taught, (x, share), state);
                 }
             }
         }
@@ -208,43 +185,35 @@ impl Ffn {
         let d = shape.width;
         let distil = &mut state.distil;
         uncertain(&mut distil.rows, &state.routing, &state.counted, share);
-        distil.inputs.clear();
+        let mut inputs = Vec::with_capacity(distil.rows.len() * d);
         for &row in &distil.rows {
-            distil.inputs.extend_from_slice(&x[widen(row) * d..(widen(row) + 1) * d]);
+            inputs.extend_from_slice(&x[widen(row) * d..(widen(row) + 1) * d]);
         }
-        distil.target.resize(distil.inputs.len(), 0.0);
-        distil.difference.resize(distil.inputs.len(), 0.0);
-        let gate = &taught[router.clone()];
-        router::forward(&mut distil.routing, &distil.inputs, gate, d, *top_k);
+        let (mut routing, mut target) = (Routing::default(), vec![0.0; inputs.len()]);
+        router::forward(&mut routing, &inputs, &taught[router.clone()], d, *top_k);
         let layer = (*shape, self.weights(taught));
-        let p = &distil.routing.probabilities;
-        experts::ensemble(
-            &mut distil.target,
-            &distil.inputs,
-            p,
-            layer,
-            &mut distil.scratch,
-        );
-        for (slot, &row) in distil.rows.iter().enumerate() {
-            let own = &distil.output[widen(row) * d..(widen(row) + 1) * d];
-            let slot = slot * d..(slot + 1) * d;
-            let pairs = own.iter().zip(&distil.target[slot.clone()]);
-            let differences = distil.difference[slot].iter_mut();
-            differences.zip(pairs).for_each(|(out, (y, t))| *out = y - t);
+        experts::ensemble(&mut target, &inputs, &routing.probabilities, layer);
+        distil.difference.resize(target.len(), 0.0);
+        let rows = distil.difference.chunks_exact_mut(d).zip(target.chunks_exact(d));
+        for ((difference, target), &row) in rows.zip(&distil.rows) {
+            state.experts.output(difference, &state.routing, widen(row));
+            difference.iter_mut().zip(target).for_each(|(y, t)| *y -= t);
         }
-        distil.target_square = squares(&distil.target);
+        distil.target_square = squares(&target);
     }
 
-    /// `dx_inner` [N, d] = the gradient of the FFN's input, from `dy` [N, d].
+    /// `dx_inner` [N, d] = the gradient of the FFN's input, from `dy` [N, d], which is left as
+    /// it was.
     pub(super) fn backward(
         &self,
         (params, gradients): (&[f32], &mut [f32]),
-        (dy, dx): (&[f32], &mut [f32]),
+        (dy, dx): (&mut [f32], &mut [f32]),
         (x, pull): (&[f32], &LayerPull),
-        (state, scratch): (&mut FfnState, &mut Vec<f32>),
+        (state, scratch): (&mut FfnState, &mut Scratch),
     ) {
         match self {
             Self::Dense { fc1, fc2, .. } => {
+                let scratch = &mut scratch.hidden;
                 scratch.resize(state.hidden.len(), 0.0);
                 let (weight, bias) = fc2.of_mut(gradients);
                 linear::backward_parameters(weight, bias, dy, &state.hidden);
@@ -261,7 +230,7 @@ impl Ffn {
                 linear::backward_input(dx, scratch, weight, bias.len());
             }
             Self::Moe { router, fc1, fc2, shape, .. } => {
-                let dy = state.distil.pulled(dy, pull.distance, shape.width, scratch);
+                let unpulled = state.distil.pull(dy, pull.distance, shape.width);
                 dx.fill(0.0);
                 let layer = self.weights(params);
                 let (lower, upper) = gradients.split_at_mut(fc2.weight.start);
@@ -270,8 +239,10 @@ impl Ffn {
                 let (fc2, fc2_bias) = upper[..w + b].split_at_mut(w);
                 let mut into = Gradients { fc1, fc1_bias, fc2, fc2_bias };
                 let layer = (*shape, layer, &mut into);
-                let (routing, ws) = (&mut state.routing, &mut state.experts);
-                experts::backward_add(dx, dy, routing, layer, ws);
+                let (routing, ws) = (&mut state.routing, &state.experts);
+                let buffers = (ws, &mut scratch.experts);
+                experts::backward_add(dx, dy, routing, layer, buffers);
+                state.distil.restore(dy, &unpulled, shape.width);
                 let auxiliary = Auxiliary {
                     probability: &pull.probability,
                     log_sum_square: pull.log_sum_square,
@@ -289,11 +260,7 @@ impl Ffn {
         let mut stats = LayerStats {
             counts: vec![0.0; e],
             probability: vec![0.0; e],
-            distance: if state.distil.rows.is_empty() {
-                0.0
-            } else {
-                squares(&state.distil.difference)
-            },
+            distance: squares(&state.distil.difference),
             target_square: state.distil.target_square,
             ..LayerStats::default()
         };
@@ -316,24 +283,22 @@ impl Ffn {
 }
 
 impl Distil {
-    /// dy plus the distillation's pull on the distilled rows; `dy` itself where there is none.
-    fn pulled<'a>(
-        &self,
-        dy: &'a [f32],
-        weight: f32,
-        d: usize,
-        buffer: &'a mut Vec<f32>,
-    ) -> &'a [f32] {
-        if self.rows.is_empty() || weight.abs() <= 0.0 {
-            return dy;
-        }
-        buffer.clear();
-        buffer.extend_from_slice(dy);
+    /// Adds the distillation's pull to its rows of `dy`; their former values come back.
+    fn pull(&self, dy: &mut [f32], weight: f32, d: usize) -> Vec<f32> {
+        let mut former = Vec::with_capacity(self.difference.len());
         for (&row, difference) in self.rows.iter().zip(self.difference.chunks_exact(d)) {
-            let target = &mut buffer[widen(row) * d..(widen(row) + 1) * d];
-            target.iter_mut().zip(difference).for_each(|(t, v)| *t += 2.0 * weight * v);
+            let own = &mut dy[widen(row) * d..(widen(row) + 1) * d];
+            former.extend_from_slice(own);
+            own.iter_mut().zip(difference).for_each(|(own, v)| *own += 2.0 * weight * v);
         }
-        buffer
+        former
+    }
+
+    /// Undoes [`Self::pull`], to the bit.
+    fn restore(&self, dy: &mut [f32], former: &[f32], d: usize) {
+        for (&row, former) in self.rows.iter().zip(former.chunks_exact(d)) {
+            dy[widen(row) * d..(widen(row) + 1) * d].copy_from_slice(former);
+        }
     }
 }
 

@@ -167,7 +167,8 @@ impl Runner {
             TeacherPlan { target: eesd.target, share: eesd.tokens, decay: eesd.decay };
         let averaging = averaging(&model.config, teacher);
         let values = model.values;
-        let average = if objective.eesd > 0.0 { values.clone() } else { Vec::new() };
+        let average =
+            if objective.eesd > 0.0 { averaging.start(&values) } else { Vec::new() };
         Ok(Self {
             variant,
             stepper: Stepper::new(Engine::new(clip)),
