@@ -3,15 +3,26 @@
 //! The file carries no free metadata: two or more metadata keys make the format's bytes
 //! depend on a hash map's order. Reading refuses what the format's own parser lets through:
 //! duplicate names, other element types, sizes that disagree.
+//!
+//! Models are larger than what a stage does with them: [`TensorFile`] reads tensors when they
+//! are asked for, [`write_each`] asks for them when they are to be written.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::fs::File;
+use std::io::{BufWriter, Read as _, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Dtype, SafeTensors, View};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
-use super::hostile::check_names;
+use super::hostile::check_header;
 use crate::error::{Context, Error, Result};
+
+/// Bytes that are converted at a time.
+const PART: usize = 1 << 18;
+
+/// The longest header that is read.
+const LONGEST_HEADER: u64 = 100_000_000;
 
 /// A row-major f32 tensor.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -38,54 +49,170 @@ impl Tensor {
     }
 }
 
-struct Stored<'a>(&'a Tensor);
+/// A file of f32 tensors whose header has been read.
+#[derive(Debug)]
+pub struct TensorFile {
+    path: PathBuf,
+    file: File,
+    /// Shape and offset of the first byte.
+    entries: BTreeMap<String, (Vec<usize>, u64)>,
+}
 
-impl View for Stored<'_> {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
+impl TensorFile {
+    /// Reads the header of a file that holds f32 only.
+    pub fn open(path: &Path) -> Result<Self> {
+        let place = path.display();
+        let (file, metadata, start) =
+            header(path).context(|| format!("reading {place}"))?;
+        let mut entries = BTreeMap::new();
+        for (name, info) in metadata.tensors() {
+            let TensorInfo { dtype, shape, data_offsets } = info;
+            if *dtype != Dtype::F32 {
+                return Err(Error::corrupt(format!(
+                    "{place}: tensor {name} has type {dtype:?}, expected F32"
+                )));
+            }
+            entries.insert(name, (shape.clone(), start + data_offsets.0 as u64));
+        }
+        Ok(Self { path: path.to_owned(), file, entries })
     }
-    fn shape(&self) -> &[usize] {
-        &self.0.shape
+
+    /// Names and shapes.
+    pub fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.entries.iter().map(|(name, (shape, _))| (name.as_str(), shape.as_slice()))
     }
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Owned(self.0.data.iter().flat_map(|v| v.to_le_bytes()).collect())
+
+    /// A tensor; `None` if there is none of this name.
+    pub fn read(&self, name: &str) -> Result<Option<Tensor>> {
+        let Some((shape, _)) = self.entries.get(name) else { return Ok(None) };
+        // The header agrees with the length of the file, so this much is there.
+        let mut data = vec![0.0; shape.iter().product()];
+        self.read_into(name, &mut data)?;
+        Ok(Some(Tensor { shape: shape.clone(), data }))
     }
-    fn data_len(&self) -> usize {
-        self.0.data.len() * 4
+
+    /// Reads a tensor's values into `out`, of the same length.
+    pub fn read_into(&self, name: &str, out: &mut [f32]) -> Result<()> {
+        let place = || format!("reading tensor {name} of {}", self.path.display());
+        let (_, offset) = self
+            .entries
+            .get(name)
+            .filter(|(shape, _)| shape.iter().product::<usize>() == out.len())
+            .ok_or_else(|| Error::failed(format!("no tensor of {} values", out.len())))
+            .context(place)?;
+        read_values(&self.file, *offset, out).context(place)
     }
 }
 
-/// Writes the tensors; needs memory for the bytes of one tensor at a time.
-pub fn write(path: &Path, tensors: &Tensors) -> Result<()> {
-    let views = tensors.iter().map(|(name, tensor)| (name, Stored(tensor)));
-    safetensors::serialize_to_file(views, None, path)
-        .context(|| format!("writing {}", path.display()))
+/// The header of a safetensors file that is as long as the header says: the file, its entries,
+/// the offset of the first tensor.
+pub(super) fn header(path: &Path) -> Result<(File, Metadata, u64)> {
+    let reading = || "reading the header".to_owned();
+    let mut file = File::open(path).context(|| "opening it".to_owned())?;
+    let length = file.metadata().context(reading)?.len();
+    let mut size = [0_u8; 8];
+    if length >= 8 {
+        file.read_exact(&mut size).context(reading)?;
+    }
+    let size = u64::from_le_bytes(size);
+    if length < 8 || size > (length - 8).min(LONGEST_HEADER) {
+        let found = format!("{length} bytes with a header of {size}");
+        return Err(Error::corrupt(format!("{found}: not a safetensors file")));
+    }
+    let mut header = vec![0_u8; usize::try_from(size).context(reading)?];
+    file.read_exact(&mut header).context(reading)?;
+    check_header(&header)?;
+    let metadata: Metadata = serde_json::from_slice(&header)
+        .map_err(|e| Error::corrupt("not a safetensors file").caused_by(e))?;
+    let expected = 8 + size + metadata.data_len() as u64;
+    if length != expected {
+        return Err(Error::corrupt(format!("{length} bytes, expected {expected}")));
+    }
+    Ok((file, metadata, 8 + size))
+}
+
+/// Reads little-endian f32 from a place in a file.
+pub(super) fn read_values(file: &File, offset: u64, out: &mut [f32]) -> Result<()> {
+    let mut bytes = vec![0_u8; PART.min(out.len() * 4)];
+    let mut at = offset;
+    for values in out.chunks_mut(PART / 4) {
+        let part = &mut bytes[..values.len() * 4];
+        file.read_exact_at(part, at).context(|| "its values are damaged".to_owned())?;
+        for (value, bytes) in values.iter_mut().zip(part.as_chunks::<4>().0) {
+            *value = f32::from_le_bytes(*bytes);
+        }
+        at += part.len() as u64;
+    }
+    Ok(())
 }
 
 /// Reads every tensor of a file that holds f32 only.
 pub fn read(path: &Path) -> Result<Tensors> {
-    let place = path.display();
-    let bytes = std::fs::read(path).context(|| format!("reading {place}"))?;
-    check_names(&bytes).context(|| format!("reading {place}"))?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| {
-        Error::corrupt(format!("{place} is not a safetensors file")).caused_by(e)
-    })?;
+    let file = TensorFile::open(path)?;
     let mut tensors = Tensors::new();
-    for (name, view) in file.tensors() {
-        if view.dtype() != Dtype::F32 {
-            let found = view.dtype();
-            return Err(Error::corrupt(format!(
-                "{place}: tensor {name} has type {found:?}, expected F32"
-            )));
-        }
-        let (values, _) = view.data().as_chunks::<4>();
-        let data = values.iter().map(|v| f32::from_le_bytes(*v)).collect();
-        let tensor = Tensor::new(view.shape().to_vec(), data).map_err(|e| {
-            Error::corrupt(format!("{place}: tensor {name}")).caused_by(e)
-        })?;
-        tensors.insert(name.clone(), tensor);
+    for name in file.entries.keys() {
+        tensors.extend(file.read(name)?.map(|tensor| (name.clone(), tensor)));
     }
     Ok(tensors)
+}
+
+/// Writes the tensors.
+pub fn write(path: &Path, tensors: &Tensors) -> Result<()> {
+    let shapes = tensors.iter().map(|(name, t)| (name.clone(), t.shape.clone()));
+    write_each(path, shapes.collect(), |name, put| put(&tensors[name].data))
+}
+
+/// Takes the next values of a tensor.
+pub type Put<'a> = dyn FnMut(&[f32]) -> Result<()> + 'a;
+
+/// Writes tensors of these shapes, asking for one after the other, by name: `fill` puts its
+/// values, in one piece or several.
+pub fn write_each(
+    path: &Path,
+    shapes: BTreeMap<String, Vec<usize>>,
+    mut fill: impl FnMut(&str, &mut Put<'_>) -> Result<()>,
+) -> Result<()> {
+    let place = || format!("writing {}", path.display());
+    let mut end = 0;
+    let mut entries = Vec::with_capacity(shapes.len());
+    for (name, shape) in shapes {
+        let begin = end;
+        end += shape.iter().product::<usize>() * 4;
+        let data_offsets = (begin, end);
+        entries.push((name, TensorInfo { dtype: Dtype::F32, shape, data_offsets }));
+    }
+    let names: Vec<(String, usize)> = entries
+        .iter()
+        .map(|(name, TensorInfo { data_offsets: (begin, end), .. })| {
+            (name.clone(), (end - begin) / 4)
+        })
+        .collect();
+    let metadata = Metadata::new(None, entries).context(place)?;
+    let mut header = serde_json::to_vec(&metadata).context(place)?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let mut file = BufWriter::with_capacity(PART, File::create(path).context(place)?);
+    file.write_all(&(header.len() as u64).to_le_bytes()).context(place)?;
+    file.write_all(&header).context(place)?;
+    let mut bytes = Vec::with_capacity(PART);
+    for (name, expected) in names {
+        let mut found = 0;
+        fill(&name, &mut |values: &[f32]| {
+            found += values.len();
+            for values in values.chunks(PART / 4) {
+                bytes.clear();
+                bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+                file.write_all(&bytes).context(place)?;
+            }
+            Ok(())
+        })?;
+        if found != expected {
+            return Err(Error::failed(format!(
+                "{}: tensor {name}: {found} values, expected {expected}",
+                place()
+            )));
+        }
+    }
+    file.flush().context(place)
 }
 
 #[cfg(test)]
@@ -109,6 +236,47 @@ mod tests {
         write(&two, &read(&one).unwrap()).unwrap();
         assert_eq!(read(&one).unwrap(), some());
         assert_eq!(std::fs::read(one).unwrap(), std::fs::read(two).unwrap());
+    }
+
+    #[test]
+    fn the_bytes_are_those_of_the_format_s_own_library() {
+        struct Theirs<'a>(&'a Tensor);
+        impl safetensors::View for Theirs<'_> {
+            fn dtype(&self) -> Dtype {
+                Dtype::F32
+            }
+            fn shape(&self) -> &[usize] {
+                &self.0.shape
+            }
+            fn data(&self) -> std::borrow::Cow<'_, [u8]> {
+                self.0.data.iter().flat_map(|v| v.to_le_bytes()).collect()
+            }
+            fn data_len(&self) -> usize {
+                self.0.data.len() * 4
+            }
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x");
+        let some = some();
+        write(&path, &some).unwrap();
+        let views = some.iter().map(|(name, tensor)| (name, Theirs(tensor)));
+        let theirs = safetensors::serialize(views, None).unwrap();
+        assert_eq!(std::fs::read(path).unwrap(), theirs);
+    }
+
+    #[test]
+    fn a_tensor_of_another_length_than_promised_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x");
+        let shapes = BTreeMap::from([("a".to_owned(), vec![2, 2])]);
+        let wrote = write_each(&path, shapes, |_, put| put(&[1.0; 2]).and(put(&[1.0])));
+        let error = wrote.unwrap_err().to_string();
+        assert!(error.contains("tensor a: 3 values, expected 4"), "{error}");
+        write(&path, &some()).unwrap();
+        let file = TensorFile::open(&path).unwrap();
+        assert_eq!(file.read("b").unwrap(), some().remove("b"));
+        assert_eq!(file.read("c").unwrap(), None);
+        assert!(file.read_into("b", &mut [0.0; 5]).is_err());
     }
 
     #[test]

@@ -4,8 +4,6 @@
 //! time, whatever the size of the file. Single rows are read without a pass.
 
 use std::fs::File;
-use std::io::Read as _;
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 
@@ -13,11 +11,12 @@ use arrow::array::{Array, AsArray as _};
 use arrow::datatypes::{DataType, Float32Type};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, RowSelection, RowSelector};
-use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use safetensors::tensor::{Dtype, TensorInfo};
 
 use super::columnar::{self, Builder};
-use super::hostile::{check_header, guarded};
+use super::hostile::guarded;
 use super::table::GROUP;
+use super::tensors;
 use crate::error::{Context as _, Error, Result};
 
 /// A file of `rows` vectors of `width` values.
@@ -307,16 +306,9 @@ impl VectorFile {
         first: usize,
         count: usize,
     ) -> Result<Vec<f32>> {
-        let mut values = Vec::with_capacity(count * self.width);
-        let mut bytes = vec![0_u8; (1 << 18).min(count * self.width * 4)];
-        let mut at = offset + (first * self.width * 4) as u64;
-        while values.len() < count * self.width {
-            let left = (count * self.width - values.len()) * 4;
-            let part = &mut bytes[..left.min(1 << 18)];
-            file.read_exact_at(part, at).context(damaged)?;
-            values.extend(part.as_chunks::<4>().0.iter().map(|v| f32::from_le_bytes(*v)));
-            at += part.len() as u64;
-        }
+        let mut values = vec![0.0; count * self.width];
+        let at = offset + (first * self.width * 4) as u64;
+        tensors::read_values(file, at, &mut values)?;
         Ok(values)
     }
 }
@@ -328,22 +320,7 @@ pub(super) fn tensor_info(
     name: Option<&str>,
     wanted: impl Fn(&TensorInfo) -> bool,
 ) -> Result<(String, TensorInfo, u64)> {
-    let mut file = open(path)?;
-    let length = file.metadata().context(damaged)?.len();
-    let mut size = [0_u8; 8];
-    file.read_exact(&mut size).context(damaged)?;
-    let size = u64::from_le_bytes(size);
-    if size > length.saturating_sub(8).min(100_000_000) {
-        return Err(Error::corrupt(format!("a header of {size} bytes: damaged")));
-    }
-    let mut header = vec![0_u8; usize::try_from(size).context(damaged)?];
-    file.read_exact(&mut header).context(damaged)?;
-    check_header(&header)?;
-    let tensors: Metadata = serde_json::from_slice(&header).context(damaged)?;
-    let expected = 8 + size + tensors.data_len() as u64;
-    if length != expected {
-        return Err(Error::corrupt(format!("{length} bytes, expected {expected}")));
-    }
+    let (_, tensors, start) = tensors::header(path)?;
     let names = tensors.offset_keys();
     let meant = |key: &&String| match name {
         Some(name) => key.as_str() == name,
@@ -359,7 +336,7 @@ pub(super) fn tensor_info(
             None => format!("which tensor? {found} could be meant among: {names}"),
         }));
     };
-    let offset = 8 + size + info.data_offsets.0 as u64;
+    let offset = start + info.data_offsets.0 as u64;
     Ok(((*key).clone(), info.clone(), offset))
 }
 

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::config::Activation;
+use crate::error::{Context as _, Result};
 
 /// Architecture of a CLIP, dense or with MoE layers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,6 +119,12 @@ pub struct TowerShape {
 }
 
 impl ClipConfig {
+    /// The text of `config.json`.
+    pub fn to_json(&self) -> Result<String> {
+        let text = serde_json::to_string_pretty(self);
+        Ok(text.context(|| "writing config.json".to_owned())? + "\n")
+    }
+
     /// The transformer shape of one tower.
     pub fn tower(&self, tower: Tower) -> TowerShape {
         match tower {

@@ -3,11 +3,15 @@
 //! The engine works on flat buffers; methods and analyses want the matrices of one layer.
 //! Here is the only place that cuts a stack of experts into its slices.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use super::Checkpoint;
-use super::names::{Part, Place};
+use super::names::{self, Parameter, Part, Place};
 use super::params::Layout;
 use super::{ClipConfig, Moe, Tower};
 use crate::error::{Error, Result};
+use crate::io::tensors::{self, Put};
 
 /// The flat tensors of one FFN: W1 `[h, d]`, b1 `[h]`, W2 `[d, h]`, b2 `[d]`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -75,76 +79,120 @@ impl Checkpoint {
             router: part(Part::Router),
         })
     }
+}
 
-    /// The MoE model that `layers` make of this dense one, in the order of the blocks of
-    /// `moe`; every other tensor is copied bit for bit. With `moe.rank`, the FFN stays as the
-    /// shared one, the experts of a layer are not used, and the B of the deltas are zero.
-    pub fn with_experts(&self, moe: &Moe, layers: &[MoeLayer]) -> Result<Self> {
-        let config = ClipConfig { moe: Some(moe.clone()), ..self.config.clone() };
-        let (old, new) = (Layout::new(&self.config), Layout::new(&config));
-        let mut places = Vec::new();
-        for tower in Tower::BOTH {
-            places.extend(config.moe_blocks(tower).iter().map(|&block| (tower, block)));
-        }
-        if places.len() != layers.len() {
-            let (found, expected) = (layers.len(), places.len());
-            return Err(Error::failed(format!("{found} layers, expected {expected}")));
-        }
-        let mut values = vec![0.0; new.len()];
-        for (parameter, range) in new.iter() {
-            let source: &[f32] = match parameter.place {
-                Place::Block(_, _, Part::DeltaFcUp | Part::DeltaProjUp) => continue,
-                Place::Block(tower, block, part) if parameter.place.is_moe() => {
-                    let at = places.iter().position(|p| *p == (tower, block));
-                    let layer = at.map(|at| &layers[at]).ok_or_else(|| {
-                        Error::failed(format!("no layer for {}", parameter.name))
-                    })?;
-                    layer.part(part)
-                }
-                place => &self.values[old.range(place)],
-            };
-            if source.len() != range.len() {
-                let (name, found, expected) =
-                    (&parameter.name, source.len(), range.len());
-                return Err(Error::failed(format!(
-                    "{name}: {found} values, expected {expected}"
-                )));
+/// The MoE model that new layers make of a dense one, tensor by tensor: every other tensor is
+/// the dense one's, bit for bit. With `moe.rank`, the FFN stays as the shared one, the experts
+/// of a layer are not used, and the B of the deltas are zero.
+///
+/// Only the layer at hand exists, so that a mixture larger than memory can be written.
+#[derive(Debug)]
+pub struct Mixture<'a, F> {
+    dense: &'a Checkpoint,
+    old: Layout,
+    config: ClipConfig,
+    make: F,
+    layer: Option<((Tower, usize), MoeLayer)>,
+}
+
+impl<'a, F: FnMut(Tower, usize) -> Result<MoeLayer>> Mixture<'a, F> {
+    /// The mixture whose layers `make` makes, each once if tensors are asked for block by block.
+    pub fn new(dense: &'a Checkpoint, moe: Moe, make: F) -> Self {
+        let config = ClipConfig { moe: Some(moe), ..dense.config.clone() };
+        Self { dense, old: Layout::new(&dense.config), config, make, layer: None }
+    }
+
+    /// The shape of the mixture.
+    pub fn config(&self) -> &ClipConfig {
+        &self.config
+    }
+
+    /// Puts the values of one of its tensors.
+    fn put(&mut self, parameter: &Parameter, put: &mut Put<'_>) -> Result<()> {
+        match parameter.place {
+            Place::Block(_, _, Part::DeltaFcUp | Part::DeltaProjUp) => {
+                put(&vec![0.0; parameter.len()])
             }
-            values[range].copy_from_slice(source);
+            Place::Block(tower, block, part) if parameter.place.is_moe() => {
+                if self.layer.as_ref().is_none_or(|(at, _)| *at != (tower, block)) {
+                    // The former layer makes room first.
+                    self.layer = None;
+                    self.layer = Some(((tower, block), (self.make)(tower, block)?));
+                }
+                let layer = self.layer.iter();
+                layer.flat_map(|(_, layer)| layer.part(part)).try_for_each(put)
+            }
+            place => put(&self.dense.values[self.old.range(place)]),
         }
-        Ok(Self { config, values })
+    }
+
+    /// The whole mixture.
+    pub fn checkpoint(mut self) -> Result<Checkpoint> {
+        let layout = Layout::new(&self.config);
+        let mut values = Vec::with_capacity(layout.len());
+        for (parameter, range) in layout.iter() {
+            self.put(parameter, &mut |piece| {
+                values.extend_from_slice(piece);
+                Ok(())
+            })?;
+            if values.len() != range.end {
+                let (name, len) = (&parameter.name, parameter.len());
+                let found = (values.len() + len).saturating_sub(range.end);
+                return Err(Error::failed(format!("{name}: {found} values, not {len}")));
+            }
+        }
+        Ok(Checkpoint { config: self.config, values })
+    }
+
+    /// Writes the weights file.
+    pub fn write(mut self, path: &Path) -> Result<()> {
+        let parameters = names::parameters(&self.config);
+        let own: BTreeMap<&str, &Parameter> =
+            parameters.iter().map(|p| (p.name.as_str(), p)).collect();
+        tensors::write_each(path, names::shapes(&self.config), |name, put| {
+            self.put(own[name], put)
+        })
     }
 }
 
-/// The stacked tensors of a new MoE layer.
+/// A new MoE layer.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct MoeLayer {
     /// Router [E, d].
     pub router: Vec<f32>,
-    /// W1 [E, h, d].
-    pub fc1: Vec<f32>,
-    /// b1 [E, h].
-    pub fc1_bias: Vec<f32>,
-    /// W2 [E, d, h].
-    pub fc2: Vec<f32>,
-    /// b2 [E, d].
-    pub fc2_bias: Vec<f32>,
+    /// The experts.
+    pub experts: Vec<Expert>,
     /// A of the deltas on W1 [E, r, d], where experts are kept as such.
     pub fc1_down: Vec<f32>,
     /// A of the deltas on W2 [E, r, h].
     pub fc2_down: Vec<f32>,
 }
 
+/// A new expert.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Expert {
+    /// W1 [h, d].
+    pub fc1: Vec<f32>,
+    /// b1 `[h]`.
+    pub fc1_bias: Vec<f32>,
+    /// W2 [d, h].
+    pub fc2: Vec<f32>,
+    /// b2 `[d]`.
+    pub fc2_bias: Vec<f32>,
+}
+
 impl MoeLayer {
-    fn part(&self, part: Part) -> &[f32] {
+    /// A tensor of the layer in pieces: a stack is never made.
+    fn part(&self, part: Part) -> Vec<&[f32]> {
+        let stack = |of: fn(&Expert) -> &[f32]| self.experts.iter().map(of).collect();
         match part {
-            Part::ExpertFcWeight => &self.fc1,
-            Part::ExpertFcBias => &self.fc1_bias,
-            Part::ExpertProjWeight => &self.fc2,
-            Part::ExpertProjBias => &self.fc2_bias,
-            Part::DeltaFcDown => &self.fc1_down,
-            Part::DeltaProjDown => &self.fc2_down,
-            _ => &self.router,
+            Part::ExpertFcWeight => stack(|expert| &expert.fc1),
+            Part::ExpertFcBias => stack(|expert| &expert.fc1_bias),
+            Part::ExpertProjWeight => stack(|expert| &expert.fc2),
+            Part::ExpertProjBias => stack(|expert| &expert.fc2_bias),
+            Part::DeltaFcDown => vec![&self.fc1_down],
+            Part::DeltaProjDown => vec![&self.fc2_down],
+            _ => vec![&self.router],
         }
     }
 }

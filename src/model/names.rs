@@ -399,6 +399,11 @@ pub fn parameters(config: &ClipConfig) -> Vec<Parameter> {
         .collect()
 }
 
+/// Names and shapes of a model's parameters.
+pub fn shapes(config: &ClipConfig) -> BTreeMap<String, Vec<usize>> {
+    parameters(config).into_iter().map(|p| (p.name, p.shape)).collect()
+}
+
 fn blocks_and_head(config: &ClipConfig, tower: Tower) -> Vec<Place> {
     let mut places = Vec::new();
     for index in 0..config.tower(tower).layers {
@@ -424,19 +429,18 @@ pub fn check<'a>(
     config: &ClipConfig,
     found: impl IntoIterator<Item = (&'a str, &'a [usize])>,
 ) -> Result<()> {
-    let mut expected: BTreeMap<String, Vec<usize>> =
-        parameters(config).into_iter().map(|p| (p.name, p.shape)).collect();
-    let (mut unexpected, mut shapes) = (Vec::new(), Vec::new());
+    let mut expected = shapes(config);
+    let (mut unexpected, mut others) = (Vec::new(), Vec::new());
     for (name, shape) in found {
         match expected.remove(name) {
             None => unexpected.push(name.to_owned()),
             Some(wanted) if wanted != shape => {
-                shapes.push(format!("{name} is {shape:?}, not {wanted:?}"));
+                others.push(format!("{name} is {shape:?}, not {wanted:?}"));
             }
             Some(_) => {}
         }
     }
-    account(expected.into_keys().collect(), unexpected, shapes)
+    account(expected.into_keys().collect(), unexpected, others)
 }
 
 /// Tensors that a message names; a wrong number of blocks would fill pages.

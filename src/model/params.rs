@@ -11,7 +11,7 @@ use std::path::Path;
 use super::ClipConfig;
 use super::names::{self, Parameter, Place};
 use crate::error::{Context, Error, Result};
-use crate::io::tensors::{self, Tensor, Tensors};
+use crate::io::tensors::{self, Tensor, TensorFile, Tensors};
 
 /// Where each parameter of a model lies in a flat buffer.
 #[derive(Debug, Clone)]
@@ -64,14 +64,29 @@ impl Layout {
     pub fn flatten(&self, config: &ClipConfig, tensors: &Tensors) -> Result<Vec<f32>> {
         let found = tensors.iter().map(|(name, t)| (name.as_str(), t.shape.as_slice()));
         names::check(config, found)?;
+        self.gather(|name, out| {
+            out.copy_from_slice(&tensors[name].data);
+            Ok(())
+        })
+    }
+
+    /// [`Self::flatten`] of a file's tensors, which are never all in memory twice.
+    pub fn read(&self, config: &ClipConfig, file: &TensorFile) -> Result<Vec<f32>> {
+        names::check(config, file.shapes())?;
+        self.gather(|name, out| file.read_into(name, out))
+    }
+
+    fn gather(
+        &self,
+        mut copy: impl FnMut(&str, &mut [f32]) -> Result<()>,
+    ) -> Result<Vec<f32>> {
         let mut flat = vec![0.0; self.len];
         for (parameter, range) in self.iter() {
-            let tensor = &tensors[&parameter.name];
-            if let Some(bad) = tensor.data.iter().find(|v| !v.is_finite()) {
-                let name = &parameter.name;
+            let (name, own) = (&parameter.name, &mut flat[range]);
+            copy(name, own)?;
+            if let Some(bad) = own.iter().find(|v| !v.is_finite()) {
                 return Err(Error::corrupt(format!("tensor {name} holds {bad}")));
             }
-            flat[range].copy_from_slice(&tensor.data);
         }
         Ok(flat)
     }
@@ -112,20 +127,23 @@ impl Checkpoint {
             Error::corrupt(format!("{place} is no model's shape")).caused_by(e)
         })?;
         let path = folder.join(weights);
-        let tensors = tensors::read(&path)?;
-        let values = Layout::new(&config).flatten(&config, &tensors);
+        let values = Layout::new(&config).read(&config, &TensorFile::open(&path)?);
         Ok(Self { values: values.context(|| format!("in {}", path.display()))?, config })
+    }
+
+    /// Writes the weights file, without a copy of the weights.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let layout = Layout::new(&self.config);
+        let own: BTreeMap<&str, Range<usize>> =
+            layout.iter().map(|(p, range)| (p.name.as_str(), range)).collect();
+        tensors::write_each(path, names::shapes(&self.config), |name, put| {
+            put(&self.values[own[name].clone()])
+        })
     }
 
     /// The weights by name.
     pub fn tensors(&self) -> Tensors {
         Layout::new(&self.config).unflatten(&self.values)
-    }
-
-    /// The architecture as the text of `config.json`.
-    pub fn config_json(&self) -> Result<String> {
-        let text = serde_json::to_string_pretty(&self.config);
-        Ok(text.context(|| "writing config.json".to_owned())? + "\n")
     }
 
     /// Total parameters, and those a token passes: see [`parameter_counts`].

@@ -298,23 +298,31 @@ mod tests {
             vision_blocks: vec![1],
             text_blocks: vec![0, 2],
         };
-        let layers: Vec<_> = [(Tower::Vision, 1), (Tower::Text, 0), (Tower::Text, 2)]
-            .into_iter()
-            .map(|(tower, block)| {
-                let ffn = dense.dense_ffn(tower, block).unwrap();
-                crate::model::layers::MoeLayer {
-                    router: (0..3 * dense.config.tower(tower).width)
-                        .map(|i| if i % 7 == 0 { 0.1 } else { -0.02 })
-                        .collect(),
-                    fc1: ffn.fc1.repeat(3),
-                    fc1_bias: ffn.fc1_bias.repeat(3),
-                    fc2: ffn.fc2.repeat(3),
-                    fc2_bias: ffn.fc2_bias.repeat(3),
-                    ..Default::default()
-                }
+        let copies = |tower, block| {
+            let ffn = dense.dense_ffn(tower, block)?;
+            Ok(crate::model::layers::MoeLayer {
+                router: (0..3 * dense.config.tower(tower).width)
+                    .map(|i| if i % 7 == 0 { 0.1 } else { -0.02 })
+                    .collect(),
+                experts: vec![
+                    crate::model::layers::Expert {
+                        fc1: ffn.fc1.to_vec(),
+                        fc1_bias: ffn.fc1_bias.to_vec(),
+                        fc2: ffn.fc2.to_vec(),
+                        fc2_bias: ffn.fc2_bias.to_vec(),
+                    };
+                    3
+                ],
+                ..Default::default()
             })
-            .collect();
-        let mixture = dense.with_experts(&moe, &layers).unwrap();
+        };
+        let made = || crate::model::layers::Mixture::new(&dense, moe.clone(), copies);
+        let mixture = made().checkpoint().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let (streamed, whole) = (folder.path().join("a"), folder.path().join("b"));
+        made().write(&streamed).unwrap();
+        mixture.write(&whole).unwrap();
+        assert_eq!(std::fs::read(streamed).unwrap(), std::fs::read(whole).unwrap());
         let expected = fixture("clip-tiny-gelu").join("expected.safetensors");
         let arrays = some(&foreign::read(&expected).unwrap(), &[PIXELS, IDS]);
         let inputs = Inputs::new(&dense.config, &arrays).unwrap();

@@ -7,10 +7,9 @@ use super::Job;
 use crate::data::{Dataset, Split};
 use crate::error::{Context as _, Result};
 use crate::eval::{self, Encoder};
-use crate::io::tensors;
 use crate::linalg::Matrix;
 use crate::model::clip::Clip;
-use crate::model::{Checkpoint, Tower};
+use crate::model::{Checkpoint, ClipConfig, Tower};
 
 /// Writes `config.json` and the weights of a model under the given file name.
 pub(super) fn write_model(
@@ -18,10 +17,15 @@ pub(super) fn write_model(
     model: &Checkpoint,
     weights: &str,
 ) -> Result<()> {
+    write_config(job, &model.config)?;
+    model.write(&job.output(weights))
+}
+
+/// Writes `config.json`.
+pub(super) fn write_config(job: &Job<'_>, config: &ClipConfig) -> Result<()> {
     let path = job.output("config.json");
-    std::fs::write(&path, model.config_json()?)
-        .context(|| format!("writing {}", path.display()))?;
-    tensors::write(&job.output(weights), &model.tensors())
+    std::fs::write(&path, config.to_json()?)
+        .context(|| format!("writing {}", path.display()))
 }
 
 /// The folder of an input that the plan lists.

@@ -72,13 +72,29 @@ fn refuse_others(own: &ClipConfig, given: &ClipConfig) -> Result<()> {
 /// Bytes that one node of a stage needs, roughly: copies of its largest model. Zero where
 /// the data and not the model decides.
 pub(super) fn need(config: &Config, stage: &str) -> u64 {
-    let copies = match stage {
-        "train" => training_buffers(config) + 2,
-        "upcycle" | "evaluate" | "analyze" => 3,
-        _ => return 0,
-    };
     // A configuration that cannot be planned fails later, with its own message.
-    mixture(config).map_or(0, |mixture| bytes(copies * parameter_counts(&mixture).0))
+    let Ok(mixture) = mixture(config) else { return 0 };
+    let total = parameter_counts(&mixture).0;
+    bytes(match stage {
+        "train" => (training_buffers(config) + 2) * total,
+        "upcycle" => making(&mixture),
+        "evaluate" | "analyze" => 2 * total,
+        _ => 0,
+    })
+}
+
+/// Values that are in memory while a mixture is written: the dense model, one layer, and as
+/// much again for its subspaces.
+fn making(mixture: &ClipConfig) -> usize {
+    let dense = ClipConfig { moe: None, ..mixture.clone() };
+    let layer = |tower, block| -> usize {
+        let all = parameters(mixture).into_iter();
+        let own = all.filter(|p| p.place.block() == Some((tower, block)));
+        own.filter(|p| p.place.is_moe()).map(|p| p.len()).sum()
+    };
+    let blocks = |tower| mixture.moe_blocks(tower).iter().map(move |&b| layer(tower, b));
+    let largest = Tower::BOTH.into_iter().flat_map(blocks).max();
+    parameter_counts(&dense).0 + 2 * largest.unwrap_or(0)
 }
 
 /// Weights, gradient, two moments, the lanes of gradients, and the EMA where it teaches.
@@ -150,7 +166,7 @@ pub(super) fn lines(config: &Config) -> Result<Vec<String>> {
     let buffers = training_buffers(config);
     lines.push(format!(
         "memory: {} to make a mixture, {} to train it and the activations of {} samples",
-        size(bytes(plain + 2 * total)),
+        size(bytes(making(&mixture))),
         size(bytes(buffers * total)),
         config.train.optim.batch
     ));

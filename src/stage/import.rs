@@ -80,9 +80,7 @@ fn run(args: ImportArgs) -> Result<Vec<String>> {
     };
     let mut taken = Vec::new();
     output::folder(&args.out, |folder| {
-        let json = serde_json::to_string_pretty(&config)
-            .context(|| "writing config.json".to_owned())?;
-        write(&folder.join("config.json"), &(json + "\n"))?;
+        write(&folder.join("config.json"), &config.to_json()?)?;
         if let Some(pictures) = &pictures {
             write(&folder.join(PREPROCESS), &pictures.json())?;
         }

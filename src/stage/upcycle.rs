@@ -6,13 +6,13 @@ use super::params::UpcycleParams;
 use super::{Job, Stage, Width, files};
 use crate::config::MoeConfig;
 use crate::error::{Context as _, Error, Result};
-use crate::io::tensors::{self, Tensor, Tensors};
+use crate::io::tensors::{Tensor, TensorFile};
 use crate::linalg::Matrix;
-use crate::model::layers::MoeLayer;
+use crate::model::layers::{Expert, Mixture, MoeLayer};
+use crate::model::params::parameter_counts;
 use crate::model::{Checkpoint, Moe, Tower};
 use crate::upcycle::{
-    self, DenseFfn, Evidence, ExpertBases, Experts, MatrixBasis, Method, Settings,
-    Streams,
+    self, DenseFfn, Evidence, ExpertBases, MatrixBasis, Method, Needs, Settings, Streams,
 };
 
 /// This stage.
@@ -33,25 +33,28 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     let named = method.needs().subspaces.map(|_| job.node.place.to_string());
     let init = crate::config::InitConfig { subspaces: named, ..init };
     let settings = Settings::new(method, &init, moe.experts)?;
-    let needs = method.needs();
-    let model = if method.is_dense() {
-        dense
+    let (total, active) = if method.is_dense() {
+        files::write_model(job, &dense, "model.safetensors")?;
+        dense.counts()
     } else {
-        let bases = needs.subspaces.is_some();
+        let Needs { centroids, subspaces } = method.needs();
         let recipe = Recipe {
             method,
             settings,
-            centroids: optional(job, needs.centroids, "cluster", "centroids")?,
-            bases: optional(job, bases, "subspaces", "bases")?,
+            centroids: optional(job, centroids, "cluster", "centroids")?,
+            bases: optional(job, subspaces.is_some(), "subspaces", "bases")?,
             seed,
         };
-        mixture(&dense, &moe, &recipe)?
+        let mixture = mixture(&dense, &moe, &recipe);
+        let counts = parameter_counts(mixture.config());
+        files::write_config(job, mixture.config())?;
+        mixture.write(&job.output("model.safetensors"))?;
+        counts
     };
-    let (total, active) = model.counts();
     job.draft.metric("parameters_total", total as f64);
     job.draft.metric("parameters_active", active as f64);
     job.progress.message(format!("{total} parameters, {active} active"));
-    files::write_model(job, &model, "model.safetensors")
+    Ok(())
 }
 
 /// A method and all that it reads.
@@ -59,46 +62,49 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
 pub(super) struct Recipe {
     pub(super) method: &'static dyn Method,
     pub(super) settings: Settings,
-    pub(super) centroids: Option<Tensors>,
-    pub(super) bases: Option<Tensors>,
+    pub(super) centroids: Option<TensorFile>,
+    pub(super) bases: Option<TensorFile>,
     pub(super) seed: u64,
 }
 
-/// The mixture a recipe makes of a dense model.
-pub(super) fn mixture(
-    dense: &Checkpoint,
-    moe: &MoeConfig,
-    recipe: &Recipe,
-) -> Result<Checkpoint> {
+/// The mixture a recipe makes of a dense model, layer by layer.
+pub(super) fn mixture<'a>(
+    dense: &'a Checkpoint,
+    moe: &'a MoeConfig,
+    recipe: &'a Recipe,
+) -> Mixture<'a, impl FnMut(Tower, usize) -> Result<MoeLayer>> {
     let placement = placement(moe, dense, recipe.settings.rank());
-    let mut layers = Vec::new();
-    for tower in Tower::BOTH {
-        let blocks = match tower {
-            Tower::Vision => &placement.vision_blocks,
-            Tower::Text => &placement.text_blocks,
-        };
-        for &block in blocks {
-            let name = files::layer_name(tower, block);
-            let ffn = dense_ffn(dense, tower, block)?;
-            let centroids = recipe.centroids.as_ref();
-            let centroids = centroids.map(|all| matrix(all, &name)).transpose()?;
-            let bases = recipe.bases.as_ref();
-            let bases = bases.map(|all| expert_bases(all, &name, moe.experts));
-            let bases = bases.transpose()?;
-            let evidence =
-                Evidence { centroids: centroids.as_ref(), subspaces: bases.as_deref() };
-            let streams = Streams::new(recipe.seed, &name);
-            let (method, settings) = (recipe.method, &recipe.settings);
-            let made =
-                upcycle::upcycle_layer(method, &ffn, &evidence, settings, &streams)?;
-            let mut layer = stacked(made);
-            if let Some(deltas) = method.deltas(&ffn, settings, &streams)? {
-                (layer.fc1_down, layer.fc2_down) = (deltas.fc1_down, deltas.fc2_down);
-            }
-            layers.push(layer);
+    Mixture::new(dense, placement, |tower, block| {
+        let name = files::layer_name(tower, block);
+        recipe.layer(&dense_ffn(dense, tower, block)?, &name, moe.experts)
+    })
+}
+
+impl Recipe {
+    /// The named layer.
+    fn layer(&self, ffn: &DenseFfn, name: &str, experts: usize) -> Result<MoeLayer> {
+        let centroids = self.centroids.as_ref();
+        let centroids = centroids.map(|file| matrix(file, name)).transpose()?;
+        let bases = self.bases.as_ref();
+        let bases = bases.map(|file| expert_bases(file, name, experts)).transpose()?;
+        let evidence =
+            Evidence { centroids: centroids.as_ref(), subspaces: bases.as_deref() };
+        let streams = Streams::new(self.seed, name);
+        let (method, settings) = (self.method, &self.settings);
+        let made = upcycle::upcycle_layer(method, ffn, &evidence, settings, &streams)?;
+        let mut layer =
+            MoeLayer { router: made.router.into_data(), ..MoeLayer::default() };
+        layer.experts.extend(made.experts.into_iter().map(|expert| Expert {
+            fc1: expert.fc1.into_data(),
+            fc1_bias: expert.fc1_bias,
+            fc2: expert.fc2.into_data(),
+            fc2_bias: expert.fc2_bias,
+        }));
+        if let Some(deltas) = method.deltas(ffn, settings, &streams)? {
+            (layer.fc1_down, layer.fc2_down) = (deltas.fc1_down, deltas.fc2_down);
         }
+        Ok(layer)
     }
-    dense.with_experts(&placement, &layers)
 }
 
 fn placement(moe: &MoeConfig, dense: &Checkpoint, rank: Option<usize>) -> Moe {
@@ -116,33 +122,37 @@ fn optional(
     wanted: bool,
     stage: &str,
     file: &str,
-) -> Result<Option<Tensors>> {
+) -> Result<Option<TensorFile>> {
     if !wanted {
         return Ok(None);
     }
-    tensors::read(&job.input(stage, &format!("{file}.safetensors"))?).map(Some)
+    TensorFile::open(&job.input(stage, &format!("{file}.safetensors"))?).map(Some)
 }
 
-fn matrix(all: &Tensors, name: &str) -> Result<Matrix> {
-    as_matrix(all.get(name).ok_or_else(|| {
+fn matrix(file: &TensorFile, name: &str) -> Result<Matrix> {
+    as_matrix(file.read(name)?.ok_or_else(|| {
         Error::corrupt(format!("centroids.safetensors has no tensor {name}"))
     })?)
     .context(|| format!("tensor {name}"))
 }
 
-fn as_matrix(tensor: &Tensor) -> Result<Matrix> {
+fn as_matrix(tensor: Tensor) -> Result<Matrix> {
     match tensor.shape.as_slice() {
-        [rows, cols] => Matrix::new(*rows, *cols, tensor.data.clone()),
+        [rows, cols] => Matrix::new(*rows, *cols, tensor.data),
         other => Err(Error::corrupt(format!("found shape {other:?}, expected two axes"))),
     }
 }
 
 /// The bases of every expert of a layer; an absent one means full rank.
-fn expert_bases(all: &Tensors, layer: &str, experts: usize) -> Result<Vec<ExpertBases>> {
+fn expert_bases(
+    file: &TensorFile,
+    layer: &str,
+    experts: usize,
+) -> Result<Vec<ExpertBases>> {
     let of = |expert: usize, part: &str| -> Result<MatrixBasis> {
         let name = format!("{layer}.{expert}.{part}");
-        let basis = all.get(&name).map(as_matrix).transpose();
-        let mean = all.get(&format!("{name}.mean")).map(|t| t.data.clone());
+        let basis = file.read(&name)?.map(as_matrix).transpose();
+        let mean = file.read(&format!("{name}.mean"))?.map(|tensor| tensor.data);
         Ok(MatrixBasis { basis: basis.context(|| format!("tensor {name}"))?, mean })
     };
     let both = |e| Ok(ExpertBases { fc1: of(e, "fc1")?, fc2: of(e, "fc2")? });
@@ -158,15 +168,4 @@ fn dense_ffn(model: &Checkpoint, tower: Tower, block: usize) -> Result<DenseFfn>
         fc2: Matrix::new(shape.width, shape.hidden, ffn.fc2.to_vec())?,
         fc2_bias: ffn.fc2_bias.to_vec(),
     })
-}
-
-fn stacked(made: Experts) -> MoeLayer {
-    let mut layer = MoeLayer { router: made.router.into_data(), ..MoeLayer::default() };
-    for expert in made.experts {
-        layer.fc1.extend(expert.fc1.into_data());
-        layer.fc1_bias.extend(expert.fc1_bias);
-        layer.fc2.extend(expert.fc2.into_data());
-        layer.fc2_bias.extend(expert.fc2_bias);
-    }
-    layer
 }

@@ -4,12 +4,13 @@
 //! the EMA, the number of steps and the record. A checkpoint is one safetensors file with
 //! the record beside it; the pair is moved into place by one rename of its folder.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use super::record::Record;
 use crate::error::{Context, Error, Result};
-use crate::io::tensors::{self, Tensor, Tensors};
+use crate::io::tensors;
 use crate::optim::AdamW;
 
 /// A run at a step.
@@ -34,16 +35,16 @@ impl State {
         let fresh = scratch.join("state.new");
         remove(&fresh)?;
         fs::create_dir_all(&fresh).context(place)?;
-        let flat =
-            |values: &[f32]| Tensor { shape: vec![values.len()], data: values.to_vec() };
-        let mut all = Tensors::new();
-        all.insert("values".into(), flat(&self.values));
-        all.insert("first".into(), flat(&self.optimiser.first));
-        all.insert("second".into(), flat(&self.optimiser.second));
-        if let Some(average) = &self.average {
-            all.insert("average".into(), flat(average));
-        }
-        tensors::write(&fresh.join("state.safetensors"), &all)?;
+        let AdamW { first, second, .. } = &self.optimiser;
+        let mut all = BTreeMap::from([
+            ("values", &self.values),
+            ("first", first),
+            ("second", second),
+        ]);
+        all.extend(self.average.as_ref().map(|average| ("average", average)));
+        let shapes = all.iter().map(|(name, v)| ((*name).to_owned(), vec![v.len()]));
+        let path = fresh.join("state.safetensors");
+        tensors::write_each(&path, shapes.collect(), |name, put| put(all[name]))?;
         let record =
             serde_json::to_vec(&(self.optimiser.steps, &self.record)).context(place)?;
         fs::write(fresh.join("record.json"), record).context(place)?;

@@ -101,7 +101,7 @@ pub fn export_upcycle(
     create(folder)?;
     shards::write(folder, &model.tensors(), shard)?;
     let path = folder.join(config::HUGGING_FACE);
-    std::fs::write(&path, model.config_json()?)
+    std::fs::write(&path, model.config.to_json()?)
         .context(|| format!("writing {}", path.display()))
 }
 

@@ -208,5 +208,5 @@ fn copies(dense: &Checkpoint, config: &Config) -> Result<Checkpoint> {
     let init = InitConfig { method: method.name().to_owned(), ..InitConfig::default() };
     let settings = Settings::new(method, &init, config.moe.experts)?;
     let recipe = Recipe { method, settings, centroids: None, bases: None, seed: 1 };
-    mixture(dense, &config.moe, &recipe)
+    mixture(dense, &config.moe, &recipe).checkpoint()
 }

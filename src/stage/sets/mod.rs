@@ -317,7 +317,7 @@ fn key(args: &OnArgs, model: &Model, pictures: &Preprocessing) -> Result<String>
     let mut bytes = Vec::with_capacity(4 * model.checkpoint.values.len());
     bytes.extend(model.checkpoint.values.iter().flat_map(|value| value.to_le_bytes()));
     let said = json!({
-        "config": model.checkpoint.config_json()?,
+        "config": model.checkpoint.config.to_json()?,
         "weights": Digest::of_bytes(&bytes).as_str(),
         "tokenizer": model.tokenizer.json()?,
         "pictures": pictures.json(),
