@@ -48,6 +48,16 @@ pub fn try_map<T: Send, E: Send>(
     map(count, make).into_iter().collect()
 }
 
+/// Like [`try_map`], and each call takes one of `items`.
+pub fn try_map_each<S: Send, T: Send, E: Send>(
+    items: Vec<S>,
+    make: impl Fn(usize, S) -> Result<T, E> + Sync + Send,
+) -> Result<Vec<T>, E> {
+    let items = items.into_par_iter().enumerate();
+    let made: Vec<_> = items.map(|(index, item)| make(index, item)).collect();
+    made.into_iter().collect()
+}
+
 /// Runs both closures, possibly at the same time.
 pub fn join<A: Send, B: Send>(
     left: impl FnOnce() -> A + Send,

@@ -18,9 +18,6 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use super::hostile::check_header;
 use crate::error::{Context, Error, Result};
 
-/// Bytes that are converted at a time.
-const PART: usize = 1 << 18;
-
 /// The longest header that is read.
 const LONGEST_HEADER: u64 = 100_000_000;
 
@@ -64,8 +61,9 @@ impl TensorFile {
         let place = path.display();
         let (file, metadata, start) =
             header(path).context(|| format!("reading {place}"))?;
+        let found: BTreeMap<_, _> = metadata.tensors().into_iter().collect();
         let mut entries = BTreeMap::new();
-        for (name, info) in metadata.tensors() {
+        for (name, info) in found {
             let TensorInfo { dtype, shape, data_offsets } = info;
             if *dtype != Dtype::F32 {
                 return Err(Error::corrupt(format!(
@@ -133,15 +131,12 @@ pub(super) fn header(path: &Path) -> Result<(File, Metadata, u64)> {
 
 /// Reads little-endian f32 from a place in a file.
 pub(super) fn read_values(file: &File, offset: u64, out: &mut [f32]) -> Result<()> {
-    let mut bytes = vec![0_u8; PART.min(out.len() * 4)];
-    let mut at = offset;
-    for values in out.chunks_mut(PART / 4) {
-        let part = &mut bytes[..values.len() * 4];
-        file.read_exact_at(part, at).context(|| "its values are damaged".to_owned())?;
-        for (value, bytes) in values.iter_mut().zip(part.as_chunks::<4>().0) {
-            *value = f32::from_le_bytes(*bytes);
+    let bytes = bytemuck::cast_slice_mut(out);
+    file.read_exact_at(bytes, offset).context(|| "its values are damaged".to_owned())?;
+    if cfg!(target_endian = "big") {
+        for value in out {
+            *value = f32::from_bits(value.to_bits().swap_bytes());
         }
-        at += part.len() as u64;
     }
     Ok(())
 }
@@ -190,20 +185,18 @@ pub fn write_each(
     let metadata = Metadata::new(None, entries).context(place)?;
     let mut header = serde_json::to_vec(&metadata).context(place)?;
     header.resize(header.len().next_multiple_of(8), b' ');
-    let mut file = BufWriter::with_capacity(PART, File::create(path).context(place)?);
+    let mut file = BufWriter::new(File::create(path).context(place)?);
     file.write_all(&(header.len() as u64).to_le_bytes()).context(place)?;
     file.write_all(&header).context(place)?;
-    let mut bytes = Vec::with_capacity(PART);
     for (name, expected) in names {
         let mut found = 0;
         fill(&name, &mut |values: &[f32]| {
             found += values.len();
-            for values in values.chunks(PART / 4) {
-                bytes.clear();
-                bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
-                file.write_all(&bytes).context(place)?;
+            if cfg!(target_endian = "little") {
+                return file.write_all(bytemuck::cast_slice(values)).context(place);
             }
-            Ok(())
+            let mut bytes = values.iter().map(|v| v.to_le_bytes());
+            bytes.try_for_each(|bytes| file.write_all(&bytes)).context(place)
         })?;
         if found != expected {
             return Err(Error::failed(format!(

@@ -94,9 +94,13 @@ impl VectorFile {
         let mut seen = 0;
         let result = std::thread::scope(|scope| {
             let (send, receive) = mpsc::sync_channel(1);
+            // Blocks that were visited: the memory of the next ones.
+            let (give_back, used) = mpsc::channel();
             scope.spawn(move || {
-                let sent =
-                    guarded(|| self.decode(&mut |block| send.send(Ok(block)).is_ok()));
+                let mut spare = || used.try_recv().unwrap_or_default();
+                let sent = guarded(|| {
+                    self.decode(&mut spare, &mut |block| send.send(Ok(block)).is_ok())
+                });
                 if let Err(error) = sent {
                     // Nobody listens once the visitor has failed.
                     let _ = send.send(Err(error));
@@ -116,6 +120,8 @@ impl VectorFile {
                     visit(&block[..whole])?;
                 }
                 carried.extend_from_slice(&block[whole..]);
+                // At the end nobody wants it.
+                let _ = give_back.send(block);
             }
             if carried.is_empty() { Ok(()) } else { visit(&carried) }
         });
@@ -156,15 +162,23 @@ impl VectorFile {
         (0..13).map(|power| GROUP >> power).find(fits).unwrap_or(1)
     }
 
-    /// Decodes the whole file until `take` wants no more.
-    fn decode(&self, take: &mut dyn FnMut(Vec<f32>) -> bool) -> Result<()> {
+    /// Decodes the whole file until `take` wants no more. Tensors are read into what `spare`
+    /// has.
+    fn decode(
+        &self,
+        spare: &mut dyn FnMut() -> Vec<f32>,
+        take: &mut dyn FnMut(Vec<f32>) -> bool,
+    ) -> Result<()> {
         match &self.place {
             Place::Tensor(offset) => {
                 let file = open(&self.path)?;
                 let block = self.block();
                 for first in (0..self.rows).step_by(block) {
                     let count = block.min(self.rows - first);
-                    if !take(self.tensor_rows(&file, *offset, first, count)?) {
+                    let mut values = spare();
+                    values.resize(count * self.width, 0.0);
+                    self.tensor_rows(&file, *offset, first, &mut values)?;
+                    if !take(values) {
                         break;
                     }
                 }
@@ -292,9 +306,9 @@ impl VectorFile {
 
     fn fetch_tensor(&self, offset: u64, rows: &[usize]) -> Result<Vec<f32>> {
         let file = open(&self.path)?;
-        let mut all = Vec::with_capacity(rows.len() * self.width);
-        for &row in rows {
-            all.extend(self.tensor_rows(&file, offset, row, 1)?);
+        let mut all = vec![0.0; rows.len() * self.width];
+        for (values, &row) in all.chunks_exact_mut(self.width).zip(rows) {
+            self.tensor_rows(&file, offset, row, values)?;
         }
         Ok(all)
     }
@@ -304,12 +318,9 @@ impl VectorFile {
         file: &File,
         offset: u64,
         first: usize,
-        count: usize,
-    ) -> Result<Vec<f32>> {
-        let mut values = vec![0.0; count * self.width];
-        let at = offset + (first * self.width * 4) as u64;
-        tensors::read_values(file, at, &mut values)?;
-        Ok(values)
+        values: &mut [f32],
+    ) -> Result<()> {
+        tensors::read_values(file, offset + (first * self.width * 4) as u64, values)
     }
 }
 

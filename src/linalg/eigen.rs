@@ -36,9 +36,8 @@ pub fn symmetric(a: MatRef<'_, f64>) -> Result<SymmetricEigen> {
     for j in 0..n {
         let source = columns.col(n - 1 - j);
         let sign = sign(source.iter().copied());
-        for i in 0..n {
-            vectors[(i, j)] = sign * source[i];
-        }
+        let column = vectors.col_mut(j).iter_mut();
+        column.zip(source.iter()).for_each(|(to, from)| *to = sign * from);
     }
     Ok(SymmetricEigen { values, vectors })
 }

@@ -18,7 +18,7 @@ use crate::par;
 const WELL_CONDITIONED: f64 = 1e4;
 
 /// Rows of W in one product: fixes the bits of Wᵀ W, whatever the number of threads.
-const ROWS: usize = 512;
+const ROWS: usize = 768;
 
 /// Iterations of the power method; the condition number need not be exact.
 const ITERATIONS: usize = 12;
@@ -34,11 +34,11 @@ pub(super) enum Frame {
 
 impl Frame {
     /// Q and R of a tall matrix [h, d], h > d. R [d, d] is upper triangular.
-    pub(super) fn of(w: MatRef<'_, f64>) -> (Self, Mat<f64>) {
-        if let Some(r) = cholesky(w) {
-            return (Self::Quotient { w: w.to_owned(), r: r.clone() }, r);
+    pub(super) fn of(w: Mat<f64>) -> (Self, Mat<f64>) {
+        if let Some(r) = cholesky(w.as_ref()) {
+            return (Self::Quotient { w, r: r.clone() }, r);
         }
-        let (q, r) = orthonormal::qr(w);
+        let (q, r) = orthonormal::qr(w.as_ref());
         (Self::Columns(q), r)
     }
 
@@ -107,7 +107,7 @@ mod tests {
     }
 
     fn check(w: &Mat<f64>, orthonormal: f64) -> Frame {
-        let (frame, r) = Frame::of(w.as_ref());
+        let (frame, r) = Frame::of(w.clone());
         let q = frame.outputs(Mat::identity(w.ncols(), w.ncols()).as_ref());
         let back = wide::product(q.as_ref(), r.as_ref()) - w;
         assert!(back.norm_max() <= 1e-12 * w.norm_max(), "{}", back.norm_max());

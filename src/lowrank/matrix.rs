@@ -3,8 +3,8 @@
 //! The small side decides what is gathered: second moments of the inputs of a tall matrix, of
 //! the outputs of a wide one. Either way one moment is min(out, in) squared.
 
-use super::moments::{Block, Moment, Waiting, add_moments};
-use super::subspace::{Solved, Space, Subspace, check};
+use super::moments::{Block, Moment, Waiting, add_moments, finish};
+use super::subspace::{Solutions, Space, Subspace, check};
 use crate::config::SubspacesConfig;
 use crate::error::{Error, Result};
 use crate::linalg::gemm::{self, Write};
@@ -15,9 +15,10 @@ use crate::par;
 const PIECE: usize = 512;
 
 /// The moments of one matrix's outputs by cluster; made by [`MatrixMoments::builder`].
-#[derive(Debug)]
-pub struct MatrixMoments {
-    space: Space,
+#[derive(Debug, Clone)]
+pub struct MatrixMoments<'a> {
+    w: &'a Matrix,
+    moments: Vec<Moment>,
 }
 
 /// Gathers the moments of one matrix.
@@ -26,11 +27,12 @@ pub struct MatrixMomentsBuilder<'a> {
     w: &'a Matrix,
     waiting: Waiting,
     moments: Vec<Moment>,
+    outputs: Vec<f32>,
 }
 
-impl MatrixMoments {
+impl<'a> MatrixMoments<'a> {
     /// Starts without rows for W [out, in]. Refuses an empty matrix and no clusters.
-    pub fn builder(w: &Matrix, clusters: usize) -> Result<MatrixMomentsBuilder<'_>> {
+    pub fn builder(w: &'a Matrix, clusters: usize) -> Result<MatrixMomentsBuilder<'a>> {
         let (out, inputs) = (w.rows(), w.cols());
         if out == 0 || inputs == 0 || clusters == 0 {
             return Err(Error::failed(format!(
@@ -44,74 +46,64 @@ impl MatrixMoments {
             w,
             waiting: Waiting::new(inputs, clusters),
             moments: vec![Moment::zeros(out.min(inputs)); clusters],
+            outputs: Vec::new(),
         })
     }
 
     /// The eigenproblems of all clusters, in parallel.
-    pub fn solve(&self, config: &SubspacesConfig) -> Result<Solutions> {
+    pub fn solve(self, config: &SubspacesConfig) -> Result<Solutions> {
         check(config)?;
-        if self.space.pooled.count == 0 {
+        let Self { w, moments } = self;
+        if moments.iter().all(|moment| moment.count == 0) {
             return Err(Error::failed("subspaces of a matrix without a single input"));
         }
-        let clusters = self.space.clusters.len();
-        Ok(Solutions(par::try_map(clusters, |index| self.space.solve(index, config))?))
+        let space = if w.rows() >= w.cols() {
+            Space::of_inputs(wide::widened(w), &moments)
+        } else {
+            Space::new(None, w.rows(), moments)
+        };
+        space.solved(config)
     }
 
-    /// Bases in output space, and how good they are.
-    pub fn describe(&self, solutions: &Solutions) -> Vec<Subspace> {
-        self.space.describe(&solutions.0)
-    }
-
-    /// The subspaces of all clusters: [`MatrixMoments::solve`], then [`MatrixMoments::describe`].
-    pub fn subspaces(&self, config: &SubspacesConfig) -> Result<Vec<Subspace>> {
-        Ok(self.describe(&self.solve(config)?))
+    /// The subspaces of all clusters: [`MatrixMoments::solve`], then [`Solutions::describe`].
+    pub fn subspaces(self, config: &SubspacesConfig) -> Result<Vec<Subspace>> {
+        Ok(self.solve(config)?.describe())
     }
 }
 
-/// The solved eigenproblems of a matrix, one a cluster.
-#[derive(Debug)]
-pub struct Solutions(Vec<Solved>);
-
-impl MatrixMomentsBuilder<'_> {
+impl<'a> MatrixMomentsBuilder<'a> {
     /// Adds row-major inputs and their clusters. The cut into calls changes no bit.
     pub fn push(&mut self, rows: &[f32], labels: &[u32]) -> Result<()> {
-        let Self { w, waiting, moments } = self;
-        waiting.push(rows, labels, |block| add_block(w, block, moments))
+        let Self { w, waiting, moments, outputs } = self;
+        waiting.push(rows, labels, |block| add_block(w, block, (moments, outputs)))
     }
 
     /// The moments of all rows pushed.
-    pub fn finish(mut self) -> Result<MatrixMoments> {
-        add_block(self.w, self.waiting.rest(), &mut self.moments);
-        for moment in &mut self.moments {
-            if !moment.second.is_all_finite() {
-                return Err(Error::failed("an output is not finite"));
-            }
-            wide::mirror(moment.second.as_mut());
-        }
-        let full = self.w.rows().min(self.w.cols());
-        let space = if self.w.rows() >= self.w.cols() {
-            Space::of_inputs(wide::widened(self.w).as_ref(), &self.moments)
-        } else {
-            Space::new(None, full, self.moments)
-        };
-        Ok(MatrixMoments { space })
+    pub fn finish(mut self) -> Result<MatrixMoments<'a>> {
+        let Self { w, waiting, moments, outputs } = &mut self;
+        add_block(w, waiting.rest(), (moments, outputs));
+        finish(moments.iter_mut().collect())?;
+        Ok(MatrixMoments { w: self.w, moments: self.moments })
     }
 }
 
 /// Adds inputs of a tall matrix, outputs of a wide one.
-fn add_block(w: &Matrix, block: Block<'_>, moments: &mut [Moment]) {
+fn add_block(
+    w: &Matrix,
+    block: Block<'_>,
+    (moments, outputs): (&mut [Moment], &mut Vec<f32>),
+) {
     let (out, inputs) = (w.rows(), w.cols());
-    let mut products = Vec::new();
     if out < inputs {
-        products = vec![0.0; block.labels.len() * out];
-        par::for_each_piece(&mut products, PIECE * out, |index, piece| {
+        outputs.resize(block.labels.len() * out, 0.0);
+        par::for_each_piece(outputs, PIECE * out, |index, piece| {
             let rows = piece.len() / out * inputs;
             let rows = &block.rows[index * PIECE * inputs..][..rows];
             let w = gemm::Rows::new(w.data(), inputs);
             gemm::a_bt(piece, gemm::Rows::new(rows, inputs), w, Write::Replace);
         });
     }
-    let values = if out < inputs { &products[..] } else { block.rows };
+    let values = if out < inputs { &outputs[..] } else { block.rows };
     let moments = moments.iter_mut().enumerate().map(|(i, m)| (i, m, values));
     add_moments(moments.collect(), block.labels);
 }
@@ -182,7 +174,7 @@ mod tests {
             };
             let moments = gathered(9000);
             for rank in [1, 4] {
-                let found = moments.subspaces(&fixed(rank)).unwrap();
+                let found = moments.clone().subspaces(&fixed(rank)).unwrap();
                 assert_eq!(found, gathered(777).subspaces(&fixed(rank)).unwrap());
                 for (cluster, s) in (0..3).zip(&found) {
                     let basis = s.basis.as_ref().unwrap();

@@ -12,10 +12,10 @@ mod subspace;
 #[cfg(test)]
 mod tests;
 
-pub use matrix::{MatrixMoments, MatrixMomentsBuilder, Solutions};
+pub use matrix::{MatrixMoments, MatrixMomentsBuilder};
 pub use moments::{Ffn, LayerMoments, MomentsBuilder};
 pub use project::{affine_bias, project};
-pub use subspace::{Subspace, rank_for};
+pub use subspace::{Solutions, Subspace, rank_for};
 
 use subspace::{Space, check};
 
@@ -43,18 +43,12 @@ impl LayerMoments {
         if self.tokens().iter().all(|&tokens| tokens == 0) {
             return Err(Error::failed("subspaces of an FFN without a single token"));
         }
-        let d = self.fc1.ncols();
-        let spaces = [
-            Space::of_inputs(self.fc1.as_ref(), &self.inputs),
-            Space::new(None, d.min(self.hidden), self.outputs.clone()),
-        ];
-        let experts = self.experts();
-        let mut solved = par::try_map(2 * experts, |job| {
-            spaces[job / experts].solve(job % experts, config)
-        })?;
-        let second = solved.split_off(experts);
-        let fc1 = spaces[0].describe(&solved);
-        let fc2 = spaces[1].describe(&second);
+        let full = self.fc1.ncols().min(self.hidden);
+        let (fc1, fc2) = par::join(
+            || Space::of_inputs(self.fc1.clone(), &self.inputs).solved(config),
+            || Space::new(None, full, self.outputs.clone()).solved(config),
+        );
+        let (fc1, fc2) = (fc1?.describe(), fc2?.describe());
         let pairs = fc1.into_iter().zip(fc2);
         Ok(pairs.map(|(fc1, fc2)| ExpertSubspaces { fc1, fc2 }).collect())
     }

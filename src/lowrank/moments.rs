@@ -166,13 +166,7 @@ impl MomentsBuilder<'_> {
     /// The moments of all rows pushed.
     pub fn finish(mut self) -> Result<LayerMoments> {
         add_block(self.ffn, self.waiting.rest(), [&mut self.inputs, &mut self.outputs]);
-        let finite = |moment: &Moment| moment.second.is_all_finite();
-        if !self.outputs.iter().all(finite) {
-            return Err(Error::failed("an FFN output is not finite"));
-        }
-        for moment in self.inputs.iter_mut().chain(&mut self.outputs) {
-            wide::mirror(moment.second.as_mut());
-        }
+        finish(self.inputs.iter_mut().chain(&mut self.outputs).collect())?;
         Ok(LayerMoments {
             fc1: wide::widened(self.ffn.fc1),
             hidden: self.ffn.fc1.rows(),
@@ -234,9 +228,6 @@ impl Waiting {
                 "cluster {bad} of a layer with {experts}"
             )));
         }
-        if rows.iter().any(|value| !value.is_finite()) {
-            return Err(Error::failed("an input holds a value that is not finite"));
-        }
         let (mut rows, mut labels) = (rows, labels);
         while !labels.is_empty() {
             let take = (BLOCK - self.labels.len()).min(labels.len());
@@ -262,6 +253,21 @@ impl Waiting {
     pub(super) fn rest(&self) -> Block<'_> {
         Block { rows: &self.rows, labels: &self.labels }
     }
+}
+
+/// Makes the moments whole once all rows are added. A value that was not finite is seen here
+/// and not when it came: it spoils a moment for good, and looking at every value costs time.
+pub(super) fn finish(mut moments: Vec<&mut Moment>) -> Result<()> {
+    par::try_for_each_piece(&mut moments, 1, |_, moments| {
+        for moment in moments {
+            // The triangle above is zero until the last line.
+            if !moment.second.is_all_finite() {
+                return Err(Error::failed("an input or its output is not finite"));
+            }
+            wide::mirror(moment.second.as_mut());
+        }
+        Ok(())
+    })
 }
 
 /// Adds to the moment of each cluster its rows of the values that come with it, in parallel.

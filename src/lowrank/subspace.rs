@@ -81,27 +81,55 @@ pub(super) struct Solved {
     discard: Option<Mat<f64>>,
 }
 
+/// The solved eigenproblems of a matrix, one a cluster, and where they live.
+#[derive(Debug)]
+pub struct Solutions {
+    space: Space,
+    solved: Vec<Solved>,
+}
+
+impl Solutions {
+    /// Bases in output space, and how good they are.
+    pub fn describe(&self) -> Vec<Subspace> {
+        self.space.describe(&self.solved)
+    }
+}
+
 impl Space {
     /// Outputs of `w` from moments of its inputs.
-    pub(super) fn of_inputs(w: MatRef<'_, f64>, inputs: &[Moment]) -> Self {
-        let (frame, coordinates) = if w.nrows() > w.ncols() {
+    pub(super) fn of_inputs(w: Mat<f64>, inputs: &[Moment]) -> Self {
+        let full_rank = w.nrows().min(w.ncols());
+        let is_tall = w.nrows() > w.ncols();
+        let (frame, coordinates) = if is_tall {
             let (frame, r) = Frame::of(w);
             (Some(frame), r)
         } else {
-            (None, w.to_owned())
+            (None, w)
         };
         let r = coordinates.as_ref();
         let clusters = crate::par::map(inputs.len(), |index| {
             let Moment { count, sum, second } = &inputs[index];
             let sum = Mat::from_fn(sum.len(), 1, |i, _| sum[i]);
             let sum = wide::product(r, sum.as_ref());
-            let half = wide::product(r, second.as_ref());
-            let mut second = wide::product(half.as_ref(), r.transpose());
-            wide::mirror(second.as_mut());
+            let second = if is_tall {
+                wide::congruence(r, second.as_ref())
+            } else {
+                let half = wide::product(r, second.as_ref());
+                let mut second = wide::product(half.as_ref(), r.transpose());
+                wide::mirror(second.as_mut());
+                second
+            };
             let sum = sum.col(0).iter().copied().collect();
             Moment { count: *count, sum, second }
         });
-        Self::new(frame, w.nrows().min(w.ncols()), clusters)
+        Self::new(frame, full_rank, clusters)
+    }
+
+    /// The subspaces of all clusters, not yet described.
+    pub(super) fn solved(self, config: &SubspacesConfig) -> Result<Solutions> {
+        let clusters = self.clusters.len();
+        let solved = crate::par::try_map(clusters, |index| self.solve(index, config))?;
+        Ok(Solutions { space: self, solved })
     }
 
     pub(super) fn new(
@@ -148,10 +176,8 @@ impl Space {
         } else {
             rank_for(&values, config.tau).max(config.min_rank).min(self.full_rank)
         };
-        let discard = (rank < self.full_rank).then(|| {
-            let kept = wide::gram(vectors.subcols(0, rank));
-            Mat::<f64>::identity(kept.nrows(), kept.ncols()) - kept
-        });
+        let discard = (rank < self.full_rank)
+            .then(|| wide::gram(vectors.subcols(rank, vectors.ncols() - rank)));
         let mean = basis_of.mean();
         Ok(Solved { values, vectors, rank, mean, centred, shrinkage, discard })
     }

@@ -101,13 +101,12 @@ fn fit(jobs: &[Job], config: &SubspacesConfig, args: &FitArgs) -> Result<Outcome
         bar.advance(1);
     }
     let mut clock = Instant::now();
-    let solved = par::try_map(jobs.len(), |index| {
-        let solved = gathered[index].solve(config);
-        solved.context(|| format!("subspaces of {}", jobs[index].name))
+    let solved = par::try_map_each(gathered, |index, moments| {
+        moments.solve(config).context(|| format!("subspaces of {}", jobs[index].name))
     })?;
     seconds.eigen = lap(&mut clock);
     bar.advance(1);
-    let found = par::map(jobs.len(), |index| gathered[index].describe(&solved[index]));
+    let found = par::map(jobs.len(), |index| solved[index].describe());
     seconds.assembly = lap(&mut clock);
     let mut projected = Vec::new();
     if args.project {
@@ -250,7 +249,7 @@ impl Job {
     }
 
     /// Streams the inputs into moments.
-    fn gather(&self, seconds: &mut Seconds) -> Result<MatrixMoments> {
+    fn gather(&self, seconds: &mut Seconds) -> Result<MatrixMoments<'_>> {
         let begun = Instant::now();
         let (path, column) = place(&self.labels);
         let labels = labels::read(path, column)?;
