@@ -86,14 +86,23 @@ def publish(model: str, folder: Path) -> dict:
 
 def imported(binaries: Path, scratch: Path) -> dict:
     start = time.monotonic()
-    process = subprocess.Popen([
-        binaries / "upcycle-import", "--from", scratch / "published", "--tokenizer", VOCABULARY,
-        "--preprocess", "openai", "--out", scratch / "dense"], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit("upcycle-import failed")
-    return {"node": "import", "wall": time.monotonic() - start, "rss": usage.ru_maxrss * 1024,
+    peak = int(call(
+        sys.executable, "-S", "-c", PEAK, binaries / "upcycle-import", "--from",
+        scratch / "published", "--tokenizer", VOCABULARY, "--preprocess", "openai", "--out",
+        scratch / "dense"))
+    return {"node": "import", "wall": time.monotonic() - start, "rss": peak,
             "disk": disk(scratch / "dense")}
+
+
+# Prints the peak memory of a command. Run by a process of its own: a child's peak begins with
+# that of whoever starts it, and this one has a model in it.
+PEAK = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+print(usage.ru_maxrss * 1024)
+sys.exit(status != 0)
+"""
 
 
 def settings(model: str, scratch: Path) -> list:
