@@ -94,8 +94,8 @@ impl VectorFile {
         let mut seen = 0;
         let result = std::thread::scope(|scope| {
             let (send, receive) = mpsc::sync_channel(1);
-            // Blocks that were visited: the memory of the next ones.
-            let (give_back, used) = mpsc::channel();
+            // A tensor's block that was visited is the memory of the next but two.
+            let (give_back, used) = mpsc::sync_channel(1);
             scope.spawn(move || {
                 let mut spare = || used.try_recv().unwrap_or_default();
                 let sent = guarded(|| {
@@ -120,8 +120,10 @@ impl VectorFile {
                     visit(&block[..whole])?;
                 }
                 carried.extend_from_slice(&block[whole..]);
-                // At the end nobody wants it.
-                let _ = give_back.send(block);
+                if let Place::Tensor(_) = self.place {
+                    // At the end nobody wants it.
+                    let _ = give_back.try_send(block);
+                }
             }
             if carried.is_empty() { Ok(()) } else { visit(&carried) }
         });

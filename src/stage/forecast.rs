@@ -97,9 +97,9 @@ fn making(mixture: &ClipConfig) -> usize {
     parameter_counts(&dense).0 + 2 * largest.unwrap_or(0)
 }
 
-/// Weights, gradient, two moments, the lanes of gradients, and the EMA where it teaches.
+/// Weights, two moments, the lanes of gradients, and the EMA where it teaches.
 fn training_buffers(config: &Config) -> usize {
-    4 + LANES + usize::from(config.runs.values().any(|run| run.eesd > 0.0))
+    3 + LANES + usize::from(config.runs.values().any(|run| run.eesd > 0.0))
 }
 
 fn mixture(config: &Config) -> Result<ClipConfig> {
