@@ -97,7 +97,7 @@ fn headline(bouts: &[Bout<'_>], (ours, theirs): &(String, String)) -> String {
     if won.is_empty() && lost.is_empty() {
         let n = words::count(seeds, "seed");
         return format!(
-            "Not shown: over {n} the noise covers every difference between {ours} and {theirs}."
+            "Not shown: over {n} the noise covers every difference below between {ours} and {theirs}."
         );
     }
     let mut parts = Vec::new();
