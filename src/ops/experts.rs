@@ -106,7 +106,7 @@ impl Workspace {
         }
     }
 
-    /// The layer's output `y` [d] for one token, from the experts' outputs of the last forward.
+    /// The layer's output `y` `[d]` for one token, from the experts' outputs of the last forward.
     pub fn output(&self, y: &mut [f32], routing: &Routing, token: usize) {
         let (d, k) = (y.len(), self.top_k);
         y.fill(0.0);
