@@ -135,10 +135,12 @@ impl<'a, F: FnMut(Tower, usize) -> Result<MoeLayer>> Mixture<'a, F> {
                 values.extend_from_slice(piece);
                 Ok(())
             })?;
-            if values.len() != range.end {
-                let (name, len) = (&parameter.name, parameter.len());
-                let found = (values.len() + len).saturating_sub(range.end);
-                return Err(Error::failed(format!("{name}: {found} values, not {len}")));
+            let (found, expected) = (values.len() - range.start, range.len());
+            if found != expected {
+                let name = &parameter.name;
+                return Err(Error::failed(format!(
+                    "{name}: {found} values, expected {expected}"
+                )));
             }
         }
         Ok(Checkpoint { config: self.config, values })
