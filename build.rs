@@ -4,21 +4,8 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::{env, fs};
 
-#[path = "src/stage/source/hash.rs"]
+#[path = "src/pipeline/source/hash.rs"]
 mod hash;
-
-const STAGES: &[&str] = &[
-    "dataset",
-    "pretrain",
-    "activations",
-    "cluster",
-    "subspaces",
-    "upcycle",
-    "train",
-    "evaluate",
-    "analyze",
-    "report",
-];
 
 /// Packages whose versions fix bytes: containers, generators, arithmetic, drawing.
 const PACKAGES: &[&str] = &[
@@ -40,8 +27,8 @@ fn main() {
     println!("cargo::rerun-if-changed=src");
     println!("cargo::rerun-if-changed=Cargo.lock");
     let mut table = String::from("const SOURCES: &[(&str, &str)] = &[\n");
-    for stage in STAGES {
-        let hash = hash::of_stage(Path::new("src"), stage);
+    for stage in hash::stages(Path::new("src")) {
+        let hash = hash::of_stage(Path::new("src"), &stage);
         writeln!(table, "    ({stage:?}, {hash:?}),").expect("a string takes all text");
     }
     table.push_str("];\nconst FORMATS: &[(&str, &str)] = &[\n");

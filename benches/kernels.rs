@@ -12,9 +12,11 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use linfa::ParamGuard;
 use upcycle::cluster::{Precision, SphericalKMeans};
 use upcycle::config::{Activation, Centre, Labels, SubspacesConfig};
+use upcycle::engine::cpu::ops::{
+    activation, attention, experts, layer_norm, linear, router,
+};
 use upcycle::linalg::{Matrix, eigen, wide};
 use upcycle::lowrank::{Ffn, LayerMoments};
-use upcycle::ops::{activation, attention, experts, layer_norm, linear, router};
 use upcycle::{par, rng};
 
 const SEED: u64 = 1;

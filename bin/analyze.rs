@@ -9,8 +9,8 @@
 
 use std::process::ExitCode;
 
-use upcycle::stage;
+use upcycle::{cli, stage};
 
 fn main() -> ExitCode {
-    stage::cli::main(&stage::analyze::STAGE)
+    cli::stage::main(&stage::analyze::STAGE)
 }

@@ -11,8 +11,8 @@
 
 use std::process::ExitCode;
 
-use upcycle::stage;
+use upcycle::{cli, stage};
 
 fn main() -> ExitCode {
-    stage::fit::main(&stage::cluster::STAGE)
+    cli::fit::main(&stage::cluster::STAGE)
 }

@@ -10,8 +10,8 @@
 
 use std::process::ExitCode;
 
-use upcycle::stage;
+use upcycle::{cli, stage};
 
 fn main() -> ExitCode {
-    stage::cli::main(&stage::dataset::STAGE)
+    cli::stage::main(&stage::dataset::STAGE)
 }

@@ -10,8 +10,8 @@
 
 use std::process::ExitCode;
 
-use upcycle::stage;
+use upcycle::cli;
 
 fn main() -> ExitCode {
-    stage::sets::main()
+    cli::evaluate_on::main()
 }

@@ -9,8 +9,8 @@
 
 use std::process::ExitCode;
 
-use upcycle::stage;
+use upcycle::cli;
 
 fn main() -> ExitCode {
-    stage::export::main()
+    cli::export::main()
 }

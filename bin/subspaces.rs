@@ -10,8 +10,8 @@
 
 use std::process::ExitCode;
 
-use upcycle::stage;
+use upcycle::{cli, stage};
 
 fn main() -> ExitCode {
-    stage::fit::main(&stage::subspaces::STAGE)
+    cli::fit::main(&stage::subspaces::STAGE)
 }

@@ -4,21 +4,25 @@
 //! depend downwards only:
 //!
 //! ```text
-//! 0  error num par; rng above them
-//! 1  config artifact
-//! 2  io linalg
-//! 3  ops text image cluster lowrank
-//! 4  data model loss optim
-//! 5  activations upcycle train eval analysis report
+//! 0  error num par loss; rng above them
+//! 1  config artifact io text
+//! 2  linalg image; pipeline
+//! 3  cluster lowrank model data eval analysis upcycle
+//! 4  engine checkpoint report
+//! 5  activations train
 //! 6  stage
+//! 7  cli
 //! ```
 
 pub mod activations;
 pub mod analysis;
 pub mod artifact;
+pub mod checkpoint;
+pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod data;
+pub mod engine;
 pub mod error;
 pub mod eval;
 pub mod image;
@@ -28,9 +32,8 @@ pub mod loss;
 pub mod lowrank;
 pub mod model;
 pub mod num;
-pub mod ops;
-pub mod optim;
 pub mod par;
+pub mod pipeline;
 pub mod report;
 pub mod rng;
 pub mod stage;

@@ -10,10 +10,10 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use crate::data::{Dataset, SampleRow, Split};
+use crate::engine::cpu::clip::{Clip, TowerState};
+use crate::engine::cpu::tower::Teacher;
 use crate::error::{Error, Result};
 use crate::io::table::{Column, Table, TableWriter};
-use crate::model::clip::{Clip, TowerState};
-use crate::model::tower::Teacher;
 use crate::model::{Checkpoint, Tower};
 use crate::num::index_u32;
 use crate::rng::{self, RngExt, SliceRandom};

@@ -447,7 +447,7 @@ pub fn check<'a>(
 const NAMED: usize = 50;
 
 /// One error that names all tensors that are missing, unexpected or of another shape, if any.
-pub(super) fn account(
+pub(crate) fn account(
     missing: Vec<String>,
     unexpected: Vec<String>,
     shapes: Vec<String>,

@@ -2,12 +2,15 @@
 //!
 //! Writes `<tower>-<layer>.parquet`.
 
-use super::params::ActivationsParams;
-use super::{Job, Stage, Width, files};
+use serde::{Deserialize, Serialize};
+
+use super::files;
 use crate::activations::{self, Plan};
+use crate::config::ActivationsConfig;
 use crate::data::Dataset;
 use crate::error::Result;
 use crate::model::{Checkpoint, Tower};
+use crate::pipeline::{Job, Stage, Width};
 
 /// This stage.
 pub const STAGE: Stage = Stage {
@@ -17,6 +20,20 @@ pub const STAGE: Stage = Stage {
     about: "Records the FFN inputs of every layer that becomes a mixture.",
     run,
 };
+
+/// Stage `activations`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ActivationsParams {
+    /// Section `activations`.
+    pub activations: ActivationsConfig,
+    /// Blocks of the image tower to record.
+    pub vision_blocks: Vec<usize>,
+    /// Blocks of the text tower to record.
+    pub text_blocks: Vec<usize>,
+    /// Seed of this base.
+    pub seed: u64,
+}
 
 /// Does the work of one node.
 pub fn run(job: &mut Job<'_>) -> Result<()> {

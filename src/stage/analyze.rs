@@ -3,19 +3,22 @@
 //! Reads the validation split; writes `analysis.parquet` and `similarity_matrix.parquet`
 //! (both empty for a dense model).
 
-use super::params::AnalyzeParams;
-use super::{Job, Stage, Width, files};
+use serde::{Deserialize, Serialize};
+
+use super::files;
 use crate::analysis::{self, ExpertWeights, LayerAnalysis, LayerView};
+use crate::config::AnalyzeConfig;
 use crate::data::Dataset;
+use crate::engine::cpu::clip::{Clip, Engine, Pairs};
+use crate::engine::cpu::ops::{activation, linear};
+use crate::engine::cpu::tower::Teacher;
 use crate::error::Result;
 use crate::io::table::{Column, Table};
 use crate::linalg::Matrix;
-use crate::model::clip::{Clip, Engine, Pairs};
 use crate::model::layers::{FfnTensors, MoeTensors};
-use crate::model::tower::Teacher;
 use crate::model::{Checkpoint, Tower};
 use crate::num::{index_u32, widen};
-use crate::ops::{activation, linear};
+use crate::pipeline::{Job, Stage, Width};
 
 /// This stage.
 pub const STAGE: Stage = Stage {
@@ -25,6 +28,16 @@ pub const STAGE: Stage = Stage {
     about: "Analyses experts and routing at initialisation and after training.",
     run,
 };
+
+/// Stage `analyze`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AnalyzeParams {
+    /// Section `analyze`.
+    pub analyze: AnalyzeConfig,
+    /// Seed of this run.
+    pub seed: u64,
+}
 
 /// Stands for the whole layer in the column `expert`.
 const LAYER: u32 = u32::MAX;

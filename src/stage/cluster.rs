@@ -5,14 +5,17 @@
 
 use linfa::ParamGuard;
 
-use super::params::ClusterParams;
-use super::{Job, Stage, Width, files};
+use serde::{Deserialize, Serialize};
+
+use super::files;
 use crate::cluster::{Rows, SphericalKMeans, SphericalKMeansModel};
+use crate::config::ClusterConfig;
 use crate::error::{Context, Error, Result};
 use crate::io::table::{Column, Table};
 use crate::io::tensors::{self, Tensor, Tensors};
 use crate::model::Tower;
 use crate::num::index_u32;
+use crate::pipeline::{Job, Stage, Width};
 
 /// This stage.
 pub const STAGE: Stage = Stage {
@@ -22,6 +25,18 @@ pub const STAGE: Stage = Stage {
     about: "Clusters the activations of each layer by spherical k-means.",
     run,
 };
+
+/// Stage `cluster`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterParams {
+    /// Section `cluster`.
+    pub cluster: ClusterConfig,
+    /// Clusters of a layer: `moe.experts`.
+    pub clusters: usize,
+    /// Seed of this base.
+    pub seed: u64,
+}
 
 /// Does the work of one node.
 pub fn run(job: &mut Job<'_>) -> Result<()> {

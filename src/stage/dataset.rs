@@ -4,13 +4,14 @@
 
 use std::path::Path;
 
-use super::params::DatasetParams;
-use super::{Job, Stage, Width};
+use serde::{Deserialize, Serialize};
+
 use crate::artifact::External;
+use crate::checkpoint::{PREPROCESS, Preprocessing};
 use crate::config::{DatasetConfig, Source};
 use crate::data::{self, emoji};
 use crate::error::{Context as _, Result};
-use crate::model::import::{PREPROCESS, Preprocessing};
+use crate::pipeline::{Job, Stage, Width};
 use crate::text::{self, Tokenizer};
 
 /// This stage.
@@ -21,6 +22,14 @@ pub const STAGE: Stage = Stage {
     about: "Builds the picture-text data set: samples, concepts, labels, tokenizer.",
     run,
 };
+
+/// Stage `dataset`. `folder` and `file` are blank: paths do not enter keys.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatasetParams {
+    /// Section `dataset`.
+    pub dataset: DatasetConfig,
+}
 
 /// The one seed of the data set: captions and drawn shapes are the same in every run.
 const SEED: u64 = 0;

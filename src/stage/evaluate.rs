@@ -4,16 +4,17 @@
 
 use serde_json::{Map, Value};
 
+use serde::{Deserialize, Serialize};
+
 use super::files::{self, ModelEncoder, Pictures};
-use super::params::EvaluateParams;
-use super::{Job, Stage, Width};
 use crate::config::EvaluateConfig;
+use crate::engine::cpu::clip::Clip;
 use crate::error::{Context as _, Result};
 use crate::eval::{self, Bundle, Evaluation, Example};
 use crate::io::table::{Column, Table};
 use crate::model::Checkpoint;
-use crate::model::clip::Clip;
 use crate::num::index_u32;
+use crate::pipeline::{Job, Stage, Width};
 
 /// This stage.
 pub const STAGE: Stage = Stage {
@@ -23,6 +24,16 @@ pub const STAGE: Stage = Stage {
     about: "Measures trained models on pictures that were never trained on.",
     run,
 };
+
+/// Stage `evaluate`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvaluateParams {
+    /// Section `evaluate`.
+    pub evaluate: EvaluateConfig,
+    /// Seed of this run.
+    pub seed: u64,
+}
 
 /// Example retrievals kept; the report shows as many as it is asked for.
 const EXAMPLES: usize = 32;

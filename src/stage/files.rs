@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::Job;
 use crate::data::{Dataset, Split};
+use crate::engine::cpu::clip::Clip;
 use crate::error::{Context as _, Result};
 use crate::eval::{self, Encoder};
 use crate::linalg::Matrix;
-use crate::model::clip::Clip;
 use crate::model::{Checkpoint, ClipConfig, Tower};
+use crate::pipeline::Job;
 
 /// Writes `config.json` and the weights of a model under the given file name.
-pub(super) fn write_model(
+pub(crate) fn write_model(
     job: &Job<'_>,
     model: &Checkpoint,
     weights: &str,
@@ -22,33 +22,33 @@ pub(super) fn write_model(
 }
 
 /// Writes `config.json`.
-pub(super) fn write_config(job: &Job<'_>, config: &ClipConfig) -> Result<()> {
+pub(crate) fn write_config(job: &Job<'_>, config: &ClipConfig) -> Result<()> {
     let path = job.output("config.json");
     std::fs::write(&path, config.to_json()?)
         .context(|| format!("writing {}", path.display()))
 }
 
 /// The folder of an input that the plan lists.
-pub(super) fn folder<'a>(job: &'a Job<'_>, name: &str) -> Result<&'a Path> {
+pub(crate) fn folder<'a>(job: &'a Job<'_>, name: &str) -> Result<&'a Path> {
     job.inputs.dir(name)
 }
 
 /// `vision.1`: how centroids, bases and messages call a layer.
-pub(super) fn layer_name(tower: Tower, block: usize) -> String {
+pub(crate) fn layer_name(tower: Tower, block: usize) -> String {
     format!("{}.{block}", tower.name())
 }
 
 /// Every MoE block of a model: the towers in order, blocks ascending.
-pub(super) fn moe_layers(model: &Checkpoint) -> Vec<(Tower, usize)> {
+pub(crate) fn moe_layers(model: &Checkpoint) -> Vec<(Tower, usize)> {
     let blocks = |tower| model.config.moe_blocks(tower).iter().map(move |&b| (tower, b));
     Tower::BOTH.into_iter().flat_map(blocks).collect()
 }
 
 /// A model as evaluation sees it.
 #[derive(Debug)]
-pub(super) struct ModelEncoder<'a> {
-    pub(super) clip: &'a Clip,
-    pub(super) values: &'a [f32],
+pub(crate) struct ModelEncoder<'a> {
+    pub(crate) clip: &'a Clip,
+    pub(crate) values: &'a [f32],
 }
 
 impl Encoder for ModelEncoder<'_> {
@@ -67,14 +67,14 @@ impl Encoder for ModelEncoder<'_> {
 
 /// An opened data set with the splits that a stage evaluates on.
 #[derive(Debug)]
-pub(super) struct Pictures {
-    pub(super) dataset: Dataset,
+pub(crate) struct Pictures {
+    pub(crate) dataset: Dataset,
     splits: BTreeMap<String, Split>,
 }
 
 impl Pictures {
     /// Opens the data set and decodes the named splits.
-    pub(super) fn open(folder: &Path, splits: &[&str]) -> Result<Self> {
+    pub(crate) fn open(folder: &Path, splits: &[&str]) -> Result<Self> {
         let dataset = Dataset::open(folder)?;
         let mut decoded = BTreeMap::new();
         for &name in splits {
@@ -84,7 +84,7 @@ impl Pictures {
     }
 
     /// A split in a role. Roles are types: a test split cannot be trained on.
-    pub(super) fn role<R>(&self, name: &str) -> Result<eval::Split<'_, R>> {
+    pub(crate) fn role<R>(&self, name: &str) -> Result<eval::Split<'_, R>> {
         let split = self.splits.get(name).ok_or_else(|| {
             crate::error::Error::failed(format!("split {name} was not opened"))
         })?;
@@ -104,7 +104,7 @@ impl Pictures {
     }
 
     /// Concepts and templates, with the tokenizer as a function of texts.
-    pub(super) fn vocabulary<'a>(
+    pub(crate) fn vocabulary<'a>(
         &self,
         tokenise: eval::Tokenise<'a>,
     ) -> eval::Vocabulary<'a> {
@@ -119,7 +119,7 @@ impl Pictures {
     }
 
     /// Texts to padded token ids.
-    pub(super) fn tokenise(&self, texts: &[String]) -> Result<Vec<u32>> {
+    pub(crate) fn tokenise(&self, texts: &[String]) -> Result<Vec<u32>> {
         let context = self.dataset.meta.context;
         self.dataset.tokenizer.encode_all(texts, context)
     }

@@ -1,77 +1,28 @@
-//! Stages: procedures wired to artifacts. The only place that knows file names.
+//! The ten stages: procedures wired to artifacts. The only place that knows file names.
 //!
-//! A stage is a name, a version and a function from a [`Job`] to files in its draft. What is
-//! common to all stages lies here: the plan (who reads whom), the drive (who must run), the
-//! command line and the inspection of results. A stage's own file says which files it reads
-//! and writes and calls one procedure.
+//! A stage's file holds its slice of the configuration, says which files it reads and writes,
+//! and calls one procedure. [`plan`] is the graph: who reads whom. How a stage is found stale
+//! and run is the business of [`crate::pipeline`], which knows no stage by name.
 
-pub mod cli;
-pub mod drive;
-pub mod inspect;
-pub mod params;
 pub mod plan;
-pub mod progress;
-pub mod source;
-mod survey;
 
 pub mod activations;
 pub mod analyze;
 pub mod cluster;
 pub mod dataset;
 pub mod evaluate;
-pub mod export;
-mod files;
-pub mod fit;
-mod forecast;
-pub mod import;
-mod memory;
-mod output;
 pub mod pretrain;
 pub mod report;
-pub mod sets;
 pub mod subspaces;
 pub mod train;
-mod training;
 pub mod upcycle;
 
-use std::path::{Path, PathBuf};
+pub(crate) mod files;
+mod training;
 
-use serde::de::DeserializeOwned;
+use crate::pipeline::Stage;
 
-use crate::artifact::{Draft, External, Inputs};
-use crate::error::{Context as _, Error, Result};
-
-pub use plan::{Node, plan};
-pub use progress::{Console, Progress};
-pub use survey::{Survey, Verdict};
-
-/// Raised by hand when a change outside of `src/stage/<stage>.rs` and the modules it uses
-/// changes results: everything is made anew.
-const FRAMEWORK_VERSION: u32 = 1;
-
-/// How the nodes of a stage share the machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Width {
-    /// Several nodes at a time, each with its part of the threads.
-    Shared,
-    /// One node at a time with all threads.
-    Whole,
-}
-
-/// One stage of the pipeline.
-#[derive(Debug, Clone, Copy)]
-pub struct Stage {
-    /// Its name, as in `artifacts/<name>`.
-    pub name: &'static str,
-    /// Raised by hand when its results change although its source does not.
-    pub version: u32,
-    /// How its nodes share the machine.
-    pub width: Width,
-    /// One sentence for `--help`.
-    pub about: &'static str,
-    /// The work.
-    pub run: fn(&mut Job<'_>) -> Result<()>,
-}
+pub use plan::plan;
 
 /// All stages, in the order of the pipeline.
 pub const ALL: &[Stage] = &[
@@ -87,44 +38,7 @@ pub const ALL: &[Stage] = &[
     report::STAGE,
 ];
 
-/// What a stage is given to do its work.
-#[derive(Debug)]
-pub struct Job<'a> {
-    /// The node of the plan.
-    pub node: &'a Node,
-    /// Directories of the upstream results.
-    pub inputs: &'a Inputs,
-    /// Files from outside, sorted by name.
-    pub externals: &'a [External],
-    /// Where to write.
-    pub draft: &'a mut Draft,
-    /// How far it is.
-    pub progress: Progress,
-    /// Threads of the pool the work runs in; results must not depend on it.
-    pub threads: usize,
-}
-
-impl Job<'_> {
-    /// The stage's slice of the configuration.
-    pub fn params<T: DeserializeOwned>(&self) -> Result<T> {
-        T::deserialize(&self.node.params)
-            .context(|| format!("parameters of {}", self.node.place))
-    }
-
-    /// A path that does not enter the key: `cache`, `folder`, `checkpoint`.
-    pub fn path(&self, name: &str) -> Result<&Path> {
-        self.node.paths.get(name).map(PathBuf::as_path).ok_or_else(|| {
-            Error::failed(format!("{} has no path named {name}", self.node.place))
-        })
-    }
-
-    /// The path of a file of an input; an error if the plan does not list it.
-    pub fn input(&self, name: &str, file: &str) -> Result<PathBuf> {
-        self.inputs.file(name, file)
-    }
-
-    /// The path of an output.
-    pub fn output(&self, name: &str) -> PathBuf {
-        self.draft.path(name)
-    }
+/// The names of all stages, in the order of the pipeline.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    ALL.iter().map(|stage| stage.name)
 }

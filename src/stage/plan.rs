@@ -8,30 +8,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use serde_json::Value;
 
-use super::params::{
-    ActivationsParams, AnalyzeParams, ClusterParams, DatasetParams, EvaluateParams,
-    PretrainParams, ReportParams, SubspacesParams, TrainParams, UpcycleParams,
-};
-use crate::artifact::{External, Place};
-use crate::config::{Config, DatasetConfig, InitConfig, Source};
+use super::activations::ActivationsParams;
+use super::analyze::AnalyzeParams;
+use super::cluster::ClusterParams;
+use super::dataset::DatasetParams;
+use super::evaluate::EvaluateParams;
+use super::pretrain::{self, PretrainParams};
+use super::report::ReportParams;
+use super::subspaces::SubspacesParams;
+use super::train::TrainParams;
+use super::upcycle::UpcycleParams;
+use crate::artifact::Place;
+use crate::config::{Config, InitConfig, Source};
 use crate::error::{Context, Error, Result};
+use crate::pipeline::{Externals, Files, Node, Upstream};
 use crate::upcycle::{self, Needs};
-
-/// The stages in the order of the pipeline.
-pub const STAGES: &[&str] = &[
-    "dataset",
-    "pretrain",
-    "activations",
-    "cluster",
-    "subspaces",
-    "upcycle",
-    "train",
-    "evaluate",
-    "analyze",
-    "report",
-];
 
 /// Files of a model that a reader of its final weights needs.
 const MODEL: &[&str] = &["config.json", "model.safetensors"];
@@ -45,56 +37,6 @@ const TRAINING_DATA: &[&str] = &[
     "samples-val.parquet",
     "tokenizer.json",
 ];
-
-/// Which files of an upstream result a node reads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Files {
-    /// All of them.
-    All,
-    /// These, which must be there.
-    Listed(&'static [&'static str]),
-}
-
-/// One upstream node of a node.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Upstream {
-    /// What the reader calls it: the stage's name, with the run's where it reads several.
-    pub name: String,
-    /// Whose result is read.
-    pub place: Place,
-    /// Which of its files.
-    pub files: Files,
-}
-
-/// Files from outside that a node reads.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Externals {
-    /// None.
-    None,
-    /// These files.
-    Files(Vec<External>),
-    /// Every file below a folder, and these.
-    Folder(PathBuf, Vec<External>),
-    /// Every file that a source of pairs reads, and these.
-    Pairs(Box<DatasetConfig>, Vec<External>),
-}
-
-/// One stage for one run.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Node {
-    /// Name of the stage.
-    pub stage: &'static str,
-    /// Where its results live.
-    pub place: Place,
-    /// The stage's slice of the configuration; it enters the key.
-    pub params: Value,
-    /// What it reads from the store.
-    pub inputs: Vec<Upstream>,
-    /// What it reads from outside.
-    pub externals: Externals,
-    /// Paths it needs that do not enter the key.
-    pub paths: BTreeMap<&'static str, PathBuf>,
-}
 
 /// Plans the whole pipeline. `cache` is the folder of downloaded packages.
 pub fn plan(config: &Config, cache: &Path) -> Result<Vec<Node>> {
@@ -163,7 +105,9 @@ impl<'a> Planner<'a> {
             | Source::Csv
             | Source::Parquet
             | Source::Coco
-            | Source::Webdataset => Externals::Pairs(Box::new(named), adopted),
+            | Source::Webdataset => {
+                Externals::Pairs(Box::new(named), super::dataset::pairs, adopted)
+            }
         };
         let mut node = node("dataset", None, &DatasetParams { dataset }, vec![])?;
         node.externals = externals;
@@ -185,7 +129,7 @@ impl<'a> Planner<'a> {
                 PretrainParams::Train { model, optim: pretrain.optim.clone(), seed };
             return node("pretrain", run, &params, vec![dataset(TRAINING_DATA)]);
         }
-        super::forecast::dense(self.config)?;
+        pretrain::dense(self.config)?;
         let folder = PathBuf::from(&pretrain.checkpoint);
         let data = dataset(TRAINING_DATA);
         let mut node = node("pretrain", run, &PretrainParams::Import {}, vec![data])?;
@@ -383,45 +327,4 @@ fn node(
         externals: Externals::None,
         paths: BTreeMap::new(),
     })
-}
-
-impl Externals {
-    /// The files, sorted by name. A folder is walked and a table is read now.
-    pub fn list(&self) -> Result<Vec<External>> {
-        match self {
-            Self::None => Ok(vec![]),
-            Self::Files(files) => Ok(files.clone()),
-            Self::Folder(folder, files) => {
-                let mut found = files.clone();
-                walk(folder, "", &mut found)?;
-                found.sort_by(|a, b| a.name.cmp(&b.name));
-                Ok(found)
-            }
-            Self::Pairs(config, files) => {
-                let mut found = files.clone();
-                found.extend(super::dataset::pairs(config)?);
-                found.sort_by(|a, b| a.name.cmp(&b.name));
-                Ok(found)
-            }
-        }
-    }
-}
-
-/// Every file below a folder, links followed, hidden ones aside.
-fn walk(folder: &Path, prefix: &str, found: &mut Vec<External>) -> Result<()> {
-    let unreadable = || format!("cannot list the folder {}", folder.display());
-    for entry in std::fs::read_dir(folder).context(unreadable)? {
-        let path = entry.context(unreadable)?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with('.') {
-            continue;
-        }
-        let name = format!("{prefix}{name}");
-        if path.is_dir() {
-            walk(&path, &format!("{name}/"), found)?;
-        } else {
-            found.push(External { name, path });
-        }
-    }
-    Ok(())
 }

@@ -3,12 +3,17 @@
 //! Reads the training and validation data; writes `model.safetensors`, `config.json`, and
 //! when it trains `log.parquet` and `validation.parquet`.
 
-use super::params::PretrainParams;
-use super::{Job, Stage, Width, files, training};
-use crate::config::{ModelConfig, OptimConfig};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::{files, training};
+use crate::checkpoint;
+use crate::config::{Config, ModelConfig, OptimConfig};
 use crate::error::{Error, Result};
 use crate::model::params::Layout;
-use crate::model::{Checkpoint, ClipConfig, TextConfig, VisionConfig, import, init};
+use crate::model::{Checkpoint, ClipConfig, TextConfig, VisionConfig, init};
+use crate::pipeline::{Job, Stage, Width};
 use crate::train::{self, Objective};
 
 /// This stage.
@@ -19,6 +24,23 @@ pub const STAGE: Stage = Stage {
     about: "Trains the dense model from scratch, or takes over a checkpoint.",
     run,
 };
+
+/// Stage `pretrain`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, tag = "kind", rename_all = "kebab-case")]
+pub enum PretrainParams {
+    /// Train a dense model from scratch.
+    Train {
+        /// Section `model`.
+        model: ModelConfig,
+        /// Section `pretrain.optim`.
+        optim: OptimConfig,
+        /// Seed of this base.
+        seed: u64,
+    },
+    /// Take over the checkpoint at `path("checkpoint")`.
+    Import {},
+}
 
 /// Does the work of one node.
 pub fn run(job: &mut Job<'_>) -> Result<()> {
@@ -58,7 +80,7 @@ fn train_dense(
 
 /// The dense architecture: the configuration's towers over the picture size, the context and
 /// the vocabulary of the data.
-pub(super) fn shape(model: &ModelConfig, data: [usize; 3]) -> ClipConfig {
+pub(crate) fn shape(model: &ModelConfig, data: [usize; 3]) -> ClipConfig {
     let [image_size, context, vocabulary] = data;
     let (v, t) = (&model.vision, &model.text);
     ClipConfig {
@@ -85,7 +107,7 @@ pub(super) fn shape(model: &ModelConfig, data: [usize; 3]) -> ClipConfig {
 }
 
 fn take_over(job: &Job<'_>) -> Result<()> {
-    let (config, tensors) = import::import(job.path("checkpoint")?, None)?;
+    let (config, tensors) = checkpoint::import(job.path("checkpoint")?, None)?;
     let pictures = training::open(job)?;
     let data = &pictures.dataset.meta;
     for (what, model, found) in [
@@ -101,4 +123,53 @@ fn take_over(job: &Job<'_>) -> Result<()> {
     }
     let values = Layout::new(&config).flatten(&config, &tensors)?;
     files::write_model(job, &Checkpoint { config, values }, "model.safetensors")
+}
+
+/// The dense model's shape: the checkpoint's if one is given and there, else the
+/// configuration's.
+pub(crate) fn dense(config: &Config) -> Result<ClipConfig> {
+    let data = &config.dataset;
+    let data = [data.image_size, data.context, data.vocabulary];
+    let own = shape(&config.model, data);
+    let folder = Path::new(&config.pretrain.checkpoint);
+    if config.pretrain.checkpoint.is_empty() || !folder.is_dir() {
+        return Ok(own);
+    }
+    let given = checkpoint::shape(folder, None)?;
+    refuse_others(&own, &given)?;
+    Ok(given)
+}
+
+/// A checkpoint must be the model that the configuration describes: blocks are planned from
+/// the latter. The vocabulary is that of the data and compared when both are there.
+fn refuse_others(own: &ClipConfig, given: &ClipConfig) -> Result<()> {
+    let (v, t) = ((&own.vision, &given.vision), (&own.text, &given.text));
+    let mut keys: Vec<String> = [
+        ("model.embed_dim", own.embed_dim, given.embed_dim),
+        ("model.vision.patch", v.0.patch, v.1.patch),
+        ("model.vision.width", v.0.width, v.1.width),
+        ("model.vision.layers", v.0.layers, v.1.layers),
+        ("model.vision.heads", v.0.heads, v.1.heads),
+        ("model.vision.hidden", v.0.hidden, v.1.hidden),
+        ("model.text.width", t.0.width, t.1.width),
+        ("model.text.layers", t.0.layers, t.1.layers),
+        ("model.text.heads", t.0.heads, t.1.heads),
+        ("model.text.hidden", t.0.hidden, t.1.hidden),
+        ("dataset.image_size", v.0.image_size, v.1.image_size),
+        ("dataset.context", t.0.context, t.1.context),
+    ]
+    .into_iter()
+    .filter(|(_, own, given)| own != given)
+    .map(|(key, _, given)| format!("{key}={given}"))
+    .collect();
+    if own.activation != given.activation {
+        keys.push(format!("model.activation={}", given.activation.name()));
+    }
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let keys = keys.join(" ");
+    Err(Error::usage(format!(
+        "pretrain.checkpoint is another model than the configuration describes; set: {keys}"
+    )))
 }

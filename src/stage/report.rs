@@ -2,9 +2,11 @@
 //!
 //! Writes `report.html`, `report.md` and `comparison.parquet`.
 
-use super::params::ReportParams;
-use super::{Job, Stage, Width};
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
 use crate::error::{Context as _, Result};
+use crate::pipeline::{Job, Stage, Width};
 use crate::report;
 
 /// This stage.
@@ -15,6 +17,14 @@ pub const STAGE: Stage = Stage {
     about: "Compares all runs in one report.",
     run,
 };
+
+/// Stage `report`: it shows the configuration, so it sees all of it but the paths.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReportParams {
+    /// The whole configuration.
+    pub config: Config,
+}
 
 /// Does the work of one node.
 pub fn run(job: &mut Job<'_>) -> Result<()> {

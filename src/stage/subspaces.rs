@@ -4,9 +4,11 @@
 
 use std::collections::BTreeMap;
 
-use super::params::SubspacesParams;
-use super::{Job, Stage, Width, files};
-use crate::config::Labels;
+use serde::{Deserialize, Serialize};
+
+use super::files;
+use crate::config::{Labels, SubspacesConfig};
+use crate::engine::cpu::ops::activation;
 use crate::error::{Error, Result};
 use crate::io::table::{Column, Table, TableReader};
 use crate::io::tensors::{self, Tensor, Tensors};
@@ -14,7 +16,7 @@ use crate::linalg::Matrix;
 use crate::lowrank::{ExpertSubspaces, Ffn, LayerMoments, Subspace};
 use crate::model::{Checkpoint, Tower};
 use crate::num::index_u32;
-use crate::ops::activation;
+use crate::pipeline::{Job, Stage, Width};
 use crate::rng::{self, SliceRandom};
 
 /// This stage.
@@ -25,6 +27,16 @@ pub const STAGE: Stage = Stage {
     about: "Finds the data-aware subspaces of every expert's matrices.",
     run,
 };
+
+/// Stage `subspaces`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SubspacesParams {
+    /// One entry of section `subspaces`.
+    pub subspaces: SubspacesConfig,
+    /// Seed of this base.
+    pub seed: u64,
+}
 
 /// Labels of each layer's rows, in the order of its activations.
 type LayerLabels = BTreeMap<(String, u32), Vec<u32>>;

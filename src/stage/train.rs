@@ -3,10 +3,13 @@
 //! Writes `model.safetensors`, `init.safetensors`, `config.json`, `log.parquet`,
 //! `validation.parquet` and, for MoE models, `routing.parquet`.
 
-use super::params::TrainParams;
-use super::{Job, Stage, Width, files, training};
+use serde::{Deserialize, Serialize};
+
+use super::{files, training};
+use crate::config::TrainConfig;
 use crate::error::Result;
 use crate::model::Checkpoint;
+use crate::pipeline::{Job, Stage, Width};
 use crate::train::{self, Objective, TeacherPlan};
 
 /// This stage.
@@ -17,6 +20,18 @@ pub const STAGE: Stage = Stage {
     about: "Trains the upcycled models.",
     run,
 };
+
+/// Stage `train`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainParams {
+    /// Section `train`.
+    pub train: TrainConfig,
+    /// λ of EESD in this run.
+    pub eesd: f64,
+    /// Seed of this run.
+    pub seed: u64,
+}
 
 /// Does the work of one node.
 pub fn run(job: &mut Job<'_>) -> Result<()> {

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use super::files::{ModelEncoder, Pictures};
-use super::{Job, Progress};
 use crate::config::OptimConfig;
 use crate::data::{Batches, Plan};
+use crate::engine::cpu::clip::Clip;
 use crate::error::Result;
 use crate::eval;
-use crate::model::clip::Clip;
+use crate::pipeline::{Job, Progress};
 use crate::train::{Record, Watcher};
 
 /// Pictures a validation pass embeds at a time.

@@ -2,15 +2,17 @@
 //!
 //! Writes `model.safetensors` and `config.json`.
 
-use super::params::UpcycleParams;
-use super::{Job, Stage, Width, files};
-use crate::config::MoeConfig;
+use serde::{Deserialize, Serialize};
+
+use super::files;
+use crate::config::{InitConfig, MoeConfig};
 use crate::error::{Context as _, Error, Result};
 use crate::io::tensors::{Tensor, TensorFile};
 use crate::linalg::Matrix;
 use crate::model::layers::{Expert, Mixture, MoeLayer};
 use crate::model::params::parameter_counts;
 use crate::model::{Checkpoint, Moe, Tower};
+use crate::pipeline::{Job, Stage, Width};
 use crate::upcycle::{
     self, DenseFfn, Evidence, ExpertBases, MatrixBasis, Method, Needs, Settings, Streams,
 };
@@ -23,6 +25,18 @@ pub const STAGE: Stage = Stage {
     about: "Turns the dense model into a mixture of experts, one way or another.",
     run,
 };
+
+/// Stage `upcycle`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpcycleParams {
+    /// One entry of section `inits`, without the name of its variant.
+    pub init: InitConfig,
+    /// Section `moe`.
+    pub moe: MoeConfig,
+    /// Seed of this run.
+    pub seed: u64,
+}
 
 /// Does the work of one node.
 pub fn run(job: &mut Job<'_>) -> Result<()> {
@@ -59,16 +73,16 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
 
 /// A method and all that it reads.
 #[derive(Debug)]
-pub(super) struct Recipe {
-    pub(super) method: &'static dyn Method,
-    pub(super) settings: Settings,
-    pub(super) centroids: Option<TensorFile>,
-    pub(super) bases: Option<TensorFile>,
-    pub(super) seed: u64,
+pub(crate) struct Recipe {
+    pub(crate) method: &'static dyn Method,
+    pub(crate) settings: Settings,
+    pub(crate) centroids: Option<TensorFile>,
+    pub(crate) bases: Option<TensorFile>,
+    pub(crate) seed: u64,
 }
 
 /// The mixture a recipe makes of a dense model, layer by layer.
-pub(super) fn mixture<'a>(
+pub(crate) fn mixture<'a>(
     dense: &'a Checkpoint,
     moe: &'a MoeConfig,
     recipe: &'a Recipe,

@@ -8,6 +8,7 @@ mod resume;
 mod run;
 #[cfg(test)]
 mod run_tests;
+mod schedule;
 mod step;
 #[cfg(test)]
 mod step_tests;

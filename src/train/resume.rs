@@ -9,9 +9,9 @@ use std::fs;
 use std::path::Path;
 
 use super::record::Record;
+use crate::engine::cpu::optim::AdamW;
 use crate::error::{Context, Error, Result};
 use crate::io::tensors;
-use crate::optim::AdamW;
 
 /// A run at a step.
 #[derive(Debug, Clone, PartialEq)]

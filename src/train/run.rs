@@ -5,16 +5,17 @@ use std::sync::Arc;
 
 use super::record::{Facts, Record};
 use super::resume::State;
+use super::schedule::Schedule;
 use super::{Distiller, Objective, Stepper};
 use crate::config::{EesdTarget, OptimConfig};
 use crate::data::{Batches, Prefetch};
+use crate::engine::cpu::clip::{Clip, Engine, Pairs};
+use crate::engine::cpu::optim::{AdamW, Average};
 use crate::error::{Error, Result};
-use crate::model::clip::{Clip, Engine, Pairs};
 use crate::model::low_rank::LowRank;
 use crate::model::names::Place;
 use crate::model::params::Layout;
 use crate::model::{Checkpoint, ClipConfig};
-use crate::optim::{AdamW, Average, Schedule};
 
 /// Batches made ahead.
 const AHEAD: usize = 4;

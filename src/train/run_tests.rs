@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::*;
 use crate::config::{Activation, EesdTarget, OptimConfig};
 use crate::data::{Batches, Dataset};
+use crate::engine::cpu::clip::Clip;
 use crate::error::Error;
-use crate::model::clip::Clip;
 use crate::model::params::Layout;
 use crate::model::{ClipConfig, Moe, TextConfig, VisionConfig, init};
 

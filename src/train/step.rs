@@ -3,13 +3,13 @@
 //! The losses' weights on each layer need the statistics of the whole batch, so the order
 //! is: all groups forward, contrastive loss and sums, all groups backward.
 
+use crate::engine::cpu::clip::{Engine, Pairs, Pulls};
+use crate::engine::cpu::ops::contrastive::{Contrastive, Unit};
+use crate::engine::cpu::tower::{LayerPull, LayerStats, Teacher};
 use crate::loss;
 use crate::model::Tower;
-use crate::model::clip::{Engine, Pairs, Pulls};
 use crate::model::names::Place;
-use crate::model::tower::{LayerPull, LayerStats, Teacher};
 use crate::num::round_f32;
-use crate::ops::contrastive::{Contrastive, Unit};
 
 /// Weights of the auxiliary losses.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]

@@ -6,12 +6,12 @@ use candle_core::{DType, Device, Tensor};
 
 use super::{Distiller, Objective, Stepper};
 use crate::config::Activation;
+use crate::engine::candle::{Eesd, Eligible, ReferenceClip, Terms};
+use crate::engine::cpu::clip::{Clip, Engine, Padding, Pairs};
+use crate::engine::cpu::tower::Teacher;
 use crate::io::tensors::{self, Tensors};
-use crate::model::clip::{Clip, Engine, Padding, Pairs};
 use crate::model::names::{self, Role};
 use crate::model::params::Layout;
-use crate::model::reference::{Eesd, Eligible, ReferenceClip, Terms};
-use crate::model::tower::Teacher;
 use crate::model::{ClipConfig, Moe, TextConfig, Tower, VisionConfig};
 use crate::rng::{self, RngExt};
 

@@ -7,6 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use upcycle::artifact::{Digest, Expected, Manifest, Place, Preimage};
+use upcycle::checkpoint::{self, Preprocessing};
 use upcycle::config::{Activation, DatasetConfig, Overrides, Source, load, load_default};
 use upcycle::data::pairs::EvaluationSet;
 use upcycle::data::{self, Dataset};
@@ -16,7 +17,6 @@ use upcycle::io::table::{Column, Table};
 use upcycle::io::tensors::{self, Tensor, Tensors};
 use upcycle::io::vectors::VectorFile;
 use upcycle::io::{foreign, labels};
-use upcycle::model::import::{self, Preprocessing};
 use upcycle::text::Tokenizer;
 
 const FIXTURES: &str = "tests/fixtures";
@@ -320,13 +320,13 @@ fn vocabulary_seeds() -> Vec<Vec<u8>> {
 }
 
 fn weights(path: &Path) -> Result<()> {
-    import::read(path, Some(Activation::Gelu)).map(drop)
+    checkpoint::read(path, Some(Activation::Gelu)).map(drop)
 }
 
 fn folder(path: &Path) -> Result<()> {
     let folder = path.parent().expect("a folder");
-    import::shape(folder, None)?;
-    import::read(folder, None).map(drop)
+    checkpoint::shape(folder, None)?;
+    checkpoint::read(folder, None).map(drop)
 }
 
 fn pickle_seeds() -> Vec<Vec<u8>> {

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use upcycle::error::Kind;
-use upcycle::stage::drive::Orders;
+use upcycle::pipeline::drive::Orders;
 
 use crate::harness::{Settings, World, answer, orders};
 

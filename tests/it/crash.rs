@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use upcycle::artifact::{CRASH_STEPS, Options};
-use upcycle::stage::drive::Orders;
+use upcycle::pipeline::drive::Orders;
 
 use crate::harness::{Settings, World, orders};
 

@@ -129,7 +129,7 @@ fn a_manifest_truncated_at_any_length_is_damage() {
     for length in 0..whole.len() {
         fs::write(&path, &whole[..length]).unwrap();
         let store = world.store();
-        let survey = upcycle::stage::Survey::new(&store, STAGES, &nodes);
+        let survey = upcycle::pipeline::Survey::new(&store, STAGES, &nodes);
         let expected = survey.resolve(&nodes[1]).unwrap().expected.clone();
         let state = store.check(&expected).unwrap();
         assert!(matches!(state, State::Damaged(_)), "{length}: {state:?}");

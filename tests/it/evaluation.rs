@@ -5,10 +5,11 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
+use upcycle::checkpoint;
+use upcycle::engine::cpu::clip::Clip;
 use upcycle::image::{self, Fit, Normalise, Picture};
 use upcycle::io::table::{Column, Table};
-use upcycle::model::clip::Clip;
-use upcycle::model::{Checkpoint, Moe, import, init};
+use upcycle::model::{Checkpoint, Moe, init};
 use upcycle::text::Tokenizer;
 
 use crate::interop::{bad, fixture, good, run, toy};
@@ -108,10 +109,10 @@ fn checkpoints(here: &Path) -> [Checkpoint; 2] {
     {
         *value = f32::from(u8::try_from(i * 7919 % 101).unwrap()) / 400.0 - 0.125;
     }
-    let pictures = import::Preprocessing { mean: [0.5; 3], std: [0.25; 3] };
+    let pictures = checkpoint::Preprocessing { mean: [0.5; 3], std: [0.25; 3] };
     for (name, model) in [("dense", &dense), ("moe", &mixture)] {
         let folder = here.join(name);
-        import::export_upcycle(&folder, model, None).unwrap();
+        checkpoint::export_upcycle(&folder, model, None).unwrap();
         fs::write(folder.join("preprocess.json"), pictures.json()).unwrap();
         let vocabulary = fixture("tokenizer/toy_bpe.txt.gz");
         let json = Tokenizer::open(&vocabulary).unwrap().json().unwrap();

@@ -12,10 +12,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use upcycle::artifact::{External, Key, Manifest, Options, Place, Store};
 use upcycle::error::{Error, Result};
-use upcycle::stage::drive::{Drive, Mode, Orders, Panics};
-use upcycle::stage::plan::{Externals, Files, Upstream};
-use upcycle::stage::progress::{Console, Volume};
-use upcycle::stage::{Job, Node, Stage, Width};
+use upcycle::pipeline::drive::{Drive, Mode, Orders};
+use upcycle::pipeline::{
+    Console, Externals, Files, Job, Node, Panics, Stage, Upstream, Volume, Width,
+};
 
 const fn stage(name: &'static str, run: fn(&mut Job<'_>) -> Result<()>) -> Stage {
     Stage { name, version: 1, width: Width::Shared, about: "", run }

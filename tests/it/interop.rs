@@ -5,10 +5,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use upcycle::checkpoint;
 use upcycle::config::Activation;
 use upcycle::io::foreign::{self, Values};
 use upcycle::io::tensors;
-use upcycle::model::{ClipConfig, TextConfig, VisionConfig, import, init};
+use upcycle::model::{ClipConfig, TextConfig, VisionConfig, init};
 
 const IMPORT: &str = env!("CARGO_BIN_EXE_upcycle-import");
 const EXPORT: &str = env!("CARGO_BIN_EXE_upcycle-export");
@@ -99,7 +100,7 @@ fn what_goes_out_comes_back() {
     let here = base.path();
     let from = fixture("clip-tiny-quickgelu/hf");
     let from = from.to_str().unwrap();
-    let (config, weights) = import::import(Path::new(from), None).unwrap();
+    let (config, weights) = checkpoint::import(Path::new(from), None).unwrap();
     for (layout, more) in [
         ("hf", &["--shard-size", "50kB"][..]),
         ("hf", &[]),
@@ -110,12 +111,12 @@ fn what_goes_out_comes_back() {
         let args = ["--checkpoint", from, "--layout", layout, "--out", &out];
         good(here, EXPORT, &[&args[..], more].concat());
         assert!(
-            import::import(&here.join(&out), None).unwrap()
+            checkpoint::import(&here.join(&out), None).unwrap()
                 == (config.clone(), weights.clone())
         );
         let own = format!("own-{out}");
         good(here, IMPORT, &["--from", &out, "--out", &own]);
-        assert!(import::import(&here.join(&own), None).unwrap().1 == weights);
+        assert!(checkpoint::import(&here.join(&own), None).unwrap().1 == weights);
     }
 }
 
@@ -139,7 +140,7 @@ fn refusals_write_nothing_and_name_what_is_wrong() {
     assert!(bad(here, EXPORT, &sharded).1.contains("one file only"));
     assert_eq!(names(here), ["bare.safetensors"]);
     // One error for all tensors that do not fit.
-    let mut tensors = import::import(Path::new(hf), None).unwrap().1;
+    let mut tensors = checkpoint::import(Path::new(hf), None).unwrap().1;
     tensors.remove("visual.proj");
     tensors.remove("ln_final.bias");
     tensors.insert("surplus".to_owned(), tensors["logit_scale"].clone());
@@ -205,9 +206,9 @@ fn an_imported_model_goes_through_the_pipeline() {
     let base = tempfile::tempdir().unwrap();
     let here = base.path();
     let model = init::dense(&toy(), 3);
-    let pictures = import::Preprocessing { mean: [0.5; 3], std: [0.25; 3] };
+    let pictures = checkpoint::Preprocessing { mean: [0.5; 3], std: [0.25; 3] };
     let published = here.join("published");
-    import::export_open_clip(&published, &model.config, &model.tensors(), &pictures)
+    checkpoint::export_open_clip(&published, &model.config, &model.tensors(), &pictures)
         .unwrap();
     let vocabulary = fixture("tokenizer/toy_bpe.txt.gz");
     let vocabulary = vocabulary.to_str().unwrap();
@@ -246,7 +247,8 @@ fn an_imported_model_goes_through_the_pipeline() {
         serde_json::from_slice(&dataset).unwrap();
     assert_eq!(dataset["vocabulary"], 661);
     assert_eq!(dataset["mean"], serde_json::json!([0.5, 0.5, 0.5]));
-    let taken = import::read(&here.join("artifacts/pretrain/s1/current"), None).unwrap();
+    let taken =
+        checkpoint::read(&here.join("artifacts/pretrain/s1/current"), None).unwrap();
     assert!(taken == model);
     // The mixture runs through the same doors as a dense model.
     let moe = "artifacts/upcycle/cluster-aware-s1/current";

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 use upcycle::artifact::{Options, Store};
-use upcycle::stage::drive::{Mode, Orders};
+use upcycle::pipeline::drive::{Mode, Orders};
 
 use crate::harness::{Settings, World, answer, orders};
 
@@ -70,7 +70,7 @@ fn falsy_values_and_removed_parameters_are_changes() {
     let mut nodes = world.nodes(&Settings { n: json!(null), ..Settings::default() });
     nodes[0].params.as_object_mut().unwrap().remove("n");
     let store = world.store();
-    let survey = upcycle::stage::Survey::new(&store, crate::harness::STAGES, &nodes);
+    let survey = upcycle::pipeline::Survey::new(&store, crate::harness::STAGES, &nodes);
     let verdict = format!("{:?}", survey.verdict(&nodes[0]).unwrap());
     assert!(verdict.contains("params.n") && verdict.contains("(absent)"), "{verdict}");
 }
@@ -252,7 +252,7 @@ fn an_accepted_result_is_fresh_and_remembers_where_it_came_from() {
     let store = Store::open(&world.artifacts(), Options::default());
     let changed = Settings { cap: 99, ..Settings::default() };
     let nodes = world.nodes(&changed);
-    let survey = upcycle::stage::Survey::new(&store, crate::harness::STAGES, &nodes);
+    let survey = upcycle::pipeline::Survey::new(&store, crate::harness::STAGES, &nodes);
     let expected = survey.resolve(&nodes[1]).unwrap().expected.clone();
     let old = store.current(&expected.place).unwrap();
     store.accept(&expected).unwrap();

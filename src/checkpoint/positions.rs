@@ -1,0 +1,151 @@
+//! Another picture size: the grid of position embeddings resized as `open_clip` does.
+//!
+//! `open_clip` calls PyTorch's bicubic interpolation with antialiasing and without corner
+//! alignment on the grid [g, g, d] and keeps the class token's row. That is Keys' cubic with
+//! a = -0.5 whose support grows with the scale when the grid shrinks, weights normalised per
+//! output, the horizontal pass first.
+
+use crate::error::{Error, Result};
+use crate::io::tensors::Tensors;
+use crate::model::names::Place;
+use crate::model::{ClipConfig, Tower};
+use crate::num::{round_f32, truncate_usize};
+
+/// Makes a model of pictures of `side` pixels; the patch size stays.
+///
+/// Refuses sides that patches do not divide. The same side changes nothing.
+pub fn resize_positions(
+    config: &mut ClipConfig,
+    tensors: &mut Tensors,
+    side: usize,
+) -> Result<()> {
+    let (patch, width) = (config.vision.patch, config.vision.width);
+    if side == 0 || !side.is_multiple_of(patch) {
+        return Err(Error::usage(format!(
+            "pictures of {side} pixels are not cut evenly into patches of {patch}"
+        )));
+    }
+    let (from, to) = (config.vision.image_size / patch, side / patch);
+    let name = Place::PositionEmbedding(Tower::Vision).name();
+    let Some(tensor) = tensors.get_mut(&name) else {
+        return Err(Error::failed(format!("there is no tensor {name}")));
+    };
+    if tensor.shape != [from * from + 1, width] {
+        let found = &tensor.shape;
+        return Err(Error::failed(format!(
+            "{name} is {found:?}, expected [{}, {width}]",
+            from * from + 1
+        )));
+    }
+    if from != to {
+        let (class, grid) = tensor.data.split_at(width);
+        let mut data = class.to_vec();
+        data.extend(resize_grid(grid, [from, to], width));
+        tensor.data = data;
+        tensor.shape[0] = to * to + 1;
+    }
+    config.vision.image_size = side;
+    Ok(())
+}
+
+/// The grid [to, to, width] of a grid [from, from, width], in f64.
+fn resize_grid(grid: &[f32], [from, to]: [usize; 2], width: usize) -> Vec<f32> {
+    let taps: Vec<Taps> = (0..to).map(|at| Taps::new(at, from, to)).collect();
+    let mut middle = vec![0.0_f64; from * to * width];
+    for (row, out) in middle.chunks_exact_mut(to * width).enumerate() {
+        for (taps, out) in taps.iter().zip(out.chunks_exact_mut(width)) {
+            for (offset, weight) in taps.weights.iter().enumerate() {
+                let start = (row * from + taps.start + offset) * width;
+                let source = &grid[start..start + width];
+                out.iter_mut()
+                    .zip(source)
+                    .for_each(|(o, v)| *o += weight * f64::from(*v));
+            }
+        }
+    }
+    let mut sums = vec![0.0_f64; to * width];
+    let mut data = Vec::with_capacity(to * to * width);
+    for taps in &taps {
+        sums.fill(0.0);
+        for (offset, weight) in taps.weights.iter().enumerate() {
+            let start = (taps.start + offset) * to * width;
+            let source = &middle[start..start + to * width];
+            sums.iter_mut().zip(source).for_each(|(o, v)| *o += weight * v);
+        }
+        data.extend(sums.iter().map(|v| round_f32(*v)));
+    }
+    data
+}
+
+/// The inputs of one output position and their weights, which sum to 1.
+struct Taps {
+    start: usize,
+    weights: Vec<f64>,
+}
+
+impl Taps {
+    fn new(at: usize, from: usize, to: usize) -> Self {
+        let scale = from as f64 / to as f64;
+        let stretch = scale.max(1.0);
+        let centre = (at as f64 + 0.5) * scale;
+        let start = truncate_usize(centre - 2.0 * stretch + 0.5);
+        let end = truncate_usize(centre + 2.0 * stretch + 0.5).min(from);
+        let weight = |j: usize| cubic((j as f64 - centre + 0.5) / stretch);
+        let raw: Vec<f64> = (start..end).map(weight).collect();
+        let total: f64 = raw.iter().sum();
+        Self { start, weights: raw.iter().map(|w| w / total).collect() }
+    }
+}
+
+/// Keys' cubic with a = -0.5.
+fn cubic(x: f64) -> f64 {
+    const A: f64 = -0.5;
+    let x = x.abs();
+    if x < 1.0 {
+        ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
+    } else if x < 2.0 {
+        (((x - 5.0) * x + 8.0) * x - 4.0) * A
+    } else {
+        0.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::checkpoint::import;
+    use crate::io::tensors;
+
+    /// PyTorch's numbers, see `tests/fixtures/positions/README.md`.
+    #[test]
+    fn equals_open_clips_resize_up_and_down() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        let expected =
+            tensors::read(&root.join("positions/expected.safetensors")).unwrap();
+        let source = root.join("clip-tiny-gelu/open_clip");
+        for side in [8, 16, 24, 32, 40, 56, 72] {
+            let (mut config, mut tensors) = import(&source, None).unwrap();
+            resize_positions(&mut config, &mut tensors, side).unwrap();
+            assert_eq!(config.vision.image_size, side);
+            let found = &tensors["visual.positional_embedding"];
+            let truth = &expected[&format!("side_{side}")];
+            assert_eq!(found.shape, truth.shape, "side {side}");
+            let gaps = found.data.iter().zip(&truth.data).map(|(a, b)| (a - b).abs());
+            let worst = gaps.fold(0.0, f32::max);
+            assert!(worst < 1e-6, "side {side}: {worst}");
+        }
+    }
+
+    #[test]
+    fn a_side_that_patches_do_not_divide_is_refused() {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/fixtures/clip-tiny-gelu/open_clip");
+        let (mut config, mut tensors) = import(&source, None).unwrap();
+        for side in [0, 12, 33] {
+            let error = resize_positions(&mut config, &mut tensors, side).unwrap_err();
+            assert!(error.message().contains("patches of 8"), "{error}");
+        }
+    }
+}

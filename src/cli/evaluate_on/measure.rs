@@ -1,0 +1,180 @@
+//! One model on one set: pictures stream through the image tower, a batch at a time.
+//!
+//! Memory is one batch of pictures and one vector a picture, whatever the size of the set.
+
+use crate::data::Skipped;
+use crate::data::pairs::{EvaluationSet, Found, Pair, Task, Tolerance};
+use crate::engine::cpu::clip::Clip;
+use crate::error::{Error, Result};
+use crate::eval::sets::{self, Settings};
+use crate::eval::{
+    self, Concept, Encoder as _, LabelledImages, Measurement, Test, Vocabulary,
+};
+use crate::image::{Fit, Normalise, square};
+use crate::linalg::Matrix;
+use crate::model::Checkpoint;
+use crate::par;
+use crate::stage::files::ModelEncoder;
+use crate::text::Tokenizer;
+
+/// A model with all it needs to look at pictures and texts.
+#[derive(Debug)]
+pub(super) struct Model {
+    pub checkpoint: Checkpoint,
+    pub tokenizer: Tokenizer,
+    pub normalise: Normalise,
+}
+
+/// What was found on a set.
+#[derive(Debug)]
+pub(super) struct Report {
+    pub task: &'static str,
+    pub pictures: usize,
+    pub measurements: Vec<Measurement>,
+    pub skipped: Vec<Skipped>,
+}
+
+/// Measures `set`, known as `name`, and bears a share of unreadable pictures.
+pub(super) fn measure(
+    model: &Model,
+    set: &EvaluationSet,
+    name: &str,
+    settings: &Settings,
+    corrupt_share: f64,
+) -> Result<Report> {
+    let clip = Clip::new(&model.checkpoint.config);
+    let mut encoder = ModelEncoder { clip: &clip, values: &model.checkpoint.values };
+    let mut gathered = Gathered {
+        set,
+        normalise: model.normalise,
+        side: model.checkpoint.config.vision.image_size,
+        encoder: &mut encoder,
+        tolerance: Tolerance::new(corrupt_share, "--corrupt-share"),
+        waiting: Vec::new(),
+        rows: Vec::new(),
+        labels: Vec::new(),
+        captions: Vec::new(),
+    };
+    set.each(&mut |found| {
+        match found {
+            Found::Bad(bad) => gathered.tolerance.reject(bad)?,
+            Found::Pair(pair) => gathered.receive(pair)?,
+        }
+        if gathered.waiting.len() == settings.batch {
+            gathered.embed()?;
+        }
+        Ok(())
+    })?;
+    gathered.embed()?;
+    let Gathered { tolerance, rows, labels, captions, .. } = gathered;
+    let skipped = tolerance.finish()?;
+    if labels.is_empty() {
+        return Err(Error::failed("it holds no picture that can be used"));
+    }
+    let pictures = labels.len();
+    let embeddings = Matrix::new(pictures, encoder.embed_dim(), rows)?;
+    let images = LabelledImages::<Test>::embedded(name, embeddings, labels)?;
+    let context = model.checkpoint.config.text.context;
+    let tokenise = |texts: &[String]| model.tokenizer.encode_all(texts, context);
+    let vocabulary = vocabulary(set.task(), &tokenise);
+    let (task, measurements) = match set.task() {
+        Task::Classification { .. } => {
+            let found =
+                sets::classification(&mut encoder, &vocabulary, &images, settings)?;
+            (sets::CLASSIFICATION, found)
+        }
+        Task::Retrieval => {
+            let encoder = &mut encoder;
+            let found =
+                sets::retrieval(encoder, &vocabulary, &images, &captions, settings)?;
+            (sets::RETRIEVAL, found)
+        }
+    };
+    Ok(Report { task, pictures, measurements, skipped })
+}
+
+fn vocabulary<'a>(task: &Task, tokenise: eval::Tokenise<'a>) -> Vocabulary<'a> {
+    let (classes, templates) = match task {
+        Task::Classification { classes, templates } => {
+            (classes.clone(), templates.clone())
+        }
+        Task::Retrieval => (Vec::new(), Vec::new()),
+    };
+    let concept = |label| Concept { label, group: 0, subgroup: 0, held_out: false };
+    let concepts = classes.into_iter().map(concept).collect();
+    Vocabulary { concepts, templates, tokenise }
+}
+
+/// Pictures on their way to vectors.
+struct Gathered<'a, 'e> {
+    set: &'a EvaluationSet,
+    normalise: Normalise,
+    side: usize,
+    encoder: &'a mut ModelEncoder<'e>,
+    tolerance: Tolerance,
+    waiting: Vec<Pair>,
+    rows: Vec<f32>,
+    labels: Vec<usize>,
+    captions: Vec<Vec<String>>,
+}
+
+impl Gathered<'_, '_> {
+    /// Queues a pair that has what the task asks for. A class that nothing names is an error:
+    /// names and labels are of two different sets, and any number would be wrong.
+    fn receive(&mut self, pair: Pair) -> Result<()> {
+        let bad = |why: &str| Skipped { key: pair.key.clone(), reason: why.to_owned() };
+        match (self.set.task(), pair.label) {
+            (Task::Classification { classes, .. }, Some(label))
+                if label >= classes.len() =>
+            {
+                let (key, count) = (&pair.key, classes.len());
+                Err(Error::corrupt(format!(
+                    "{key} has class {label}, classnames.txt names {count} (0 to {})",
+                    count.saturating_sub(1)
+                )))
+            }
+            (Task::Classification { .. }, None) => {
+                self.tolerance.reject(bad("there is no class"))
+            }
+            (Task::Retrieval, _) if pair.captions.is_empty() => {
+                self.tolerance.reject(bad("there is no caption"))
+            }
+            _ => {
+                self.waiting.push(pair);
+                Ok(())
+            }
+        }
+    }
+
+    /// Decodes and embeds what waits.
+    fn embed(&mut self) -> Result<()> {
+        let waiting = std::mem::take(&mut self.waiting);
+        let (side, normalise) = (self.side, self.normalise);
+        let decoded = par::map(waiting.len(), |i| {
+            let pair = &waiting[i];
+            let picture = square(&pair.image, &pair.key, side, Fit::Shortest)?;
+            Ok::<_, Error>(normalise.planes(&picture))
+        });
+        let (mut pixels, mut n) = (Vec::new(), 0);
+        for (pair, planes) in waiting.into_iter().zip(decoded) {
+            match planes {
+                Ok(planes) => {
+                    self.tolerance.accept();
+                    pixels.extend(planes);
+                    n += 1;
+                    self.labels.push(pair.label.unwrap_or(0));
+                    self.captions.push(pair.captions);
+                }
+                Err(error) => {
+                    let reason = error.to_string();
+                    self.tolerance.reject(Skipped { key: pair.key, reason })?;
+                }
+            }
+        }
+        if n > 0 {
+            let rows = eval::embed_pictures(&mut *self.encoder, &pixels, n)?;
+            self.rows.extend(rows.into_data());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,359 @@
+//! `upcycle-evaluate on`: any checkpoint on evaluation sets as `CLIP_benchmark` stores them.
+//!
+//! Beside the pipeline: reads folders, writes a folder, knows no artifacts. Sets are measured
+//! one after the other; one that fails does not take the others' results with it.
+
+mod measure;
+mod names;
+mod outcome;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{ArgAction, Args as _, Command, FromArgMatches as _};
+use serde_json::json;
+
+use self::measure::{Model, Report};
+use self::names::Found;
+use self::outcome::{Details, Outcome, Place};
+use super::import::preprocessing;
+use crate::artifact::Digest;
+use crate::checkpoint::{self, Preprocessing};
+use crate::cli;
+use crate::config::Activation;
+use crate::data::pairs::EvaluationSet;
+use crate::error::{Context as _, Error, Result};
+use crate::eval::Bootstrap;
+use crate::eval::sets::Settings;
+use crate::pipeline::{Console, Panics, Volume};
+use crate::stage::evaluate;
+use crate::text::Tokenizer;
+
+const EXAMPLES: &str = "\
+Examples:
+  upcycle-evaluate on --checkpoint dense --set imagenet-robustness --sets-root sets --out results
+  upcycle-evaluate on --checkpoint artifacts/train/sparse-s1/current \\
+      --tokenizer artifacts/dataset/current \\
+      --preprocess artifacts/dataset/current/dataset.json \\
+      --set sets/wds_flickr30k --set vtab-natural --sets-root sets --out results --skip-existing
+
+Collections: imagenet-robustness, vtab-natural, retrieval; what of them is missing is named.
+A set is a folder: tar shards as CLIP_benchmark stores them (SPLIT/0.tar, nshards.txt,
+classnames.txt, zeroshot_classification_templates.txt, dataset_type.txt), one folder a class,
+or for retrieval Karpathy's dataset_*.json or captions.csv (docs/dataset.md). NAME is looked
+for below --sets-root as wds_NAME and NAME, slashes as dashes.
+
+image_retrieval_recall@k asks with a text, text_retrieval_recall@k with a picture.
+Results: OUT/<set>.json with CLIP_benchmark's fields, and OUT/<set>.parquet with intervals.";
+
+/// The arguments of `upcycle-evaluate on`.
+#[derive(Debug, Clone, clap::Args)]
+struct OnArgs {
+    /// A checkpoint, dense or MoE: ours, Hugging Face's or `open_clip`'s.
+    #[arg(long, value_name = "DIR")]
+    checkpoint: PathBuf,
+    /// A set's name or folder, or a collection; may be repeated.
+    #[arg(long, value_name = "NAME|DIR", required = true, action = ArgAction::Append)]
+    set: Vec<String>,
+    /// The folder that holds the sets.
+    #[arg(long, value_name = "DIR")]
+    sets_root: Option<PathBuf>,
+    /// The folder of results.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Leave a result alone that was made with the same model and settings. Pictures are not
+    /// compared.
+    #[arg(long)]
+    skip_existing: bool,
+    /// The split of every set.
+    #[arg(long, value_name = "NAME", default_value = "test")]
+    split: String,
+    /// The model's tokenizer [default: the one in its folder].
+    #[arg(long, value_name = "PATH")]
+    tokenizer: Option<PathBuf>,
+    /// `openai`, or JSON with `mean` and `std` of the pictures, as a data set's
+    /// `dataset.json` [default: what the model's folder says].
+    #[arg(long, value_name = "FILE")]
+    preprocess: Option<PathBuf>,
+    /// The activation, where the checkpoint does not say.
+    #[arg(long, value_enum)]
+    activation: Option<Activation>,
+    /// What results call the model [default: its folder's name].
+    #[arg(long, value_name = "NAME")]
+    model: Option<String>,
+    /// What results call the weights [default: the checkpoint's path].
+    #[arg(long, value_name = "NAME")]
+    pretrained: Option<String>,
+    /// Prompts instead of the sets' own, one a line with `{c}` for the class.
+    #[arg(long, value_name = "FILE")]
+    templates: Option<PathBuf>,
+    /// Class names instead of the set's own, one a line.
+    #[arg(long, value_name = "FILE")]
+    classnames: Option<PathBuf>,
+    /// The k of the recalls.
+    #[arg(long, value_name = "K,K", value_delimiter = ',', default_values_t = [1, 5, 10])]
+    recall_at: Vec<u16>,
+    /// Share of unreadable pictures that is named and skipped instead of refused.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    corrupt_share: f64,
+    /// Resamples of the 95 % intervals.
+    #[arg(long, value_name = "N", default_value_t = 1000,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    bootstrap: u32,
+    /// Seed of the resamples.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Pictures and texts through the model at a time.
+    #[arg(long, value_name = "N", default_value_t = 64,
+          value_parser = clap::value_parser!(u16).range(1..))]
+    batch: u16,
+    /// Threads [default: all cores].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+    /// Say nothing but errors.
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+/// Runs `upcycle-evaluate`: the stage, or `on` evaluation sets.
+pub fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_none_or(|first| first != "on") {
+        return cli::stage::main(&evaluate::STAGE);
+    }
+    let panics = Panics::default();
+    panics.install();
+    let run = || {
+        let name = "upcycle-evaluate on";
+        let command = OnArgs::augment_args(Command::new("on"))
+            .bin_name(name)
+            .display_name(name)
+            .about("Measures a checkpoint on evaluation sets, as CLIP_benchmark does.")
+            .after_help(EXAMPLES);
+        let args = std::env::args_os().skip(1);
+        let Some(matches) = cli::parse(command, args)? else { return Ok(()) };
+        let args = OnArgs::from_arg_matches(&matches)
+            .map_err(|e| Error::usage("wrong arguments").caused_by(e))?;
+        let mut pool = rayon::ThreadPoolBuilder::new();
+        if let Some(threads) = args.threads {
+            pool = pool.num_threads(usize::from(threads));
+        }
+        let pool = pool.build().context(|| "cannot start the threads".to_owned())?;
+        pool.install(|| on(&args))
+    };
+    cli::exit(run, &panics)
+}
+
+fn on(args: &OnArgs) -> Result<()> {
+    let console = Console::new(if args.quiet { Volume::Quiet } else { Volume::Normal });
+    if !(0.0..=1.0).contains(&args.corrupt_share) {
+        let found = args.corrupt_share;
+        return Err(Error::usage(format!("--corrupt-share {found}, expected 0 to 1")));
+    }
+    let resolved = names::resolve(&args.set, args.sets_root.as_deref())?;
+    for name in &resolved.missing {
+        console.line(&format!("{name}: missing below the folder of sets"));
+    }
+    let work = Work::open(args, &console)?;
+    let (mut outcomes, mut failed) = (BTreeMap::new(), Vec::new());
+    for found in &resolved.sets {
+        match work.one(found) {
+            Ok(outcome) => {
+                outcomes.insert(found.name.clone(), outcome);
+            }
+            Err(error) => failed.push((found.name.clone(), error)),
+        }
+    }
+    cli::print(&means(&args.set, &outcomes))?;
+    let all = resolved.sets.len();
+    match failed.len() {
+        0 => Ok(()),
+        count => {
+            let (name, error) = failed.swap_remove(0);
+            let others: Vec<String> = failed.into_iter().map(|(name, _)| name).collect();
+            let mut message =
+                format!("{count} of {all} sets failed, the first is {name}");
+            if !others.is_empty() {
+                message = format!("{message}; also {}", others.join(", "));
+            }
+            Err(Error::new(error.kind(), message).caused_by(error))
+        }
+    }
+}
+
+/// Everything that is the same for all sets.
+struct Work<'a> {
+    args: &'a OnArgs,
+    console: &'a Console,
+    model: Model,
+    settings: Settings,
+    key: String,
+}
+
+impl<'a> Work<'a> {
+    fn open(args: &'a OnArgs, console: &'a Console) -> Result<Self> {
+        let checkpoint = checkpoint::read(&args.checkpoint, args.activation)?;
+        let place = args.checkpoint.display();
+        let tokenizer = match &args.tokenizer {
+            Some(path) => Tokenizer::open(path).context(|| "--tokenizer".to_owned())?,
+            None => Tokenizer::open(beside(&args.checkpoint)).map_err(|e| {
+                Error::usage(format!("{place} has no tokenizer: give --tokenizer"))
+                    .caused_by(e)
+            })?,
+        };
+        let (found, expected) =
+            (tokenizer.vocabulary(), checkpoint.config.text.vocabulary);
+        if found != expected {
+            return Err(Error::usage(format!(
+                "the tokenizer has {found} entries, the model expects {expected}"
+            )));
+        }
+        let pictures = match &args.preprocess {
+            Some(path) => Some(preprocessing(path)?),
+            None => Preprocessing::beside(&args.checkpoint)?,
+        };
+        let Some(pictures) = pictures else {
+            return Err(Error::usage(format!(
+                "{place} does not say how pictures are normalised: give --preprocess"
+            )));
+        };
+        let resamples = crate::num::widen(args.bootstrap);
+        let settings = Settings {
+            batch: usize::from(args.batch),
+            bootstrap: Bootstrap::new(args.seed, resamples)?,
+            recall_at: args.recall_at.iter().copied().map(usize::from).collect(),
+        };
+        let normalise = pictures.normalise();
+        let model = Model { checkpoint, tokenizer, normalise };
+        let key = key(args, &model, &pictures)?;
+        Ok(Self { args, console, model, settings, key })
+    }
+
+    /// Measures a set, or finds that it was.
+    fn one(&self, found: &Found) -> Result<Outcome> {
+        let args = self.args;
+        let place = Place::new(&args.out, &found.slug());
+        if args.skip_existing
+            && let Some(outcome) = place.existing()
+        {
+            if outcome.upcycle.key == self.key {
+                self.say(&format!("{}: there already", found.name))?;
+                return Ok(outcome);
+            }
+            let why = "its result is of another model or other settings";
+            self.console.line(&format!("{}: again, {why}", found.name));
+        }
+        let about = || format!("evaluating on {}", found.folder.display());
+        let mut set = EvaluationSet::open(&found.folder, &args.split).context(about)?;
+        set.rename(args.classnames.as_deref(), args.templates.as_deref())?;
+        let (name, share) = (&found.name, args.corrupt_share);
+        let report = measure::measure(&self.model, &set, name, &self.settings, share)
+            .context(about)?;
+        let outcome = self.outcome(name, &set, &report);
+        place.write(&outcome, &report.measurements)?;
+        for bad in &report.skipped {
+            self.console.line(&format!("{name}: skipped {}: {}", bad.key, bad.reason));
+        }
+        self.say(&line(name, &outcome))?;
+        Ok(outcome)
+    }
+
+    fn outcome(&self, name: &str, set: &EvaluationSet, report: &Report) -> Outcome {
+        let args = self.args;
+        let mut metrics: BTreeMap<String, Option<f64>> = report
+            .measurements
+            .iter()
+            .map(|m| (m.metric.clone(), Some(m.value)))
+            .collect();
+        if report.task == crate::eval::sets::CLASSIFICATION {
+            metrics.entry("acc5".to_owned()).or_insert(None);
+        }
+        let path = args.checkpoint.display().to_string();
+        let dataset =
+            if set.is_sharded() { format!("wds/{name}") } else { name.to_owned() };
+        Outcome {
+            dataset,
+            model: args.model.clone().unwrap_or_else(|| called(&args.checkpoint)),
+            pretrained: args.pretrained.clone().unwrap_or(path),
+            task: report.task.to_owned(),
+            metrics,
+            language: "en".to_owned(),
+            upcycle: Details {
+                key: self.key.clone(),
+                split: args.split.clone(),
+                pictures: report.pictures,
+                skipped: report.skipped.iter().map(|bad| bad.key.clone()).collect(),
+            },
+        }
+    }
+
+    fn say(&self, line: &str) -> Result<()> {
+        if self.args.quiet { Ok(()) } else { cli::print(&[line.to_owned()]) }
+    }
+}
+
+/// Where a checkpoint's own tokenizer lies.
+fn beside(checkpoint: &Path) -> &Path {
+    if checkpoint.is_dir() {
+        return checkpoint;
+    }
+    checkpoint.parent().unwrap_or(checkpoint)
+}
+
+/// The name of a checkpoint's folder; of a pipeline's result that of its run.
+fn called(checkpoint: &Path) -> String {
+    let mut names = checkpoint.components().rev().map(std::path::Component::as_os_str);
+    let name = names.find(|name| *name != "current" && *name != ".");
+    name.unwrap_or(checkpoint.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// Hash of everything but the pictures that a result follows from.
+fn key(args: &OnArgs, model: &Model, pictures: &Preprocessing) -> Result<String> {
+    let text = |path: &Option<PathBuf>| match path {
+        None => Ok(String::new()),
+        Some(path) => std::fs::read_to_string(path)
+            .context(|| format!("reading {}", path.display())),
+    };
+    let mut bytes = Vec::with_capacity(4 * model.checkpoint.values.len());
+    bytes.extend(model.checkpoint.values.iter().flat_map(|value| value.to_le_bytes()));
+    let said = json!({
+        "config": model.checkpoint.config.to_json()?,
+        "weights": Digest::of_bytes(&bytes).as_str(),
+        "tokenizer": model.tokenizer.json()?,
+        "pictures": pictures.json(),
+        "split": args.split,
+        "recall_at": args.recall_at,
+        "templates": text(&args.templates)?,
+        "classnames": text(&args.classnames)?,
+        "corrupt_share": args.corrupt_share,
+        "bootstrap": args.bootstrap,
+        "seed": args.seed,
+    });
+    Ok(Digest::of_bytes(said.to_string().as_bytes()).as_str().to_owned())
+}
+
+/// A result in one line.
+fn line(name: &str, outcome: &Outcome) -> String {
+    let metrics = outcome.metrics.iter();
+    let metrics =
+        metrics.filter_map(|(metric, value)| Some(format!("{metric} {:.4}", (*value)?)));
+    let metrics = metrics.collect::<Vec<_>>().join(", ");
+    let details = &outcome.upcycle;
+    let skipped = match details.skipped.len() {
+        0 => String::new(),
+        count => format!(" ({count} skipped)"),
+    };
+    format!("{name}: {metrics}; {} pictures{skipped}", details.pictures)
+}
+
+/// The mean acc1 of every collection that is complete.
+fn means(asked: &[String], outcomes: &BTreeMap<String, Outcome>) -> Vec<String> {
+    let mean = |name: &String| {
+        let members = names::collection(name)?;
+        let acc1 = |member: &&str| *outcomes.get(*member)?.metrics.get("acc1")?;
+        let values: Vec<f64> = members.iter().map(acc1).collect::<Option<_>>()?;
+        let (mean, count) = (crate::num::mean(&values), values.len());
+        Some(format!("{name}: acc1 {mean:.4}, mean of {count}"))
+    };
+    asked.iter().filter_map(mean).collect()
+}

@@ -1,0 +1,97 @@
+//! `fit`: the algorithms of a stage on files of your own, without a pipeline.
+//!
+//! `upcycle-cluster fit` and `upcycle-subspaces fit` read Parquet or safetensors, write a
+//! folder that appears whole or not at all, and print one line of JSON about the work.
+
+mod cluster;
+mod folder;
+mod subspaces;
+
+use std::process::ExitCode;
+
+use clap::{Args, Command};
+
+use crate::cli;
+use crate::error::{Context as _, Error, Result};
+use crate::pipeline::{Console, Panics, Stage, Volume};
+
+/// Runs a stage binary that also has `fit`.
+pub fn main(stage: &'static Stage) -> ExitCode {
+    if std::env::args_os().nth(1).is_none_or(|first| first != "fit") {
+        return cli::stage::main(stage);
+    }
+    let panics = Panics::default();
+    panics.install();
+    let run = || match stage.name {
+        "cluster" => cluster::run(std::env::args_os().skip(1).collect()),
+        _ => subspaces::run(std::env::args_os().skip(1).collect()),
+    };
+    cli::exit(run, &panics)
+}
+
+/// Arguments of every `fit`.
+#[derive(Debug, Clone, Args)]
+struct Common {
+    /// The folder of results.
+    #[arg(long, value_name = "DIR")]
+    out: std::path::PathBuf,
+    /// Replace a folder that is there.
+    #[arg(long)]
+    force: bool,
+    /// Threads [default: all cores].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+    /// Say nothing but errors and the result.
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+impl Common {
+    fn console(&self) -> Console {
+        Console::new(if self.quiet { Volume::Quiet } else { Volume::Normal })
+    }
+
+    /// Runs the work in a pool of the threads asked for, and says how many those are.
+    fn pool<T: Send>(&self, work: impl FnOnce(usize) -> Result<T> + Send) -> Result<T> {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = self.threads.map_or_else(cores, usize::from);
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .context(|| format!("cannot start {threads} threads"))?;
+        pool.install(|| work(threads))
+    }
+}
+
+/// Parses the arguments of `upcycle-<stage> fit`; `None` after help was printed.
+fn parse<A: Args>(
+    name: &'static str,
+    about: &'static str,
+    examples: &'static str,
+    args: Vec<std::ffi::OsString>,
+) -> Result<Option<A>> {
+    let command = A::augment_args(Command::new("fit"))
+        .bin_name(name)
+        .display_name(name)
+        .about(about)
+        .after_help(examples);
+    let Some(matches) = cli::parse(command, args)? else { return Ok(None) };
+    let args = A::from_arg_matches(&matches);
+    args.map(Some).map_err(|e| Error::usage("wrong arguments").caused_by(e))
+}
+
+/// The median; 0 of nothing.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match (values.len(), values.get(middle)) {
+        (n, Some(upper)) if n % 2 == 0 => f64::midpoint(values[middle - 1], *upper),
+        (_, Some(value)) => *value,
+        _ => 0.0,
+    }
+}
+
+/// Rounded to 6 significant digits: more is noise in a figure of time.
+fn brief(value: f64) -> f64 {
+    format!("{value:.5e}").parse().unwrap_or(value)
+}

@@ -1,0 +1,188 @@
+//! What the configured mixture will be and cost, before anything runs.
+//!
+//! Shapes and counts are exact: they follow from the configuration, or from the checkpoint
+//! that is to be upcycled. Memory is that of the buffers of one step; the activations of a
+//! batch come on top.
+
+use std::collections::BTreeSet;
+
+use crate::config::Config;
+use crate::engine::cpu::clip::LANES;
+use crate::error::Result;
+use crate::model::names::parameters;
+use crate::model::params::parameter_counts;
+use crate::model::{ClipConfig, Moe, Tower};
+use crate::pipeline::memory::size;
+use crate::stage::pretrain::dense;
+use crate::upcycle::{self, Method};
+
+/// Bytes of a stored or trained value.
+const WIDTH: u64 = 4;
+
+/// Bytes that one node of a stage needs, roughly: copies of its largest model. Zero where
+/// the data and not the model decides.
+pub(super) fn need(config: &Config, stage: &str) -> u64 {
+    // A configuration that cannot be planned fails later, with its own message.
+    let Ok(mixture) = mixture(config) else { return 0 };
+    let total = parameter_counts(&mixture).0;
+    bytes(match stage {
+        "train" => (training_buffers(config) + 2) * total,
+        "upcycle" => making(&mixture),
+        "evaluate" | "analyze" => 2 * total,
+        _ => 0,
+    })
+}
+
+/// Values that are in memory while a mixture is written: the dense model, one layer, and as
+/// much again for its subspaces.
+fn making(mixture: &ClipConfig) -> usize {
+    let dense = ClipConfig { moe: None, ..mixture.clone() };
+    let layer = |tower, block| -> usize {
+        let all = parameters(mixture).into_iter();
+        let own = all.filter(|p| p.place.block() == Some((tower, block)));
+        own.filter(|p| p.place.is_moe()).map(|p| p.len()).sum()
+    };
+    let blocks = |tower| mixture.moe_blocks(tower).iter().map(move |&b| layer(tower, b));
+    let largest = Tower::BOTH.into_iter().flat_map(blocks).max();
+    parameter_counts(&dense).0 + 2 * largest.unwrap_or(0)
+}
+
+/// Weights, two moments, the lanes of gradients, and the EMA where it teaches.
+fn training_buffers(config: &Config) -> usize {
+    3 + LANES + usize::from(config.runs.values().any(|run| run.eesd > 0.0))
+}
+
+fn mixture(config: &Config) -> Result<ClipConfig> {
+    let dense = dense(config)?;
+    let moe = &config.moe;
+    let placement = Moe {
+        experts: moe.experts,
+        top_k: moe.top_k,
+        rank: None,
+        vision_blocks: moe.vision_blocks.indices(dense.vision.layers),
+        text_blocks: moe.text_blocks.indices(dense.text.layers),
+    };
+    Ok(ClipConfig { moe: Some(placement), ..dense })
+}
+
+fn bytes(values: usize) -> u64 {
+    WIDTH * values as u64
+}
+
+/// The forecast in lines.
+pub(super) fn lines(config: &Config) -> Result<Vec<String>> {
+    let dense = dense(config)?;
+    let (plain, _) = parameter_counts(&dense);
+    let moe = &config.moe;
+    let mixture = mixture(config)?;
+    let (total, active) = parameter_counts(&mixture);
+    let mut lines = vec![
+        format!("dense model: {plain} parameters, {}", size(bytes(plain))),
+        format!(
+            "mixture: {total} parameters, {active} active ({} of {} experts), {}",
+            moe.top_k,
+            moe.experts,
+            size(bytes(total))
+        ),
+    ];
+    lines.extend(layers(&mixture));
+    let dense_inits: BTreeSet<&String> = config
+        .inits
+        .iter()
+        .filter(|(_, init)| upcycle::find(&init.method).is_ok_and(Method::is_dense))
+        .map(|(name, _)| name)
+        .collect();
+    let seeds = config.seeds.len();
+    let used: BTreeSet<&String> = config.runs.values().map(|run| &run.init).collect();
+    let count = |names: &mut dyn Iterator<Item = &String>| {
+        names.fold((0, 0), |(plain, mixed), name| {
+            let is_dense = dense_inits.contains(name);
+            (plain + usize::from(is_dense), mixed + usize::from(!is_dense))
+        })
+    };
+    let inits = count(&mut used.iter().copied());
+    let runs = count(&mut config.runs.values().map(|run| &run.init));
+    // A run keeps its weights at step 0 and at the end.
+    let of = |(a, b): (usize, usize)| {
+        seeds as u64 * (a as u64 * bytes(plain) + b as u64 * bytes(total))
+    };
+    lines.push(format!(
+        "disk: {} for {} initialisations, {} for {} runs",
+        size(of(inits)),
+        seeds * (inits.0 + inits.1),
+        size(2 * of(runs)),
+        seeds * (runs.0 + runs.1)
+    ));
+    let buffers = training_buffers(config);
+    lines.push(format!(
+        "memory: {} to make a mixture, {} to train it and the activations of {} samples",
+        size(bytes(making(&mixture))),
+        size(bytes(buffers * total)),
+        config.train.optim.batch
+    ));
+    Ok(lines)
+}
+
+/// The tensors of each MoE layer.
+fn layers(mixture: &ClipConfig) -> Vec<String> {
+    let all = parameters(mixture);
+    let mut lines = Vec::new();
+    for tower in Tower::BOTH {
+        for &block in mixture.moe_blocks(tower) {
+            let prefix = crate::model::names::block(tower, block);
+            let own = all
+                .iter()
+                .filter(|p| p.place.is_moe() && p.place.block() == Some((tower, block)));
+            let shapes: Vec<String> = own
+                .map(|p| {
+                    let part = p.name.strip_prefix(&prefix.prefix()).unwrap_or(&p.name);
+                    format!("{part} {:?}", p.shape)
+                })
+                .collect();
+            lines.push(format!("  {}.{block}: {}", tower.name(), shapes.join(", ")));
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Overrides, load_default};
+
+    fn config(set: &[&str]) -> Config {
+        let set = set.iter().map(|&s| s.to_owned()).collect();
+        load_default(&Overrides { profile: None, set }).unwrap()
+    }
+
+    #[test]
+    fn the_forecast_counts_what_the_model_will_hold() {
+        let config = config(&[]);
+        let text = lines(&config).unwrap().join("\n");
+        let mixture = dense(&config).unwrap();
+        let (plain, _) = parameter_counts(&mixture);
+        assert!(text.contains(&format!("dense model: {plain} parameters")), "{text}");
+        assert!(text.contains("(2 of 4 experts)"), "{text}");
+        assert!(text.contains("vision.3: moe.router.weight [4, 64]"), "{text}");
+        assert!(text.contains("moe.experts.c_proj.bias [4, 64]"), "{text}");
+        assert!(text.contains("disk: ") && text.contains("memory: "), "{text}");
+    }
+
+    #[test]
+    fn a_checkpoint_that_is_another_model_is_refused_with_what_to_set() {
+        let folder =
+            concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/clip-tiny-quickgelu/hf");
+        let given = format!("pretrain.checkpoint={folder}");
+        let error = lines(&config(&[&given])).unwrap_err().to_string();
+        assert!(error.contains("model.vision.layers=3"), "{error}");
+        assert!(error.contains("model.activation=quick_gelu"), "{error}");
+        assert!(!error.contains("dataset.image_size"), "{error}");
+        let set = error.rsplit_once("set: ").unwrap().1.to_owned();
+        let all: Vec<&str> = std::iter::once(given.as_str())
+            .chain(set.split(' '))
+            .chain(["moe.vision_blocks={list: [2]}", "moe.text_blocks={list: [1]}"])
+            .collect();
+        let text = lines(&config(&all)).unwrap().join("\n");
+        assert!(text.contains("dense model: 71801 parameters"), "{text}");
+    }
+}

@@ -1,0 +1,183 @@
+//! `upcycle-import`: a published dense CLIP becomes a checkpoint of ours.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Command;
+
+use super::{output, tool};
+use crate::checkpoint::{self, PREPROCESS, Preprocessing};
+use crate::config::Activation;
+use crate::error::{Context as _, Error, Result};
+use crate::io::tensors;
+use crate::model::params::parameter_counts;
+use crate::model::{ClipConfig, Tower};
+use crate::text::Tokenizer;
+
+const EXAMPLES: &str = "\
+Examples:
+  upcycle-import --from clip-vit-base-patch32 --out dense     Hugging Face's folder
+  upcycle-import --from CLIP-ViT-B-16 --out dense             open_clip's folder
+  upcycle-import --from epoch_32.pt --activation quick_gelu --out dense
+  upcycle-import --from ViT-B-16 --image-size 384 --out dense resize the position embeddings
+  upcycle-import --from ViT-B-32 --tokenizer bpe_simple_vocab_16e6.txt.gz --out dense
+  make SET='pretrain.checkpoint=dense dataset.like=dense'     upcycle it
+
+The activation is taken from the configuration beside the weights; without one it must be
+given, because a wrong one costs accuracy without a word. Every tensor that is missing,
+unexpected or of another shape is named, and nothing is written then.";
+
+/// Files of a tokenizer that are taken along, the first complete set.
+const TOKENIZERS: [&[&str]; 3] = [
+    &["tokenizer.json"],
+    &["vocab.json", "merges.txt"],
+    &["bpe_simple_vocab_16e6.txt.gz"],
+];
+
+#[derive(Debug, clap::Args)]
+struct ImportArgs {
+    /// A folder of Hugging Face's or `open_clip`'s, or a file of weights (.safetensors, .pt,
+    /// .pth, .bin, an index of shards).
+    #[arg(long, value_name = "PATH")]
+    from: PathBuf,
+    /// The activation, where the source does not say.
+    #[arg(long, value_enum)]
+    activation: Option<Activation>,
+    /// Resize the position embeddings for pictures of this side.
+    #[arg(long, value_name = "N")]
+    image_size: Option<usize>,
+    /// A tokenizer to put beside the model, where the source has none.
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    /// `openai`, or JSON with `mean` and `std` of the pictures [default: the source's].
+    #[arg(long, value_name = "FILE")]
+    preprocess: Option<PathBuf>,
+    /// The new folder.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+/// Runs `upcycle-import`.
+pub fn main() -> ExitCode {
+    let command = Command::new("import")
+        .bin_name("upcycle-import")
+        .display_name("upcycle-import")
+        .about("Turns a published dense CLIP into a checkpoint of ours.")
+        .after_help(EXAMPLES);
+    tool(command, run)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the arguments end here")]
+fn run(args: ImportArgs) -> Result<Vec<String>> {
+    let (mut config, mut tensors) = checkpoint::import(&args.from, args.activation)?;
+    let before = config.vision.image_size;
+    if let Some(side) = args.image_size {
+        checkpoint::resize_positions(&mut config, &mut tensors, side)?;
+    }
+    let pictures = match &args.preprocess {
+        Some(path) => Some(preprocessing(path)?),
+        None => Preprocessing::beside(&args.from)?,
+    };
+    let mut taken = Vec::new();
+    output::folder(&args.out, |folder| {
+        write(&folder.join("config.json"), &config.to_json()?)?;
+        if let Some(pictures) = &pictures {
+            write(&folder.join(PREPROCESS), &pictures.json())?;
+        }
+        taken = match &args.tokenizer {
+            None => take_tokenizer(&args.from, folder)?,
+            Some(path) => {
+                let tokenizer = Tokenizer::open(path)?;
+                write(&folder.join("tokenizer.json"), &tokenizer.json()?)?;
+                check_vocabulary(&config, &tokenizer)?;
+                vec!["tokenizer.json"]
+            }
+        };
+        tensors::write(&folder.join("model.safetensors"), &tensors)
+    })?;
+    let mut lines = describe(&config);
+    if before != config.vision.image_size {
+        let side = config.vision.image_size;
+        lines.push(format!("position embeddings resized from {before} to {side} pixels"));
+    }
+    if pictures.is_none() {
+        lines.push(
+            "the source does not say how pictures are normalised: give --preprocess"
+                .to_owned(),
+        );
+    }
+    lines.extend(taken.iter().map(|file| format!("with its {file}")));
+    lines.push(format!("wrote {}", args.out.display()));
+    Ok(lines)
+}
+
+/// What `--preprocess` means.
+pub(super) fn preprocessing(path: &Path) -> Result<Preprocessing> {
+    if path.as_os_str() == "openai" {
+        return Ok(Preprocessing::OPENAI);
+    }
+    Preprocessing::read(path)
+}
+
+/// The model in a few lines.
+pub(super) fn describe(config: &ClipConfig) -> Vec<String> {
+    let (total, active) = parameter_counts(config);
+    let mut lines = vec![format!(
+        "{total} parameters ({active} active), activation {}, embedding {}",
+        config.activation.name(),
+        config.embed_dim
+    )];
+    for tower in Tower::BOTH {
+        let shape = config.tower(tower);
+        let (layers, width, heads, hidden) =
+            (shape.layers, shape.width, shape.heads, shape.hidden);
+        let input = match tower {
+            Tower::Vision => {
+                let vision = &config.vision;
+                format!(
+                    "{0} x {0} pixels, patches of {1}",
+                    vision.image_size, vision.patch
+                )
+            }
+            Tower::Text => {
+                let text = &config.text;
+                format!("{} tokens of {} entries", text.context, text.vocabulary)
+            }
+        };
+        let name = tower.name();
+        lines.push(format!(
+            "{name}: {input}; {layers} blocks of width {width}, {heads} heads, FFN {hidden}"
+        ));
+    }
+    lines
+}
+
+fn take_tokenizer(from: &Path, folder: &Path) -> Result<Vec<&'static str>> {
+    let source = if from.is_dir() { from } else { from.parent().unwrap_or(from) };
+    for files in TOKENIZERS {
+        if files.iter().all(|file| source.join(file).is_file()) {
+            for file in files {
+                let bytes = std::fs::read(source.join(file))
+                    .context(|| format!("reading {file}"))?;
+                std::fs::write(folder.join(file), bytes)
+                    .context(|| format!("writing {file}"))?;
+            }
+            return Ok(files.to_vec());
+        }
+    }
+    Ok(Vec::new())
+}
+
+fn check_vocabulary(config: &ClipConfig, tokenizer: &Tokenizer) -> Result<()> {
+    let (found, expected) = (tokenizer.vocabulary(), config.text.vocabulary);
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::usage(format!(
+        "--tokenizer: it has {found} entries, the model expects {expected}"
+    )))
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text).context(|| format!("writing {}", path.display()))
+}

@@ -1,0 +1,47 @@
+//! `upcycle-inspect forward`: the numbers of one forward pass, to compare frameworks with.
+
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use super::Answer;
+use crate::checkpoint;
+use crate::cli::output;
+use crate::config::Activation;
+use crate::engine::cpu::trace::{self, Inputs};
+use crate::error::{Context as _, Result};
+use crate::io::{foreign, tensors};
+
+/// The arguments of `forward`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Forward {
+    /// A checkpoint: ours, Hugging Face's or `open_clip`'s, a folder or a file of weights.
+    #[arg(long, value_name = "DIR")]
+    checkpoint: PathBuf,
+    /// Safetensors with `pixel_values` [B,3,S,S] and `input_ids` [B,T] (any integer type).
+    #[arg(long, value_name = "FILE")]
+    inputs: PathBuf,
+    /// Where `image_embeds`, `text_embeds`, `logits_per_image` and `<tower>.layers.<l>.ffn_in`
+    /// are written.
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+    /// The activation, where the checkpoint does not say.
+    #[arg(long, value_enum)]
+    activation: Option<Activation>,
+}
+
+impl Forward {
+    pub(super) fn answer(&self) -> Result<Answer> {
+        let model = checkpoint::read(&self.checkpoint, self.activation)?;
+        let place = || format!("inputs {}", self.inputs.display());
+        let inputs = Inputs::new(&model.config, &foreign::read(&self.inputs)?);
+        let outputs = trace::trace(&model, &inputs.context(place)?);
+        output::file(&self.output, |path| tensors::write(path, &outputs))?;
+        let line = |(name, tensor): (&String, &tensors::Tensor)| {
+            format!("{name} {:?}", tensor.shape)
+        };
+        let shapes = outputs.iter().map(|(name, t)| (name.clone(), json!(t.shape)));
+        let json = Value::Object(shapes.collect());
+        Ok(Answer::new(outputs.iter().map(line).collect(), json))
+    }
+}

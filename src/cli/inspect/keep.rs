@@ -1,0 +1,140 @@
+//! Keeping the store in order: verify, collect garbage, accept.
+
+use serde_json::{Value, json};
+
+use super::{Answer, View};
+use crate::artifact::{Digest, Key, MANIFEST, Manifest};
+use crate::error::{Error, Result};
+use crate::io;
+use crate::pipeline::Verdict;
+use crate::pipeline::memory::size;
+
+/// Rehashes every file of every result, trusting no cache; `deep` also decodes them.
+pub(super) fn verify(view: &View, deep: bool) -> Result<Answer> {
+    let (mut lines, mut json) = (Vec::new(), Vec::new());
+    let (mut files, mut bytes) = (0_usize, 0_u64);
+    for (dir, key) in view.store.results() {
+        let mut wrong = Vec::new();
+        match Manifest::read(&dir.join(MANIFEST), &key) {
+            Ok(manifest) => {
+                wrong.extend(view.store.damage(&dir, &manifest.digests())?);
+                for output in &manifest.outputs {
+                    files += 1;
+                    bytes += output.bytes;
+                    let path = dir.join(&output.path);
+                    match Digest::of_file(&path) {
+                        Ok(digest) if digest == output.blake3 => {
+                            wrong.extend(deep.then(|| decode(&path)).flatten());
+                        }
+                        _ => wrong
+                            .push(format!("{} does not have its digest", output.path)),
+                    }
+                }
+            }
+            Err(error) => wrong.push(error.message().to_owned()),
+        }
+        wrong.sort();
+        wrong.dedup();
+        lines.extend(wrong.iter().map(|what| format!("{}: {what}", dir.display())));
+        json.push(json!({ "result": dir.display().to_string(), "damage": wrong }));
+    }
+    let damaged = json.iter().filter(|r| r["damage"] != json!([])).count();
+    let results = json.len();
+    lines.push(format!("{results} results, {files} files, {} checked", size(bytes)));
+    let mut answer = Answer::new(lines, Value::Array(json));
+    if damaged > 0 {
+        let text = format!(
+            "{damaged} of {results} results are damaged; `make` makes them again"
+        );
+        answer.trouble = Some(Error::corrupt(text));
+    }
+    Ok(answer)
+}
+
+/// Reads a whole file as what it claims to be. Foreign bytes may make a decoder panic.
+fn decode(path: &std::path::Path) -> Option<String> {
+    let read = || -> Result<()> {
+        match path.extension().and_then(|e| e.to_str()) {
+            Some("parquet") => {
+                let mut reader = io::table::TableReader::open(path)?;
+                while reader.next()?.is_some() {}
+            }
+            Some("safetensors") => drop(io::tensors::read(path)?),
+            _ => {}
+        }
+        Ok(())
+    };
+    match std::panic::catch_unwind(read) {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(format!("cannot be decoded: {error}")),
+        Err(_) => Some(format!("{} makes its decoder panic", path.display())),
+    }
+}
+
+/// Lists what nothing current was made from; removes it only if told to.
+pub(super) fn collect(view: &View, yes: bool) -> Result<Answer> {
+    let garbage = view.store.garbage();
+    let (mut lines, mut json) = (Vec::new(), Vec::new());
+    let mut total = 0;
+    for item in &garbage {
+        let gone = yes && view.store.remove(item)?;
+        total += if gone || !yes { item.bytes } else { 0 };
+        let word = match (yes, gone) {
+            (false, _) => "would remove",
+            (true, true) => "removed",
+            (true, false) => "in use, kept",
+        };
+        lines.push(format!("{word} {} ({})", item.path.display(), size(item.bytes)));
+        let path = item.path.display().to_string();
+        json.push(json!({ "path": path, "bytes": item.bytes, "removed": gone }));
+    }
+    lines.push(match (garbage.is_empty(), yes) {
+        (true, _) => "nothing to remove".to_owned(),
+        (_, true) => format!("{} freed", size(total)),
+        (_, false) => format!("{} could be freed: --yes removes them", size(total)),
+    });
+    Ok(Answer::new(lines, Value::Array(json)))
+}
+
+/// Gives the current results of a stage the keys the present code asks for, where only the
+/// code differs.
+pub(super) fn accept(view: &View, stage: &str) -> Result<Answer> {
+    let survey = view.survey();
+    let (mut lines, mut json) = (Vec::new(), Vec::new());
+    for node in view.named(stage)? {
+        let Verdict::Runs(reasons) = survey.verdict(node)? else { continue };
+        let expected = &survey.resolve(node)?.expected;
+        if !differs_in_code_only(view, expected)? {
+            let why = reasons.join(", ");
+            lines.push(format!(
+                "{}: not accepted, more than code differs: {why}",
+                node.place
+            ));
+            continue;
+        }
+        view.store.accept(expected)?;
+        lines.push(format!("{}: accepted as {}", node.place, expected.key.short()));
+        json.push(
+            json!({ "node": node.place.to_string(), "key": expected.key.as_str() }),
+        );
+    }
+    if lines.is_empty() {
+        lines.push(format!("{stage}: nothing to accept"));
+    }
+    Ok(Answer::new(lines, Value::Array(json)))
+}
+
+fn differs_in_code_only(
+    view: &View,
+    expected: &crate::artifact::Expected,
+) -> Result<bool> {
+    let Some(key): Option<Key> = view.store.current(&expected.place) else {
+        return Ok(false);
+    };
+    let Some(old) = view.store.manifest(&expected.place, &key)? else { return Ok(false) };
+    let changes =
+        crate::artifact::changes(&old.key_preimage, &expected.preimage.to_json());
+    let code =
+        |path: &str| path == "source" || path == "version" || path.starts_with("formats");
+    Ok(!changes.is_empty() && changes.iter().all(|change| code(&change.path)))
+}

@@ -1,0 +1,284 @@
+//! `upcycle-inspect`: looking at the pipeline and its results without running anything.
+//!
+//! Every command answers twice: in lines for people and, with `--json`, in one JSON value
+//! for programs.
+
+mod dag;
+mod forward;
+mod keep;
+mod preprocess;
+mod show;
+mod speed;
+mod status;
+mod tokenize;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Command, FromArgMatches as _, Subcommand};
+use serde_json::Value;
+
+use crate::artifact::{Manifest, Place, Store};
+use crate::cli::{self, Location};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::pipeline::{Node, Panics, Survey};
+use crate::stage::{ALL, plan};
+
+const EXAMPLES: &str = "\
+Examples:
+  upcycle-inspect status                       every node, fresh or not
+  upcycle-inspect why train/sparse-s1          what changed, key by key
+  upcycle-inspect dag --format mermaid
+  upcycle-inspect show cluster/s1              manifest and files
+  upcycle-inspect show cluster/s1 clusters.parquet
+  upcycle-inspect diff train/sparse-s1 train/cluster-aware-s1
+  upcycle-inspect verify --deep
+  upcycle-inspect gc --yes
+  upcycle-inspect speed moe --threads 2        milliseconds a training step
+  upcycle-inspect accept report                bless results after a cosmetic change of code
+  upcycle-inspect forward --checkpoint DIR --inputs in.safetensors --output out.safetensors
+  upcycle-inspect tokenize --tokenizer bpe_simple_vocab_16e6.txt.gz 'a photo of a cat'
+  upcycle-inspect preprocess --image cat.jpg --size 224 --output cat.safetensors";
+
+/// The arguments of `upcycle-inspect`.
+#[derive(Debug, clap::Args)]
+struct InspectArgs {
+    #[command(subcommand)]
+    ask: Ask,
+    #[command(flatten)]
+    location: GlobalLocation,
+    /// Answer in JSON.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+/// [`Location`] with every argument allowed after the subcommand.
+#[derive(Debug, clap::Args)]
+struct GlobalLocation {
+    /// The configuration.
+    #[arg(long, global = true, value_name = "FILE", default_value = "pipeline.yaml")]
+    config: PathBuf,
+    /// The folder of results.
+    #[arg(long, global = true, value_name = "DIR", default_value = "artifacts")]
+    artifacts: PathBuf,
+    /// The folder of downloaded packages.
+    #[arg(long, global = true, value_name = "DIR", default_value = ".cache/npm")]
+    cache: PathBuf,
+    /// Lay this entry of `profiles` over the configuration.
+    #[arg(long, global = true, value_name = "NAME")]
+    profile: Option<String>,
+    /// Set one parameter; may be repeated.
+    #[arg(long, global = true, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Ask {
+    /// The state of every node.
+    Status,
+    /// Why nodes are not fresh, every reason.
+    Why {
+        /// A stage, or stage/run; all if absent.
+        node: Option<String>,
+    },
+    /// The graph of stages.
+    Dag {
+        /// How it is drawn.
+        #[arg(long, value_enum, default_value = "ascii")]
+        format: dag::Format,
+    },
+    /// A result's manifest, or the head of one of its files.
+    Show {
+        /// A stage, or stage/run.
+        node: String,
+        /// A file of the result.
+        file: Option<String>,
+        /// Rows of a table to show.
+        #[arg(long, default_value_t = 10)]
+        rows: usize,
+    },
+    /// What a result was made from, up to the data.
+    Lineage {
+        /// A stage, or stage/run.
+        node: String,
+    },
+    /// Parameters and figures of two results side by side.
+    Diff {
+        /// A stage/run.
+        left: String,
+        /// Another stage/run.
+        right: String,
+    },
+    /// Rehash every file of every result.
+    Verify {
+        /// Also decode every table and checkpoint.
+        #[arg(long)]
+        deep: bool,
+    },
+    /// List what nothing current was made from.
+    Gc {
+        /// Remove it.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Time training steps of the configured model on random data.
+    Speed {
+        /// What to time; everything if absent.
+        #[arg(value_enum)]
+        variants: Vec<speed::Variant>,
+        /// Steps of each that are timed.
+        #[arg(long, default_value_t = 20)]
+        steps: usize,
+        /// Threads [default: all cores].
+        #[arg(long)]
+        threads: Option<usize>,
+    },
+    /// Bless the current results of a stage after a change of code that changes no bytes.
+    Accept {
+        /// A stage.
+        stage: String,
+    },
+    /// Run a model, dense or MoE, on given pixels and token ids.
+    Forward(forward::Forward),
+    /// Turn texts into token ids, a JSON list a line.
+    Tokenize(tokenize::Tokenize),
+    /// Turn a picture into the tensor a model sees.
+    Preprocess(preprocess::Preprocess),
+}
+
+/// What a command has to say.
+#[derive(Debug)]
+struct Answer {
+    lines: Vec<String>,
+    json: Value,
+    /// Found trouble: printed after the answer, sets the exit code.
+    trouble: Option<Error>,
+}
+
+impl Answer {
+    fn new(lines: Vec<String>, json: Value) -> Self {
+        Self { lines, json, trouble: None }
+    }
+}
+
+/// The pipeline as it is configured, and its store.
+#[derive(Debug)]
+struct View {
+    config: Config,
+    nodes: Vec<Node>,
+    store: Store,
+}
+
+/// Runs `upcycle-inspect`.
+pub fn main() -> ExitCode {
+    let panics = Panics::default();
+    panics.install();
+    cli::exit(run, &panics)
+}
+
+fn run() -> Result<()> {
+    let command = <InspectArgs as clap::Args>::augment_args(Command::new("inspect"))
+        .bin_name("upcycle-inspect")
+        .display_name("upcycle-inspect")
+        .about("Looks at the pipeline and its results without running anything.")
+        .version(env!("CARGO_PKG_VERSION"))
+        .after_help(EXAMPLES);
+    let Some(matches) = cli::parse(command, std::env::args_os())? else { return Ok(()) };
+    let args = InspectArgs::from_arg_matches(&matches)
+        .map_err(|e| Error::usage("wrong arguments").caused_by(e))?;
+    let answer = match &args.ask {
+        Ask::Forward(forward) => forward.answer()?,
+        Ask::Tokenize(tokenize) => tokenize.answer()?,
+        Ask::Preprocess(preprocess) => preprocess.answer()?,
+        ask => {
+            let view = View::open(&args.location.into())?;
+            let answer = view.answer(ask);
+            view.store.save();
+            answer?
+        }
+    };
+    if args.json {
+        cli::print(&[format!("{:#}", answer.json)])?;
+    } else {
+        cli::print(&answer.lines)?;
+    }
+    answer.trouble.map_or(Ok(()), Err)
+}
+
+impl From<GlobalLocation> for Location {
+    fn from(given: GlobalLocation) -> Self {
+        let GlobalLocation { config, artifacts, cache, profile, set } = given;
+        Self { config, artifacts, cache, profile, set }
+    }
+}
+
+impl View {
+    fn open(location: &Location) -> Result<Self> {
+        let config = location.load()?;
+        let nodes = plan(&config, &location.cache)?;
+        Ok(Self { config, nodes, store: location.store() })
+    }
+
+    fn answer(&self, ask: &Ask) -> Result<Answer> {
+        match ask {
+            Ask::Status => status::status(self),
+            Ask::Why { node } => status::why(self, node.as_deref()),
+            Ask::Dag { format } => Ok(dag::draw(&self.nodes, *format)),
+            Ask::Show { node, file, rows } => {
+                show::show(self, node, file.as_deref(), *rows)
+            }
+            Ask::Lineage { node } => show::lineage(self, node),
+            Ask::Diff { left, right } => show::diff(self, left, right),
+            Ask::Verify { deep } => keep::verify(self, *deep),
+            Ask::Gc { yes } => keep::collect(self, *yes),
+            Ask::Speed { variants, steps, threads } => {
+                speed::speed(&self.config, variants, *steps, *threads)
+            }
+            Ask::Accept { stage } => keep::accept(self, stage),
+            Ask::Forward(ask) => ask.answer(),
+            Ask::Tokenize(ask) => ask.answer(),
+            Ask::Preprocess(ask) => ask.answer(),
+        }
+    }
+
+    fn survey(&self) -> Survey<'_> {
+        Survey::new(&self.store, ALL, &self.nodes)
+    }
+
+    /// The nodes a person names by `stage` or `stage/run`.
+    fn named(&self, name: &str) -> Result<Vec<&Node>> {
+        let name = name.trim_end_matches('/');
+        let found: Vec<&Node> = self
+            .nodes
+            .iter()
+            .filter(|node| node.stage == name || node.place.to_string() == name)
+            .collect();
+        if !found.is_empty() {
+            return Ok(found);
+        }
+        let known = self.nodes.iter().map(|node| node.place.to_string());
+        let nearest = known.max_by(|a, b| {
+            strsim::jaro_winkler(a, name).total_cmp(&strsim::jaro_winkler(b, name))
+        });
+        let hint = nearest.map(|n| format!("; did you mean {n}?")).unwrap_or_default();
+        Err(Error::usage(format!("no node named {name}{hint}")))
+    }
+
+    /// The current result of the one node a person names.
+    fn result(&self, name: &str) -> Result<(Place, Manifest)> {
+        let place = match self.named(name)?.as_slice() {
+            [node] => node.place.clone(),
+            many => {
+                let known: Vec<String> =
+                    many.iter().map(|n| n.place.to_string()).collect();
+                let known = known.join(", ");
+                return Err(Error::usage(format!("{name} has several runs: {known}")));
+            }
+        };
+        let none = || Error::failed(format!("{place} has no result yet"));
+        let key = self.store.current(&place).ok_or_else(none)?;
+        let manifest = self.store.manifest(&place, &key)?.ok_or_else(none)?;
+        Ok((place, manifest))
+    }
+}

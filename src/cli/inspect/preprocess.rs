@@ -1,0 +1,72 @@
+//! `upcycle-inspect preprocess`: from picture files to the tensor a model sees.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::Answer;
+use crate::cli::output;
+use crate::error::{Context as _, Error, Result};
+use crate::image::{Fit, Normalise, square};
+use crate::io::tensors::{self, Tensor};
+
+/// The arguments of `preprocess`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Preprocess {
+    /// A PNG, JPEG or WebP file; may be repeated.
+    #[arg(long, value_name = "FILE", required = true)]
+    image: Vec<PathBuf>,
+    /// Side of the square, in pixels.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    size: u16,
+    /// How a picture becomes a square.
+    #[arg(long, value_enum, default_value = "shortest")]
+    mode: Fit,
+    /// Mean of red, green and blue on the scale 0..1 [default: `OpenAI`'s].
+    #[arg(long, value_name = "R,G,B", value_delimiter = ',')]
+    mean: Option<Vec<f32>>,
+    /// Standard deviation of red, green and blue [default: `OpenAI`'s].
+    #[arg(long, value_name = "R,G,B", value_delimiter = ',')]
+    std: Option<Vec<f32>>,
+    /// Where `pixel_values` [B,3,N,N] is written.
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+}
+
+impl Preprocess {
+    pub(super) fn answer(&self) -> Result<Answer> {
+        let normalise = Normalise {
+            mean: three(self.mean.as_deref(), Normalise::OPENAI.mean, "--mean")?,
+            std: three(self.std.as_deref(), Normalise::OPENAI.std, "--std")?,
+        };
+        if let Some(std) = normalise.std.iter().find(|std| **std <= 0.0) {
+            return Err(Error::usage(format!("--std holds {std}, expected above 0")));
+        }
+        let side = usize::from(self.size);
+        let mut data = Vec::new();
+        for path in &self.image {
+            let name = path.display().to_string();
+            let bytes = std::fs::read(path).context(|| format!("reading {name}"))?;
+            let picture = square(&bytes, &name, side, self.mode)?;
+            data.extend(normalise.planes(&picture));
+        }
+        let shape = vec![self.image.len(), 3, side, side];
+        let line = format!("pixel_values {shape:?}");
+        let json = json!({ "pixel_values": shape });
+        let tensor = Tensor { shape, data };
+        let tensors = BTreeMap::from([("pixel_values".to_owned(), tensor)]);
+        output::file(&self.output, |path| tensors::write(path, &tensors))?;
+        Ok(Answer::new(vec![line], json))
+    }
+}
+
+fn three(given: Option<&[f32]>, default: [f32; 3], flag: &str) -> Result<[f32; 3]> {
+    let Some(given) = given else { return Ok(default) };
+    <[f32; 3]>::try_from(given)
+        .ok()
+        .filter(|three| three.iter().all(|v| v.is_finite()))
+        .ok_or_else(|| {
+            Error::usage(format!("{flag}: found {given:?}, expected three numbers"))
+        })
+}

@@ -1,0 +1,212 @@
+//! `upcycle-inspect speed`: what a training step of the configured model costs here.
+//!
+//! Before hours are spent on a run people want to know how many; and a claim of speed wants
+//! a figure that anyone can make again. Data are random and full length, so that the time is
+//! that of the arithmetic alone; the variants take turns, so that a slow minute of the
+//! machine slows all of them.
+
+use std::time::Instant;
+
+use serde_json::json;
+
+use super::Answer;
+use crate::artifact;
+use crate::config::{Config, InitConfig, OptimConfig};
+use crate::engine::cpu::clip::{Clip, Engine, Pairs};
+use crate::engine::cpu::optim::{AdamW, Average};
+use crate::error::{Context as _, Error, Result};
+use crate::model::{Checkpoint, ClipConfig, init};
+use crate::num::index_u32;
+use crate::rng::{self, RngExt};
+use crate::stage::pretrain;
+use crate::stage::upcycle::{Recipe, mixture};
+use crate::train::{Distiller, Objective, Stepper, TeacherPlan, averaging};
+use crate::upcycle::{self, Settings};
+
+/// Steps of each variant before the clock runs: buffers grow in them.
+const WARM_UP: usize = 2;
+
+/// What is timed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Variant {
+    /// The dense model.
+    Dense,
+    /// The mixture with load balance.
+    Moe,
+    /// The mixture with load balance and self-distillation.
+    MoeEesd,
+}
+
+impl Variant {
+    const ALL: [Self; 3] = [Self::Dense, Self::Moe, Self::MoeEesd];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Dense => "dense",
+            Self::Moe => "moe",
+            Self::MoeEesd => "moe-eesd",
+        }
+    }
+}
+
+/// Times `steps` training steps of each variant: forward, losses, backward, AdamW and the
+/// EMA teacher where there is one.
+pub(super) fn speed(
+    config: &Config,
+    variants: &[Variant],
+    steps: usize,
+    threads: Option<usize>,
+) -> Result<Answer> {
+    if steps == 0 {
+        return Err(Error::usage("--steps must be positive"));
+    }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).build();
+    let pool = pool.context(|| "starting threads".to_owned())?;
+    pool.install(|| race(config, variants, steps))
+}
+
+fn race(config: &Config, variants: &[Variant], steps: usize) -> Result<Answer> {
+    let data = &config.dataset;
+    let extents = [data.image_size, data.context, data.vocabulary];
+    let shape = pretrain::shape(&config.model, extents);
+    let batch = config.train.optim.batch;
+    let (pixels, ids) = pairs(&shape, batch);
+    let variants = if variants.is_empty() { &Variant::ALL } else { variants };
+    let mut runners = Vec::new();
+    for &variant in variants {
+        runners.push(Runner::new(variant, &shape, config)?);
+    }
+    let mut times = vec![Vec::with_capacity(steps); runners.len()];
+    for step in 0..WARM_UP + steps {
+        for (runner, times) in runners.iter_mut().zip(&mut times) {
+            let clock = Instant::now();
+            runner.step(&config.train.optim, Pairs { pixels: &pixels, ids: &ids })?;
+            if step >= WARM_UP {
+                times.push(1e3 * clock.elapsed().as_secs_f64());
+            }
+        }
+    }
+    let threads = rayon::current_num_threads();
+    let mut lines = vec![format!("{batch} pairs a step, {threads} threads")];
+    let mut rows = Vec::new();
+    for (runner, times) in runners.iter().zip(&mut times) {
+        times.sort_by(f64::total_cmp);
+        let (median, low, high) =
+            (times[times.len() / 2], times[0], times[times.len() - 1]);
+        let name = runner.variant.name();
+        let (total, active) = runner.parameters;
+        let pairs = 1e3 * batch as f64 / median;
+        lines.push(format!(
+            "{name:9} {median:8.1} ms [{low:.1}, {high:.1}]  {pairs:7.0} pairs/s  {total} parameters, {active} active"
+        ));
+        rows.push(json!({
+            "variant": name, "median_ms": median, "low_ms": low, "high_ms": high,
+            "steps": steps, "parameters_total": total, "parameters_active": active,
+        }));
+    }
+    let peak = artifact::peak_rss();
+    lines.push(format!("peak memory {}", crate::pipeline::memory::size(peak)));
+    Ok(Answer::new(
+        lines,
+        json!({ "batch": batch, "threads": threads, "rows": rows, "peak_bytes": peak }),
+    ))
+}
+
+/// Normal pixels, uniform ids with the end of text in the last place.
+fn pairs(shape: &ClipConfig, batch: usize) -> (Vec<f32>, Vec<u32>) {
+    let side = shape.vision.image_size;
+    let mut pixels = vec![0.0; batch * 3 * side * side];
+    rng::fill_normal(&mut rng::stream(1, "speed/pixels"), 1.0, &mut pixels);
+    let end = index_u32(shape.text.vocabulary - 1);
+    let mut stream = rng::stream(1, "speed/ids");
+    let mut ids = Vec::with_capacity(batch * shape.text.context);
+    for _ in 0..batch {
+        ids.extend((1..shape.text.context).map(|_| stream.random_range(0..end)));
+        ids.push(end);
+    }
+    (pixels, ids)
+}
+
+/// A model in training.
+struct Runner {
+    variant: Variant,
+    stepper: Stepper,
+    values: Vec<f32>,
+    gradients: Vec<f32>,
+    average: Vec<f32>,
+    optimiser: AdamW,
+    objective: Objective,
+    share: f64,
+    averaging: Average,
+    parameters: (usize, usize),
+}
+
+impl Runner {
+    fn new(variant: Variant, shape: &ClipConfig, config: &Config) -> Result<Self> {
+        let dense = init::dense(shape, 1);
+        let model = match variant {
+            Variant::Dense => dense,
+            Variant::Moe | Variant::MoeEesd => copies(&dense, config)?,
+        };
+        let parameters = model.counts();
+        let clip = Clip::new(&model.config);
+        let layout = clip.layout();
+        let ranges = layout.iter().map(|(p, range)| (range, p.role.decays())).collect();
+        let objective = match variant {
+            Variant::Dense => Objective::default(),
+            Variant::Moe => {
+                Objective { balance: config.train.balance, ..Objective::default() }
+            }
+            Variant::MoeEesd => {
+                let balance = config.train.balance;
+                Objective { balance, eesd: 0.1, ..Objective::default() }
+            }
+        };
+        let eesd = &config.train.eesd;
+        let teacher =
+            TeacherPlan { target: eesd.target, share: eesd.tokens, decay: eesd.decay };
+        let averaging = averaging(&model.config, teacher);
+        let values = model.values;
+        let average =
+            if objective.eesd > 0.0 { averaging.start(&values) } else { Vec::new() };
+        Ok(Self {
+            variant,
+            stepper: Stepper::new(Engine::new(clip)),
+            gradients: vec![0.0; values.len()],
+            average,
+            values,
+            optimiser: AdamW::new(ranges),
+            objective,
+            share: config.train.eesd.tokens,
+            averaging,
+            parameters,
+        })
+    }
+
+    fn step(&mut self, optim: &OptimConfig, pairs: Pairs<'_>) -> Result<()> {
+        let distiller = if self.objective.eesd > 0.0 {
+            Distiller::Layers(&self.average, self.share)
+        } else {
+            Distiller::None
+        };
+        let model = (self.values.as_slice(), self.gradients.as_mut_slice());
+        let losses = self.stepper.run(model, pairs, &self.objective, distiller);
+        if !losses.total.is_finite() {
+            return Err(Error::failed("the loss on random data is not finite"));
+        }
+        self.optimiser.step(&mut self.values, &self.gradients, 1e-4, optim);
+        if self.objective.eesd > 0.0 {
+            self.averaging.step(&mut self.average, &self.values);
+        }
+        Ok(())
+    }
+}
+
+/// The dense model upcycled by exact copies.
+fn copies(dense: &Checkpoint, config: &Config) -> Result<Checkpoint> {
+    let method = upcycle::find("sparse")?;
+    let init = InitConfig { method: method.name().to_owned(), ..InitConfig::default() };
+    let settings = Settings::new(method, &init, config.moe.experts)?;
+    let recipe = Recipe { method, settings, centroids: None, bases: None, seed: 1 };
+    mixture(dense, &config.moe, &recipe).checkpoint()
+}

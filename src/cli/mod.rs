@@ -1,0 +1,145 @@
+//! Command lines: of the stages, and of the tools beside the pipeline.
+//!
+//! The clock of the store apart, this is the only place that reads the environment. An error
+//! is one line, and one line per cause; exit codes are those of [`crate::error::Kind`].
+
+pub mod evaluate_on;
+pub mod export;
+pub mod fit;
+mod forecast;
+pub mod import;
+pub mod inspect;
+mod output;
+pub mod stage;
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{ArgAction, Args, Command};
+
+use crate::artifact::{Options, Store};
+use crate::config::{self, Config, Overrides};
+use crate::error::{Error, Kind, Result};
+use crate::pipeline::{Panics, source};
+
+/// Where the pipeline is described and where its results are.
+#[derive(Debug, Clone, Args)]
+pub struct Location {
+    /// The configuration.
+    #[arg(long, value_name = "FILE", default_value = "pipeline.yaml")]
+    pub config: PathBuf,
+    /// The folder of results.
+    #[arg(long, value_name = "DIR", default_value = "artifacts")]
+    pub artifacts: PathBuf,
+    /// The folder of downloaded packages.
+    #[arg(long, value_name = "DIR", default_value = ".cache/npm")]
+    pub cache: PathBuf,
+    /// Lay this entry of `profiles` over the configuration.
+    #[arg(long, value_name = "NAME")]
+    pub profile: Option<String>,
+    /// Set one parameter; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE", action = ArgAction::Append)]
+    pub set: Vec<String>,
+}
+
+impl Location {
+    /// Loads and checks the configuration.
+    pub fn load(&self) -> Result<Config> {
+        let profile = self.profile.clone().filter(|name| !name.is_empty());
+        config::load(&self.config, &Overrides { profile, set: self.set.clone() })
+    }
+
+    /// Opens the store.
+    pub fn store(&self) -> Store {
+        Store::open(&self.artifacts, options())
+    }
+}
+
+/// Runs a tool beside the pipeline: its arguments, its work, its lines for standard output.
+fn tool<A: Args>(
+    command: Command,
+    run: impl FnOnce(A) -> Result<Vec<String>>,
+) -> ExitCode {
+    let panics = Panics::default();
+    panics.install();
+    let work = || {
+        let command = A::augment_args(command).version(env!("CARGO_PKG_VERSION"));
+        let Some(matches) = parse(command, std::env::args_os())? else { return Ok(()) };
+        let args = A::from_arg_matches(&matches)
+            .map_err(|e| Error::usage("wrong arguments").caused_by(e))?;
+        print(&run(args)?)
+    };
+    exit(work, &panics)
+}
+
+/// Parses a command line; `None` after help or version were printed.
+fn parse(
+    command: Command,
+    args: impl IntoIterator<Item = OsString>,
+) -> Result<Option<clap::ArgMatches>> {
+    match command.try_get_matches_from(args) {
+        Ok(matches) => Ok(Some(matches)),
+        Err(error) if error.use_stderr() => {
+            let text = error.render().to_string();
+            let text = text.trim_start_matches("error: ").trim_end().to_owned();
+            Err(Error::usage(text))
+        }
+        Err(error) => error.print().map(|()| None).map_err(closed),
+    }
+}
+
+/// Prints results to standard output.
+fn print(lines: &[String]) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    for line in lines {
+        writeln!(out, "{line}").map_err(closed)?;
+    }
+    out.flush().map_err(closed)
+}
+
+fn closed(error: std::io::Error) -> Error {
+    if error.kind() == std::io::ErrorKind::BrokenPipe {
+        Error::new(Kind::ClosedPipe, "standard output was closed")
+    } else {
+        Error::failed("cannot write to standard output").caused_by(error)
+    }
+}
+
+/// Turns the end of a program into an exit code, printing an error and its causes.
+fn exit(run: impl FnOnce() -> Result<()>, panics: &Panics) -> ExitCode {
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+    match result.unwrap_or_else(|_payload| Err(panics.take())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            if error.kind() != Kind::ClosedPipe {
+                report(&error);
+            }
+            ExitCode::from(error.kind().exit_code())
+        }
+    }
+}
+
+fn report(error: &Error) {
+    let mut text = format!("error: {error}\n");
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        text.push_str("  caused by: ");
+        text.push_str(&inner.to_string());
+        text.push('\n');
+        cause = inner.source();
+    }
+    // Nothing is left to tell anybody if standard error is gone.
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// What the environment says to the store.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+fn options() -> Options {
+    Options {
+        crash_at: std::env::var("UPCYCLE_CRASH_AT").ok(),
+        argv: std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect(),
+        rustc: source::rustc().to_owned(),
+    }
+}

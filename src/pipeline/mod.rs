@@ -1,0 +1,19 @@
+//! The framework: what a stage is, which nodes are stale, and how they are run.
+//!
+//! It knows no stage by name. [`crate::stage`] holds the stages and the graph; the command
+//! line hands both to the [`Survey`] and the [`drive`].
+
+pub mod drive;
+pub mod memory;
+mod node;
+mod panics;
+mod progress;
+pub mod source;
+mod stage;
+mod survey;
+
+pub use node::{Externals, Files, ListPairs, Node, Upstream};
+pub use panics::Panics;
+pub use progress::{Console, Progress, Volume};
+pub use stage::{Job, Stage, Width};
+pub use survey::{Survey, Verdict, one_line};

@@ -1,0 +1,75 @@
+//! What a stage is, and what it is given to do its work.
+
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+
+use super::{Node, Progress};
+use crate::artifact::{Draft, External, Inputs};
+use crate::error::{Context as _, Error, Result};
+
+/// How the nodes of a stage share the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Width {
+    /// Several nodes at a time, each with its part of the threads.
+    Shared,
+    /// One node at a time with all threads.
+    Whole,
+}
+
+/// One stage of the pipeline.
+#[derive(Debug, Clone, Copy)]
+pub struct Stage {
+    /// Its name, as in `artifacts/<name>`.
+    pub name: &'static str,
+    /// Raised by hand when its results change although its source does not.
+    pub version: u32,
+    /// How its nodes share the machine.
+    pub width: Width,
+    /// One sentence for `--help`.
+    pub about: &'static str,
+    /// The work.
+    pub run: fn(&mut Job<'_>) -> Result<()>,
+}
+
+/// What a stage is given to do its work.
+#[derive(Debug)]
+pub struct Job<'a> {
+    /// The node of the plan.
+    pub node: &'a Node,
+    /// Directories of the upstream results.
+    pub inputs: &'a Inputs,
+    /// Files from outside, sorted by name.
+    pub externals: &'a [External],
+    /// Where to write.
+    pub draft: &'a mut Draft,
+    /// How far it is.
+    pub progress: Progress,
+    /// Threads of the pool the work runs in; results must not depend on it.
+    pub threads: usize,
+}
+
+impl Job<'_> {
+    /// The stage's slice of the configuration.
+    pub fn params<T: DeserializeOwned>(&self) -> Result<T> {
+        T::deserialize(&self.node.params)
+            .context(|| format!("parameters of {}", self.node.place))
+    }
+
+    /// A path that does not enter the key: `cache`, `folder`, `checkpoint`.
+    pub fn path(&self, name: &str) -> Result<&Path> {
+        self.node.paths.get(name).map(PathBuf::as_path).ok_or_else(|| {
+            Error::failed(format!("{} has no path named {name}", self.node.place))
+        })
+    }
+
+    /// The path of a file of an input; an error if the plan does not list it.
+    pub fn input(&self, name: &str, file: &str) -> Result<PathBuf> {
+        self.inputs.file(name, file)
+    }
+
+    /// The path of an output.
+    pub fn output(&self, name: &str) -> PathBuf {
+        self.draft.path(name)
+    }
+}
