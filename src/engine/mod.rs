@@ -1,7 +1,224 @@
-//! Engines: what runs a model forward and backward.
+//! Engines: what runs a model forward and backward, behind one trait.
+//!
+//! The seam lies at the level of a *step*, as between a server and its back ends: whoever
+//! trains, records, evaluates or analyzes hands over pairs and receives embeddings, rows or
+//! statistics. Weights, gradients, moments, teacher and workspaces belong to the engine, so
+//! that they can stay on a device from the first step to the last.
 //!
 //! [`cpu`] is the product's engine on processors; [`candle`] is the slow, obvious reference
-//! beside it.
+//! beside it, on automatic differentiation. Both implement [`Engine`], and a test trains
+//! both on the same batches.
+//!
+//! Axes: B pairs, T positions of a caption, S side of a picture, N rows, d width, E experts,
+//! K experts per row, P embedding width.
 
 pub mod candle;
 pub mod cpu;
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+
+use crate::config::{EesdTarget, OptimConfig};
+use crate::error::Result;
+use crate::model::{ClipConfig, Tower};
+
+/// Pixels and token ids of B pairs.
+#[derive(Debug, Clone, Copy)]
+pub struct Pairs<'a> {
+    /// Pictures [B, 3, S, S], normalized.
+    pub pixels: &'a [f32],
+    /// Captions [B, T], padded behind the end-of-text token.
+    pub ids: &'a [u32],
+}
+
+/// What one tower reads.
+#[derive(Debug, Clone, Copy)]
+pub enum TowerInput<'a> {
+    /// Pictures [n, 3, S, S], normalized.
+    Pixels(&'a [f32]),
+    /// Captions [n, T], padded behind the end-of-text token.
+    Ids(&'a [u32]),
+}
+
+/// The FFN inputs of some blocks of one tower over n samples.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct FfnInputs {
+    /// Sample s owns rows `starts[s]..starts[s + 1]`; captions are ragged.
+    pub starts: Vec<usize>,
+    /// Rows that enter losses, statistics and recordings [N]: all of a picture; of a caption
+    /// neither the start token nor what follows the end of text.
+    pub counted: Vec<bool>,
+    /// LN2 outputs [N, d] by block.
+    pub rows: BTreeMap<usize, Vec<f32>>,
+}
+
+/// How one MoE layer routed the counted rows of its tower.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct LayerRouting {
+    /// The layer's block.
+    pub block: usize,
+    /// LN2 outputs of the counted rows [N, d].
+    pub inputs: Vec<f32>,
+    /// Routing probabilities [N, E].
+    pub probabilities: Vec<f32>,
+    /// The experts of each row [N, K], best first.
+    pub chosen: Vec<u32>,
+}
+
+/// Whether a tensor trains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trainable {
+    /// It keeps its values: no gradient enters the norm, no moment is kept.
+    Frozen,
+    /// It trains.
+    Train {
+        /// Whether weight decay applies.
+        decay: bool,
+    },
+}
+
+/// Weights of the auxiliary losses, METHOD §4.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Objective {
+    /// λ of the load balance.
+    pub balance: f64,
+    /// λ of the router z-loss.
+    pub router_z: f64,
+    /// λ of the self-distillation.
+    pub eesd: f64,
+    /// Share of the contrastive target that is spread evenly over the batch.
+    pub label_smoothing: f64,
+}
+
+/// The EMA teacher of the self-distillation.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TeacherPlan {
+    /// What is distilled.
+    pub target: EesdTarget,
+    /// Fraction of tokens of `target: layer`, the most uncertain first.
+    pub share: f64,
+    /// Decay of the EMA.
+    pub decay: f64,
+}
+
+/// How a model is trained; everything that does not change from step to step.
+#[derive(Debug, Clone)]
+pub struct Training {
+    /// Betas, epsilon, weight decay and clipping of `AdamW`.
+    pub optim: OptimConfig,
+    /// One entry per tensor, in the order of the model's layout. A frozen logit scale is
+    /// the constant scale of CLIP-MoE.
+    pub trainable: Vec<Trainable>,
+    /// Weights of the losses.
+    pub objective: Objective,
+    /// The teacher, if the objective distils.
+    pub teacher: Option<TeacherPlan>,
+}
+
+/// Sums over the counted rows of one MoE layer; they add up over groups of samples.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct LayerStats {
+    /// Counted rows N.
+    pub rows: f64,
+    /// Assignments to each expert `[E]`.
+    pub counts: Vec<f64>,
+    /// Sum of each expert's probability `[E]`.
+    pub probability: Vec<f64>,
+    /// Sum of -Σ p ln p, in nats.
+    pub entropy: f64,
+    /// Sum of (log-sum-exp of the logits)².
+    pub log_sum_square: f64,
+    /// Sum of `||y - y_ens||²` over distilled rows.
+    pub distance: f64,
+    /// Sum of `||y_ens||²` over distilled rows.
+    pub target_square: f64,
+}
+
+/// The loss of a step and its parts, not yet weighted, and the routing of each MoE layer.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Losses {
+    /// The weighted sum.
+    pub total: f64,
+    /// Contrastive loss.
+    pub clip: f64,
+    /// Load balance.
+    pub balance: f64,
+    /// Router z-loss.
+    pub router_z: f64,
+    /// Self-distillation.
+    pub eesd: f64,
+    /// The logit scale's logarithm during the step.
+    pub logit_scale: f64,
+    /// Sums over the batch: (tower, block, sums).
+    pub layers: Vec<(Tower, usize, LayerStats)>,
+}
+
+/// Everything a training run is at a step, for checkpoints. Flat buffers in the order of the
+/// model's layout.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TrainingState {
+    /// Weights.
+    pub values: Vec<f32>,
+    /// First moments of `AdamW`.
+    pub first: Vec<f32>,
+    /// Second moments of `AdamW`.
+    pub second: Vec<f32>,
+    /// The teacher's weights, where there is a teacher.
+    pub average: Option<Vec<f32>>,
+    /// Optimizer steps taken.
+    pub steps: usize,
+}
+
+/// A model in an engine.
+///
+/// Results depend on weights and inputs alone, never on the number of threads or on what ran
+/// before. Methods take `&mut self` because workspaces are reused.
+pub trait Engine: Debug + Send {
+    /// The name that enters keys, where bytes depend on it: `cpu-f32`, `cuda-bf16`.
+    fn backend(&self) -> &'static str;
+
+    /// The model's shape.
+    fn config(&self) -> &ClipConfig;
+
+    /// Replaces the weights; flat, in the order of the model's layout.
+    fn load(&mut self, values: &[f32]) -> Result<()>;
+
+    /// The weights as they are now.
+    fn values(&self) -> Result<Vec<f32>>;
+
+    /// Unit embeddings [n, P] of pictures [n, 3, S, S].
+    fn encode_images(&mut self, pixels: &[f32]) -> Result<Vec<f32>>;
+
+    /// Unit embeddings [n, P] of captions [n, T].
+    fn encode_texts(&mut self, ids: &[u32]) -> Result<Vec<f32>>;
+
+    /// The inputs of the FFNs of some blocks.
+    fn ffn_inputs(
+        &mut self,
+        input: TowerInput<'_>,
+        blocks: &[usize],
+    ) -> Result<FfnInputs>;
+
+    /// How every MoE layer of a tower routes, blocks ascending.
+    fn routing(&mut self, input: TowerInput<'_>) -> Result<Vec<LayerRouting>>;
+
+    /// Makes ready to train the loaded weights: fresh moments, the teacher at the weights.
+    fn start_training(&mut self, training: &Training) -> Result<()>;
+
+    /// Losses and gradient of a batch at the current weights; the gradient stays inside.
+    fn step(&mut self, pairs: Pairs<'_>) -> Result<Losses>;
+
+    /// One step of clipping and `AdamW` on the gradient of the last [`Engine::step`], and of
+    /// the teacher; the logit scale is kept within [1, 100]. The norm of the gradient before
+    /// clipping comes back.
+    fn update(&mut self, learning_rate: f64) -> Result<f64>;
+
+    /// The gradient of the last [`Engine::step`], flat; zeros where a tensor is frozen.
+    fn gradient(&self) -> Result<Vec<f32>>;
+
+    /// What a checkpoint keeps.
+    fn training_state(&self) -> Result<TrainingState>;
+
+    /// Goes on from a checkpoint, after [`Engine::start_training`].
+    fn restore(&mut self, state: &TrainingState) -> Result<()>;
+}
