@@ -14,6 +14,8 @@
 
 pub mod candle;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;

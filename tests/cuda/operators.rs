@@ -1,0 +1,1 @@
+//! Single kernels against definitions in f64.
