@@ -16,6 +16,9 @@ pub mod candle;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(not(feature = "cuda"))]
+#[path = "cuda_absent.rs"]
+pub mod cuda;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;

@@ -264,18 +264,27 @@ pub struct Extents {
 
 /// Numbers on their way to the host; [`Pending::wait`] waits for them and nothing later.
 #[derive(Debug)]
-pub struct Pending {
+pub struct Pending<'a> {
+    device: &'a Device,
     pinned: PinnedHostSlice<u8>,
+    arrived: CudaEvent,
     bytes: usize,
 }
 
-impl Pending {
+impl Pending<'_> {
     /// The numbers.
-    pub fn wait<T: bytemuck::Pod>(&self) -> Result<Vec<T>> {
-        let bytes = self.pinned.as_slice().map_err(|e| failed("waiting for numbers", &e))?;
-        Ok(bytemuck::pod_collect_to_vec(&bytes[..self.bytes]))
+    pub fn wait<T: bytemuck::Pod>(self) -> Result<Vec<T>> {
+        let waiting = |e| failed("waiting for numbers", &e);
+        self.arrived.synchronize().map_err(waiting)?;
+        let bytes = self.pinned.as_slice().map_err(waiting)?;
+        let numbers = bytemuck::pod_collect_to_vec(&bytes[..self.bytes]);
+        self.device.idle.borrow_mut().push(self.pinned);
+        Ok(numbers)
     }
 }
+
+/// Bytes of page-locked memory for numbers that are read back: enough for those of a step.
+const NUMBERS: usize = 64 << 10;
 
 /// An opened card.
 #[derive(Debug)]
@@ -287,6 +296,20 @@ pub struct Device {
     signatures: Signatures,
     blas: CudaBlas,
     precision: Precision,
+    /// Page-locked memory that waits for its next numbers: making it takes longer than a
+    /// kernel runs.
+    idle: RefCell<Vec<PinnedHostSlice<u8>>>,
+    /// Names and bounds of everything that ran, while somebody wants to know.
+    profile: RefCell<Option<Vec<(String, CudaEvent, CudaEvent)>>>,
+}
+
+/// How often something ran, and how long in all.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Spent {
+    /// Launches or products.
+    pub calls: usize,
+    /// Their time on the device.
+    pub milliseconds: f64,
 }
 
 /// Whether a driver and at least one card are there.
@@ -350,7 +373,55 @@ impl Device {
             .map_err(|e| failed("starting cuBLAS", &format!("{e:?}")))?;
         let functions = RefCell::default();
         let signatures = Signatures::parse(&SOURCES);
-        Ok(Self { context, stream, module, functions, signatures, blas, precision })
+        let (idle, profile) = (RefCell::default(), RefCell::default());
+        keep_memory(&context)?;
+        Ok(Self {
+            context,
+            stream,
+            module,
+            functions,
+            signatures,
+            blas,
+            precision,
+            idle,
+            profile,
+        })
+    }
+
+    /// Records from now on when every kernel and product begins and ends.
+    pub fn start_profile(&self) {
+        *self.profile.borrow_mut() = Some(Vec::new());
+    }
+
+    /// The time of every kernel since [`Self::start_profile`], by name; ends the recording.
+    pub fn profile(&self) -> Result<BTreeMap<String, Spent>> {
+        self.wait()?;
+        let mut all: BTreeMap<String, Spent> = BTreeMap::new();
+        for (name, begin, end) in self.profile.borrow_mut().take().unwrap_or_default() {
+            let time = begin.elapsed_ms(&end).map_err(|e| failed("timing a kernel", &e))?;
+            let spent = all.entry(name).or_default();
+            spent.calls += 1;
+            spent.milliseconds += f64::from(time);
+        }
+        Ok(all)
+    }
+
+    /// Runs work that is recorded under a name while a profile is taken.
+    fn timed(
+        &self,
+        name: impl FnOnce() -> String,
+        work: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        if self.profile.borrow().is_none() {
+            return work();
+        }
+        let begin = self.mark()?;
+        work()?;
+        let end = self.mark()?;
+        if let Some(profile) = self.profile.borrow_mut().as_mut() {
+            profile.push((name(), begin, end));
+        }
+        Ok(())
     }
 
     /// The type of activations: f32 or bf16.
@@ -464,14 +535,19 @@ impl Device {
     }
 
     /// Starts reading a buffer back; work that is asked for later does not delay it.
-    pub fn read_back(&self, buffer: &Buffer) -> Result<Pending> {
+    pub fn read_back(&self, buffer: &Buffer) -> Result<Pending<'_>> {
         let bytes = buffer.len * buffer.kind.size();
-        let mut pinned = self.pinned(bytes)?;
+        let idle = self.idle.borrow_mut().pop();
+        let mut pinned = match idle {
+            Some(own) if own.len() >= bytes => own,
+            _ => self.pinned(bytes.max(NUMBERS))?,
+        };
+        let reading = |e| failed("reading numbers back", &e);
         let from = buffer.memory.slice(..bytes.max(1));
-        self.stream
-            .memcpy_dtoh(&from, &mut pinned)
-            .map_err(|e| failed("reading numbers back", &e))?;
-        Ok(Pending { pinned, bytes })
+        self.stream.memcpy_dtoh(&from, &mut pinned).map_err(reading)?;
+        let flags = Some(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING);
+        let arrived = self.stream.record_event(flags).map_err(reading)?;
+        Ok(Pending { device: self, pinned, arrived, bytes })
     }
 
     /// Sets all bytes of a slice to zero.
@@ -499,7 +575,7 @@ impl Device {
     }
 
     /// Marks this point of the stream, for timings.
-    pub fn mark(&self) -> Result<CudaEvent> {
+    fn mark(&self) -> Result<CudaEvent> {
         let flags = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
         self.stream.record_event(flags).map_err(|e| failed("recording an event", &e))
     }
@@ -531,20 +607,24 @@ impl Device {
             cells.iter_mut().map(|cell| std::ptr::from_mut(cell).cast()).collect();
         let blocks = grid.blocks.map(crate::num::index_u32);
         let threads = crate::num::index_u32(grid.threads);
-        // SAFETY: number and types of the arguments were checked; pointers name live buffers
-        // of this device, whose memory is freed behind this work. That kernels stay within
-        // the extents they are told is what the tests under ASan hold them to.
-        unsafe {
-            result::launch_kernel(
-                function.cu_function(),
-                blocks.into(),
-                (threads, 1, 1),
-                crate::num::index_u32(grid.shared),
-                self.stream.cu_stream(),
-                &mut pointers,
-            )
-        }
-        .map_err(|e| failed(name, &e))
+        let shared = crate::num::index_u32(grid.shared);
+        let work = || {
+            // SAFETY: number and types of the arguments were checked; pointers name live
+            // buffers of this device, whose memory is freed behind this work. That kernels
+            // stay within the extents they are told is what the tests under ASan hold them to.
+            unsafe {
+                result::launch_kernel(
+                    function.cu_function(),
+                    blocks.into(),
+                    (threads, 1, 1),
+                    shared,
+                    self.stream.cu_stream(),
+                    &mut pointers,
+                )
+            }
+            .map_err(|e| failed(name, &e))
+        };
+        self.timed(|| name.to_owned(), work)
     }
 
     fn check(&self, name: &str, args: &[Arg<'_>]) {
@@ -610,34 +690,53 @@ impl Device {
         };
         let int = |n: usize| i32::try_from(n).expect("extents are below 2^31");
         let alpha = 1.0_f32;
-        // cuBLAS is column-major: cᵀ = op(b)ᵀ op(a)ᵀ.
-        // SAFETY: all three matrices lie within live buffers, as was checked above, and the
-        // factors are read before the call returns.
-        unsafe {
-            cublas::result::gemm_ex(
-                *self.blas.handle(),
-                op(b.turned),
-                op(a.turned),
-                int(n),
-                int(m),
-                int(k),
-                (&raw const alpha).cast(),
-                b.values.pointer as *const c_void,
-                blas_type(b.values.kind),
-                int(b.pitch),
-                a.values.pointer as *const c_void,
-                blas_type(a.values.kind),
-                int(a.pitch),
-                (&raw const beta).cast(),
-                c.pointer as *mut c_void,
-                blas_type(c.kind),
-                int(pitch),
-                blas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-                blas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
-            )
-        }
-        .map_err(|e| failed("a matrix product", &format!("{e:?}")))
+        let work = || {
+            // cuBLAS is column-major: cᵀ = op(b)ᵀ op(a)ᵀ.
+            // SAFETY: all three matrices lie within live buffers, as was checked above, and
+            // the factors are read before the call returns.
+            unsafe {
+                cublas::result::gemm_ex(
+                    *self.blas.handle(),
+                    op(b.turned),
+                    op(a.turned),
+                    int(n),
+                    int(m),
+                    int(k),
+                    (&raw const alpha).cast(),
+                    b.values.pointer as *const c_void,
+                    blas_type(b.values.kind),
+                    int(b.pitch),
+                    a.values.pointer as *const c_void,
+                    blas_type(a.values.kind),
+                    int(a.pitch),
+                    (&raw const beta).cast(),
+                    c.pointer as *mut c_void,
+                    blas_type(c.kind),
+                    int(pitch),
+                    blas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                    blas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+                )
+            }
+            .map_err(|e| failed("a matrix product", &format!("{e:?}")))
+        };
+        self.timed(|| format!("product {m} x {n} x {k}"), work)
     }
+}
+
+/// Lets the driver keep memory that is freed: what a step frees, the next one asks for.
+fn keep_memory(context: &Arc<CudaContext>) -> Result<()> {
+    if !context.has_async_alloc() {
+        return Ok(());
+    }
+    let keeping = |e| failed("asking for a memory pool", &e);
+    // SAFETY: the device was opened.
+    let pool = unsafe { result::device::get_default_mem_pool(context.cu_device()) };
+    let pool = pool.map_err(keeping)?;
+    let mut all = u64::MAX;
+    let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: this attribute is read from 64 bits, before the call returns.
+    unsafe { result::mem_pool::set_attribute(pool, threshold, (&raw mut all).cast()) }
+        .map_err(keeping)
 }
 
 fn blas_type(kind: Kind) -> blas::cudaDataType {
