@@ -210,11 +210,12 @@ fn norms_equal_their_definition() {
             let (dx, copy) = (float(&start), device.buffer(device.real(), rows * d).unwrap());
             let blocks = rows.div_ceil(8);
             let partial = zeros(blocks * 3 * d);
+            let gpu_dy = upload(&device, &dy);
             let args = [
                 (&dx).into(),
                 (&copy).into(),
                 (&partial).into(),
-                (&upload(&device, &dy)).into(),
+                (&gpu_dy).into(),
                 (&out).into(),
                 (&mean).into(),
                 (&inverse).into(),
@@ -343,16 +344,17 @@ fn the_most_uncertain_rows_of_each_group_are_chosen_in_order() {
     let bounds = ints(&groups.map(|g| i32::try_from(g).unwrap()));
     let marked = device.buffer(Kind::I32, rows).unwrap();
     let found = device.buffer(Kind::I32, total).unwrap();
+    let gpu_entropy = device.upload(Kind::F32, &entropy).unwrap();
+    let [counted, keep, offsets] = [&counted, &keep, &offsets].map(|values| ints(values));
     let args = [
         (&marked).into(),
-        (&device.upload(Kind::F32, &entropy).unwrap()).into(),
-        (&ints(&counted)).into(),
+        (&gpu_entropy).into(),
+        (&counted).into(),
         (&bounds).into(),
-        (&ints(&keep)).into(),
+        (&keep).into(),
     ];
     device.launch("uncertain_mark", Grid::new([4, 4, 1], 256), &args).unwrap();
-    let args =
-        [(&found).into(), (&marked).into(), (&bounds).into(), (&ints(&offsets)).into()];
+    let args = [(&found).into(), (&marked).into(), (&bounds).into(), (&offsets).into()];
     device.launch("uncertain_place", Grid::new([4, 1, 1], 256), &args).unwrap();
     assert_eq!(device.download::<i32>(&found).unwrap(), truth);
 }

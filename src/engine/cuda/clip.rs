@@ -327,6 +327,7 @@ impl Clip {
         let (head, batch) = (self.head(tower), &rows.batch);
         let (samples, d) = (batch.samples(), head.width());
         let width = head.embed_dim;
+        head.blocks.fit_backward(device, batch, scratch)?;
         let operands = (Operand::new(state.normed.all(), d).turned(), Operand::new(dembedding, width));
         let extents = Extents { m: d, n: width, k: samples };
         device.gemm((back.of(&head.projection), width), operands, extents, beta)?;

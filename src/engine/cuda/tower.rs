@@ -379,16 +379,29 @@ impl Transformer {
                 own.moe.fit(device, extents, (self.experts, self.top_k))?;
             }
         }
-        for buffer in [&mut scratch.product, &mut scratch.inner, &mut scratch.dx_copy] {
+        self.fit_scratch((device, teacher), batch, scratch)
+    }
+
+    /// Makes the buffers in common hold the rows of a batch: both towers use them in turn.
+    pub(super) fn fit_scratch(
+        &self,
+        (device, teacher): (&Device, Teacher<'_>),
+        batch: &Batch,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let TowerShape { width: d, hidden: h, .. } = self.shape;
+        let rows = batch.rows();
+        let most = self.blocks.iter().map(|b| self.ffn_rows(rows, b)).max().unwrap_or(rows);
+        let distilled = batch.selection().map_or(0, |own| own.total);
+        for buffer in [&mut scratch.product, &mut scratch.inner] {
             device.fit(buffer, rows * d)?;
         }
-        device.fit(&mut scratch.dx, rows * d)?;
         device.fit(&mut scratch.routing.moments.mean, rows)?;
         device.fit(&mut scratch.routing.moments.inverse, rows)?;
         device.fit(&mut scratch.hidden, most * h)?;
         let partial = self.partials(rows);
         device.fit(&mut scratch.partial, partial)?;
-        if mixtures {
+        if self.experts > 0 {
             device.fit(&mut scratch.slots, most * d)?;
             scratch.routing.fit(device, rows, (self.experts, self.top_k))?;
             let taught = match teacher {
@@ -402,14 +415,24 @@ impl Transformer {
                 rows.div_ceil(256) * (3 + 2 * self.experts) + 2 * rows,
             )?;
         }
-        if !light {
-            device.fit(&mut scratch.dqkv, rows * 3 * d)?;
-            device.fit(&mut scratch.delta, rows * heads)?;
-            if mixtures {
-                device.fit(&mut scratch.slot_gradients, most * d)?;
-            }
-        }
         Ok(())
+    }
+
+    /// Room for a backward, on top of [`Self::fit_scratch`].
+    pub(super) fn fit_backward(
+        &self,
+        device: &Device,
+        batch: &Batch,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let (TowerShape { width: d, heads, .. }, rows) = (self.shape, batch.rows());
+        self.fit_scratch((device, Teacher::None), batch, scratch)?;
+        device.fit(&mut scratch.dx, rows * d)?;
+        device.fit(&mut scratch.dx_copy, rows * d)?;
+        device.fit(&mut scratch.dqkv, rows * 3 * d)?;
+        device.fit(&mut scratch.delta, rows * heads)?;
+        let slots = if self.experts > 0 { rows * self.top_k * d } else { 0 };
+        device.fit(&mut scratch.slot_gradients, slots)
     }
 
     /// Floats of the largest partial sums of a backward over `rows` rows: by norms, by
