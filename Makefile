@@ -39,7 +39,7 @@ FLAGS = $(MODE) $(if $(filter $@,$(FORCE)),$(if $(call has,q),,--force)) $(if $(
 
 STAGES := dataset pretrain activations cluster subspaces upcycle train evaluate analyze report
 
-.PHONY: all build fetch status why dag verify gc clean help test test-python bench-peers bench-scale peers $(STAGES)
+.PHONY: all build fetch status why dag verify gc clean help test test-python bench-peers bench-scale gpu-check peers $(STAGES)
 
 all: report
 
@@ -147,6 +147,10 @@ bench-scale: | build peers
 test-python: | build peers
 	@$(PEERS_ENV)/bin/python -B examples/python/test_upcycle_moe.py '$(BIN)'
 
+# Agreement with the CPU engine and speed on the card of this machine.
+gpu-check: | build
+	@$(BIN)/upcycle-gpu-check --out $(ARTIFACTS)/gpu-check.json
+
 help:
 	@printf '%s\n' \
 	  'Stages, in order:  $(STAGES)' \
@@ -168,5 +172,6 @@ help:
 	  "  make bench-peers            compare with PyTorch, faiss, ..; ROWS='kmeans' for some" \
 	  '  make bench-scale            ViT-B from import to report: time and memory' \
 	  '  make test-python            compare numbers with PyTorch and transformers' \
+  '  make gpu-check              the CUDA engine on this machine: is it right, how fast' \
 	  '' \
 	  'upcycle-inspect --help shows more: show, diff, lineage, accept.'

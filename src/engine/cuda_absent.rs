@@ -28,7 +28,11 @@ pub fn available() -> bool {
 
 impl Cuda {
     /// Refuses: this program was built without CUDA.
-    pub fn open(_config: &ClipConfig, ordinal: usize, _precision: Precision) -> Result<Self> {
+    pub fn open(
+        _config: &ClipConfig,
+        ordinal: usize,
+        _precision: Precision,
+    ) -> Result<Self> {
         Err(Error::usage(format!(
             "device cuda:{ordinal} was asked for, but this program was built without the \
              feature cuda: build it with default features, or choose device: cpu"
@@ -61,7 +65,11 @@ impl Engine for Cuda {
         match *self {}
     }
 
-    fn ffn_inputs(&mut self, _input: TowerInput<'_>, _blocks: &[usize]) -> Result<FfnInputs> {
+    fn ffn_inputs(
+        &mut self,
+        _input: TowerInput<'_>,
+        _blocks: &[usize],
+    ) -> Result<FfnInputs> {
         match *self {}
     }
 

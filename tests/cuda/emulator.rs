@@ -85,7 +85,8 @@ fn build() -> Result<PathBuf, String> {
     let own = root.join("tests/emulator");
     let mut files = Vec::new();
     for folder in [&own, &root.join("src/engine/cuda/kernels")] {
-        let entries = std::fs::read_dir(folder).map_err(|e| format!("no emulator: {e}"))?;
+        let entries =
+            std::fs::read_dir(folder).map_err(|e| format!("no emulator: {e}"))?;
         files.extend(entries.filter_map(Result::ok).map(|entry| entry.path()));
     }
     files.sort();
@@ -110,7 +111,9 @@ fn build() -> Result<PathBuf, String> {
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         let compiler = Command::new("g++").arg("--version").output();
         assert!(compiler.is_err(), "the emulator does not build: {text}");
-        return Err("there is no C++ compiler (g++) for the emulated CUDA driver".to_owned());
+        return Err(
+            "there is no C++ compiler (g++) for the emulated CUDA driver".to_owned()
+        );
     }
     if std::fs::rename(&scratch, &folder).is_err() {
         let _ = std::fs::remove_dir_all(&scratch);

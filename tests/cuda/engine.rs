@@ -102,7 +102,8 @@ fn worst(config: &ClipConfig, found: &[f32], truth: &[f32]) -> (f64, String) {
 
 /// |found - truth| / |truth| over all values.
 fn distance(found: &[f32], truth: &[f32]) -> f64 {
-    let square = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
+    let square =
+        |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
     let pairs = found.iter().zip(truth);
     let gaps = square(&mut pairs.map(|(a, b)| f64::from(*a) - f64::from(*b)));
     (gaps / square(&mut truth.iter().map(|v| f64::from(*v)))).sqrt()
@@ -127,7 +128,10 @@ fn losses_and_every_gradient_equal_the_cpu_in_f32() {
         let mut engine = open(&config, Precision::F32, weights, target);
         let (losses, gradient) = step(&mut engine, &batch);
         let near = |what: &str, a: f64, b: f64| {
-            assert!((a - b).abs() < 2e-5 * (1.0 + b.abs()), "{moe} {target:?} {what}: {a} {b}");
+            assert!(
+                (a - b).abs() < 2e-5 * (1.0 + b.abs()),
+                "{moe} {target:?} {what}: {a} {b}"
+            );
         };
         near("clip", losses.clip, expected.clip);
         near("balance", losses.balance, expected.balance);
@@ -201,9 +205,10 @@ fn encoding_recording_and_routing_equal_the_cpu() {
     let mut cpu = CpuEngine::new(clip);
     let pairs = CpuPairs { pixels: &pixels, ids: &ids };
     cpu.forward(&weights, pairs, upcycle::engine::cpu::tower::Teacher::None);
-    for (tower, input) in
-        [(Tower::Vision, TowerInput::Pixels(&pixels)), (Tower::Text, TowerInput::Ids(&ids))]
-    {
+    for (tower, input) in [
+        (Tower::Vision, TowerInput::Pixels(&pixels)),
+        (Tower::Text, TowerInput::Ids(&ids)),
+    ] {
         let inputs = engine.ffn_inputs(input, &[0, 2]).unwrap();
         assert_eq!(inputs.rows.keys().copied().collect::<Vec<_>>(), [0, 2]);
         let groups = cpu.groups();
@@ -242,7 +247,10 @@ fn encoding_recording_and_routing_equal_the_cpu() {
 }
 
 /// Three steps of training: gradients' norms, weights, moments and the teacher.
-fn trained(precision: Precision, target: Option<EesdTarget>) -> (Vec<f64>, Vec<Vec<f32>>) {
+fn trained(
+    precision: Precision,
+    target: Option<EesdTarget>,
+) -> (Vec<f64>, Vec<Vec<f32>>) {
     let config = config(true);
     let weights = values(&config, "student");
     let mut engine = open(&config, precision, (&weights, &weights), target);
@@ -291,7 +299,8 @@ fn no_order_of_threads_changes_a_bit() {
     let late = |threads| Order { threads, late: true };
     let orders = [1, 7, 12].map(|threads| Order { threads, late: false });
     let run = |order| {
-        session_in(order).map(|_session| trained(Precision::Bf16, Some(EesdTarget::Layer)))
+        session_in(order)
+            .map(|_session| trained(Precision::Bf16, Some(EesdTarget::Layer)))
     };
     let Some(one) = run(Order { threads: 0, late: false }) else { return };
     for order in orders.into_iter().chain([late(0), late(1)]) {

@@ -60,9 +60,10 @@ impl Packed {
                 let t = pair[1] - pair[0];
                 for i in 0..t {
                     let keys = if self.causal { i + 1 } else { t };
-                    let dot = |a: &dyn Fn(usize) -> f64, b: &dyn Fn(usize) -> f64| -> f64 {
-                        (0..self.size).map(|j| a(j) * b(j)).sum()
-                    };
+                    let dot =
+                        |a: &dyn Fn(usize) -> f64, b: &dyn Fn(usize) -> f64| -> f64 {
+                            (0..self.size).map(|j| a(j) * b(j)).sum()
+                        };
                     let score = |k: usize| {
                         dot(&|j| qkv[at(i, 0, j)], &|j| qkv[at(k, 1, j)]) / scale
                     };
@@ -111,7 +112,8 @@ fn attention_equals_its_definition_for_all_heads_and_lengths() {
             let (n, d) = (*starts.last().unwrap(), heads * size);
             let (qkv, dout) = (random("qkv", n * 3 * d, 1.0), random("dout", n * d, 1.0));
             let (gpu_qkv, gpu_dout) = (upload(&device, &qkv), upload(&device, &dout));
-            let ints: Vec<i32> = starts.iter().map(|s| i32::try_from(*s).unwrap()).collect();
+            let ints: Vec<i32> =
+                starts.iter().map(|s| i32::try_from(*s).unwrap()).collect();
             let bounds = device.upload(Kind::I32, &ints).unwrap();
             let out = device.buffer(device.real(), n * d).unwrap();
             let dqkv = device.buffer(device.real(), n * 3 * d).unwrap();
@@ -169,7 +171,12 @@ fn attention_equals_its_definition_for_all_heads_and_lengths() {
             let allowed = tolerance(&device, 6e-3);
             close(&format!("out {what}"), &download(&device, &out), &true_out, allowed);
             let allowed = 2.0 * allowed;
-            close(&format!("dqkv {what}"), &download(&device, &dqkv), &true_dqkv, allowed);
+            close(
+                &format!("dqkv {what}"),
+                &download(&device, &dqkv),
+                &true_dqkv,
+                allowed,
+            );
         }
     }
 }
@@ -182,7 +189,8 @@ fn norms_equal_their_definition() {
         for (rows, d) in [(1, 8), (70, 96), (131, 768), (5, 1024), (300, 264)] {
             let (x, gain) = (random("x", rows * d, 2.0), random("gain", d, 1.0));
             let (offset, bias) = (random("offset", d, 1.0), random("bias", d, 1.0));
-            let (added, dy) = (random("added", rows * d, 1.0), random("dy", rows * d, 1.0));
+            let (added, dy) =
+                (random("added", rows * d, 1.0), random("dy", rows * d, 1.0));
             let start = random("start", rows * d, 1.0);
             let float = |values: &[f32]| device.upload(Kind::F32, values).unwrap();
             let zeros = |len| device.buffer(Kind::F32, len).unwrap();
@@ -207,7 +215,8 @@ fn norms_equal_their_definition() {
             ];
             let name = format!("norm_forward_{chunks}");
             device.launch(&name, Grid::warps(rows), &args).unwrap();
-            let (dx, copy) = (float(&start), device.buffer(device.real(), rows * d).unwrap());
+            let (dx, copy) =
+                (float(&start), device.buffer(device.real(), rows * d).unwrap());
             let blocks = rows.div_ceil(8);
             let partial = zeros(blocks * 3 * d);
             let gpu_dy = upload(&device, &dy);
@@ -239,14 +248,16 @@ fn norms_equal_their_definition() {
             device.launch("sum_partials", grid, &args).unwrap();
 
             let (dy, added) = (truth(&device, &dy), truth(&device, &added));
-            let (mut true_y, mut true_dx, mut true_sums) = (vec![], vec![], vec![0.0; 3 * d]);
+            let (mut true_y, mut true_dx, mut true_sums) =
+                (vec![], vec![], vec![0.0; 3 * d]);
             for row in 0..rows {
                 let at = row * d;
                 let x: Vec<f64> = (0..d)
                     .map(|j| f64::from(x[at + j]) + added[at + j] + f64::from(bias[j]))
                     .collect();
                 let mean = x.iter().sum::<f64>() / d as f64;
-                let variance = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / d as f64;
+                let variance =
+                    x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / d as f64;
                 let scale = 1.0 / (variance + 1e-5).sqrt();
                 let n: Vec<f64> = x.iter().map(|v| (v - mean) * scale).collect();
                 let g = |j: usize| dy[at + j] * f64::from(gain[j]);
@@ -254,7 +265,8 @@ fn norms_equal_their_definition() {
                 let along = (0..d).map(|j| g(j) * n[j]).sum::<f64>() / d as f64;
                 for j in 0..d {
                     true_y.push(n[j] * f64::from(gain[j]) + f64::from(offset[j]));
-                    let own = f64::from(start[at + j]) + (g(j) - total - n[j] * along) * scale;
+                    let own =
+                        f64::from(start[at + j]) + (g(j) - total - n[j] * along) * scale;
                     true_dx.push(own);
                     true_sums[j] += dy[at + j] * n[j];
                     true_sums[d + j] += dy[at + j];
@@ -280,7 +292,10 @@ fn pairs_are_sorted_by_expert_and_keep_their_order() {
     for (pairs, experts) in [(1, 2), (255, 3), (256, 8), (9000, 32), (700, 1)] {
         let chosen: Vec<i32> = random("chosen", pairs, 40.0)
             .into_iter()
-            .map(|v| i32::try_from(upcycle::num::truncate_usize(f64::from(v.abs())) % experts).unwrap())
+            .map(|v| {
+                i32::try_from(upcycle::num::truncate_usize(f64::from(v.abs())) % experts)
+                    .unwrap()
+            })
             .collect();
         let buffer = |len| device.buffer(Kind::I32, len).unwrap();
         let gpu = device.upload(Kind::I32, &chosen).unwrap();
@@ -306,12 +321,16 @@ fn pairs_are_sorted_by_expert_and_keep_their_order() {
         let found: Vec<i32> = device.download(&pairs_of).unwrap();
         assert!(found.iter().zip(&order).all(|(a, b)| usize::try_from(*a) == Ok(*b)));
         let slots: Vec<i32> = device.download(&slots).unwrap();
-        assert!(order.iter().enumerate().all(|(slot, pair)| {
-            usize::try_from(slots[*pair]) == Ok(slot)
-        }));
+        assert!(
+            order
+                .iter()
+                .enumerate()
+                .all(|(slot, pair)| { usize::try_from(slots[*pair]) == Ok(slot) })
+        );
         let starts: Vec<i32> = device.download(&starts).unwrap();
         for (e, start) in starts.iter().enumerate() {
-            let before = chosen.iter().filter(|own| usize::try_from(**own).unwrap() < e).count();
+            let before =
+                chosen.iter().filter(|own| usize::try_from(**own).unwrap() < e).count();
             assert_eq!(usize::try_from(*start), Ok(before));
         }
     }
@@ -324,13 +343,16 @@ fn the_most_uncertain_rows_of_each_group_are_chosen_in_order() {
     let groups = [0_usize, 1, 300, 300, 1100];
     let rows = *groups.last().unwrap();
     // Rounded, so that there are ties.
-    let entropy: Vec<f32> =
-        random("entropy", rows, 1.0).into_iter().map(|v| (v * 8.0).round() / 8.0).collect();
+    let entropy: Vec<f32> = random("entropy", rows, 1.0)
+        .into_iter()
+        .map(|v| (v * 8.0).round() / 8.0)
+        .collect();
     let counted: Vec<i32> = (0..rows).map(|row| i32::from(row % 5 != 1)).collect();
     let (mut keep, mut offsets, mut total) = (Vec::new(), Vec::new(), 0_usize);
     let mut truth = Vec::new();
     for group in groups.windows(2) {
-        let mut own: Vec<usize> = (group[0]..group[1]).filter(|r| counted[*r] == 1).collect();
+        let mut own: Vec<usize> =
+            (group[0]..group[1]).filter(|r| counted[*r] == 1).collect();
         let count = own.len() * 2 / 5;
         own.sort_by(|a, b| entropy[*b].total_cmp(&entropy[*a]).then(a.cmp(b)));
         own.truncate(count);
@@ -388,7 +410,9 @@ fn products_equal_their_definition_turned_and_added() {
                         let a = left[if a_turned { p * m + i } else { i * k + p }];
                         a * right[if b_turned { j * k + p } else { p * n + j }]
                     };
-                    expected.push(f64::from(start[i * n + j]) + (0..k).map(term).sum::<f64>());
+                    expected.push(
+                        f64::from(start[i * n + j]) + (0..k).map(term).sum::<f64>(),
+                    );
                 }
             }
             let found: Vec<f32> = device.download(&c).unwrap();

@@ -23,7 +23,10 @@ pub(crate) fn wide(bits: u16) -> f32 {
 #[track_caller]
 pub(crate) fn close(what: &str, found: &[f32], truth: &[f64], tolerance: f64) {
     let gap = gap(found, truth);
-    assert!(gap <= tolerance, "{what}: off by {gap:.2e} of the largest value, allowed {tolerance:.0e}");
+    assert!(
+        gap <= tolerance,
+        "{what}: off by {gap:.2e} of the largest value, allowed {tolerance:.0e}"
+    );
 }
 
 /// The largest difference, relative to the largest of the truth.

@@ -42,7 +42,8 @@ fn cases() -> Vec<Case> {
 /// Runs all cases in both precisions.
 pub(super) fn check(device: usize, outcome: &mut Outcome) -> Result<()> {
     for case in cases() {
-        let teacher = case.target.map(|target| TeacherPlan { target, share: 0.4, decay: 0.9 });
+        let teacher =
+            case.target.map(|target| TeacherPlan { target, share: 0.4, decay: 0.9 });
         let objective =
             Objective { balance: 0.5, router_z: 0.3, eesd: 0.7, label_smoothing: 0.0 };
         let losses = Losses { objective, teacher };
@@ -68,7 +69,10 @@ pub(super) fn check(device: usize, outcome: &mut Outcome) -> Result<()> {
             let right = off < limit && loss < limit && same;
             outcome.wrong += usize::from(!right);
             let backend = engine.backend();
-            let (word, bits) = (if right { "ok" } else { "WRONG" }, if same { "same bits" } else { "OTHER BITS" });
+            let (word, bits) = (
+                if right { "ok" } else { "WRONG" },
+                if same { "same bits" } else { "OTHER BITS" },
+            );
             outcome.row(
                 format!(
                     "{word:5} {backend:9} {name:36} loss {loss:.1e} gradient {off:.1e} (worst {}: {:.1e}) {bits}",
@@ -116,8 +120,10 @@ fn distance(found: &[f32], truth: &[f32]) -> f64 {
 /// The tensor that is farthest off, relative to its own length.
 fn worst(config: &ClipConfig, found: &[f32], truth: &[f32]) -> (f64, String) {
     let layout = Layout::new(config);
-    let each = layout.iter().filter(|(_, range)| truth[range.clone()].iter().any(|v| *v != 0.0));
-    let gap = |range: std::ops::Range<usize>| distance(&found[range.clone()], &truth[range]);
+    let each =
+        layout.iter().filter(|(_, range)| truth[range.clone()].iter().any(|v| *v != 0.0));
+    let gap =
+        |range: std::ops::Range<usize>| distance(&found[range.clone()], &truth[range]);
     each.map(|(parameter, range)| (gap(range), parameter.name.clone()))
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .unwrap_or_default()

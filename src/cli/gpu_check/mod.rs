@@ -110,7 +110,8 @@ fn run(arguments: Arguments) -> Result<Vec<String>> {
         let all = json!({ "card": card, "wrong": outcome.wrong, "rows": outcome.rows });
         let text = serde_json::to_string_pretty(&all)
             .context(|| "writing the numbers".to_owned())?;
-        std::fs::write(path, text + "\n").context(|| format!("writing {}", path.display()))?;
+        std::fs::write(path, text + "\n")
+            .context(|| format!("writing {}", path.display()))?;
     }
     if outcome.wrong > 0 {
         let lines = outcome.lines.join("\n");

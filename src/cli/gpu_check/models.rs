@@ -48,7 +48,8 @@ pub(super) fn vit_b(patch: usize, layers: usize, moe: bool) -> ClipConfig {
 
 /// A number in [-1, 1) that depends on its place alone: half a billion weights in a second.
 fn pattern(index: usize, seed: u32) -> f32 {
-    let mut bits = index_u32(index & 0xffff_ffff).wrapping_add(seed).wrapping_mul(0x9e37_79b1);
+    let mut bits =
+        index_u32(index & 0xffff_ffff).wrapping_add(seed).wrapping_mul(0x9e37_79b1);
     bits = (bits ^ bits >> 15).wrapping_mul(0x85eb_ca6b);
     bits ^= bits >> 13;
     bits as f32 / (1_u32 << 31) as f32 - 1.0

@@ -46,7 +46,8 @@ pub(super) fn products(ordinal: usize, outcome: &mut Outcome) -> Result<()> {
     for (name, m, n, k) in shapes {
         let weight = name.ends_with("weight");
         let kind = if weight { Kind::F32 } else { Kind::Bf16 };
-        let (a, b) = (device.buffer(Kind::Bf16, m * k)?, device.buffer(Kind::Bf16, n * k)?);
+        let (a, b) =
+            (device.buffer(Kind::Bf16, m * k)?, device.buffer(Kind::Bf16, n * k)?);
         let c = device.buffer(kind, m * n)?;
         let operands = if weight {
             (Operand::new(a.all(), m).turned(), Operand::new(b.all(), n))
@@ -211,7 +212,10 @@ pub(super) fn profile(timing: &Timing<'_>, outcome: &mut Outcome) -> Result<()> 
         for (name, own) in sorted {
             let share = 100.0 * own.milliseconds / total;
             outcome.row(
-                format!("  {name:40} {:5} x {:9.3} ms {share:5.1} %", own.calls, own.milliseconds),
+                format!(
+                    "  {name:40} {:5} x {:9.3} ms {share:5.1} %",
+                    own.calls, own.milliseconds
+                ),
                 json!({
                     "profile": race.name, "kernel": name, "calls": own.calls,
                     "ms": own.milliseconds,

@@ -24,7 +24,11 @@ fn tile(device: &Device, head: usize) -> (usize, usize) {
     }
 }
 
-fn sizes(device: &Device, shape: TowerShape, batch: &Batch) -> (usize, usize, [usize; 3]) {
+fn sizes(
+    device: &Device,
+    shape: TowerShape,
+    batch: &Batch,
+) -> (usize, usize, [usize; 3]) {
     let head = shape.width / shape.heads;
     let (rows, bytes) = tile(device, head);
     (head, bytes, [batch.longest().div_ceil(rows), shape.heads, batch.samples()])
@@ -63,7 +67,11 @@ pub(super) fn backward(
     let args =
         [delta.into(), dout.into(), own.out.into(), rows.into(), shape.heads.into()];
     let lanes = rows * shape.heads * head / 8;
-    device.launch(&format!("attention_delta_{head}"), Grid::threads(lanes, 128), &args)?;
+    device.launch(
+        &format!("attention_delta_{head}"),
+        Grid::threads(lanes, 128),
+        &args,
+    )?;
     let args = [
         dqkv.into(),
         dout.into(),

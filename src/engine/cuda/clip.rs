@@ -10,7 +10,8 @@ use super::device::{Arg, Buffer, Device, Extents, Grid, Kind, Operand, Slice};
 use super::layout::Places;
 use super::ops::{self, Linear, Moments, NormBack, NormInto, Shape, Stream};
 use super::tower::{
-    Back, Batch, Pair, Pass, Scratch, Teacher, TowerState, Transformer, Watch, ints, moments,
+    Back, Batch, Pair, Pass, Scratch, Teacher, TowerState, Transformer, Watch, ints,
+    moments,
 };
 use crate::error::{Error, Result};
 use crate::model::names::Place;
@@ -80,7 +81,12 @@ pub(super) struct HeadState {
 }
 
 impl Head {
-    fn new(config: &ClipConfig, places: &Places, tower: Tower, first_layer: usize) -> Self {
+    fn new(
+        config: &ClipConfig,
+        places: &Places,
+        tower: Tower,
+        first_layer: usize,
+    ) -> Self {
         let (weight, bias) = (Place::PostNormWeight(tower), Place::PostNormBias(tower));
         Self {
             position: places.range(Place::PositionEmbedding(tower)),
@@ -127,7 +133,12 @@ impl Clip {
     }
 
     /// The state of a tower for a backward, or without one.
-    pub(super) fn state(&self, device: &Device, tower: Tower, light: bool) -> Result<HeadState> {
+    pub(super) fn state(
+        &self,
+        device: &Device,
+        tower: Tower,
+        light: bool,
+    ) -> Result<HeadState> {
         let real = || device.buffer(device.real(), 0);
         let float = || device.buffer(Kind::F32, 0);
         Ok(HeadState {
@@ -238,7 +249,9 @@ impl Clip {
         head.blocks.fit((device, teacher), batch, (&mut state.blocks, scratch))?;
         state.fit(device, (batch.samples(), head.width()))?;
         match &rows.input {
-            Input::Pictures(pixels) => self.embed_pictures(pass, (pixels, batch), state)?,
+            Input::Pictures(pixels) => {
+                self.embed_pictures(pass, (pixels, batch), state)?
+            }
             Input::Captions(captions) => {
                 let args = [
                     head.blocks.input(&state.blocks).into(),
@@ -328,7 +341,10 @@ impl Clip {
         let (samples, d) = (batch.samples(), head.width());
         let width = head.embed_dim;
         head.blocks.fit_backward(device, batch, scratch)?;
-        let operands = (Operand::new(state.normed.all(), d).turned(), Operand::new(dembedding, width));
+        let operands = (
+            Operand::new(state.normed.all(), d).turned(),
+            Operand::new(dembedding, width),
+        );
         let extents = Extents { m: d, n: width, k: samples };
         device.gemm((back.of(&head.projection), width), operands, extents, beta)?;
         let projection = Operand::new(weights.real(&head.projection), width).turned();

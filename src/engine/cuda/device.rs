@@ -8,7 +8,10 @@
 //! Kernels are compiled for the card at hand by NVRTC, once: the binary is kept in the
 //! user's cache folder (`~/.cache/upcycle`) under a hash of source, options and card. The
 //! libraries of NVIDIA are looked for when a device is opened, never at start.
-#![expect(unsafe_code, reason = "a driver is called through pointers; each call has its contract")]
+#![expect(
+    unsafe_code,
+    reason = "a driver is called through pointers; each call has its contract"
+)]
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -118,7 +121,11 @@ impl Slice<'_> {
     /// If the range is not within it.
     #[must_use]
     pub fn at(self, range: Range<usize>) -> Self {
-        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
+        assert!(
+            range.start <= range.end && range.end <= self.len,
+            "{range:?} of {}",
+            self.len
+        );
         let pointer = self.pointer + (range.start * self.kind.size()) as u64;
         Self { pointer, len: range.len(), ..self }
     }
@@ -354,8 +361,10 @@ impl Device {
                 "no NVIDIA driver was found (libcuda.so): run on the CPU with device: cpu",
             ));
         }
-        load("nvrtc").ok_or_else(|| lacking("NVRTC (libnvrtc.so)", "nvidia-cuda-nvrtc"))?;
-        load("cublas").ok_or_else(|| lacking("cuBLAS (libcublas.so)", "nvidia-cublas"))?;
+        load("nvrtc")
+            .ok_or_else(|| lacking("NVRTC (libnvrtc.so)", "nvidia-cuda-nvrtc"))?;
+        load("cublas")
+            .ok_or_else(|| lacking("cuBLAS (libcublas.so)", "nvidia-cublas"))?;
         result::init().map_err(|e| failed("the driver's initialization", &e))?;
         let cards = usize::try_from(count()).unwrap_or(0);
         if ordinal >= cards {
@@ -398,7 +407,8 @@ impl Device {
         self.wait()?;
         let mut all: BTreeMap<String, Spent> = BTreeMap::new();
         for (name, begin, end) in self.profile.borrow_mut().take().unwrap_or_default() {
-            let time = begin.elapsed_ms(&end).map_err(|e| failed("timing a kernel", &e))?;
+            let time =
+                begin.elapsed_ms(&end).map_err(|e| failed("timing a kernel", &e))?;
             let spent = all.entry(name).or_default();
             spent.calls += 1;
             spent.milliseconds += f64::from(time);
@@ -469,14 +479,22 @@ impl Device {
     }
 
     /// A buffer with these values.
-    pub fn upload<T: bytemuck::NoUninit>(&self, kind: Kind, values: &[T]) -> Result<Buffer> {
+    pub fn upload<T: bytemuck::NoUninit>(
+        &self,
+        kind: Kind,
+        values: &[T],
+    ) -> Result<Buffer> {
         let mut buffer = self.buffer(kind, values.len())?;
         self.write(&mut buffer, values)?;
         Ok(buffer)
     }
 
     /// Fits `buffer` to these values and writes them.
-    pub fn write<T: bytemuck::NoUninit>(&self, buffer: &mut Buffer, values: &[T]) -> Result<()> {
+    pub fn write<T: bytemuck::NoUninit>(
+        &self,
+        buffer: &mut Buffer,
+        values: &[T],
+    ) -> Result<()> {
         assert_eq!(size_of::<T>(), buffer.kind.size(), "values fit the buffer's kind");
         self.fit(buffer, values.len())?;
         if values.is_empty() {
@@ -502,7 +520,8 @@ impl Device {
         }
         let Some(pinned) = staging else { return Ok(()) };
         // Waits until the transfer of the last call is through.
-        let own = pinned.as_mut_slice().map_err(|e| failed("waiting for an upload", &e))?;
+        let own =
+            pinned.as_mut_slice().map_err(|e| failed("waiting for an upload", &e))?;
         crate::par::for_each_piece(own, 1 << 22, |index, piece| {
             piece.copy_from_slice(&bytes[index << 22..(index << 22) + piece.len()]);
         });
@@ -523,7 +542,9 @@ impl Device {
         if !values.is_empty() {
             let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
             let from = buffer.memory.slice(..bytes.len());
-            self.stream.memcpy_dtoh(&from, bytes).map_err(|e| failed("a download", &e))?;
+            self.stream
+                .memcpy_dtoh(&from, bytes)
+                .map_err(|e| failed("a download", &e))?;
         }
         self.wait()?;
         Ok(values)
@@ -678,8 +699,14 @@ impl Device {
         };
         let (a_rows, a_columns) = if a.turned { (k, m) } else { (m, k) };
         let (b_rows, b_columns) = if b.turned { (n, k) } else { (k, n) };
-        assert!(held(a.values, a.pitch, a_rows, a_columns), "the left operand of {m} {n} {k}");
-        assert!(held(b.values, b.pitch, b_rows, b_columns), "the right operand of {m} {n} {k}");
+        assert!(
+            held(a.values, a.pitch, a_rows, a_columns),
+            "the left operand of {m} {n} {k}"
+        );
+        assert!(
+            held(b.values, b.pitch, b_rows, b_columns),
+            "the right operand of {m} {n} {k}"
+        );
         assert!(held(c, pitch, m, n), "the result of {m} {n} {k}");
         let op = |turned| {
             if turned {
@@ -766,11 +793,15 @@ fn kernels(context: &Arc<CudaContext>, precision: Precision) -> Result<Arc<CudaM
     let source = SOURCES.concat().replace("#pragma once", "");
     let card = context.name().map_err(|e| failed("reading its name", &e))?;
     let mut key = blake3::Hasher::new();
-    for part in [source.as_str(), card.as_str()].into_iter().chain(options.iter().map(String::as_str)) {
+    for part in [source.as_str(), card.as_str()]
+        .into_iter()
+        .chain(options.iter().map(String::as_str))
+    {
         key.update(part.as_bytes());
         key.update(&[0]);
     }
-    let file = cache().map(|folder| folder.join(format!("{}.cubin", key.finalize().to_hex())));
+    let file =
+        cache().map(|folder| folder.join(format!("{}.cubin", key.finalize().to_hex())));
     let kept = file.as_ref().and_then(|file| std::fs::read(file).ok());
     if let Some(kept) = kept
         && let Ok(module) = context.load_module(nvrtc::Ptx::from_binary(kept))
@@ -804,7 +835,8 @@ fn keep(file: &Path, cubin: &[u8]) {
 
 /// Compiles CUDA C++ to a binary of the card.
 fn compile(source: &str, options: &[String]) -> Result<Vec<u8>> {
-    let text = CString::new(source).context(|| "reading the kernels' source".to_owned())?;
+    let text =
+        CString::new(source).context(|| "reading the kernels' source".to_owned())?;
     let program = nvrtc::result::create_program(&text, None)
         .map_err(|e| failed("starting NVRTC", &format!("{e:?}")))?;
     // SAFETY: the program was made above and is destroyed below.

@@ -199,7 +199,9 @@ impl MoeState {
     ) -> Result<()> {
         device.fit(&mut self.probabilities, rows * experts)?;
         device.fit(&mut self.starts, experts + 1)?;
-        for buffer in [&mut self.chosen, &mut self.weights, &mut self.slots, &mut self.pairs] {
+        for buffer in
+            [&mut self.chosen, &mut self.weights, &mut self.slots, &mut self.pairs]
+        {
             device.fit(buffer, rows * k)?;
         }
         for buffer in [&mut self.log_sum, &mut self.entropy] {
@@ -264,7 +266,9 @@ impl Ffn {
         (kept, scratch): ((Slice<'_>, &MoeState), &super::tower::Scratch),
     ) -> Result<Option<Slice<'a>>> {
         match self {
-            Self::Dense(dense) => dense.forward(pass, batch, (x, kept.0), scratch).map(Some),
+            Self::Dense(dense) => {
+                dense.forward(pass, batch, (x, kept.0), scratch).map(Some)
+            }
             Self::Moe(moe) => {
                 moe.forward(pass, batch, (x, stream), (kept, scratch))?;
                 Ok(None)
@@ -371,10 +375,25 @@ impl Dense {
         let (dy, dh) = (scratch.dx_copy.all(), scratch.hidden.all());
         shape.fc2(rows).backward_input(device, dh, dy, weights.real(&self.fc2.weight))?;
         let bias = (weights.master(&self.fc1.bias), back.of(&self.fc1.bias), beta);
-        shape.activate_backward(device, (dh, pre), bias, (batch.whole(), &scratch.partial))?;
+        shape.activate_backward(
+            device,
+            (dh, pre),
+            bias,
+            (batch.whole(), &scratch.partial),
+        )?;
         // From here on `pre` holds the hidden rows.
-        shape.fc2(rows).backward_weight(device, (back.of(&self.fc2.weight), beta), dy, pre)?;
-        shape.fc1(rows).backward_weight(device, (back.of(&self.fc1.weight), beta), dh, x)?;
+        shape.fc2(rows).backward_weight(
+            device,
+            (back.of(&self.fc2.weight), beta),
+            dy,
+            pre,
+        )?;
+        shape.fc1(rows).backward_weight(
+            device,
+            (back.of(&self.fc1.weight), beta),
+            dh,
+            x,
+        )?;
         let (dx, weight) = (scratch.inner.all(), weights.real(&self.fc1.weight));
         shape.fc1(rows).backward_input(device, dx, dh, weight)
     }
@@ -727,7 +746,13 @@ impl Moe {
         ];
         device.launch("experts_combine_backward", Grid::warps(pairs), &args)?;
         let (partial, dh) = (&scratch.partial, scratch.hidden.all());
-        ops::column_sums(device, (back.of(&self.fc2.bias), beta), dout, segments, partial)?;
+        ops::column_sums(
+            device,
+            (back.of(&self.fc2.bias), beta),
+            dout,
+            segments,
+            partial,
+        )?;
         for e in 0..self.experts {
             let (from, to) = (starts[e], starts[e + 1]);
             let weight = weights.real(&self.expert(&self.fc2.weight, e));

@@ -69,7 +69,8 @@ pub(super) fn norm(
         None => (Arg::None, Arg::None, Arg::None),
     };
     let affine = [affine.gain.into(), affine.offset.into(), rows.into(), width.into()];
-    let args = [&[out, y.into()][..], &moments, &[x.into(), product, bias], &affine].concat();
+    let args =
+        [&[out, y.into()][..], &moments, &[x.into(), product, bias], &affine].concat();
     device.launch(&family("norm_forward", width), Grid::warps(rows), &args)
 }
 
@@ -165,8 +166,14 @@ pub(super) fn sum_partials(
 ) -> Result<()> {
     let width = into.len();
     let grid = Grid::new([width.div_ceil(32), 1, 1], 256);
-    let args =
-        [into.into(), partial.into(), count.into(), stride.into(), width.into(), beta.into()];
+    let args = [
+        into.into(),
+        partial.into(),
+        count.into(),
+        stride.into(),
+        width.into(),
+        beta.into(),
+    ];
     device.launch("sum_partials", grid, &args)
 }
 

@@ -179,7 +179,11 @@ fn check(config: &ClipConfig) -> Result<()> {
 impl Cuda {
     /// Opens card `ordinal` for a model of this shape; its weights are zero until
     /// [`Engine::load`].
-    pub fn open(config: &ClipConfig, ordinal: usize, precision: Precision) -> Result<Self> {
+    pub fn open(
+        config: &ClipConfig,
+        ordinal: usize,
+        precision: Precision,
+    ) -> Result<Self> {
         check(config)?;
         let device = Device::open(ordinal, precision)?;
         let places = Places::new(config);
@@ -248,7 +252,9 @@ impl Cuda {
             TowerInput::Pixels(pixels) => {
                 Ok((Tower::Vision, self.clip.pictures(device, pixels, None, staging)?))
             }
-            TowerInput::Ids(ids) => Ok((Tower::Text, self.clip.captions(device, ids, None)?)),
+            TowerInput::Ids(ids) => {
+                Ok((Tower::Text, self.clip.captions(device, ids, None)?))
+            }
         }
     }
 
@@ -259,7 +265,9 @@ impl Cuda {
             TowerInput::Pixels(pixels) => {
                 pixels.chunks(ENCODED * picture).map(TowerInput::Pixels).collect()
             }
-            TowerInput::Ids(ids) => ids.chunks(ENCODED * caption).map(TowerInput::Ids).collect(),
+            TowerInput::Ids(ids) => {
+                ids.chunks(ENCODED * caption).map(TowerInput::Ids).collect()
+            }
         }
     }
 }
@@ -291,10 +299,16 @@ struct Chunk {
 
 impl Cuda {
     /// Uploads a batch in micro-batches of `size` pairs.
-    fn chunks(&mut self, pairs: Pairs<'_>, size: usize, taught: Option<f64>) -> Result<Vec<Chunk>> {
+    fn chunks(
+        &mut self,
+        pairs: Pairs<'_>,
+        size: usize,
+        taught: Option<f64>,
+    ) -> Result<Vec<Chunk>> {
         let (picture, caption) = self.clip.sizes();
         let (device, clip) = (&self.device, &self.clip);
-        let pieces = pairs.pixels.chunks(size * picture).zip(pairs.ids.chunks(size * caption));
+        let pieces =
+            pairs.pixels.chunks(size * picture).zip(pairs.ids.chunks(size * caption));
         let mut chunks = Vec::new();
         for (number, (pixels, ids)) in pieces.enumerate() {
             let pictures = clip.pictures(device, pixels, taught, &mut self.staging)?;
@@ -328,15 +342,18 @@ impl Cuda {
             let range = chunk.first * width..(chunk.first + chunk.pairs) * width;
             for tower in Tower::BOTH {
                 let own = index(tower);
-                let states = if chunks.len() == 1 { &mut trainer.full } else { &mut self.light };
+                let states =
+                    if chunks.len() == 1 { &mut trainer.full } else { &mut self.light };
                 let buffers = (&mut states[own], &mut self.scratch);
                 let into = (trainer.loss.raw[own].at(range.clone()), Watch::Nothing);
                 self.clip.forward(pass, (tower, &chunk.rows[own]), buffers, into)?;
                 if let (Some(EesdTarget::Embedding), Some(average)) = (target, average) {
                     let teacher = Teacher::IsEnsemble;
-                    let pass = Pass { device, weights: average, teacher, statistics: None };
+                    let pass =
+                        Pass { device, weights: average, teacher, statistics: None };
                     let buffers = (&mut self.light[own], &mut self.scratch);
-                    let into = (trainer.loss.taught[own].at(range.clone()), Watch::Nothing);
+                    let into =
+                        (trainer.loss.taught[own].at(range.clone()), Watch::Nothing);
                     self.clip.forward(pass, (tower, &chunk.rows[own]), buffers, into)?;
                 }
             }
@@ -471,7 +488,7 @@ impl Cuda {
                     let buffers = (&mut trainer.full[own], &mut self.scratch);
                     let into = (trainer.loss.raw[own].at(range.clone()), Watch::Nothing);
                     self.clip.forward(pass, rows, buffers, into)?;
-                } 
+                }
                 let draw = trainer.loss.draw[own].at(range.clone());
                 let buffers = (&mut trainer.full[own], &mut self.scratch);
                 self.clip.backward(back, rows, draw, buffers)?;
@@ -490,11 +507,8 @@ impl Cuda {
         }
         let partial = trainer.loss.partial.all();
         let blocks = self.places.pages().min(NORM_BLOCKS).min(partial.len());
-        let args = [
-            partial.into(),
-            (&trainer.gradient).into(),
-            self.places.pages().into(),
-        ];
+        let args =
+            [partial.into(), (&trainer.gradient).into(), self.places.pages().into()];
         device.launch("squared_norm", Grid::new([blocks, 1, 1], 256), &args)?;
         sum_statistics(device, trainer.numbers.at(NORM..NORM + 1), (partial, blocks))
     }
@@ -522,15 +536,18 @@ impl Cuda {
         let (experts, objective) = (self.experts(), &plan.objective);
         let layers = |tower| self.config.moe_blocks(tower);
         let towers = Tower::BOTH.iter().filter(|&&t| !layers(t).is_empty()).count();
-        let places = Tower::BOTH.iter().flat_map(|&t| layers(t).iter().map(move |&b| (t, b)));
+        let places =
+            Tower::BOTH.iter().flat_map(|&t| layers(t).iter().map(move |&b| (t, b)));
         let sums = numbers[LAYERS..].chunks_exact(5 + 2 * experts);
         for ((tower, block), own) in places.zip(sums) {
             let sums = layer_stats(own, experts);
             let share = 1.0 / (layers(tower).len() * towers) as f64;
             let balance = loss::balance(&sums.counts, &sums.probability, sums.rows);
             losses.balance += share * balance.value;
-            losses.router_z += share * loss::router_z(sums.log_sum_square, sums.rows).value;
-            losses.eesd += share * loss::distillation(sums.distance, sums.target_square).value;
+            losses.router_z +=
+                share * loss::router_z(sums.log_sum_square, sums.rows).value;
+            losses.eesd +=
+                share * loss::distillation(sums.distance, sums.target_square).value;
             losses.layers.push((tower, block, sums));
         }
         let target = plan.teacher.as_ref().map(|plan| plan.target);
@@ -552,7 +569,8 @@ impl Cuda {
         let scale = if norm > optim.clip_norm { optim.clip_norm / norm } else { 1.0 };
         // The same roundings, in the same order, as on the CPU.
         let rate = round_f32(learning_rate);
-        let corrections = [optim.beta1, optim.beta2].map(|b| round_f32(1.0 - b.powi(count)));
+        let corrections =
+            [optim.beta1, optim.beta2].map(|b| round_f32(1.0 - b.powi(count)));
         let copy = self.weights.copy.as_ref().map(Buffer::all);
         let args = [
             (&self.weights.values).into(),
@@ -687,14 +705,19 @@ impl Engine for Cuda {
         Ok(out)
     }
 
-    fn ffn_inputs(&mut self, input: TowerInput<'_>, blocks: &[usize]) -> Result<FfnInputs> {
+    fn ffn_inputs(
+        &mut self,
+        input: TowerInput<'_>,
+        blocks: &[usize],
+    ) -> Result<FfnInputs> {
         let mut all = FfnInputs { starts: vec![0], ..FfnInputs::default() };
         all.rows = blocks.iter().map(|&block| (block, Vec::new())).collect();
         for piece in self.pieces(input) {
             let (tower, rows) = self.rows(piece)?;
             self.encode(tower, &rows, Watch::Inputs(&mut all.rows))?;
             let before = all.counted.len();
-            all.starts.extend(rows.batch.host_starts()[1..].iter().map(|row| before + row));
+            all.starts
+                .extend(rows.batch.host_starts()[1..].iter().map(|row| before + row));
             all.counted.extend_from_slice(rows.batch.host_counted());
         }
         Ok(all)
@@ -799,7 +822,8 @@ impl Engine for Cuda {
             let (device, places) = (&engine.device, &engine.places);
             device.write(&mut trainer.first, &places.spread(&state.first))?;
             device.write(&mut trainer.second, &places.spread(&state.second))?;
-            if let (Some(average), Some(values)) = (&mut trainer.average, &state.average) {
+            if let (Some(average), Some(values)) = (&mut trainer.average, &state.average)
+            {
                 average.weights.load(device, &places.spread(values))?;
             }
             trainer.steps = state.steps;

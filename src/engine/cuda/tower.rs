@@ -49,7 +49,8 @@ impl Batch {
     ) -> Result<Self> {
         let rows = starts.last().copied().unwrap_or(0);
         let samples = starts.len() - 1;
-        let mut group_starts: Vec<usize> = starts.iter().copied().step_by(GROUP).collect();
+        let mut group_starts: Vec<usize> =
+            starts.iter().copied().step_by(GROUP).collect();
         if !samples.is_multiple_of(GROUP) {
             group_starts.push(rows);
         }
@@ -125,7 +126,8 @@ impl Batch {
 /// # Panics
 /// Beyond 2,147,483,647: buffers of a micro-batch are smaller.
 pub(super) fn ints(values: &[usize]) -> Vec<i32> {
-    let int = |&n: &usize| i32::try_from(n).expect("indices of a micro-batch are below 2^31");
+    let int =
+        |&n: &usize| i32::try_from(n).expect("indices of a micro-batch are below 2^31");
     values.iter().map(int).collect()
 }
 
@@ -332,7 +334,8 @@ impl Transformer {
     /// A state for a backward, or, where none will follow, of the memory of one block.
     pub(super) fn state(&self, device: &Device, light: bool) -> Result<TowerState> {
         let count = if light { 1 } else { self.blocks.len() };
-        let blocks = (0..count).map(|_| BlockState::new(device)).collect::<Result<_>>()?;
+        let blocks =
+            (0..count).map(|_| BlockState::new(device)).collect::<Result<_>>()?;
         Ok(TowerState { blocks, stream: device.buffer(Kind::F32, 0)? })
     }
 
@@ -356,7 +359,8 @@ impl Transformer {
         let distilled = batch.selection().map_or(0, |own| own.total);
         let TowerShape { width: d, hidden: h, heads, .. } = self.shape;
         let light = state.blocks.len() < self.blocks.len();
-        let most = self.blocks.iter().map(|b| self.ffn_rows(rows, b)).max().unwrap_or(rows);
+        let most =
+            self.blocks.iter().map(|b| self.ffn_rows(rows, b)).max().unwrap_or(rows);
         let mixtures = self.blocks.iter().any(|block| block.ffn.is_moe());
         device.fit(&mut state.stream, rows * d)?;
         for (own, block) in state.blocks.iter_mut().zip(&self.blocks) {
@@ -391,7 +395,8 @@ impl Transformer {
     ) -> Result<()> {
         let TowerShape { width: d, hidden: h, .. } = self.shape;
         let rows = batch.rows();
-        let most = self.blocks.iter().map(|b| self.ffn_rows(rows, b)).max().unwrap_or(rows);
+        let most =
+            self.blocks.iter().map(|b| self.ffn_rows(rows, b)).max().unwrap_or(rows);
         let distilled = batch.selection().map_or(0, |own| own.total);
         for buffer in [&mut scratch.product, &mut scratch.inner] {
             device.fit(buffer, rows * d)?;
@@ -488,7 +493,8 @@ impl Transformer {
             linear.forward(device, scratch.product.all(), own.mixed.all(), weight)?;
 
             let bias = weights.master(&block.out.bias);
-            let added = Added { out: own.middle.all(), added: scratch.product.all(), bias };
+            let added =
+                Added { out: own.middle.all(), added: scratch.product.all(), bias };
             let norm = (block.ln_2.affine(weights), &own.ln_2);
             let (y, x) = (own.ffn_input.all(), own.x.all());
             ops::norm(device, (y, x), Some(added), norm, shape)?;
@@ -501,7 +507,8 @@ impl Transformer {
             let stream = (own.middle.all(), next);
             let kept = (own.hidden.all(), &own.moe);
             let input = own.ffn_input.all();
-            let bias = block.ffn.forward(pass, batch, (input, stream), (kept, scratch))?;
+            let bias =
+                block.ffn.forward(pass, batch, (input, stream), (kept, scratch))?;
             product = bias.map(|bias| (scratch.product.all(), bias));
             watch.take(device, (index, block), own, batch)?;
         }
@@ -563,11 +570,17 @@ impl Transformer {
             ops::column_sums(device, into, dqkv, batch.whole(), &scratch.partial)?;
             let linear = Linear { rows, inputs: d, outputs: 3 * d };
             let x = own.attention_input.all();
-            linear.backward_weight(device, (back.of(&block.qkv.weight), beta), dqkv, x)?;
+            linear.backward_weight(
+                device,
+                (back.of(&block.qkv.weight), beta),
+                dqkv,
+                x,
+            )?;
             let weight = weights.real(&block.qkv.weight);
             linear.backward_input(device, scratch.inner.all(), dqkv, weight)?;
 
-            let before = index.checked_sub(1).and_then(|i| self.blocks[i].ffn.stream_bias());
+            let before =
+                index.checked_sub(1).and_then(|i| self.blocks[i].ffn.stream_bias());
             let of = NormBack {
                 dy: scratch.inner.all(),
                 x: own.x.all(),
@@ -613,7 +626,10 @@ impl BlockState {
 
 /// Room for a norm's means and deviations.
 pub(super) fn moments(device: &Device) -> Result<Moments> {
-    Ok(Moments { mean: device.buffer(Kind::F32, 0)?, inverse: device.buffer(Kind::F32, 0)? })
+    Ok(Moments {
+        mean: device.buffer(Kind::F32, 0)?,
+        inverse: device.buffer(Kind::F32, 0)?,
+    })
 }
 
 impl Watch<'_> {
@@ -643,7 +659,12 @@ impl Watch<'_> {
 
 impl BlockState {
     /// How the counted rows were routed.
-    fn routing(&self, device: &Device, block: usize, batch: &Batch) -> Result<LayerRouting> {
+    fn routing(
+        &self,
+        device: &Device,
+        block: usize,
+        batch: &Batch,
+    ) -> Result<LayerRouting> {
         let inputs = reals(device, &self.ffn_input)?;
         let probabilities: Vec<f32> = device.download(&self.moe.probabilities)?;
         let chosen: Vec<i32> = device.download(&self.moe.chosen)?;
