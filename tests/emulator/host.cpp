@@ -247,25 +247,55 @@ API cuCtxSetCurrent(void*) { return 0; }
 API cuStreamCreate(void** s, unsigned) { *s = (void*)2; return 0; }
 API cuStreamDestroy_v2(void*) { return 0; }
 API cuStreamWaitEvent(void*, void*, unsigned) { return 0; }
-API cuMemAllocAsync(void** p, size_t n, void*) { *p = aligned_alloc(256, (n + 255) / 256 * 256); memset(*p, 0xff, n); return 0; }
+// Device memory by its start, so that a transfer beyond an allocation is refused as a card
+// refuses it: a host's slice that is longer than the buffer passed here once and failed there.
+static std::map<char*, size_t> device_memory;
+static bool outside(const void* p, size_t n) {
+    if (n == 0) return false;
+    auto it = device_memory.upper_bound((char*)p);
+    if (it == device_memory.begin()) return true;
+    --it;
+    return (char*)p + n > it->first + it->second;
+}
+enum { INVALID_VALUE = 1 };
+API cuMemAllocAsync(void** p, size_t n, void*) {
+    *p = aligned_alloc(256, (n + 255) / 256 * 256);
+    memset(*p, 0xff, n);
+    device_memory[(char*)*p] = n;
+    return 0;
+}
 API cuMemAlloc_v2(void** p, size_t n) { return cuMemAllocAsync(p, n, nullptr); }
-API cuMemFreeAsync(void* p, void*) { emulator_enqueue([=] { free(p); }); return 0; }
-API cuMemFree_v2(void* p) { drain(queued); free(p); return 0; }
+// Freed memory keeps its entry until the free itself runs: work that is queued before it may use it.
+API cuMemFreeAsync(void* p, void*) {
+    emulator_enqueue([=] { device_memory.erase((char*)p); free(p); });
+    return 0;
+}
+API cuMemFree_v2(void* p) { drain(queued); device_memory.erase((char*)p); free(p); return 0; }
 API cuMemHostAlloc(void** p, size_t n, unsigned) { *p = malloc(n); memset(*p, 0xff, n); pinned[(char*)*p] = n; return 0; }
 API cuMemFreeHost(void* p) { drain(queued); pinned.erase((char*)p); free(p); return 0; }
 API cuMemcpyHtoDAsync_v2(void* d, const void* s, size_t n, void*) {
+    if (outside(d, n)) return INVALID_VALUE;
     if (is_pinned(s)) { emulator_enqueue([=] { memcpy(d, s, n); }); return 0; }
     std::vector<unsigned char> own((const unsigned char*)s, (const unsigned char*)s + n);
     emulator_enqueue([=] { memcpy(d, own.data(), n); });
     return 0;
 }
 API cuMemcpyDtoHAsync_v2(void* d, const void* s, size_t n, void*) {
+    if (outside(s, n)) return INVALID_VALUE;
     emulator_enqueue([=] { memcpy(d, s, n); });
     if (!is_pinned(d)) drain(queued);
     return 0;
 }
-API cuMemcpyDtoDAsync_v2(void* d, const void* s, size_t n, void*) { emulator_enqueue([=] { memmove(d, s, n); }); return 0; }
-API cuMemsetD8Async(void* d, unsigned char v, size_t n, void*) { emulator_enqueue([=] { memset(d, v, n); }); return 0; }
+API cuMemcpyDtoDAsync_v2(void* d, const void* s, size_t n, void*) {
+    if (outside(d, n) || outside(s, n)) return INVALID_VALUE;
+    emulator_enqueue([=] { memmove(d, s, n); });
+    return 0;
+}
+API cuMemsetD8Async(void* d, unsigned char v, size_t n, void*) {
+    if (outside(d, n)) return INVALID_VALUE;
+    emulator_enqueue([=] { memset(d, v, n); });
+    return 0;
+}
 // The image is what the emulated NVRTC wrote: the name of a precision.
 API cuModuleLoadData(void** m, const void* image) {
     const char* text = (const char*)image;

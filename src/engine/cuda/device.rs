@@ -564,8 +564,14 @@ impl Device {
             _ => self.pinned(bytes.max(NUMBERS))?,
         };
         let reading = |e| failed("reading numbers back", &e);
-        let from = buffer.memory.slice(..bytes.max(1));
-        self.stream.memcpy_dtoh(&from, &mut pinned).map_err(reading)?;
+
+        // The driver copies as many bytes as the host's slice has, and the page-locked memory
+        // is larger than the buffer: without the cut it would read past the buffer's end.
+        let to = &mut pinned.as_mut_slice().map_err(reading)?[..bytes];
+        // SAFETY: source and target have `bytes` bytes each; the target stays in `Pending`
+        // until the event behind the copy has been waited for.
+        unsafe { result::memcpy_dtoh_async(to, buffer.pointer, self.stream.cu_stream()) }
+            .map_err(reading)?;
         let flags = Some(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING);
         let arrived = self.stream.record_event(flags).map_err(reading)?;
         Ok(Pending { device: self, pinned, arrived, bytes })
