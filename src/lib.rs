@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! 0  error num par loss; rng above them
-//! 1  config artifact io text
+//! 1  config artifact ffn io text
 //! 2  linalg image; pipeline
 //! 3  cluster lowrank model data eval analysis upcycle
 //! 4  engine checkpoint report
@@ -25,6 +25,7 @@ pub mod data;
 pub mod engine;
 pub mod error;
 pub mod eval;
+pub mod ffn;
 pub mod image;
 pub mod io;
 pub mod linalg;

@@ -20,8 +20,8 @@ impl<'a> Routing<'a> {
     /// first.
     ///
     /// # Errors
-    /// No tokens, K outside 1..=E, lengths that disagree, probabilities that are no
-    /// distribution, an expert out of range or twice in one token.
+    /// No tokens, K outside 1..=E, lengths that disagree, probabilities that are
+    /// not a distribution, an expert out of range or twice in one token.
     pub fn new(probs: &'a Matrix, top_k: usize, assigned: &'a [u32]) -> Result<Self> {
         let (n, e) = (probs.rows(), probs.cols());
         if n == 0 || e == 0 {
@@ -34,6 +34,7 @@ impl<'a> Routing<'a> {
             let expected = format!("{n} tokens × {top_k}");
             return wrong("assigned experts", &assigned.len(), &expected);
         }
+
         let routing = Self { probs, top_k, assigned };
         for token in 0..n {
             routing.check_token(token)?;
@@ -80,6 +81,7 @@ impl<'a> Routing<'a> {
             let found = format!("{probs:?} with sum {total} in token {token}");
             return wrong("probabilities", &found, "numbers in 0..=1 with sum 1");
         }
+
         for (position, expert) in self.experts_of(token).enumerate() {
             if expert >= self.experts() {
                 let found = format!("expert {expert} in token {token}");

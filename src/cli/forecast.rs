@@ -14,7 +14,7 @@ use crate::model::params::parameter_counts;
 use crate::model::{ClipConfig, Moe, Tower};
 use crate::pipeline::memory::size;
 use crate::stage::pretrain::dense;
-use crate::upcycle::{self, Method};
+use crate::upcycle;
 
 /// Bytes of a stored or trained value.
 const WIDTH: u64 = 4;
@@ -89,7 +89,7 @@ pub(super) fn lines(config: &Config) -> Result<Vec<String>> {
     let dense_inits: BTreeSet<&String> = config
         .inits
         .iter()
-        .filter(|(_, init)| upcycle::find(&init.method).is_ok_and(Method::is_dense))
+        .filter(|(_, init)| upcycle::find(&init.method).is_ok_and(|m| m.form().is_dense()))
         .map(|(name, _)| name)
         .collect();
     let seeds = config.seeds.len();

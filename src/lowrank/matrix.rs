@@ -3,6 +3,7 @@
 //! The small side decides what is gathered: second moments of the inputs of a tall matrix, of
 //! the outputs of a wide one. Either way one moment is min(out, in) squared.
 
+use super::draws::Draws;
 use super::moments::{Block, Moment, Waiting, add_moments, finish};
 use super::subspace::{Solutions, Space, Subspace, check};
 use crate::config::SubspacesConfig;
@@ -36,12 +37,14 @@ impl<'a> MatrixMoments<'a> {
         let (out, inputs) = (w.rows(), w.cols());
         if out == 0 || inputs == 0 || clusters == 0 {
             return Err(Error::failed(format!(
-                "subspaces of a matrix [{out}, {inputs}] on {clusters} clusters"
+                "subspaces of a matrix [{out}, {inputs}] on {clusters} clusters: expected at \
+                 least one row, one column and one cluster"
             )));
         }
         if w.data().iter().any(|value| !value.is_finite()) {
-            return Err(Error::failed("the matrix holds a value that is not finite"));
+            return Err(Error::failed("the matrix has a value that is not finite"));
         }
+
         Ok(MatrixMomentsBuilder {
             w,
             waiting: Waiting::new(inputs, clusters),
@@ -50,24 +53,35 @@ impl<'a> MatrixMoments<'a> {
         })
     }
 
-    /// The eigenproblems of all clusters, in parallel.
-    pub fn solve(self, config: &SubspacesConfig) -> Result<Solutions> {
+    /// The eigenproblems of all clusters, in parallel; `draws` serve random directions.
+    pub fn solve(
+        self,
+        config: &SubspacesConfig,
+        draws: &Draws<'_>,
+    ) -> Result<Solutions> {
         check(config)?;
         let Self { w, moments } = self;
         if moments.iter().all(|moment| moment.count == 0) {
-            return Err(Error::failed("subspaces of a matrix without a single input"));
+            return Err(Error::failed(
+                "cannot find subspaces of a matrix without a single input",
+            ));
         }
+
         let space = if w.rows() >= w.cols() {
             Space::of_inputs(wide::widened(w), &moments)
         } else {
             Space::new(None, w.rows(), moments)
         };
-        space.solved(config)
+        space.solved(config, draws)
     }
 
     /// The subspaces of all clusters: [`MatrixMoments::solve`], then [`Solutions::describe`].
-    pub fn subspaces(self, config: &SubspacesConfig) -> Result<Vec<Subspace>> {
-        Ok(self.solve(config)?.describe())
+    pub fn subspaces(
+        self,
+        config: &SubspacesConfig,
+        draws: &Draws<'_>,
+    ) -> Result<Vec<Subspace>> {
+        Ok(self.solve(config, draws)?.describe())
     }
 }
 
@@ -111,8 +125,10 @@ fn add_block(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Centre, Labels};
+    use crate::config::{Center, Directions, Labels};
     use crate::rng;
+
+    const DRAWS: Draws<'_> = Draws { seed: 1, place: "matrix" };
 
     fn random(rows: usize, cols: usize, seed: u64) -> Matrix {
         let mut x = Matrix::zeros(rows, cols);
@@ -157,7 +173,8 @@ mod tests {
             let labels: Vec<u32> = (0..9000).map(|i| i % 3).collect();
             let fixed = |rank| SubspacesConfig {
                 labels: Labels::Clusters,
-                centre: Centre::None,
+                directions: Directions::Top,
+                center: Center::None,
                 tau: f64::MIN_POSITIVE,
                 min_rank: rank,
                 min_tokens: 0,
@@ -174,8 +191,8 @@ mod tests {
             };
             let moments = gathered(9000);
             for rank in [1, 4] {
-                let found = moments.clone().subspaces(&fixed(rank)).unwrap();
-                assert_eq!(found, gathered(777).subspaces(&fixed(rank)).unwrap());
+                let found = moments.clone().subspaces(&fixed(rank), &DRAWS).unwrap();
+                assert_eq!(found, gathered(777).subspaces(&fixed(rank), &DRAWS).unwrap());
                 for (cluster, s) in (0..3).zip(&found) {
                     let basis = s.basis.as_ref().unwrap();
                     assert_eq!((s.rank, basis.rows(), basis.cols()), (rank, out, rank));
@@ -185,7 +202,7 @@ mod tests {
                     assert!((tail - s.error_inside).abs() < 1e-9);
                 }
             }
-            assert!(moments.subspaces(&fixed(99)).unwrap()[0].basis.is_none());
+            assert!(moments.subspaces(&fixed(99), &DRAWS).unwrap()[0].basis.is_none());
             assert!(MatrixMoments::builder(&w, 0).is_err());
         }
     }

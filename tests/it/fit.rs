@@ -164,7 +164,7 @@ fn bad_input_is_one_clear_error_and_leaves_nothing_behind() {
     for (args, told) in [
         (
             "--weight w.safetensors:tall --labels short.parquet",
-            "49 labels for 50 vectors",
+            "found 49 labels, expected 50",
         ),
         ("--weight w.safetensors:tall --labels wild.parquet", "4294967296 clusters"),
         ("--weight w.safetensors:other --labels short.parquet", "vectors of 6 values"),

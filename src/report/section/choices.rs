@@ -70,9 +70,9 @@ fn choices(config: &Config) -> Table {
         ),
     ];
     for (name, s) in &config.subspaces {
-        let about = match s.centre {
-            crate::config::Centre::None => "moments about the origin (paper)",
-            crate::config::Centre::Mean => "moments about the cluster's mean",
+        let about = match s.center {
+            crate::config::Center::None => "moments about the origin (paper)",
+            crate::config::Center::Mean => "moments about the cluster's mean",
         };
         let whose = match s.labels {
             crate::config::Labels::Clusters => "k-means clusters",
