@@ -28,7 +28,7 @@ fn rows(n: usize, d: usize, centres: usize) -> Matrix {
     rng::fill_normal(&mut rng::stream(SEED, "bench/centres"), 0.08, &mut means);
     let mut x = Matrix::zeros(n, d);
     let piece = 1000 * d;
-    par::for_each_piece(x.data_mut(), piece, |index, piece| {
+    par::for_each_chunk(x.data_mut(), piece, |index, piece| {
         let mut stream = rng::stream(SEED, &format!("bench/x.{index}"));
         rng::fill_normal(&mut stream, 1.0, piece);
         for (i, row) in piece.chunks_exact_mut(d).enumerate() {

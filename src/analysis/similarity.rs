@@ -138,11 +138,7 @@ fn check(experts: &[FfnTensors<'_>]) -> Result<()> {
 }
 
 /// Refuses other lengths than those of `like` and non-finite values.
-fn check_one(
-    found: FfnTensors<'_>,
-    like: FfnTensors<'_>,
-    what: &str,
-) -> Result<()> {
+fn check_one(found: FfnTensors<'_>, like: FfnTensors<'_>, what: &str) -> Result<()> {
     for (matrix, values, expected) in
         [("fc1", found.fc1, like.fc1.len()), ("fc2", found.fc2, like.fc2.len())]
     {

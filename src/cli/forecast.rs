@@ -89,7 +89,9 @@ pub(super) fn lines(config: &Config) -> Result<Vec<String>> {
     let dense_inits: BTreeSet<&String> = config
         .inits
         .iter()
-        .filter(|(_, init)| upcycle::find(&init.method).is_ok_and(|m| m.form().is_dense()))
+        .filter(|(_, init)| {
+            upcycle::find(&init.method).is_ok_and(|m| m.form().is_dense())
+        })
         .map(|(name, _)| name)
         .collect();
     let seeds = config.seeds.len();

@@ -21,7 +21,7 @@ pub(super) trait Form: Copy + Send + Sync + 'static {
     type Unit: Copy + Send + Sync;
     /// As many units as a register holds.
     type Vector<S: Simd>: Copy;
-    /// Columns in a unit: 1 or 2.
+    /// Columns of a unit: 1 or 2.
     const COLUMNS: usize;
     /// Whether rows are touched ahead of their turn. The prefetcher of the machine does well
     /// with rows of f32; with half the bytes a row is over before it has learnt the pattern
@@ -31,10 +31,10 @@ pub(super) trait Form: Copy + Send + Sync + 'static {
     /// Whole registers of a row, and the rest.
     fn vectors<S: Simd>(row: &[Self::Unit]) -> (&[Self::Vector<S>], &[Self::Unit]);
 
-    /// The columns in a register; the second half is meaningless with one column a unit.
+    /// The columns in a register; the second half is meaningless with one column per unit.
     fn widen<S: Simd>(simd: S, vector: Self::Vector<S>) -> [S::f32s; 2];
 
-    /// The columns in a unit; the second is 0 with one column a unit.
+    /// The columns in a unit; the second is 0 with one column per unit.
     fn columns(unit: Self::Unit) -> [f32; 2];
 
     /// The bits of a unit.
@@ -100,7 +100,7 @@ impl Form for Full {
     }
 }
 
-/// Rows of bf16, two columns a unit; a row of odd length ends with a zero.
+/// Rows of bf16, two columns per unit; a row of odd length ends with a zero.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Half;
 

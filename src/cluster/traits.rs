@@ -49,7 +49,7 @@ fn rows<'a>(records: &'a CowArray<'_, f32, Ix2>) -> Result<Rows<'a>> {
     let values = records.as_slice();
     Rows::new(
         records.ncols(),
-        values.ok_or_else(|| Error::failed("records not in order"))?,
+        values.ok_or_else(|| Error::failed("the records do not lie row by row"))?,
     )
 }
 

@@ -58,8 +58,8 @@ impl Frame {
 /// R of Wᵀ W = Rᵀ R, if W is well conditioned.
 fn cholesky(w: MatRef<'_, f64>) -> Option<Mat<f64>> {
     let (h, d) = (w.nrows(), w.ncols());
-    let parts = par::map(h.div_ceil(ROWS), |piece| {
-        let rows = w.subrows(piece * ROWS, ROWS.min(h - piece * ROWS));
+    let parts = par::map(h.div_ceil(ROWS), |chunk| {
+        let rows = w.subrows(chunk * ROWS, ROWS.min(h - chunk * ROWS));
         let mut part = Mat::zeros(d, d);
         wide::add_gram(part.as_mut(), rows.transpose());
         part

@@ -13,7 +13,7 @@ use crate::linalg::{Matrix, wide};
 use crate::par;
 
 /// Rows of one product.
-const PIECE: usize = 512;
+const CHUNK: usize = 512;
 
 /// The moments of one matrix's outputs by cluster; made by [`MatrixMoments::builder`].
 #[derive(Debug, Clone)]
@@ -54,11 +54,7 @@ impl<'a> MatrixMoments<'a> {
     }
 
     /// The eigenproblems of all clusters, in parallel; `draws` serve random directions.
-    pub fn solve(
-        self,
-        config: &SubspacesConfig,
-        draws: &Draws<'_>,
-    ) -> Result<Solutions> {
+    pub fn solve(self, config: &SubspacesConfig, draws: &Draws<'_>) -> Result<Solutions> {
         check(config)?;
         let Self { w, moments } = self;
         if moments.iter().all(|moment| moment.count == 0) {
@@ -89,13 +85,13 @@ impl<'a> MatrixMomentsBuilder<'a> {
     /// Adds row-major inputs and their clusters. The cut into calls changes no bit.
     pub fn push(&mut self, rows: &[f32], labels: &[u32]) -> Result<()> {
         let Self { w, waiting, moments, outputs } = self;
-        waiting.push(rows, labels, |block| add_block(w, block, (moments, outputs)))
+        waiting.push(rows, labels, |block| add_block(w, block, moments, outputs))
     }
 
     /// The moments of all rows pushed.
     pub fn finish(mut self) -> Result<MatrixMoments<'a>> {
         let Self { w, waiting, moments, outputs } = &mut self;
-        add_block(w, waiting.rest(), (moments, outputs));
+        add_block(w, waiting.rest(), moments, outputs);
         finish(moments.iter_mut().collect())?;
         Ok(MatrixMoments { w: self.w, moments: self.moments })
     }
@@ -105,16 +101,17 @@ impl<'a> MatrixMomentsBuilder<'a> {
 fn add_block(
     w: &Matrix,
     block: Block<'_>,
-    (moments, outputs): (&mut [Moment], &mut Vec<f32>),
+    moments: &mut [Moment],
+    outputs: &mut Vec<f32>,
 ) {
     let (out, inputs) = (w.rows(), w.cols());
     if out < inputs {
         outputs.resize(block.labels.len() * out, 0.0);
-        par::for_each_piece(outputs, PIECE * out, |index, piece| {
-            let rows = piece.len() / out * inputs;
-            let rows = &block.rows[index * PIECE * inputs..][..rows];
+        par::for_each_chunk(outputs, CHUNK * out, |index, chunk| {
+            let rows = chunk.len() / out * inputs;
+            let rows = &block.rows[index * CHUNK * inputs..][..rows];
             let w = gemm::Rows::new(w.data(), inputs);
-            gemm::a_bt(piece, gemm::Rows::new(rows, inputs), w, Write::Replace);
+            gemm::a_bt(chunk, gemm::Rows::new(rows, inputs), w, Write::Replace);
         });
     }
     let values = if out < inputs { &outputs[..] } else { block.rows };

@@ -15,7 +15,7 @@ use crate::linalg::wide;
 use crate::{num, par};
 
 /// Rows that are gathered before they are added; fixes the bits of the sums, whatever the
-/// size of the pieces handed in.
+/// size of the chunks handed in.
 const BLOCK: usize = 4096;
 
 /// Columns that are widened at a time: enough for the product to run at full speed, few enough
@@ -23,7 +23,7 @@ const BLOCK: usize = 4096;
 const COLUMNS: usize = 256;
 
 /// Rows of one FFN evaluation; its hidden activations are all that exist on a thread.
-const PIECE: usize = 256;
+const CHUNK: usize = 256;
 
 /// The FFN whose subspaces are sought: `W2 act(W1 x + b1)`; the outer bias plays no part.
 #[derive(Clone, Copy)]
@@ -156,12 +156,13 @@ impl MomentsBuilder<'_> {
     /// Adds row-major FFN inputs and their clusters. The cut into calls changes no bit.
     pub fn push(&mut self, rows: &[f32], labels: &[u32]) -> Result<()> {
         let Self { ffn, waiting, inputs, outputs } = self;
-        waiting.push(rows, labels, |block| add_block(*ffn, block, [inputs, outputs]))
+        waiting.push(rows, labels, |block| add_block(*ffn, block, inputs, outputs))
     }
 
     /// The moments of all rows pushed.
     pub fn finish(mut self) -> Result<LayerMoments> {
-        add_block(self.ffn, self.waiting.rest(), [&mut self.inputs, &mut self.outputs]);
+        let rest = self.waiting.rest();
+        add_block(self.ffn, rest, &mut self.inputs, &mut self.outputs);
         finish(self.inputs.iter_mut().chain(&mut self.outputs).collect())?;
         Ok(LayerMoments {
             fc1: wide::widened_rows(self.ffn.weights.fc1, self.ffn.weights.width()),
@@ -172,16 +173,17 @@ impl MomentsBuilder<'_> {
     }
 }
 
-/// Adds gathered rows: outputs piece by piece, then every moment on its own thread.
+/// Adds gathered rows: outputs chunk by chunk, then every moment on its own thread.
 fn add_block(
     ffn: FfnFunction<'_>,
     block: Block<'_>,
-    [inputs, outputs]: [&mut Vec<Moment>; 2],
+    inputs: &mut [Moment],
+    outputs: &mut [Moment],
 ) {
     let d = ffn.weights.width();
     let mut values = vec![0.0; block.rows.len()];
-    par::for_each_piece(&mut values, PIECE * d, |index, out| {
-        out.copy_from_slice(&ffn.outputs(&block.rows[index * PIECE * d..][..out.len()]));
+    par::for_each_chunk(&mut values, CHUNK * d, |index, out| {
+        out.copy_from_slice(&ffn.outputs(&block.rows[index * CHUNK * d..][..out.len()]));
     });
 
     let inputs = inputs.iter_mut().enumerate().map(|(i, m)| (i, m, block.rows));
@@ -260,7 +262,7 @@ impl Waiting {
 /// Makes the moments whole once all rows are added. A value that was not finite is seen here
 /// and not when it came: it spoils a moment for good, and looking at every value costs time.
 pub(super) fn finish(mut moments: Vec<&mut Moment>) -> Result<()> {
-    par::try_for_each_piece(&mut moments, 1, |_, moments| {
+    par::try_for_each_chunk(&mut moments, 1, |_, moments| {
         for moment in moments {
             // The triangle above is zero until the last line.
             if !moment.second.is_all_finite() {
@@ -277,7 +279,7 @@ pub(super) fn add_moments(
     mut moments: Vec<(usize, &mut Moment, &[f32])>,
     labels: &[u32],
 ) {
-    par::for_each_piece(&mut moments, 1, |_, job| {
+    par::for_each_chunk(&mut moments, 1, |_, job| {
         let mut columns: Vec<f64> = Vec::new();
         for (cluster, moment, values) in job {
             let cluster = num::index_u32(*cluster);

@@ -366,7 +366,12 @@ fn random_directions(
 
 /// Energy retained: the fraction of a cluster's outputs (about their mean, if centered) that
 /// the basis keeps, literally from weights and tokens.
-fn literal_energy(inputs: MatRef<'_, f64>, w: &Matrix, own: &Subspace, center: Center) -> f64 {
+fn literal_energy(
+    inputs: MatRef<'_, f64>,
+    w: &Matrix,
+    own: &Subspace,
+    center: Center,
+) -> f64 {
     let y = wide::product(inputs, wide::widened(w).transpose());
     let mean = |j: usize| -> f64 {
         let sum: f64 = (0..y.nrows()).map(|i| y[(i, j)]).sum();
@@ -380,9 +385,8 @@ fn literal_energy(inputs: MatRef<'_, f64>, w: &Matrix, own: &Subspace, center: C
 }
 
 fn rows_of(all: &Mat<f64>, labels: &[u32], cluster: usize) -> Mat<f64> {
-    let own: Vec<usize> = (0..labels.len())
-        .filter(|&i| crate::num::widen(labels[i]) == cluster)
-        .collect();
+    let own: Vec<usize> =
+        (0..labels.len()).filter(|&i| crate::num::widen(labels[i]) == cluster).collect();
     Mat::from_fn(own.len(), all.ncols(), |i, j| all[(own[i], j)])
 }
 

@@ -37,6 +37,13 @@ pub struct SubspacesParams {
     pub seed: u64,
 }
 
+/// One block of one tower.
+#[derive(Debug, Clone, Copy)]
+struct Block {
+    tower: Tower,
+    index: usize,
+}
+
 /// Labels of each layer's rows, in the order of its activations.
 type LayerLabels = BTreeMap<(String, u32), Vec<u32>>;
 
@@ -69,7 +76,8 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
                 ))
             })?;
 
-            let moments = moments(job, &model, (tower, block), own, experts)?;
+            let at = Block { tower, index: block };
+            let moments = moments(job, &model, at, own, experts)?;
             let (config, seed) = (&params.subspaces, params.seed);
             let found = moments.subspaces(config, seed, &name)?;
             for (expert, found) in found.iter().enumerate() {
@@ -88,17 +96,18 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
 fn moments(
     job: &Job<'_>,
     model: &Checkpoint,
-    (tower, block): (Tower, usize),
+    at: Block,
     labels: &[u32],
     experts: usize,
 ) -> Result<LayerMoments> {
     let kind = model.config.activation;
     let apply = |values: &mut [f32]| activation::apply(kind, values);
-    let weights = model.dense_ffn(tower, block)?;
+    let weights = model.dense_ffn(at.tower, at.index)?;
     let ffn = FfnFunction { weights, activation: &apply };
     let mut builder = LayerMoments::builder(ffn, experts)?;
 
-    let file = job.input("activations", &format!("{}-{block}.parquet", tower.name()))?;
+    let file =
+        job.input("activations", &format!("{}-{}.parquet", at.tower.name(), at.index))?;
     let mut reader = TableReader::open(&file)?;
     let mut from = 0;
     while let Some(part) = reader.next()? {

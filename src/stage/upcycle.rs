@@ -111,15 +111,18 @@ impl Recipe {
         let subspaces =
             subspaces.map(|file| expert_spaces(file, name, experts)).transpose()?;
 
-        let made = upcycle::upcycle_layer(self.method, &Layer {
-            dense,
-            evidence: Evidence {
-                centroids: centroids.as_ref(),
-                subspaces: subspaces.as_deref(),
+        let made = upcycle::upcycle_layer(
+            self.method,
+            &Layer {
+                dense,
+                evidence: Evidence {
+                    centroids: centroids.as_ref(),
+                    subspaces: subspaces.as_deref(),
+                },
+                settings: &self.settings,
+                streams: Streams::new(self.seed, name),
             },
-            settings: &self.settings,
-            streams: Streams::new(self.seed, name),
-        })?;
+        )?;
 
         match made {
             Upcycled::Dense => {

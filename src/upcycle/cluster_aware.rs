@@ -319,11 +319,9 @@ mod tests {
         let parts = Parts::new(5, 9, 3, 2);
         let made = made("cluster-aware", &parts, 3);
         for (expert, spaces) in made.experts.iter().zip(&parts.subspaces) {
-            let slow =
-                reference(&fc1(&parts.dense), spaces.fc1.basis.as_ref().unwrap());
+            let slow = reference(&fc1(&parts.dense), spaces.fc1.basis.as_ref().unwrap());
             assert!(distance(&fc1(expert), &slow) < 1e-6);
-            let slow =
-                reference(&fc2(&parts.dense), spaces.fc2.basis.as_ref().unwrap());
+            let slow = reference(&fc2(&parts.dense), spaces.fc2.basis.as_ref().unwrap());
             assert!(distance(&fc2(expert), &slow) < 1e-6);
         }
     }
@@ -417,7 +415,7 @@ mod tests {
         let method = find("mismatched-clusters").unwrap();
         let alone = Parts::new(5, 9, 1, 2);
         let settings = settings_with(method, 1, |_| ());
-        let error = upcycle(method, &alone, &settings, (1, "text.1")).unwrap_err();
+        let error = upcycle(method, &alone, &settings, 1, "text.1").unwrap_err();
         assert!(error.message().contains("moe.experts of at least 2"), "{error}");
     }
 

@@ -34,7 +34,7 @@ mod tests {
     #[test]
     fn it_makes_no_experts() {
         let parts = Parts::new(3, 4, 2, 1);
-        let made = upcycle(&Dense, &parts, &settings(&Dense, 2), (1, "text.1"));
+        let made = upcycle(&Dense, &parts, &settings(&Dense, 2), 1, "text.1");
         assert_eq!(made.unwrap(), Upcycled::Dense);
     }
 }

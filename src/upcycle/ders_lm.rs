@@ -71,7 +71,7 @@ mod tests {
 
     fn deltas(parts: &Parts, experts: usize, rank: usize) -> Result<Deltas> {
         let settings = settings_with(&DersLm, experts, |init| init.rank = Some(rank));
-        match upcycle(&DersLm, parts, &settings, (3, "text.0"))? {
+        match upcycle(&DersLm, parts, &settings, 3, "text.0")? {
             Upcycled::LowRank(made) => Ok(made.deltas),
             other => panic!("expected experts of low rank, found {other:?}"),
         }

@@ -262,8 +262,12 @@ mod tests {
             let untouched: Vec<f64> = (0..400)
                 .map(|seed| {
                     let mut stream = rng::stream(seed, "independent");
-                    let expert =
-                        dropped(dense.tensors(), ratio, Indices::Independent, &mut stream);
+                    let expert = dropped(
+                        dense.tensors(),
+                        ratio,
+                        Indices::Independent,
+                        &mut stream,
+                    );
                     let [rows, bias, columns] = changed_units(&dense, &expert);
                     assert_eq!(rows, bias);
                     assert_eq!((rows.len(), columns.len()), (bias.len(), bias.len()));
@@ -307,7 +311,8 @@ mod tests {
         for v in &mut dense.fc2 {
             *v = *v * 0.01 - 3.0;
         }
-        let expert = dropped(dense.tensors(), 0.5, Indices::Shared, &mut rng::stream(4, "normal"));
+        let expert =
+            dropped(dense.tensors(), 0.5, Indices::Shared, &mut rng::stream(4, "normal"));
         let [selected, _, _] = changed_units(&dense, &expert);
         let fc1: Vec<usize> = rows(&selected, 64).collect();
         let fc2: Vec<usize> = columns(&selected, 400, 64).collect();

@@ -160,7 +160,7 @@ mod tests {
         let mut parts = Parts::new(4, 6, 3, 2);
         spoil(&mut parts);
         let method = find("cluster-aware").unwrap();
-        let made = upcycle(method, &parts, &settings(method, 3), (1, "vision.3"));
+        let made = upcycle(method, &parts, &settings(method, 3), 1, "vision.3");
         made.unwrap_err().message().to_owned()
     }
 

@@ -110,9 +110,9 @@ impl Form<'_> {
     pub fn router(&self) -> Option<Router> {
         match self {
             Self::Dense => None,
-            Self::Copies(router) | Self::Experts(router, _) | Self::LowRank(router, _) => {
-                Some(*router)
-            }
+            Self::Copies(router)
+            | Self::Experts(router, _)
+            | Self::LowRank(router, _) => Some(*router),
         }
     }
 }
@@ -290,8 +290,7 @@ mod tests {
             assert!(method.reference().contains("https://"), "{}", method.name());
             assert!(method.describe().len() > 20, "{}", method.name());
         }
-        let names: std::collections::BTreeSet<_> =
-            methods().map(Method::name).collect();
+        let names: std::collections::BTreeSet<_> = methods().map(Method::name).collect();
         assert_eq!(names.len(), methods().count());
     }
 
@@ -330,12 +329,15 @@ mod tests {
         let cases = [("router-only", "centroids"), ("svd-only", "subspaces")];
         for (name, missing) in cases {
             let method = find(name).unwrap();
-            let error = upcycle_layer(method, &Layer {
-                dense: parts.dense.tensors(),
-                evidence: Evidence::default(),
-                settings: &settings(method, 3),
-                streams: Streams::new(1, "vision.1"),
-            })
+            let error = upcycle_layer(
+                method,
+                &Layer {
+                    dense: parts.dense.tensors(),
+                    evidence: Evidence::default(),
+                    settings: &settings(method, 3),
+                    streams: Streams::new(1, "vision.1"),
+                },
+            )
             .unwrap_err();
             assert!(error.message().contains("vision.1"), "{error}");
             assert!(error.message().contains(name), "{error}");
@@ -354,7 +356,7 @@ mod tests {
                 init.router_std = Some(0.0);
                 init.allow_identical = allowed;
             });
-            upcycle(method, &parts, &settings, (1, "text.0"))
+            upcycle(method, &parts, &settings, 1, "text.0")
         };
         let error = asked(None).unwrap_err();
         assert!(error.message().contains("experts 0 and 1"), "{error}");
@@ -386,7 +388,7 @@ mod tests {
         let method = find("sparse").unwrap();
         for (tensor, dense) in broken {
             let parts = Parts { dense, ..Parts::new(4, 6, 2, 2) };
-            let made = upcycle(method, &parts, &settings(method, 2), (1, "text.0"));
+            let made = upcycle(method, &parts, &settings(method, 2), 1, "text.0");
             let error = made.unwrap_err();
             let begin = format!("text.0: {tensor}: found");
             assert!(error.message().starts_with(&begin), "{error}");
@@ -409,11 +411,15 @@ mod tests {
         let parts = Parts::new(6, 9, 2, 2);
         for name in ["sparse", "drop", "drop-svd", "random-subspace", "svd-only"] {
             let method = find(name).unwrap();
-            let at = |seed, place| {
-                match upcycle(method, &parts, &settings(method, 2), (seed, place)) {
-                    Ok(Upcycled::Experts(made)) => bits(&made),
-                    other => panic!("{name}: {other:?}"),
-                }
+            let at = |seed, place| match upcycle(
+                method,
+                &parts,
+                &settings(method, 2),
+                seed,
+                place,
+            ) {
+                Ok(Upcycled::Experts(made)) => bits(&made),
+                other => panic!("{name}: {other:?}"),
             };
             assert_eq!(at(1, "text.0"), at(1, "text.0"), "{name}");
             assert_ne!(at(1, "text.0"), at(2, "text.0"), "{name}");

@@ -171,8 +171,7 @@ mod tests {
         let mu = widened(&matrix(5, 1, 1.0, 5));
         let mean = narrowed((widened(&w) * &mu).as_ref()).into_data();
         for alpha in [0.3, 1.0] {
-            let to =
-                Projection { mean: Some(&mean), ..onto_basis(basis(11, 3), alpha) };
+            let to = Projection { mean: Some(&mean), ..onto_basis(basis(11, 3), alpha) };
             let (w, b) = project(&dense.fc1, &dense.fc1_bias, &to);
             let out = widened_rows(&w, 5) * &mu;
             for i in 0..11 {

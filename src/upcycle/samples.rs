@@ -57,14 +57,18 @@ pub(super) fn upcycle(
     method: &dyn Method,
     parts: &Parts,
     settings: &Settings,
-    (seed, place): (u64, &str),
+    seed: u64,
+    place: &str,
 ) -> Result<Upcycled> {
-    upcycle_layer(method, &Layer {
-        dense: parts.dense.tensors(),
-        evidence: parts.evidence(),
-        settings,
-        streams: Streams::new(seed, place),
-    })
+    upcycle_layer(
+        method,
+        &Layer {
+            dense: parts.dense.tensors(),
+            evidence: parts.evidence(),
+            settings,
+            streams: Streams::new(seed, place),
+        },
+    )
 }
 
 /// Runs a method with the settings of [`init_of`], panicking on errors.
@@ -80,7 +84,7 @@ pub(super) fn run_with(
     settings: &Settings,
     seed: u64,
 ) -> Experts {
-    match upcycle(method, parts, settings, (seed, "vision.1")).unwrap() {
+    match upcycle(method, parts, settings, seed, "vision.1").unwrap() {
         Upcycled::Experts(made) => made,
         Upcycled::LowRank(made) => {
             let experts = vec![parts.dense.clone(); settings.experts()];
@@ -139,20 +143,15 @@ fn spaces(d: usize, h: usize, rank: usize, seed: u64) -> ExpertSpaces {
         let mut stream = rng::stream(seed, &format!("basis {salt}"));
         let basis = (rank < outputs)
             .then(|| narrowed(orthonormal::random(outputs, rank, &mut stream).as_ref()));
-        KeptSpace {
-            basis,
-            mean: Some(matrix(1, outputs, 0.5, seed + salt).into_data()),
-        }
+        KeptSpace { basis, mean: Some(matrix(1, outputs, 0.5, seed + salt).into_data()) }
     };
     ExpertSpaces { fc1: space(h, 1), fc2: space(d, 2) }
 }
 
 /// Every value of a result as bits, so that equality means the same bytes.
 pub(super) fn bits(made: &Experts) -> Vec<u32> {
-    let tensors = made
-        .experts
-        .iter()
-        .flat_map(|e| [&e.fc1[..], &e.fc1_bias, &e.fc2, &e.fc2_bias]);
+    let tensors =
+        made.experts.iter().flat_map(|e| [&e.fc1[..], &e.fc1_bias, &e.fc2, &e.fc2_bias]);
     tensors.chain([made.router.data()]).flatten().map(|v| v.to_bits()).collect()
 }
 

@@ -12,7 +12,7 @@ use super::folder::OutFolder;
 use super::{Common, brief, median, parse};
 use crate::cli;
 use crate::cluster::{
-    Done, PIECE, Precision, RowSource, Rows, SphericalKMeans, SphericalKMeansModel,
+    CHUNK, Done, Precision, RowSource, Rows, SphericalKMeans, SphericalKMeansModel,
 };
 use crate::engine::cpu::ops::simd;
 use crate::error::{Context as _, Result};
@@ -86,6 +86,7 @@ pub(super) fn run(args: Vec<OsString>) -> Result<()> {
     else {
         return Ok(());
     };
+
     let limit = match &args.memory {
         Some(text) => memory::parse(text)?,
         None => memory::half_of_free(),
@@ -97,6 +98,7 @@ pub(super) fn run(args: Vec<OsString>) -> Result<()> {
         .seed(args.seed)
         .precision(args.dtype.into())
         .check()?;
+
     let file = VectorFile::open(&args.vectors, args.column.as_deref())?;
     let out = OutFolder::begin(&args.common.out, args.common.force)?;
     let line = args.common.pool(|threads| {
@@ -110,9 +112,11 @@ pub(super) fn run(args: Vec<OsString>) -> Result<()> {
             bytes as f64 / 1e9,
             if held { "held in memory" } else { "streamed from the file in every pass" }
         ));
+
         let started = Instant::now();
         let data = if held { file.read()? } else { Vec::new() };
         let read = started.elapsed().as_secs_f64();
+
         let bandwidth = (held && args.bandwidth).then(|| bandwidth(&data));
         let work =
             Work { args: &args, checked: &checked, threads, held, read, bandwidth };
@@ -139,7 +143,7 @@ impl RowSource for Streamed<'_> {
     }
 
     fn pass(&self, visit: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
-        self.0.stream(PIECE, visit)
+        self.0.stream(CHUNK, visit)
     }
 
     fn fetch(&self, indices: &[usize]) -> Result<Vec<Vec<f32>>> {
@@ -147,7 +151,7 @@ impl RowSource for Streamed<'_> {
     }
 }
 
-/// One fit and how it came about.
+/// One fit and its circumstances.
 struct Work<'a> {
     args: &'a FitArgs,
     checked: &'a SphericalKMeans,
@@ -166,12 +170,13 @@ struct Times {
 }
 
 impl Work<'_> {
-    /// Clusters, writes the results and says so in JSON.
+    /// Clusters, writes the results and returns the line of JSON about them.
     fn fit(&self, rows: &impl RowSource, out: &OutFolder) -> Result<String> {
         let bar = self.args.common.console().bar("cluster");
         bar.start(self.args.iterations, "iterations");
         let begun = Instant::now();
         let (mut last, mut times) = (begun, Times::default());
+
         let fitted = self.checked.fit_watched(rows, &mut |done| {
             let now = Instant::now();
             let seconds = (now - last).as_secs_f64();
@@ -185,6 +190,7 @@ impl Work<'_> {
             }
         });
         bar.finish();
+
         let path = self.args.vectors.display();
         let model = fitted.context(|| format!("clustering {path}"))?;
         times.all = begun.elapsed().as_secs_f64();
@@ -203,11 +209,13 @@ impl Work<'_> {
             Dtype::F32 => ("f32", 4),
             Dtype::Bf16 => ("bf16", 2),
         };
+
         let own = model.history.iter().filter(|stats| stats.restart == model.restart);
         let objectives: Vec<f64> = own.map(|stats| stats.objective).collect();
         let iterations = times.iterations.len();
         let seconds = median(times.iterations);
         let bandwidth = (n * d * size) as f64 / seconds / 1e9;
+
         json!({
             "objectives": objectives,
             "objective": model.objective,
@@ -239,13 +247,13 @@ impl Work<'_> {
 fn bandwidth(data: &[f32]) -> f64 {
     let pass = || {
         let started = Instant::now();
-        let pieces: Vec<&[f32]> = data.chunks(1 << 18).collect();
-        let sums = par::map(pieces.len(), |index| {
+        let chunks: Vec<&[f32]> = data.chunks(1 << 18).collect();
+        let sums = par::map(chunks.len(), |index| {
             simd::dispatch(
                 #[inline(always)]
                 || {
                     let mut lanes = [0.0_f32; 64];
-                    for chunk in pieces[index].as_chunks::<64>().0 {
+                    for chunk in chunks[index].as_chunks::<64>().0 {
                         lanes.iter_mut().zip(chunk).for_each(|(lane, v)| *lane += v);
                     }
                     lanes.iter().sum::<f32>()
