@@ -140,6 +140,8 @@ fn kept_directions(factor: &DMatrix<f64>, floor: f64) -> Vec<Direction> {
     let eigen = SymmetricEigen::new(factor.tr_mul(factor));
     let largest = eigen.eigenvalues.iter().copied().fold(0.0, f64::max);
     let least = floor.max(PSEUDO_INVERSE_THRESHOLD * largest);
+
+    // An eigenvector u of MᵀM with value λ gives the one of M Mᵀ: M u / √λ.
     let pairs = eigen.eigenvalues.iter().zip(eigen.eigenvectors.column_iter());
     let kept = pairs.filter(|(value, _)| **value > least);
     kept.map(|(&value, column)| Direction {
@@ -160,6 +162,7 @@ fn check(routing: &Routing<'_>, outputs: &Matrix) -> Result<()> {
             "expert outputs: found {found} rows, expected {expected} (one per token)"
         )));
     }
+
     match outputs.data().iter().position(|value| !value.is_finite()) {
         None => Ok(()),
         Some(index) => Err(Error::failed(format!(

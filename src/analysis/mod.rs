@@ -108,6 +108,7 @@ pub fn analyze_layer(view: &LayerView<'_>) -> Result<LayerAnalysis> {
     }
 
     let cosines = similarity(view.experts)?;
+    // In the order of the metric names: the rows of the table come in this order.
     let mut out = Readings::default();
     out.layer(metric::SIMILARITY, cosines.mean_off_diagonal());
     if let Some(dense) = view.dense {

@@ -75,6 +75,7 @@ impl<'a> Routing<'a> {
 
     fn check_token(&self, token: usize) -> Result<()> {
         let probs = self.probs(token);
+        // A NaN lies in no range.
         let fine = probs.iter().all(|p| (0.0..=1.0).contains(p));
         let total = num::sum(probs);
         if !fine || (total - 1.0).abs() > TOLERANCE {

@@ -72,6 +72,7 @@ fn cosines(
     n: usize,
     inner: impl Fn(usize, usize) -> f64 + Sync + Send,
 ) -> SimilarityMatrix {
+    // Half of the products are enough: the matrix is symmetric.
     let pairs: Vec<(usize, usize)> =
         (0..n).flat_map(|i| (i..n).map(move |j| (i, j))).collect();
     let products = par::map(pairs.len(), |k| inner(pairs[k].0, pairs[k].1));
@@ -84,6 +85,7 @@ fn cosines(
 
     let cosine = |i: usize, j: usize| {
         let (left, right) = (gram[i * n + i], gram[j * n + j]);
+        // Rounding may carry a cosine beyond 1.
         match (left > 0.0, right > 0.0) {
             (true, true) => (gram[i * n + j] / (left * right).sqrt()).clamp(-1.0, 1.0),
             (false, false) => 1.0,
@@ -103,6 +105,7 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
     let mut lanes = [0.0_f64; LANES];
     let (heads, tails) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
     let rest = heads.remainder().iter().zip(tails.remainder());
+    // What fills no chunk of lanes is summed apart and added last.
     let rest: f64 = rest.map(|(&x, &y)| f64::from(x) * f64::from(y)).sum();
     for (x, y) in heads.zip(tails) {
         for lane in 0..LANES {
@@ -148,6 +151,7 @@ fn check_one(found: FfnTensors<'_>, like: FfnTensors<'_>, what: &str) -> Result<
                 "{what}: {matrix}: found {len} values, expected {expected}"
             )));
         }
+
         if let Some(index) = values.iter().position(|value| !value.is_finite()) {
             let value = values[index];
             return Err(Error::failed(format!(

@@ -32,6 +32,7 @@ pub fn utilization(routing: &Routing<'_>) -> Utilization {
     let fractions: Vec<f64> = counts.iter().map(|&count| count as f64 / total).collect();
     let is_dead = |&expert: &usize| fractions[expert] < DEAD / e;
     let dead = (0..fractions.len()).filter(is_dead).collect();
+    // In units of the mean 1/E, so that layers of different E compare.
     let variance = fractions.iter().map(|u| (u * e - 1.0).powi(2)).sum::<f64>() / e;
     Utilization { fractions, dead, variation: variance.sqrt() }
 }

@@ -29,6 +29,7 @@ pub(super) struct Centroids<F: Form> {
 impl<F: Form> Centroids<F> {
     /// Unit rows of `cols` values, `per_restart` to each restart.
     pub(super) fn new(cols: usize, per_restart: usize, exact: Vec<f64>) -> Self {
+        // The f32 copy lies in the order in which the rows' form is read.
         let mut fast = Vec::new();
         exact.chunks_exact(cols).for_each(|centroid| F::planes(centroid, &mut fast));
         Self { cols, per_restart, exact, fast, form: PhantomData }
@@ -81,6 +82,7 @@ impl<F: Form> Centroids<F> {
 
     /// The index of the largest exact score of one restart, ties to the lower index.
     fn decide(&self, first: usize, row: &[F::Unit], scores: &[f32], slack: f64) -> usize {
+        // One pass finds the best score and the second.
         let (mut best, mut second) = (0, f32::NEG_INFINITY);
         for (index, &score) in scores.iter().enumerate().skip(1) {
             if score > scores[best] {

@@ -156,15 +156,18 @@ fn tile<S: Simd, F: Form, const R: usize, const C: usize, const AHEAD: bool>(
     let lanes = size_of::<F::Vector<S>>() / 4;
     let mut touched = 0;
     for step in 0..length {
+        // A value that is used for nothing brings its cache line all the same.
         if AHEAD {
             for i in 0..R {
                 touched ^= F::bits(next[(step * R + i) * lanes]);
             }
         }
+
         let mut values = [[zero; 2]; R];
         for i in 0..R {
             values[i] = F::widen(simd, x[i][step]);
         }
+
         for j in 0..C {
             let operand = first[j][step];
             for i in 0..R {

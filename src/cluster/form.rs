@@ -119,6 +119,7 @@ impl Form for Half {
 
     #[inline(always)]
     fn widen<S: Simd>(simd: S, vector: S::u32s) -> [S::f32s; 2] {
+        // The low half becomes the upper half of an f32; the high half already is one.
         let low = simd.wrapping_dyn_shl_u32s(vector, simd.splat_u32s(16));
         let high = simd.and_u32s(vector, simd.splat_u32s(HIGH));
         [simd.transmute_f32s_u32s(low), simd.transmute_f32s_u32s(high)]
@@ -148,6 +149,7 @@ pub(super) fn pack(rows: &[f32], cols: usize, out: &mut [u32]) {
     for (row, out) in rows.chunks_exact(cols).zip(out.chunks_exact_mut(Half::units(cols)))
     {
         let (pairs, rest) = row.as_chunks::<2>();
+        // A row of odd length ends with half a pair.
         let last = rest.first().map(|&last| [last, 0.0]);
         for (&[low, high], unit) in pairs.iter().chain(&last).zip(out) {
             *unit = upper(low) >> 16 | upper(high);
@@ -159,6 +161,7 @@ pub(super) fn pack(rows: &[f32], cols: usize, out: &mut [u32]) {
 #[inline(always)]
 fn upper(value: f32) -> u32 {
     let bits = value.to_bits();
+    // Half a unit in the last place, and one more bit where the tie would leave it odd.
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & HIGH;
     if rounded & 0x7f80_0000 == 0x7f80_0000 { bits & HIGH } else { rounded }
 }

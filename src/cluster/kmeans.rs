@@ -128,10 +128,12 @@ impl SphericalKMeans {
         let (n, d) = (rows.count(), rows.width());
         let starts =
             seed::plus_plus(rows, norms, self.clusters, self.restarts, self.seed)?;
+
         let starts = starts.chunks_exact(self.clusters * d).enumerate();
         let mut runs: Vec<Run> = starts
             .map(|(restart, start)| Run::new(restart, n, d, start.to_vec()))
             .collect();
+
         watch(Done::Starts);
         self.iterate(rows, norms, &mut runs, watch)?;
         Ok(runs)
@@ -146,6 +148,7 @@ impl SphericalKMeans {
         watch: &mut dyn FnMut(Done),
     ) -> Result<()> {
         for iteration in 0..self.iterations {
+            // A restart that has converged takes no further part in the passes.
             let mut active: Vec<&mut Run> =
                 runs.iter_mut().filter(|run| !run.converged(self.tolerance)).collect();
             if active.is_empty() {
@@ -220,6 +223,7 @@ impl Run {
 
     /// Whether the last iteration gained no more than the tolerance, refills aside.
     fn converged(&self, tolerance: f64) -> bool {
+        // A refill changes the clusters by hand, so what follows it is no sign of an end.
         let [.., before, last] = self.stats.as_slice() else { return false };
         let refilled = before.refilled + last.refilled;
         refilled == 0 && last.objective - before.objective <= tolerance
@@ -241,6 +245,7 @@ impl Run {
 
             let largest = first_largest(&self.sums.counts);
             let label = num::index_u32(largest);
+            // Rows of zeros have no direction to found a cluster on.
             let usable =
                 (0..norms.len()).filter(|&i| self.labels[i] == label && norms[i] > 0.0);
             let furthest =
@@ -310,6 +315,7 @@ impl Sums {
         let cols = self.cols();
         for (index, sum) in self.sums.chunks_exact(cols).enumerate() {
             let length = sum.iter().map(|v| v * v).sum::<f64>().sqrt();
+            // Below this the direction of a sum is what rounding has left.
             if length > 1e-9 * self.counts[index].max(1) as f64 {
                 centroids[index * cols..(index + 1) * cols].copy_from_slice(&unit(sum));
             }
@@ -332,6 +338,7 @@ fn norms<X: Slabs>(rows: &X) -> Result<Vec<f64>> {
         let made: Vec<f64> = units
             .map(|row| kernel::norm(X::Form::row(row, cols, &mut scratch)))
             .collect();
+
         match made.iter().position(|norm| !norm.is_finite()) {
             None => Ok(made),
             Some(bad) => {

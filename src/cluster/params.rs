@@ -98,6 +98,8 @@ impl ParamGuard for SphericalKMeansParams {
                 )));
             }
         }
+
+        // Negated, so that NaN is refused too.
         if !(tolerance.is_finite() && *tolerance >= 0.0) {
             return Err(Error::usage(format!(
                 "k-means: tolerance: found {tolerance}, expected a number of at least 0"

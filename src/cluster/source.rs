@@ -33,6 +33,7 @@ pub trait RowSource: Sync {
         self.pass(&mut |slab| {
             let count = slab.len() / cols;
             for (&index, row) in indices.iter().zip(&mut found) {
+                // The same row may be asked for twice.
                 if (seen..seen + count).contains(&index) {
                     *row =
                         slab[(index - seen) * cols..(index - seen + 1) * cols].to_vec();
@@ -56,12 +57,12 @@ pub trait RowSource: Sync {
 
 /// Row-major values borrowed from anywhere.
 #[derive(Debug, Clone, Copy)]
-pub struct Rows<'a> {
+pub struct RowSlice<'a> {
     cols: usize,
     data: &'a [f32],
 }
 
-impl<'a> Rows<'a> {
+impl<'a> RowSlice<'a> {
     /// Rows of `cols` values; refuses a rest and rows without values.
     pub fn new(cols: usize, data: &'a [f32]) -> Result<Self> {
         if cols == 0 || !data.len().is_multiple_of(cols) {
@@ -74,7 +75,7 @@ impl<'a> Rows<'a> {
     }
 }
 
-impl RowSource for Rows<'_> {
+impl RowSource for RowSlice<'_> {
     fn rows(&self) -> usize {
         self.data.len() / self.cols
     }
@@ -113,7 +114,7 @@ impl RowSource for Matrix {
     }
 
     fn fetch(&self, indices: &[usize]) -> Result<Vec<Vec<f32>>> {
-        Rows { cols: self.cols(), data: self.data() }.fetch(indices)
+        RowSlice { cols: self.cols(), data: self.data() }.fetch(indices)
     }
 }
 
@@ -173,14 +174,17 @@ impl Halved {
         let (rows, cols) = (source.rows(), source.cols());
         let width = Half::units(cols);
         let mut units = vec![0; rows * width];
+
         let mut seen = 0;
         source.pass(&mut |slab| {
+            // A source that gives more rows than it said would write past the end.
             let until = seen + slab.len() / cols;
             let out = units.get_mut(seen * width..until * width).ok_or_else(|| {
                 Error::failed(format!(
                     "a source of {rows} rows gave {until} rows in one pass"
                 ))
             })?;
+
             par::for_each_chunk(out, CHUNK * width, |index, out| {
                 let from = index * CHUNK * cols;
                 pack(&slab[from..from + out.len() / width * cols], cols, out);
@@ -250,6 +254,7 @@ pub(super) fn scan<X: Slabs, T: Send>(
             )));
         }
 
+        // One wave is computed in parallel and merged in order before the next one starts.
         let chunks: Vec<_> = slab.chunks(CHUNK * cols).collect();
         for (turn, group) in chunks.chunks(wave).enumerate() {
             let start = |index| first + (turn * wave + index) * CHUNK;

@@ -89,6 +89,7 @@ fn is_well_conditioned(lower: MatRef<'_, f64>) -> bool {
     for _ in 0..ITERATIONS {
         let image = wide::product(lower.transpose(), along.as_ref());
         (large, along) = normalized(wide::product(lower, image.as_ref()));
+        // Solving is the power method of the inverse.
         solve_lower_triangular_in_place(lower, across.as_mut(), Par::Seq);
         solve_upper_triangular_in_place(lower.transpose(), across.as_mut(), Par::Seq);
         (small, across) = normalized(across);

@@ -105,6 +105,7 @@ fn add_block(
     outputs: &mut Vec<f32>,
 ) {
     let (out, inputs) = (w.rows(), w.cols());
+    // The products of a chunk of rows run on one thread.
     if out < inputs {
         outputs.resize(block.labels.len() * out, 0.0);
         par::for_each_chunk(outputs, CHUNK * out, |index, chunk| {
@@ -114,6 +115,7 @@ fn add_block(
             gemm::a_bt(chunk, gemm::Rows::new(rows, inputs), w, Write::Replace);
         });
     }
+
     let values = if out < inputs { &outputs[..] } else { block.rows };
     let moments = moments.iter_mut().enumerate().map(|(i, m)| (i, m, values));
     add_moments(moments.collect(), block.labels);

@@ -181,6 +181,7 @@ fn add_block(
     outputs: &mut [Moment],
 ) {
     let d = ffn.weights.width();
+    // Outputs have the width of the inputs: one buffer of the same length holds them.
     let mut values = vec![0.0; block.rows.len()];
     par::for_each_chunk(&mut values, CHUNK * d, |index, out| {
         out.copy_from_slice(&ffn.outputs(&block.rows[index * CHUNK * d..][..out.len()]));
@@ -237,11 +238,13 @@ impl Waiting {
             let take = (BLOCK - self.labels.len()).min(labels.len());
             let part = Block { rows: &rows[..take * d], labels: &labels[..take] };
             (rows, labels) = (&rows[take * d..], &labels[take..]);
+
             if take == BLOCK {
                 // Nothing waits: no reason to copy.
                 full(part);
                 continue;
             }
+
             self.rows.extend_from_slice(part.rows);
             self.labels.extend_from_slice(part.labels);
             if self.labels.len() == BLOCK {
@@ -280,11 +283,14 @@ pub(super) fn add_moments(
     labels: &[u32],
 ) {
     par::for_each_chunk(&mut moments, 1, |_, job| {
+        // One buffer serves all chunks of columns of a moment.
         let mut columns: Vec<f64> = Vec::new();
+
         for (cluster, moment, values) in job {
             let cluster = num::index_u32(*cluster);
             let own: Vec<usize> =
                 (0..labels.len()).filter(|&i| labels[i] == cluster).collect();
+
             let d = moment.sum.len();
             for own in own.chunks(COLUMNS) {
                 columns.resize(d * own.len(), 0.0);

@@ -56,7 +56,7 @@ pub struct Subspace {
     /// Tokens of the cluster.
     pub tokens: usize,
     /// The paper's cross term of this cluster's tokens, `Σ_{j≠i} |W X_i - W_j X_i|² / (E-1)`,
-    /// relative to `|W X_i|²`. The paper subtracts it; nothing optimises it directly.
+    /// relative to `|W X_i|²`. The paper subtracts it; nothing optimizes it directly.
     pub cross: f64,
 }
 
@@ -115,6 +115,7 @@ impl Space {
             let Moment { count, sum, second } = &inputs[index];
             let sum = Mat::from_fn(sum.len(), 1, |i, _| sum[i]);
             let sum = wide::product(r, sum.as_ref());
+            // A triangular R halves the work; both ways end exactly symmetric.
             let second = if is_tall {
                 wide::congruence(r, second.as_ref())
             } else {
@@ -251,6 +252,8 @@ impl Space {
     fn error(&self, solved: &Solved, cluster: usize) -> f64 {
         let Some(discard) = &solved.discard else { return 0.0 };
         let Moment { count, sum, second } = &self.clusters[cluster];
+
+        // tr((I - P) M) is the part about the origin; c shifts it.
         let mut error = inner(discard.as_ref(), second.as_ref());
         if solved.centered {
             let center = Mat::from_fn(sum.len(), 1, |i, _| solved.mean[i]);
@@ -278,6 +281,7 @@ impl Space {
             let others = |values: &dyn Fn(usize) -> f64| -> f64 {
                 (0..experts).filter(|&j| j != i).map(values).sum()
             };
+            // Sums over the other clusters: relative to all their outputs, not a mean of ratios.
             let outside = (others(&|j| table[i][j]), others(&|j| totals[j]));
             let cross =
                 others(&|j| table[j][i]) / experts.saturating_sub(1).max(1) as f64;
@@ -338,6 +342,7 @@ fn energy(moment: &Moment, centered: bool) -> Mat<f64> {
     if !centered || moment.count == 0 {
         return moment.second.clone();
     }
+
     let mean = moment.mean();
     let n = moment.count as f64;
     let entry = |i: usize, j: usize| moment.second[(i, j)] - n * (mean[i] * mean[j]);
@@ -349,6 +354,8 @@ fn energy(moment: &Moment, centered: bool) -> Mat<f64> {
 pub fn rank_for(values: &[f64], tau: f64) -> usize {
     let total: f64 = values.iter().sum();
     let allowed = (1.0 - tau) * total + SLACK * total;
+
+    // From the end: what is discarded is summed without the rounding of the large values.
     let (mut rank, mut discarded) = (values.len(), 0.0);
     while rank > 0 && discarded + values[rank - 1] <= allowed {
         discarded += values[rank - 1];

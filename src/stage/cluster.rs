@@ -7,7 +7,7 @@ use linfa::ParamGuard;
 use serde::{Deserialize, Serialize};
 
 use super::files;
-use crate::cluster::{Rows, SphericalKMeans, SphericalKMeansModel};
+use crate::cluster::{RowSlice, SphericalKMeans, SphericalKMeansModel};
 use crate::config::ClusterConfig;
 use crate::error::{Context, Error, Result};
 use crate::io::table::{Column, Table};
@@ -58,7 +58,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
             .seed(layer_seed(params.seed, &name))
             .check()?;
         let model = checked
-            .fit_rows(&Rows::new(width, data)?)
+            .fit_rows(&RowSlice::new(width, data)?)
             .context(|| format!("clustering {name}"))?;
 
         job.draft.metric(&format!("objective_{name}"), model.objective);
@@ -89,6 +89,7 @@ fn layers(job: &Job<'_>) -> Result<Vec<(Tower, usize)>> {
             }
         }
     }
+
     if layers.is_empty() {
         let folder = folder.display();
         return Err(Error::corrupt(format!(

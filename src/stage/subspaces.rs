@@ -37,11 +37,11 @@ pub struct SubspacesParams {
     pub seed: u64,
 }
 
-/// One block of one tower.
+/// Where a layer stands.
 #[derive(Debug, Clone, Copy)]
-struct Block {
+struct LayerAt {
     tower: Tower,
-    index: usize,
+    block: usize,
 }
 
 /// Labels of each layer's rows, in the order of its activations.
@@ -76,7 +76,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
                 ))
             })?;
 
-            let at = Block { tower, index: block };
+            let at = LayerAt { tower, block };
             let moments = moments(job, &model, at, own, experts)?;
             let (config, seed) = (&params.subspaces, params.seed);
             let found = moments.subspaces(config, seed, &name)?;
@@ -96,18 +96,18 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
 fn moments(
     job: &Job<'_>,
     model: &Checkpoint,
-    at: Block,
+    at: LayerAt,
     labels: &[u32],
     experts: usize,
 ) -> Result<LayerMoments> {
     let kind = model.config.activation;
     let apply = |values: &mut [f32]| activation::apply(kind, values);
-    let weights = model.dense_ffn(at.tower, at.index)?;
+    let weights = model.dense_ffn(at.tower, at.block)?;
     let ffn = FfnFunction { weights, activation: &apply };
     let mut builder = LayerMoments::builder(ffn, experts)?;
 
     let file =
-        job.input("activations", &format!("{}-{}.parquet", at.tower.name(), at.index))?;
+        job.input("activations", &format!("{}-{}.parquet", at.tower.name(), at.block))?;
     let mut reader = TableReader::open(&file)?;
     let mut from = 0;
     while let Some(part) = reader.next()? {

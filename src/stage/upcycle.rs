@@ -1,4 +1,4 @@
-//! Stage `upcycle`: one initialisation of a mixture from a dense model.
+//! Stage `upcycle`: one initialization of a mixture from a dense model.
 //!
 //! Writes `model.safetensors` and `config.json`.
 
@@ -15,8 +15,8 @@ use crate::model::params::parameter_counts;
 use crate::model::{Checkpoint, Moe, Tower};
 use crate::pipeline::{Job, Stage, Width};
 use crate::upcycle::{
-    self, Evidence, ExpertSpaces, KeptSpace, Layer, Method, Needs, Settings, Streams,
-    Upcycled,
+    self, Evidence, ExpertSpaces, KeptSpace, LayerInput, Method, Needs, Settings,
+    Streams, Upcycled,
 };
 
 /// This stage.
@@ -113,7 +113,7 @@ impl Recipe {
 
         let made = upcycle::upcycle_layer(
             self.method,
-            &Layer {
+            &LayerInput {
                 dense,
                 evidence: Evidence {
                     centroids: centroids.as_ref(),

@@ -25,7 +25,7 @@
 
 use super::evidence::{ExpertSpaces, KeptSpace};
 use super::projection::{Projection, project_ffn};
-use super::{Form, Layer, MakeExperts, Method, Parameter, Router, SubspaceKind};
+use super::{Form, LayerInput, MakeExperts, Method, Parameter, Router, SubspaceKind};
 use crate::config::{Directions, Labels};
 use crate::error::{Error, Result};
 use crate::ffn::Ffn;
@@ -46,21 +46,24 @@ pub(super) static CLUSTER_METHODS: [ClusterMethod; 9] = [
         name: "cluster-aware",
         reference: PAPER,
         about: "experts projected on the subspace of their token cluster; centroid router",
-        experts: Source::Subspaces(CLUSTERS),
+        experts: ExpertSource::Subspaces(CLUSTERS),
         router: Router::Centroids,
     },
     ClusterMethod {
         name: "random-clusters",
         reference: CONTROL,
         about: "as cluster-aware, but the subspaces come from shuffled labels; centroid router",
-        experts: Source::Subspaces(SubspaceKind { labels: Labels::Shuffled, ..CLUSTERS }),
+        experts: ExpertSource::Subspaces(SubspaceKind {
+            labels: Labels::Shuffled,
+            ..CLUSTERS
+        }),
         router: Router::Centroids,
     },
     ClusterMethod {
         name: "mismatched-clusters",
         reference: CONTROL,
         about: "the experts of cluster-aware, each dealt to another cluster; centroid router",
-        experts: Source::Mismatched,
+        experts: ExpertSource::Mismatched,
         router: Router::Centroids,
     },
     ClusterMethod {
@@ -68,14 +71,14 @@ pub(super) static CLUSTER_METHODS: [ClusterMethod; 9] = [
         reference: CONTROL,
         about: "as cluster-aware, but the subspaces are random, of the same ranks; centroid \
                 router",
-        experts: Source::Random,
+        experts: ExpertSource::Random,
         router: Router::Centroids,
     },
     ClusterMethod {
         name: "random-subspace-rank",
         reference: CONTROL,
         about: "as random-subspace, but drawn inside the column space of W; centroid router",
-        experts: Source::Subspaces(SubspaceKind {
+        experts: ExpertSource::Subspaces(SubspaceKind {
             directions: Directions::RandomRank,
             ..CLUSTERS
         }),
@@ -86,7 +89,7 @@ pub(super) static CLUSTER_METHODS: [ClusterMethod; 9] = [
         reference: CONTROL,
         about: "random subspaces inside the column space of W that retain the energy tau; \
                 centroid router",
-        experts: Source::Subspaces(SubspaceKind {
+        experts: ExpertSource::Subspaces(SubspaceKind {
             directions: Directions::RandomEnergy,
             ..CLUSTERS
         }),
@@ -98,21 +101,21 @@ pub(super) static CLUSTER_METHODS: [ClusterMethod; 9] = [
                     https://arxiv.org/abs/2604.13508",
         about: "as cluster-aware, but only the part `alpha` of what the subspace discards is \
                 taken away; centroid router",
-        experts: Source::Soft,
+        experts: ExpertSource::Soft,
         router: Router::Centroids,
     },
     ClusterMethod {
         name: "svd-only",
         reference: CONTROL,
         about: "the experts of cluster-aware; random router",
-        experts: Source::Subspaces(CLUSTERS),
+        experts: ExpertSource::Subspaces(CLUSTERS),
         router: Router::Random,
     },
     ClusterMethod {
         name: "router-only",
         reference: CONTROL,
         about: "every expert is an exact copy of the dense FFN; centroid router",
-        experts: Source::Copies,
+        experts: ExpertSource::Copies,
         router: Router::Centroids,
     },
 ];
@@ -127,13 +130,13 @@ pub(super) struct ClusterMethod {
     name: &'static str,
     reference: &'static str,
     about: &'static str,
-    experts: Source,
+    experts: ExpertSource,
     router: Router,
 }
 
 /// Where the experts come from.
 #[derive(Debug, Clone, Copy)]
-enum Source {
+enum ExpertSource {
     /// Exact copies.
     Copies,
     /// The dense FFN projected on subspaces of this kind.
@@ -161,44 +164,46 @@ impl Method for ClusterMethod {
 
     fn subspaces(&self) -> Option<SubspaceKind> {
         match self.experts {
-            Source::Copies => None,
-            Source::Subspaces(kind) => Some(kind),
+            ExpertSource::Copies => None,
+            ExpertSource::Subspaces(kind) => Some(kind),
             // The random draw anywhere takes the ranks and means of the clusters' subspaces.
-            Source::Mismatched | Source::Random | Source::Soft => Some(CLUSTERS),
+            ExpertSource::Mismatched | ExpertSource::Random | ExpertSource::Soft => {
+                Some(CLUSTERS)
+            }
         }
     }
 
     fn parameters(&self) -> &'static [Parameter] {
         match self.experts {
-            Source::Soft => &[Parameter::Alpha],
+            ExpertSource::Soft => &[Parameter::Alpha],
             _ => &[],
         }
     }
 
     fn form(&self) -> Form<'_> {
         match self.experts {
-            Source::Copies => Form::Copies(self.router),
+            ExpertSource::Copies => Form::Copies(self.router),
             _ => Form::Experts(self.router, self),
         }
     }
 }
 
 impl MakeExperts for ClusterMethod {
-    fn experts(&self, layer: &Layer<'_>) -> Result<Vec<Ffn>> {
+    fn experts(&self, layer: &LayerInput<'_>) -> Result<Vec<Ffn>> {
         let found = layer.evidence.subspaces(self, layer.streams.place())?;
         let count = found.len();
 
         Ok(match self.experts {
-            Source::Copies => vec![layer.dense.copied(); count],
-            Source::Subspaces(_) => projected(layer, count, |e| &found[e], 1.0),
-            Source::Soft => {
+            ExpertSource::Copies => vec![layer.dense.copied(); count],
+            ExpertSource::Subspaces(_) => projected(layer, count, |e| &found[e], 1.0),
+            ExpertSource::Soft => {
                 projected(layer, count, |e| &found[e], layer.settings.alpha())
             }
-            Source::Mismatched => {
+            ExpertSource::Mismatched => {
                 let dealt = self.dealt(layer, count)?;
                 projected(layer, count, |e| &found[dealt[e]], 1.0)
             }
-            Source::Random => par::map(count, |e| {
+            ExpertSource::Random => par::map(count, |e| {
                 let mut stream = layer.streams.expert(self.name, e);
                 let (h, d) = (layer.dense.hidden(), layer.dense.width());
                 let fc1 = random_like(&found[e].fc1, h, &mut stream);
@@ -212,7 +217,7 @@ impl MakeExperts for ClusterMethod {
 impl ClusterMethod {
     /// Whose subspaces each expert gets: a uniformly random permutation without a fixed
     /// point. It belongs to all experts together, so it changes with their number.
-    fn dealt(&self, layer: &Layer<'_>, count: usize) -> Result<Vec<usize>> {
+    fn dealt(&self, layer: &LayerInput<'_>, count: usize) -> Result<Vec<usize>> {
         if count < 2 {
             let (place, name) = (layer.streams.place(), self.name);
             return Err(Error::usage(format!(
@@ -221,9 +226,9 @@ impl ClusterMethod {
             )));
         }
 
+        // Rejection keeps the draw uniform; e = 2.7 shuffles are expected at any count.
         let mut stream = layer.streams.layer(self.name);
         let mut dealt: Vec<usize> = (0..count).collect();
-        // Rejection keeps the draw uniform; e = 2.7 shuffles are expected at any count.
         while dealt.iter().enumerate().any(|(expert, of)| expert == *of) {
             dealt.shuffle(&mut stream);
         }
@@ -233,7 +238,7 @@ impl ClusterMethod {
 
 /// The dense FFN projected for each expert on the spaces it is given (METHOD §2.3).
 fn projected<'a>(
-    layer: &Layer<'_>,
+    layer: &LayerInput<'_>,
     count: usize,
     spaces: impl Fn(usize) -> &'a ExpertSpaces + Sync + Send,
     alpha: f64,
@@ -350,7 +355,7 @@ mod tests {
         for row in &CLUSTER_METHODS[1..] {
             let control = made(row.name, &parts, 3);
             // Given equal evidence, controls that differ in the evidence alone are the method.
-            let same_experts = matches!(row.experts, Source::Subspaces(_));
+            let same_experts = matches!(row.experts, ExpertSource::Subspaces(_));
             assert_eq!(control.experts == method.experts, same_experts, "{}", row.name);
             let same_router = row.router == Router::Centroids;
             assert_eq!(control.router == method.router, same_router, "{}", row.name);

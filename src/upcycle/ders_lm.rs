@@ -5,7 +5,7 @@
 //! upcycling does, and the shared W and all A and B are trained. Biases are shared. The
 //! deviation of A, 1 / sqrt(inputs), is our choice: A x then has about the size of x's values.
 
-use super::{Deltas, Form, Layer, MakeDeltas, Method, Parameter, Router};
+use super::{Deltas, Form, LayerInput, MakeDeltas, Method, Parameter, Router};
 use crate::error::{Error, Result};
 use crate::rng;
 
@@ -37,7 +37,7 @@ impl Method for DersLm {
 }
 
 impl MakeDeltas for DersLm {
-    fn deltas(&self, layer: &Layer<'_>, rank: usize) -> Result<Deltas> {
+    fn deltas(&self, layer: &LayerInput<'_>, rank: usize) -> Result<Deltas> {
         let (d, h) = (layer.dense.width(), layer.dense.hidden());
         let most = d.min(h);
         if rank > most {

@@ -9,7 +9,7 @@
 //! set per matrix (`independent_indices: true` here), takes int(h·r) units, permutes the
 //! hidden units of every expert, and has no biases.
 
-use super::{Form, Indices, Layer, MakeExperts, Method, Parameter, Router};
+use super::{Form, Indices, LayerInput, MakeExperts, Method, Parameter, Router};
 use crate::error::Result;
 use crate::ffn::{Ffn, FfnTensors};
 use crate::num;
@@ -44,7 +44,7 @@ impl Method for Drop {
 }
 
 impl MakeExperts for Drop {
-    fn experts(&self, layer: &Layer<'_>) -> Result<Vec<Ffn>> {
+    fn experts(&self, layer: &LayerInput<'_>) -> Result<Vec<Ffn>> {
         let settings = layer.settings;
         Ok(par::map(settings.experts(), |index| {
             let mut stream = layer.streams.expert(self.name(), index);
@@ -68,6 +68,7 @@ fn dropped(
         Indices::Independent => select(h, count, stream),
     };
 
+    // The order of these lines is the order of the draws.
     let mut expert = dense.copied();
     redraw(&mut expert.fc1, rows(&fc1_units, d), stream);
     redraw(&mut expert.fc1_bias, fc1_units.iter().copied(), stream);

@@ -9,7 +9,7 @@
 
 use faer::{Mat, MatRef};
 
-use super::{Form, Layer, MakeExperts, Method, Parameter, Router};
+use super::{Form, LayerInput, MakeExperts, Method, Parameter, Router};
 use crate::error::{Context as _, Result};
 use crate::ffn::Ffn;
 use crate::linalg::wide::{narrowed, widened_rows};
@@ -46,7 +46,7 @@ impl Method for DropSvd {
 }
 
 impl MakeExperts for DropSvd {
-    fn experts(&self, layer: &Layer<'_>) -> Result<Vec<Ffn>> {
+    fn experts(&self, layer: &LayerInput<'_>) -> Result<Vec<Ffn>> {
         let (dense, ratio) = (layer.dense, layer.settings.ratio());
         let split = |weight, cols, tensor: &str| {
             let found = Split::of(widened_rows(weight, cols), ratio);
@@ -90,6 +90,7 @@ struct Split {
 impl Split {
     fn of(weight: Mat<f64>, ratio: f64) -> Result<Self> {
         let svd::ThinSvd { left: u, values, right: v } = svd::thin(weight.as_ref())?;
+        // The smallest values come last.
         let kept = values.len() - redrawn_directions(ratio, values.len());
         let values = values[kept..].to_vec();
         Ok(Self {

@@ -2,7 +2,7 @@
 //!
 //! The methods differ in what diversity the experts start with and where it comes from, and
 //! the comparison of the paper is a comparison of exactly this step. So a method sees one
-//! [`Layer`]: the FFN, the evidence it asked for and named random streams, and nothing else:
+//! [`LayerInput`]: the FFN, the evidence it asked for and named random streams, and nothing else:
 //! no checkpoint, no tower, no training. What all methods share (the router, and the checks
 //! before and after) is [`upcycle_layer`]; to add a method see `docs/adding-a-method.md`.
 //!
@@ -123,7 +123,7 @@ pub trait MakeExperts: Method {
     ///
     /// Expert i depends on the evidence of expert i and its own stream, not on the number of
     /// experts, unless the method says otherwise.
-    fn experts(&self, layer: &Layer<'_>) -> Result<Vec<Ffn>>;
+    fn experts(&self, layer: &LayerInput<'_>) -> Result<Vec<Ffn>>;
 }
 
 /// A method whose experts share one FFN.
@@ -132,12 +132,12 @@ pub trait MakeDeltas: Method {
     ///
     /// # Errors
     /// A rank above the layer's widths.
-    fn deltas(&self, layer: &Layer<'_>, rank: usize) -> Result<Deltas>;
+    fn deltas(&self, layer: &LayerInput<'_>, rank: usize) -> Result<Deltas>;
 }
 
 /// One layer as a method sees it.
 #[derive(Debug, Clone, Copy)]
-pub struct Layer<'a> {
+pub struct LayerInput<'a> {
     /// The dense FFN.
     pub dense: FfnTensors<'a>,
     /// What was found out about the layer.
@@ -227,8 +227,8 @@ pub fn find(name: &str) -> Result<&'static dyn Method> {
 /// Tensors of the wrong shape or with non-finite values, evidence that is missing or not what
 /// it claims (centroids of unit length, orthonormal bases), and two experts that are equal in
 /// weights and in router row: they would get the same gradient forever.
-pub fn upcycle_layer(method: &dyn Method, layer: &Layer<'_>) -> Result<Upcycled> {
-    let Layer { dense, evidence, settings, streams } = layer;
+pub fn upcycle_layer(method: &dyn Method, layer: &LayerInput<'_>) -> Result<Upcycled> {
+    let LayerInput { dense, evidence, settings, streams } = layer;
     let (place, name, n_experts) = (streams.place(), method.name(), settings.experts());
     check::check_dense(*dense, place)?;
     evidence.check(method, *dense, n_experts, place)?;
@@ -252,11 +252,11 @@ pub fn upcycle_layer(method: &dyn Method, layer: &Layer<'_>) -> Result<Upcycled>
 /// As [`upcycle_layer`], for a method whose experts share one FFN.
 fn low_rank(
     method: &dyn Method,
-    layer: &Layer<'_>,
+    layer: &LayerInput<'_>,
     router: Router,
     maker: &dyn MakeDeltas,
 ) -> Result<Upcycled> {
-    let Layer { dense, settings, streams, .. } = layer;
+    let LayerInput { dense, settings, streams, .. } = layer;
     let here = format!("{}, {}", streams.place(), method.name());
     let rank = settings.rank().ok_or_else(|| {
         Error::usage(format!("{here}: rank: found none, expected at least 1"))
@@ -331,7 +331,7 @@ mod tests {
             let method = find(name).unwrap();
             let error = upcycle_layer(
                 method,
-                &Layer {
+                &LayerInput {
                     dense: parts.dense.tensors(),
                     evidence: Evidence::default(),
                     settings: &settings(method, 3),

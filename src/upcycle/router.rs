@@ -1,6 +1,6 @@
 //! The two routers a layer can start with.
 
-use super::{Layer, Method, Parameter, Settings};
+use super::{LayerInput, Method, Parameter, Settings};
 use crate::error::Result;
 use crate::linalg::Matrix;
 use crate::num;
@@ -27,7 +27,11 @@ impl Router {
     }
 
     /// The router of one layer.
-    pub(super) fn of(self, method: &dyn Method, layer: &Layer<'_>) -> Result<Matrix> {
+    pub(super) fn of(
+        self,
+        method: &dyn Method,
+        layer: &LayerInput<'_>,
+    ) -> Result<Matrix> {
         match self {
             Self::Random => Ok(random(layer)),
             Self::Centroids => {
@@ -38,7 +42,7 @@ impl Router {
     }
 }
 
-fn random(layer: &Layer<'_>) -> Matrix {
+fn random(layer: &LayerInput<'_>) -> Matrix {
     let mut router = Matrix::zeros(layer.settings.experts(), layer.dense.width());
     let std = layer.settings.router_std();
     let mut stream = layer.streams.router();
@@ -66,7 +70,7 @@ mod tests {
     fn a_random_router_has_the_standard_deviation_it_was_asked_for() {
         let settings = settings_with(&Sparse, 16, |init| init.router_std = Some(0.3));
         let dense = ffn(500, 3, 1);
-        let router = random(&Layer {
+        let router = random(&LayerInput {
             dense: dense.tensors(),
             evidence: Evidence::default(),
             settings: &settings,

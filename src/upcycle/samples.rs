@@ -1,7 +1,7 @@
 //! Layers for the tests of this module: a random FFN with evidence of any shape.
 
 use super::{
-    Evidence, ExpertSpaces, Experts, KeptSpace, Layer, Method, Parameter, Settings,
+    Evidence, ExpertSpaces, Experts, KeptSpace, LayerInput, Method, Parameter, Settings,
     Streams, Upcycled, upcycle_layer,
 };
 use crate::config::InitConfig;
@@ -62,7 +62,7 @@ pub(super) fn upcycle(
 ) -> Result<Upcycled> {
     upcycle_layer(
         method,
-        &Layer {
+        &LayerInput {
             dense: parts.dense.tensors(),
             evidence: parts.evidence(),
             settings,

@@ -188,6 +188,7 @@ fn check_init(
     variants: &BTreeMap<String, SubspacesConfig>,
 ) -> Result<()> {
     let method = find(&init.method)?;
+    // No check depends on the number of experts, which stands in another section.
     Settings::new(method, init, 1)?;
 
     let (Some(needed), Some(variant)) = (method.subspaces(), &init.subspaces) else {
@@ -258,6 +259,8 @@ fn refuse_missing(method: &dyn Method, init: &InitConfig) -> Result<()> {
             )));
         }
     }
+
+    // A product of rank 0 would leave the experts equal forever.
     if takes.contains(&Parameter::Rank) && init.rank.unwrap_or(0) == 0 {
         let found = init.rank.map_or("none".to_owned(), |rank| rank.to_string());
         return Err(Error::usage(format!(

@@ -12,7 +12,7 @@ use super::folder::OutFolder;
 use super::{Common, brief, median, parse};
 use crate::cli;
 use crate::cluster::{
-    CHUNK, Done, Precision, RowSource, Rows, SphericalKMeans, SphericalKMeansModel,
+    CHUNK, Done, Precision, RowSlice, RowSource, SphericalKMeans, SphericalKMeansModel,
 };
 use crate::engine::cpu::ops::simd;
 use crate::error::{Context as _, Result};
@@ -102,6 +102,7 @@ pub(super) fn run(args: Vec<OsString>) -> Result<()> {
     let file = VectorFile::open(&args.vectors, args.column.as_deref())?;
     let out = OutFolder::begin(&args.common.out, args.common.force)?;
     let line = args.common.pool(|threads| {
+        // Vectors that fit are read once; the others cost a read per pass, with equal results.
         let bytes = (file.rows() * file.width() * 4) as u64;
         let held = bytes <= limit;
         let console = args.common.console();
@@ -121,7 +122,7 @@ pub(super) fn run(args: Vec<OsString>) -> Result<()> {
         let work =
             Work { args: &args, checked: &checked, threads, held, read, bandwidth };
         if held {
-            work.fit(&Rows::new(file.width(), &data)?, &out)
+            work.fit(&RowSlice::new(file.width(), &data)?, &out)
         } else {
             work.fit(&Streamed(&file), &out)
         }
@@ -246,6 +247,7 @@ impl Work<'_> {
 /// GB/s of summing all values up, median of seven passes.
 fn bandwidth(data: &[f32]) -> f64 {
     let pass = || {
+        // Chunks of a megabyte: enough of them for the threads, long enough to stream.
         let started = Instant::now();
         let chunks: Vec<&[f32]> = data.chunks(1 << 18).collect();
         let sums = par::map(chunks.len(), |index| {
@@ -260,6 +262,8 @@ fn bandwidth(data: &[f32]) -> f64 {
                 },
             )
         });
+
+        // Without a use of the sums the compiler would drop the reads.
         std::hint::black_box(sums);
         size_of_val(data) as f64 / started.elapsed().as_secs_f64() / 1e9
     };
@@ -276,12 +280,14 @@ fn write(model: &SphericalKMeansModel, out: &OutFolder) -> Result<()> {
         .with("cluster", Column::U32(model.assignments.clone()))
         .with("cosine", Column::F32(model.cosines.clone()))
         .write(&out.path("assignments.parquet"))?;
+
     let sizes: Vec<u32> = model.sizes.iter().map(|&size| index_u32(size)).collect();
     Table::new()
         .with("cluster", Column::U32((0..index_u32(sizes.len())).collect()))
         .with("size", Column::U32(sizes))
         .with("mean_cosine", Column::F64(model.mean_cosines()))
         .write(&out.path("clusters.parquet"))?;
+
     let history = || model.history.iter();
     let chosen = history().map(|stats| stats.restart == model.restart).collect();
     Table::new()

@@ -103,6 +103,7 @@ fn fit(jobs: &[Job], config: &SubspacesConfig, args: &FitArgs) -> Result<Outcome
         bar.advance(1);
     }
 
+    // Every cluster of every matrix is one eigenproblem on one thread.
     let mut clock = Instant::now();
     let solved = par::try_map_each(gathered, |index, moments| {
         // The directions are those of the largest energy: nothing is drawn.
@@ -273,6 +274,8 @@ impl Job {
                 "{path}: found {found} labels, expected {expected}, one per vector"
             )));
         }
+
+        // Labels count from 0, and a label that no vector has is an empty cluster.
         let clusters = labels.iter().max().map_or(0, |&most| widen(most) + 1);
         self.check(clusters)?;
 
@@ -297,26 +300,29 @@ impl Job {
 }
 
 fn write(jobs: &[Job], done: &Outcome, out: &OutFolder) -> Result<()> {
-    let (mut bases, mut projected) = (Tensors::new(), Tensors::new());
+    let (mut subspace_bases, mut projected) = (Tensors::new(), Tensors::new());
     let tensor = |m: &Matrix| Tensor::new(vec![m.rows(), m.cols()], m.data().to_vec());
     for (job, found) in jobs.iter().zip(&done.found) {
         for (cluster, found) in found.iter().enumerate() {
             let name = format!("{}.{cluster}", job.name);
             if let Some(basis) = &found.basis {
-                bases.insert(name.clone(), tensor(basis)?);
+                // Where the rank is full there is no basis: the matrix stays as it is.
+                subspace_bases.insert(name.clone(), tensor(basis)?);
             }
             if let Some(mean) = &found.mean {
                 let mean = Tensor::new(vec![mean.len()], mean.clone())?;
-                bases.insert(format!("{name}.mean"), mean);
+                subspace_bases.insert(format!("{name}.mean"), mean);
             }
         }
     }
+
     for (job, matrices) in jobs.iter().zip(&done.projected) {
         for (cluster, matrix) in matrices.iter().enumerate() {
             projected.insert(format!("{}.{cluster}", job.name), tensor(matrix)?);
         }
     }
-    tensors::write(&out.path("bases.safetensors"), &bases)?;
+
+    tensors::write(&out.path("bases.safetensors"), &subspace_bases)?;
     if !projected.is_empty() {
         tensors::write(&out.path("projected.safetensors"), &projected)?;
     }
@@ -332,6 +338,7 @@ fn tables(jobs: &[Job], done: &Outcome, out: &OutFolder) -> Result<()> {
             found.map(|(cluster, s)| (job.name.as_str(), index_u32(cluster), s))
         })
         .collect();
+
     let count = |of: fn(&Subspace) -> usize| {
         Column::U32(all.iter().map(|(_, _, s)| index_u32(of(s))).collect())
     };
@@ -349,6 +356,7 @@ fn tables(jobs: &[Job], done: &Outcome, out: &OutFolder) -> Result<()> {
         .with("error_outside", share(|s| s.error_outside))
         .with("shrinkage", share(|s| s.shrinkage))
         .write(&out.path("subspaces.parquet"))?;
+
     let energies = || {
         all.iter().flat_map(|&(name, cluster, s)| {
             let spectrum = s.spectrum.iter().enumerate();
@@ -380,6 +388,7 @@ fn line(jobs: &[Job], done: &Outcome, threads: usize) -> String {
             })
         })
         .collect();
+
     let Seconds { read, moments, eigen, assembly, project } = done.seconds;
     json!({
         "matrices": matrices,
