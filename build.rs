@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::{env, fs};
 
+#[path = "src/pipeline/source/code.rs"]
+mod code;
 #[path = "src/pipeline/source/hash.rs"]
 mod hash;
 
