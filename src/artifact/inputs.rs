@@ -1,6 +1,6 @@
 //! What a run reads: concrete directories of upstream results, resolved once.
 //!
-//! `current` is followed when the key is made and never again, so that a result cannot mix
+//! They are looked up when the key is made and never again, so that a result cannot mix the
 //! files of two upstream runs.
 
 use std::collections::BTreeMap;
@@ -46,9 +46,12 @@ impl Inputs {
         if input.files.contains_key(file) {
             return Ok(input.dir.join(file));
         }
+
         let known: Vec<&str> = input.files.keys().map(String::as_str).collect();
-        let known = known.join(", ");
-        Err(Error::failed(format!("input {name} has no file {file}; it has: {known}")))
+        Err(Error::failed(format!(
+            "the plan does not list {file} among the files of input {name}; it lists: {}",
+            known.join(", ")
+        )))
     }
 
     /// Whether there is an input of that name.
@@ -62,7 +65,7 @@ impl Inputs {
             let known: Vec<&str> =
                 self.0.iter().map(|input| input.name.as_str()).collect();
             Error::failed(format!(
-                "no input named {name}; there are: {}",
+                "the plan does not list an input named {name}; it lists: {}",
                 known.join(", ")
             ))
         })
