@@ -155,8 +155,8 @@ fn a_corrupt_stat_cache_is_a_cold_one() {
 fn failing_stages_publish_nothing_and_say_why_in_one_line() {
     for (behaviour, expected) in [
         ("fails", "told to fail"),
-        ("panics", "internal error"),
-        ("empty", "wrote no file"),
+        ("panics", "this is a bug in upcycle"),
+        ("empty", "did not write any file"),
     ] {
         let world = World::new();
         let settings = Settings { behaviour, ..Settings::default() };

@@ -130,7 +130,10 @@ fn an_outside_file_edited_during_the_run_publishes_nothing() {
     let world = World::new();
     let settings = Settings { behaviour: "edits its input", ..Settings::default() };
     let error = world.try_make(&settings, &orders()).unwrap_err();
-    assert!(format!("{error:?}").contains("changed during the run"), "{error:?}");
+    assert!(
+        format!("{error:?}").contains("changed while the stage read it"),
+        "{error:?}"
+    );
     assert!(world.store().results().is_empty());
 }
 

@@ -1,7 +1,7 @@
 //! `upcycle-inspect`: looking at the pipeline and its results without running anything.
 //!
-//! Every command answers twice: in lines for people and, with `--json`, in one JSON value
-//! for programs.
+//! Every command has two forms of an answer: lines for people and, with `--json`, one JSON
+//! value for programs.
 
 mod dag;
 mod forward;
@@ -15,7 +15,7 @@ mod tokenize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Command, FromArgMatches as _, Subcommand};
+use clap::{Command, Subcommand};
 use serde_json::Value;
 
 use crate::artifact::{Manifest, Place, Store};
@@ -35,7 +35,7 @@ Examples:
   upcycle-inspect diff train/sparse-s1 train/cluster-aware-s1
   upcycle-inspect verify --deep
   upcycle-inspect gc --yes
-  upcycle-inspect speed moe --threads 2        milliseconds a training step
+  upcycle-inspect speed moe --threads 2        milliseconds per training step
   upcycle-inspect accept report                bless results after a cosmetic change of code
   upcycle-inspect forward --checkpoint DIR --inputs in.safetensors --output out.safetensors
   upcycle-inspect tokenize --tokenizer bpe_simple_vocab_16e6.txt.gz 'a photo of a cat'
@@ -141,7 +141,7 @@ enum Ask {
     },
     /// Run a model, dense or MoE, on given pixels and token ids.
     Forward(forward::Forward),
-    /// Turn texts into token ids, a JSON list a line.
+    /// Turn texts into token ids, one JSON list per line.
     Tokenize(tokenize::Tokenize),
     /// Turn a picture into the tensor a model sees.
     Preprocess(preprocess::Preprocess),
@@ -152,7 +152,7 @@ enum Ask {
 struct Answer {
     lines: Vec<String>,
     json: Value,
-    /// Found trouble: printed after the answer, sets the exit code.
+    /// What is wrong, if anything: printed after the answer, and it sets the exit code.
     trouble: Option<Error>,
 }
 
@@ -178,15 +178,17 @@ pub fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let command = <InspectArgs as clap::Args>::augment_args(Command::new("inspect"))
+    let command = Command::new("inspect")
         .bin_name("upcycle-inspect")
         .display_name("upcycle-inspect")
         .about("Looks at the pipeline and its results without running anything.")
         .version(env!("CARGO_PKG_VERSION"))
         .after_help(EXAMPLES);
-    let Some(matches) = cli::parse(command, std::env::args_os())? else { return Ok(()) };
-    let args = InspectArgs::from_arg_matches(&matches)
-        .map_err(|e| Error::usage("wrong arguments").caused_by(e))?;
+    let Some(args) = cli::parse::<InspectArgs>(command, std::env::args_os())? else {
+        return Ok(());
+    };
+
+    // Some commands work on files of the user's own and need neither configuration nor store.
     let answer = match &args.ask {
         Ask::Forward(forward) => forward.answer()?,
         Ask::Tokenize(tokenize) => tokenize.answer()?,
@@ -198,6 +200,7 @@ fn run() -> Result<()> {
             answer?
         }
     };
+
     if args.json {
         cli::print(&[format!("{:#}", answer.json)])?;
     } else {
@@ -273,10 +276,13 @@ impl View {
                 let known: Vec<String> =
                     many.iter().map(|n| n.place.to_string()).collect();
                 let known = known.join(", ");
-                return Err(Error::usage(format!("{name} has several runs: {known}")));
+                return Err(Error::usage(format!(
+                    "{name} has several runs; name one of: {known}"
+                )));
             }
         };
-        let none = || Error::failed(format!("{place} has no result yet"));
+
+        let none = || Error::failed(format!("{place} does not have a result yet"));
         let key = self.store.current(&place).ok_or_else(none)?;
         let manifest = self.store.manifest(&place, &key)?.ok_or_else(none)?;
         Ok((place, manifest))
