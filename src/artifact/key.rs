@@ -143,7 +143,7 @@ fn text(value: &str, out: &mut String) {
 }
 
 /// Stores floats of more than 15 significant digits as text: JSON readers may return their
-/// neighbour, and a stored preimage must hash to the same key again.
+/// neighbor, and a stored preimage must hash to the same key again.
 fn settle_floats(value: &mut Value) {
     match value {
         Value::Array(items) => items.iter_mut().for_each(settle_floats),

@@ -94,7 +94,7 @@ pub(super) fn lines(config: &Config) -> Result<Vec<String>> {
         models.dense as u64 * bytes(plain) + models.mixtures as u64 * bytes(total)
     };
     lines.push(format!(
-        "disk: {} for {} initialisations, {} for {} runs",
+        "disk: {} for {} initializations, {} for {} runs",
         size(disk(&inits)),
         inits.dense + inits.mixtures,
         // A run keeps its weights at step 0 and at the end.
@@ -119,7 +119,7 @@ struct Models {
 }
 
 impl Models {
-    /// Counts the models of some initialisations; one may be named several times.
+    /// Counts the models of some initializations; one may be named several times.
     fn count<'a>(config: &Config, inits: impl IntoIterator<Item = &'a String>) -> Self {
         let is_dense = |name: &String| {
             config.inits.get(name).is_some_and(|init| {

@@ -117,6 +117,7 @@ fn inspect_answers_in_lines_and_in_json() {
     assert!(output.status.success(), "{output:?}");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(text.contains("dataset") && text.contains("first run"), "{text}");
+
     for ask in [&["status"][..], &["why"], &["dag"], &["verify"], &["gc"]] {
         let output = run(INSPECT, &[ask, &["--json", "--profile", "smoke"]].concat());
         let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -125,6 +126,7 @@ fn inspect_answers_in_lines_and_in_json() {
     for format in ["ascii", "dot", "mermaid"] {
         assert!(run(INSPECT, &["dag", "--format", format]).status.success());
     }
+
     let output = run(INSPECT, &["show", "trian/sparse-s1"]);
     assert!(errors(&output).contains("did you mean train/sparse-s1?"), "{output:?}");
 }
@@ -139,6 +141,7 @@ fn the_speed_of_a_training_step_can_be_asked_for() {
     assert_eq!(names, ["dense", "moe", "moe-eesd"]);
     assert!(rows.iter().all(|row| row["median_ms"].as_f64().unwrap() > 0.0));
     assert!(value["peak_bytes"].as_u64().unwrap() > 1 << 20);
+
     let output = run(INSPECT, &["speed", "--steps", "0"]);
     assert!(errors(&output).contains("--steps must be positive"), "{output:?}");
 }

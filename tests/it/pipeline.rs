@@ -77,6 +77,7 @@ fn the_pipeline_gives_the_same_bytes_for_any_thread_count_and_rests_when_done() 
     let two = tempfile::tempdir().unwrap();
     let first = run(one.path(), 1);
     assert!(first.contains("runs"), "{first}");
+
     let clone = tempfile::tempdir().unwrap();
     let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/pipeline.yaml");
     std::fs::copy(shipped, clone.path().join("pipeline.yaml")).unwrap();
@@ -84,16 +85,18 @@ fn the_pipeline_gives_the_same_bytes_for_any_thread_count_and_rests_when_done() 
     let (a, b) = (digests(one.path()), digests(two.path()));
     assert!(a.len() > 100, "only {} results", a.len());
     assert_eq!(a, b);
+
     let again = run(one.path(), 2);
     assert!(!again.contains("runs"), "{again}");
     sizes_of_batches_change_no_bytes(one.path(), &a);
+
     let report = one.path().join("report/current/report.html");
     let html = std::fs::read_to_string(report).unwrap();
     assert!(html.contains("cluster-aware") && !html.contains("<script"));
 }
 
 /// Batches of the stages that only compute forward are a matter of memory; those of
-/// `evaluate` in multiples of 16, since a piece of one row may end in other last bits.
+/// `evaluate` in multiples of 16, since a chunk of one row may give other last bits.
 fn sizes_of_batches_change_no_bytes(artifacts: &Path, truth: &BTreeMap<String, String>) {
     for (stage, set) in
         [("activations", "activations.batch=37"), ("evaluate", "evaluate.batch=32")]
@@ -124,7 +127,7 @@ fn sizes_of_batches_change_no_bytes(artifacts: &Path, truth: &BTreeMap<String, S
     }
 }
 
-/// Sixty-four patterns, each in six colours and as many files, with a table of captions.
+/// Sixty-four patterns, each in six colors and as many files, with a table of captions.
 fn pictures(folder: &Path) {
     let mut table = String::from("filepath,caption,concept\n");
     for concept in 0..64_u32 {
@@ -158,6 +161,7 @@ fn a_folder_of_pictures_and_captions_goes_all_the_way() {
     assert!(text.contains("sparse"), "{text}");
     let again = run_with(results.path(), 2, &set);
     assert!(!again.contains("runs"), "{again}");
+
     std::fs::remove_file(own.path().join("03-2.png")).unwrap();
     let table = own.path().join("captions.csv");
     let output = Command::new(STAGES[0].1)
