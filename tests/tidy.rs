@@ -183,6 +183,7 @@ impl Tree {
             let found = layers.iter().position(|rooms| rooms.contains(&room));
             found.unwrap_or_else(|| panic!("{room} is on no floor: add it to LAYERS"))
         };
+
         let mut found = BTreeSet::new();
         for (from, names) in &self.names {
             for path in names.paths() {
@@ -262,16 +263,15 @@ impl Tree {
             "crate" => Module::new(),
             "self" => from.clone(),
             "super" => from.split_last()?.1.to_vec(),
-            name => match self.child(from, name) {
-                Some(child) => child,
-                // A name that a `use` brought in stands for the path behind it.
-                None => {
-                    let imports = &self.names[from].imports;
-                    let import =
-                        imports.iter().find(|i| i.name == name && i.path != path)?;
-                    return self.resolve(from, &[&import.path, rest].concat());
+            name => {
+                if let Some(child) = self.child(from, name) {
+                    return Some(self.descend(child, rest));
                 }
-            },
+                // A name that a `use` brought in stands for the path behind it.
+                let mut imports = self.names[from].imports.iter();
+                let import = imports.find(|i| i.name == name && i.path != path)?;
+                return self.resolve(from, &[&import.path, rest].concat());
+            }
         };
         Some(self.descend(start, rest))
     }

@@ -244,6 +244,7 @@ mod tests {
             formats: BTreeMap::from([("parquet".to_owned(), "60".to_owned())]),
             ..preimage(json!({"z": [0.1 + 0.2, null], "a": {"\t": true}}))
         };
+
         assert_eq!(full.canonical(), canonical(&full.to_json()));
         let expected = Expected::new(Place::new("train", None), full.clone());
         assert_eq!(key_of(&full.to_json()), expected.key);

@@ -156,7 +156,9 @@ fn render(entries: &BTreeMap<FileNumber, Entry>) -> String {
 /// Reads the cache file; `None` for another version, or for a line that is damaged.
 fn parse(text: &str) -> Option<BTreeMap<FileNumber, Entry>> {
     let mut lines = text.lines();
+    // A file that was cut ends without a newline, and its last number would be a wrong one.
     (lines.next()? == HEADER && text.ends_with('\n')).then_some(())?;
+
     let mut entries = BTreeMap::new();
     for line in lines {
         let mut words = line.split(' ');
@@ -170,6 +172,7 @@ fn parse(text: &str) -> Option<BTreeMap<FileNumber, Entry>> {
         };
         let recorded = word()?.parse().ok()?;
         let digest = Digest::parse(word()?)?;
+
         let entry = Entry { stat, recorded, digest };
         if entry.is_settled() {
             entries.insert(stat.file(), entry);

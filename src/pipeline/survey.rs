@@ -228,6 +228,8 @@ impl<'a> Survey<'a> {
                     Some((name.clone(), Digest::parse(digest.as_str()?)?))
                 })
                 .collect::<Option<_>>()?;
+
+        // Names of a folder or of a table are not looked up here: that is what costs time.
         match &node.externals {
             Externals::Files(files) => {
                 let same = files.len() == recorded.len()

@@ -38,6 +38,7 @@ fn wrong_usage_and_configuration_exit_with_2() {
         let text = errors(&output);
         assert!(text.starts_with("error: ") && !text.contains("panicked"), "{text}");
     }
+
     let text = errors(&run(CLUSTER, &["--set", "train.balanse=1"]));
     assert!(text.contains("did you mean balance?"), "{text}");
 }
@@ -79,6 +80,7 @@ fn a_closed_standard_output_ends_quietly_with_141() {
         child.stdout.take().unwrap().read_to_string(&mut code).unwrap();
         child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
         child.wait().unwrap();
+
         // The reader may also have been slower than we are: then all is well.
         assert!(["0", "141"].contains(&code.trim()), "{code}");
         assert!(!errors.contains("panicked") && !errors.contains("error"), "{errors}");
@@ -96,6 +98,7 @@ fn a_reader_that_is_already_gone_gives_141_every_time() {
     ] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
+
         let output = Command::new(program)
             .args(["--config", concat!(env!("CARGO_MANIFEST_DIR"), "/pipeline.yaml")])
             .args(args)

@@ -172,6 +172,7 @@ impl World {
             let key = Key::parse(dir.file_name().unwrap().to_str().unwrap()).unwrap();
             let manifest = Manifest::read(&dir.join("manifest.json"), &key).unwrap();
             found.insert(format!("{stage}{run:?} {key}"), manifest.tree.as_str().into());
+
             for output in &manifest.outputs {
                 let bytes = fs::read(dir.join(&output.path)).unwrap();
                 found.insert(format!("{stage}{run:?} {}", output.path), bytes);

@@ -83,6 +83,7 @@ pub(super) fn collect(view: &View, yes: bool) -> Result<Answer> {
     let (mut lines, mut json) = (Vec::new(), Vec::new());
     let mut total = 0;
     for item in &garbage {
+        // What came into use since the listing stays.
         let gone = yes && view.store.remove(item)?;
         total += if gone || !yes { item.bytes } else { 0 };
         let word = match (yes, gone) {
@@ -94,6 +95,7 @@ pub(super) fn collect(view: &View, yes: bool) -> Result<Answer> {
         lines.push(format!("{word} {path} ({})", size(item.bytes)));
         json.push(json!({ "path": path, "bytes": item.bytes, "removed": gone }));
     }
+
     lines.push(match (garbage.is_empty(), yes) {
         (true, _) => "nothing to remove".to_owned(),
         (_, true) => format!("{} freed", size(total)),

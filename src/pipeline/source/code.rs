@@ -72,6 +72,7 @@ impl Names {
         while let Some(start) = code[at..].find(is_word).map(|found| at + found) {
             let name = word(&code[start..]);
             at = start + name.len();
+
             let before = &code[..start];
             // The later names of a path, fields, lifetimes and `pub(in …)` use nothing.
             let inner = before.ends_with("::")
@@ -82,6 +83,8 @@ impl Names {
                 tree(&code[start..], &[], &mut found);
                 self.mentions.extend(found.into_iter().map(|(path, _)| path));
             }
+
+            // `mod name;` declares the name and does not use it.
             if !before.ends_with("mod ") {
                 self.words.insert(name.to_owned());
             }
@@ -124,6 +127,7 @@ fn tree<'a>(
             }
             return rest.strip_prefix('}').unwrap_or(rest);
         }
+
         let name = if rest.starts_with('*') { "*" } else { word(rest) };
         // `a::{self, b}` names `a` itself.
         if !(name.is_empty() || name == "self" && !path.is_empty()) {
@@ -135,6 +139,7 @@ fn tree<'a>(
             _ => break,
         }
     }
+
     let alias = rest.trim_start().strip_prefix("as ").map(word);
     if let Some(alias) = alias {
         rest = &rest.trim_start()["as ".len() + alias.len()..];
@@ -164,6 +169,7 @@ fn lex(text: &str) -> (String, String) {
     let chars: Vec<char> = text.chars().collect();
     let (mut code, mut shape) = (String::new(), String::new());
     let mut at = 0;
+
     while at < chars.len() {
         let rest = &chars[at..];
         let literal = literal_length(rest, chars[..at].last().copied());
@@ -171,6 +177,7 @@ fn lex(text: &str) -> (String, String) {
             at += length;
             space(&mut code, &mut shape);
         } else if literal > 0 {
+            // The twin has the same length in bytes, so positions in one hold in the other.
             for &c in &rest[..literal] {
                 code.push(c);
                 (0..c.len_utf8()).for_each(|_| shape.push('_'));
@@ -188,6 +195,7 @@ fn lex(text: &str) -> (String, String) {
     (code, shape)
 }
 
+/// Adds one blank for any amount of white space.
 fn space(code: &mut String, shape: &mut String) {
     if !code.is_empty() && !shape.ends_with(' ') {
         code.push(' ');
@@ -195,6 +203,7 @@ fn space(code: &mut String, shape: &mut String) {
     }
 }
 
+/// Length of the comment that begins here, if one does; block comments nest.
 fn comment_length(rest: &[char]) -> Option<usize> {
     match rest {
         ['/', '/', ..] => Some(rest.iter().take_while(|c| **c != '\n').count()),
@@ -240,6 +249,7 @@ fn literal_length(rest: &[char], before: Option<char>) -> usize {
     .min(rest.len())
 }
 
+/// Length of a string with escapes.
 fn quoted(rest: &[char]) -> usize {
     let mut at = 1;
     while at < rest.len() {
@@ -268,6 +278,7 @@ fn without_tests(code: &str, shape: &str) -> String {
     kept.trim().to_owned()
 }
 
+/// Where an item ends: after its first semicolon or its last brace.
 fn item_end(shape: &str, from: usize) -> usize {
     let mut depth = 0_usize;
     for (position, c) in shape[from..].char_indices() {
@@ -320,6 +331,7 @@ mod tests {
              // crate::comment::x\nfn f() { crate::par::map(\"crate::text::x\"); t::go() }\n\
              #[cfg(test)]\nmod tests { use crate::test::X; }",
         );
+
         let paths: Vec<String> = names.paths().map(|path| path.join("::")).collect();
         let expected = [
             "crate::num",
@@ -330,6 +342,7 @@ mod tests {
             "t::go",
         ];
         assert_eq!(paths, expected);
+
         let import = |name: &str| names.imports.iter().find(|i| i.name == name).unwrap();
         assert!(!import("t").is_public && import("*").is_public);
         assert!(names.words.contains("go") && !names.words.contains("num"));

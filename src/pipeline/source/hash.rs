@@ -55,6 +55,7 @@ pub(crate) fn reachable(src: &Path, name: &str) -> BTreeSet<PathBuf> {
     let mut files = BTreeSet::new();
     let mut open = vec![src.join("stage").join(name)];
     let mut seen: BTreeSet<PathBuf> = open.iter().cloned().collect();
+
     while let Some(module) = open.pop() {
         for path in files_of(&module) {
             let text = fs::read_to_string(&path).unwrap_or_default();
@@ -64,6 +65,7 @@ pub(crate) fn reachable(src: &Path, name: &str) -> BTreeSet<PathBuf> {
                     open.push(next);
                 }
             }
+
             files.insert(path);
         }
     }
@@ -73,29 +75,22 @@ pub(crate) fn reachable(src: &Path, name: &str) -> BTreeSet<PathBuf> {
 /// The modules that code names, as paths without extension.
 fn named(src: &Path, text: &str, inside_stage: bool) -> Vec<PathBuf> {
     let names = Names::of(text);
-    let mut modules = Vec::new();
-    for path in names.paths() {
+    let named = names.paths().filter_map(|path| {
         let path: Vec<&str> = path.iter().map(String::as_str).collect();
         match path[..] {
-            ["crate", "stage", helper, ..] => {
-                modules.push(Path::new("stage").join(helper));
-            }
-            ["super", helper, ..] if inside_stage => {
-                modules.push(Path::new("stage").join(helper));
-            }
-            ["crate", top, ..] if !UNCOUNTED.contains(&top) => modules.push(top.into()),
-            _ => {}
+            ["crate", "stage", helper, ..] => helper_of_stages(helper),
+            ["super", helper, ..] if inside_stage => helper_of_stages(helper),
+            ["crate", room, ..] if !UNCOUNTED.contains(&room) => Some(room.into()),
+            _ => None,
         }
-    }
-    let framework = |module: &Path| {
-        FRAMEWORK.iter().any(|name| module == Path::new("stage").join(name))
-    };
-    modules
-        .into_iter()
-        .filter(|module| !framework(module))
-        .map(|module| src.join(module))
-        .filter(|module| !files_of(module).is_empty())
-        .collect()
+    });
+
+    // A name that has no file is a type, or a function.
+    named.map(|module| src.join(module)).filter(|m| !files_of(m).is_empty()).collect()
+}
+
+fn helper_of_stages(name: &str) -> Option<PathBuf> {
+    (!FRAMEWORK.contains(&name)).then(|| Path::new("stage").join(name))
 }
 
 /// The files of a module: `module.rs` and everything below the folder `module`.
@@ -105,6 +100,7 @@ fn files_of(module: &Path) -> Vec<PathBuf> {
     if file.is_file() {
         files.push(file);
     }
+
     let mut folders = vec![module.to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
@@ -130,6 +126,7 @@ pub(crate) fn versions(lock: &str, wanted: &[&str]) -> BTreeMap<String, String> 
         } else if let Some(value) = line.strip_prefix("version = ")
             && wanted.contains(&name)
         {
+            // One package may be there in several versions.
             let version = value.trim_matches('"');
             found
                 .entry(name.to_owned())
@@ -174,6 +171,7 @@ mod tests {
         for name in ["model.rs", "io.rs", "eval.rs", "error.rs"] {
             put(name, "");
         }
+
         let names: Vec<String> = reachable(src, "train")
             .iter()
             .map(|p| p.strip_prefix(src).unwrap().display().to_string())
@@ -187,6 +185,7 @@ mod tests {
             "train/page.html",
         ];
         assert_eq!(names, expected);
+
         let before = of_stage(src, "train");
         put("eval.rs", "fn f() {}");
         put("model.rs", "// A comment.");
