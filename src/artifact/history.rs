@@ -10,19 +10,19 @@ use super::files;
 
 /// One line of the history.
 #[derive(Debug, Clone, Serialize)]
-pub struct Record<'a> {
+pub(super) struct Record<'a> {
     /// When, in UTC.
-    pub time: String,
+    pub(super) time: String,
     /// Stage and run.
-    pub place: String,
+    pub(super) place: String,
     /// Key of the result.
-    pub key: &'a str,
+    pub(super) key: &'a str,
     /// `ran`, `reused` or `failed`.
-    pub outcome: &'a str,
+    pub(super) outcome: &'a str,
     /// Why it was not fresh.
-    pub reason: String,
+    pub(super) reason: String,
     /// Seconds.
-    pub wall: f64,
+    pub(super) wall: f64,
 }
 
 /// Appends a line. History is a courtesy: a failure to write it is not an error.
@@ -37,7 +37,7 @@ pub(super) fn append(root: &Path, record: &Record<'_>) {
 }
 
 /// The present time in UTC, as `2026-11-22T10:20:30Z`.
-pub fn now_text() -> String {
+pub(super) fn now_text() -> String {
     time_text(files::now_nanoseconds().div_euclid(1_000_000_000))
 }
 

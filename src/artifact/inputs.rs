@@ -54,11 +54,6 @@ impl Inputs {
         )))
     }
 
-    /// Whether there is an input of that name.
-    pub fn has(&self, name: &str) -> bool {
-        self.0.iter().any(|input| input.name == name)
-    }
-
     /// An input by name.
     pub fn get(&self, name: &str) -> Result<&Input> {
         self.0.iter().find(|input| input.name == name).ok_or_else(|| {
@@ -74,11 +69,6 @@ impl Inputs {
     /// All inputs, in the order of the plan.
     pub fn iter(&self) -> std::slice::Iter<'_, Input> {
         self.0.iter()
-    }
-
-    /// The inputs of one stage, in the order of the plan.
-    pub fn of_stage(&self, stage: &str) -> impl Iterator<Item = &Input> {
-        self.0.iter().filter(move |input| input.place.stage == stage)
     }
 }
 

@@ -5,9 +5,10 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::files;
+use super::history::now_text;
+use super::{Key, files};
 use crate::error::{Context, Result};
 
 /// A held lock; dropping it releases it.
@@ -73,13 +74,13 @@ fn open(path: &Path) -> Result<File> {
 fn sign(mut file: File) -> Guard {
     // The text is a courtesy: a lock without it works as well.
     let _ = file.set_len(0);
-    let text = format!("process {} since {}\n", std::process::id(), super::now_text());
+    let text = format!("process {} since {}\n", std::process::id(), now_text());
     let _ = file.write_all(text.as_bytes());
     Guard { _file: file }
 }
 
 /// The lock of a key.
-pub(super) fn path_of(root: &Path, key: &super::Key) -> std::path::PathBuf {
+pub(super) fn path_of(root: &Path, key: &Key) -> PathBuf {
     root.join(".locks").join(key.as_str())
 }
 

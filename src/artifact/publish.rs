@@ -17,11 +17,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::crash;
+use super::history::{Record, now_text};
 use super::lock::{self, Guard, Try};
 use super::machine::{commit, host, peak_memory, processor};
 use super::{
     Digest, Draft, Expected, External, Inputs, MANIFEST, Manifest, Output, Provenance,
-    Record, Stat, State, Store, describe, files, history, now_text, store,
+    Stat, State, Store, describe, files, history, store,
 };
 use crate::error::{Context, Error, Kind, Result};
 

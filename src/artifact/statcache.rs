@@ -83,7 +83,7 @@ impl Entry {
 
 /// The cache, in memory.
 #[derive(Debug, Default)]
-pub struct StatCache {
+pub(super) struct StatCache {
     entries: BTreeMap<FileNumber, Entry>,
     /// What was learned or unlearned since the cache file was read.
     changed: Vec<FileNumber>,
@@ -91,19 +91,19 @@ pub struct StatCache {
 
 impl StatCache {
     /// Reads the cache file.
-    pub fn load(path: &Path) -> Self {
+    pub(super) fn load(path: &Path) -> Self {
         let entries = fs::read_to_string(path).ok().and_then(|text| parse(&text));
         Self { entries: entries.unwrap_or_default(), changed: Vec::new() }
     }
 
     /// The digest of an unchanged file.
-    pub fn get(&self, stat: &Stat) -> Option<&Digest> {
+    pub(super) fn get(&self, stat: &Stat) -> Option<&Digest> {
         let entry = self.entries.get(&stat.file())?;
         (entry.stat == *stat).then_some(&entry.digest)
     }
 
     /// Remembers a digest, unless the file changed too recently to be sure of it.
-    pub fn put(&mut self, stat: Stat, digest: Digest) {
+    pub(super) fn put(&mut self, stat: Stat, digest: Digest) {
         let file = stat.file();
         let entry = Entry { stat, recorded: files::now_nanoseconds(), digest };
         if entry.is_settled() {
@@ -116,7 +116,7 @@ impl StatCache {
 
     /// Adds what was learned to the cache file. A failure costs a later rehash and is not an
     /// error.
-    pub fn save(&mut self, path: &Path) {
+    pub(super) fn save(&mut self, path: &Path) {
         if !self.changed.is_empty() && self.try_save(path).is_ok() {
             self.changed.clear();
         }

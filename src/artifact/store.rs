@@ -9,9 +9,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::statcache::StatCache;
 use super::{
     Brief, Change, Digest, Expected, External, Key, MANIFEST, Manifest, Place, Stat,
-    StatCache, changes, files,
+    changes, files,
 };
 use crate::error::{Context, Error, Result};
 
