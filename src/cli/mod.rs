@@ -25,23 +25,24 @@ use crate::config::{self, Config, Overrides};
 use crate::error::{Error, Kind, Result};
 use crate::pipeline::{Panics, source};
 
-/// Where the pipeline is described and where its results are.
+/// Where the pipeline is described and where its results are. Programs with subcommands take
+/// these arguments before and after the subcommand.
 #[derive(Debug, Clone, Args)]
 pub struct Location {
     /// The configuration.
-    #[arg(long, value_name = "FILE", default_value = "pipeline.yaml")]
+    #[arg(long, global = true, value_name = "FILE", default_value = "pipeline.yaml")]
     pub config: PathBuf,
     /// The folder of results.
-    #[arg(long, value_name = "DIR", default_value = "artifacts")]
+    #[arg(long, global = true, value_name = "DIR", default_value = "artifacts")]
     pub artifacts: PathBuf,
     /// The folder of downloaded packages.
-    #[arg(long, value_name = "DIR", default_value = ".cache/npm")]
+    #[arg(long, global = true, value_name = "DIR", default_value = ".cache/npm")]
     pub cache: PathBuf,
     /// Lay this entry of `profiles` over the configuration.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, global = true, value_name = "NAME")]
     pub profile: Option<String>,
     /// Set one parameter; may be repeated.
-    #[arg(long, value_name = "KEY=VALUE", action = ArgAction::Append)]
+    #[arg(long, global = true, value_name = "KEY=VALUE", action = ArgAction::Append)]
     pub set: Vec<String>,
 }
 

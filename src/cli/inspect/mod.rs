@@ -12,7 +12,6 @@ mod speed;
 mod status;
 mod tokenize;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Command, Subcommand};
@@ -47,30 +46,10 @@ struct InspectArgs {
     #[command(subcommand)]
     ask: Ask,
     #[command(flatten)]
-    location: GlobalLocation,
+    location: Location,
     /// Answer in JSON.
     #[arg(long, global = true)]
     json: bool,
-}
-
-/// [`Location`] with every argument allowed after the subcommand.
-#[derive(Debug, clap::Args)]
-struct GlobalLocation {
-    /// The configuration.
-    #[arg(long, global = true, value_name = "FILE", default_value = "pipeline.yaml")]
-    config: PathBuf,
-    /// The folder of results.
-    #[arg(long, global = true, value_name = "DIR", default_value = "artifacts")]
-    artifacts: PathBuf,
-    /// The folder of downloaded packages.
-    #[arg(long, global = true, value_name = "DIR", default_value = ".cache/npm")]
-    cache: PathBuf,
-    /// Lay this entry of `profiles` over the configuration.
-    #[arg(long, global = true, value_name = "NAME")]
-    profile: Option<String>,
-    /// Set one parameter; may be repeated.
-    #[arg(long, global = true, value_name = "KEY=VALUE")]
-    set: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -194,7 +173,7 @@ fn run() -> Result<()> {
         Ask::Tokenize(tokenize) => tokenize.answer()?,
         Ask::Preprocess(preprocess) => preprocess.answer()?,
         ask => {
-            let view = View::open(&args.location.into())?;
+            let view = View::open(&args.location)?;
             let answer = view.answer(ask);
             view.store.save();
             answer?
@@ -207,13 +186,6 @@ fn run() -> Result<()> {
         cli::print(&answer.lines)?;
     }
     answer.trouble.map_or(Ok(()), Err)
-}
-
-impl From<GlobalLocation> for Location {
-    fn from(given: GlobalLocation) -> Self {
-        let GlobalLocation { config, artifacts, cache, profile, set } = given;
-        Self { config, artifacts, cache, profile, set }
-    }
 }
 
 impl View {
