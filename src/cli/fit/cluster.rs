@@ -238,7 +238,7 @@ impl Work<'_> {
             "threads": self.threads,
             "dtype": dtype,
             "streamed": !self.held,
-            "peak_bytes": memory::peak(),
+            "peak_bytes": crate::artifact::peak_memory(),
         })
         .to_string()
     }

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use clap::{Args, Command};
 
 use crate::cli;
-use crate::error::{Context as _, Error, Result};
+use crate::error::{Context as _, Result};
 use crate::pipeline::{Console, Panics, Stage, Volume};
 
 /// Runs a stage binary that also has `fit`.
@@ -70,15 +70,12 @@ fn parse<A: Args>(
     examples: &'static str,
     args: Vec<std::ffi::OsString>,
 ) -> Result<Option<A>> {
-    let command = A::augment_args(Command::new("fit"))
+    let command = Command::new("fit")
         .bin_name(name)
         .display_name(name)
         .about(about)
         .after_help(examples);
-
-    let Some(matches) = cli::parse(command, args)? else { return Ok(None) };
-    let args = A::from_arg_matches(&matches);
-    args.map(Some).map_err(|e| Error::usage("the arguments are not valid").caused_by(e))
+    cli::parse(command, args)
 }
 
 /// The median; 0 of nothing.

@@ -401,7 +401,7 @@ fn line(jobs: &[Job], done: &Outcome, threads: usize) -> String {
             "work": brief(moments + eigen + assembly + project),
         },
         "threads": threads,
-        "peak_bytes": memory::peak(),
+        "peak_bytes": crate::artifact::peak_memory(),
     })
     .to_string()
 }

@@ -104,7 +104,7 @@ fn race(config: &Config, variants: &[Variant], steps: usize) -> Result<Answer> {
             "steps": steps, "parameters_total": total, "parameters_active": active,
         }));
     }
-    let peak = artifact::peak_rss();
+    let peak = artifact::peak_memory().unwrap_or(0);
     lines.push(format!("peak memory {}", crate::pipeline::memory::size(peak)));
     Ok(Answer::new(
         lines,
