@@ -1,7 +1,7 @@
 //! The command line of every stage binary, and how errors leave the process.
 //!
-//! The clock of the store apart, this is the only place that reads the environment. Errors
-//! are one line and a line a cause; exit codes are those of [`crate::error::Kind`].
+//! The clock of the store apart, this is the only place that reads the environment. An error
+//! is one line with all its causes; exit codes are those of [`crate::error::Kind`].
 
 use std::process::ExitCode;
 
@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::pipeline::drive::{Drive, Mode, Orders};
 use crate::pipeline::{Console, Panics, Stage, Volume};
 use crate::stage::{ALL, dataset, plan};
+use crate::upcycle::{self, Method};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -77,7 +78,8 @@ fn run(stage: &'static Stage, panics: &Panics) -> Result<()> {
         .about(stage.about)
         .version(env!("CARGO_PKG_VERSION"))
         .after_help(
-            EXAMPLES.replace("upcycle-STAGE", &name).replace("\nFIT", fit(stage)),
+            methods(stage)
+                + &EXAMPLES.replace("upcycle-STAGE", &name).replace("\nFIT", fit(stage)),
         );
     let matches = parse(command, std::env::args_os())?;
     let Some(matches) = matches else { return Ok(()) };
@@ -125,6 +127,17 @@ fn fit(stage: &Stage) -> &'static str {
         }
         _ => "\n",
     }
+}
+
+/// The methods that `inits` may name, for the stage that runs them.
+fn methods(stage: &Stage) -> String {
+    if stage.name != "upcycle" {
+        return String::new();
+    }
+    let line =
+        |method: &&dyn Method| format!("  {:<16} {}\n", method.name(), method.describe());
+    let lines: String = upcycle::methods().iter().map(line).collect();
+    format!("Methods, as an entry of `inits` names them:\n{lines}\n")
 }
 
 impl StageArgs {

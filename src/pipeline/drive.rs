@@ -13,7 +13,7 @@ use super::panics::{Panics, hold};
 use super::survey::{Resolved, one_line};
 use super::{Console, Job, Node, Stage, Survey, Verdict, Width};
 use crate::artifact::{Draft, Notice, Outcome, Place, Request, Store};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, did_you_mean};
 
 /// How a stage is to be driven.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,15 +117,27 @@ impl Drive<'_> {
             let before = chosen.len();
             chosen.extend(mine.iter().filter(matching).copied());
             if chosen.len() == before {
-                let known: Vec<String> = mine.iter().map(|node| runs(node)).collect();
-                let known = known.join(", ");
-                let name = self.stage.name;
-                return Err(Error::usage(format!(
-                    "--only {only}: {name} has no such run; there are: {known}"
-                )));
+                return Err(self.no_run(only, &mine));
             }
         }
         Ok(if self.orders.only.is_empty() { mine } else { chosen })
+    }
+
+    /// The error for a run that the stage does not have.
+    fn no_run(&self, only: &str, mine: &[&Node]) -> Error {
+        let known: Vec<&str> =
+            mine.iter().filter_map(|node| node.place.run.as_deref()).collect();
+        let name = self.stage.name;
+        if known.is_empty() {
+            return Error::usage(format!(
+                "--only {only}: the stage {name} has no runs, it is made as a whole: leave \
+                 --only out"
+            ));
+        }
+        let (hint, known) = (did_you_mean(only, known.iter().copied()), known.join(", "));
+        Error::usage(format!(
+            "--only {only}: {name} has no such run; there are: {known}{hint}"
+        ))
     }
 
     fn check<'n>(&self, survey: &Survey<'n>, nodes: &[&'n Node]) -> Result<Vec<String>> {

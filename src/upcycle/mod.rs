@@ -57,7 +57,7 @@ pub use streams::Streams;
 pub use svd_only::SvdOnly;
 
 use crate::config::Labels;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, did_you_mean};
 
 /// Compiles and runs the example of the guide.
 #[cfg(doctest)]
@@ -151,10 +151,8 @@ pub fn find(name: &str) -> Result<&'static dyn Method> {
     if let Some(method) = METHODS.iter().find(|method| method.name() == name) {
         return Ok(*method);
     }
-    let likeness = |method: &&&dyn Method| strsim::jaro_winkler(method.name(), name);
-    let nearest = METHODS.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-    let hint = nearest.map_or("", |method| method.name());
-    Err(Error::usage(format!("no method named {name}; did you mean {hint}?")))
+    let hint = did_you_mean(name, METHODS.iter().map(|method| method.name()));
+    Err(Error::usage(format!("there is no method named {name}{hint}")))
 }
 
 /// Upcycles one layer: checks what goes in, runs the method, checks what comes out.

@@ -21,7 +21,7 @@ use serde_json::Value;
 use crate::artifact::{Manifest, Place, Store};
 use crate::cli::{self, Location};
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, did_you_mean};
 use crate::pipeline::{Node, Panics, Survey};
 use crate::stage::{ALL, plan};
 
@@ -71,6 +71,15 @@ struct GlobalLocation {
     /// Set one parameter; may be repeated.
     #[arg(long, global = true, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// Set several parameters, with blanks between them, as make's SET has them.
+    #[arg(
+        long,
+        global = true,
+        value_name = "KEY=VALUE ..",
+        default_value = "",
+        hide = true
+    )]
+    assignments: String,
 }
 
 #[derive(Debug, Subcommand)]
@@ -208,8 +217,9 @@ fn run() -> Result<()> {
 
 impl From<GlobalLocation> for Location {
     fn from(given: GlobalLocation) -> Self {
-        let GlobalLocation { config, artifacts, cache, profile, set } = given;
-        Self { config, artifacts, cache, profile, set }
+        let GlobalLocation { config, artifacts, cache, profile, set, assignments } =
+            given;
+        Self { config, artifacts, cache, profile, set, assignments }
     }
 }
 
@@ -257,11 +267,9 @@ impl View {
         if !found.is_empty() {
             return Ok(found);
         }
-        let known = self.nodes.iter().map(|node| node.place.to_string());
-        let nearest = known.max_by(|a, b| {
-            strsim::jaro_winkler(a, name).total_cmp(&strsim::jaro_winkler(b, name))
-        });
-        let hint = nearest.map(|n| format!("; did you mean {n}?")).unwrap_or_default();
+        let known: Vec<String> =
+            self.nodes.iter().map(|node| node.place.to_string()).collect();
+        let hint = did_you_mean(name, known.iter().map(String::as_str));
         Err(Error::usage(format!("no node named {name}{hint}")))
     }
 
