@@ -31,7 +31,19 @@ pub(super) fn beside(
 
     let config = match (layout, &hints.config) {
         (Layout::OpenClip, Some(asked)) => {
-            open_clip::shape(&open_clip::named(asked)?, hints)?
+            let model = open_clip::named(asked)?;
+            // Published weights of one name have been trained with either activation.
+            if !asked.is_file()
+                && model.get("quick_gelu").is_none()
+                && hints.activation.is_none()
+            {
+                return Err(Error::usage(format!(
+                    "--config {}: the name does not say the activation, give --activation \
+                     too (quick_gelu for OpenAI's models)",
+                    asked.display()
+                )));
+            }
+            open_clip::shape(&model, hints)?
         }
         (Layout::HuggingFace, Some(_)) => {
             return Err(Error::usage(format!(

@@ -75,9 +75,3 @@ impl Hints {
         }
     }
 }
-
-impl From<Option<Activation>> for Hints {
-    fn from(activation: Option<Activation>) -> Self {
-        Self { activation, ..Self::default() }
-    }
-}

@@ -8,6 +8,8 @@
 //! (`open_clip` issue 771).
 
 mod config;
+#[cfg(test)]
+mod container_tests;
 mod export;
 mod hints;
 mod hugging_face;
@@ -17,6 +19,8 @@ mod pickle;
 mod positions;
 mod preprocess;
 mod section;
+#[cfg(test)]
+mod settings_tests;
 mod shards;
 #[cfg(test)]
 mod tests;
