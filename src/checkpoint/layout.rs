@@ -223,6 +223,7 @@ pub(super) fn spread(
     tensors: &Tensors,
 ) -> Result<Tensors> {
     names::check(config, tensors.iter().map(|(name, t)| (&**name, &*t.shape)))?;
+
     let mut foreign = Tensors::new();
     for parameter in names::parameters(config) {
         let tensor = &tensors[&parameter.name];

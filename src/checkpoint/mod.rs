@@ -90,20 +90,24 @@ pub fn shape(folder: &Path, hints: &Hints) -> Result<ClipConfig> {
         .context(|| format!("finding the shape of the model in {}", folder.display()))
 }
 
-/// The tokenizer with the cleaning of captions that the model's configuration asks for.
-pub fn cleaned(tokenizer: Tokenizer, path: &Path, hints: &Hints) -> Result<Tokenizer> {
+/// How captions are cleaned for the model, by its configuration if it has `open_clip`'s.
+pub fn cleaning(path: &Path, hints: &Hints) -> Result<Cleaning> {
     let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
     let beside = folder.join(open_clip::FILE);
-    let model = match &hints.config {
-        Some(asked) => open_clip::named(asked)?,
-        None if beside.is_file() => open_clip::read(&beside)?,
-        None => return Ok(tokenizer),
-    };
-    match open_clip::cleaning(&model)? {
+    match &hints.config {
+        Some(asked) => open_clip::cleaning(&open_clip::named(asked)?),
+        None if beside.is_file() => open_clip::cleaning(&open_clip::read(&beside)?),
+        None => Ok(Cleaning::default()),
+    }
+}
+
+/// The tokenizer with the cleaning of captions that the model's configuration asks for.
+///
+/// The usual cleaning leaves the tokenizer as it is, because a file of ours may say another.
+pub fn cleaned(tokenizer: Tokenizer, path: &Path, hints: &Hints) -> Result<Tokenizer> {
+    match cleaning(path, hints)? {
         Cleaning::Lower => Ok(tokenizer),
-        other => tokenizer
-            .with_cleaning(other)
-            .context(|| format!("applying tokenizer_kwargs of {}", model.place)),
+        other => tokenizer.with_cleaning(other),
     }
 }
 

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::config::Activation;
 use crate::engine::candle::ReferenceClip;
-use crate::image::{Alpha, Filter, Fit};
+use crate::image::Alpha;
 use crate::io::tensors::Tensor;
 use crate::model::names::{self, Part, Place};
 use crate::model::{Moe, TextConfig, Tower, VisionConfig};

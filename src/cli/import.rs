@@ -11,7 +11,7 @@ use crate::error::{Context as _, Error, Result};
 use crate::io::tensors;
 use crate::model::params::parameter_counts;
 use crate::model::{ClipConfig, Tower};
-use crate::text::Tokenizer;
+use crate::text::{Cleaning, Tokenizer};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -106,14 +106,12 @@ fn run(args: ImportArgs) -> Result<Vec<String>> {
 /// How the model's pictures are prepared, for the size that it is imported for; `None` if
 /// nobody says.
 fn pictures(args: &ImportArgs, own_side: usize) -> Result<Option<Preprocessing>> {
-    let given = args.preprocess.as_deref().or_else(|| {
-        // The configuration that stands in for the missing one says this too.
-        args.hints.config.as_deref().filter(|config| config.is_file())
-    });
-    let found = match given {
-        Some(path) if args.preprocess.is_some() => Some(preprocessing(path)?),
-        Some(config) => Preprocessing::of_configuration(config)?,
-        None => Preprocessing::of_checkpoint(&args.from)?,
+    // A configuration that stands in for the missing one says this too.
+    let config = args.hints.config.as_deref().filter(|config| config.is_file());
+    let found = match (&args.preprocess, config) {
+        (Some(path), _) => Some(preprocessing(path)?),
+        (None, Some(config)) => Preprocessing::of_configuration(config)?,
+        (None, None) => Preprocessing::of_checkpoint(&args.from)?,
     };
     let Some(found) = found else { return Ok(None) };
 
@@ -138,6 +136,7 @@ pub(super) fn preprocessing(path: &Path) -> Result<Preprocessing> {
 /// The model in a few lines.
 pub(super) fn describe(config: &ClipConfig) -> Vec<String> {
     let (total, active) = parameter_counts(config);
+
     let mut lines = vec![format!(
         "{total} parameters ({active} active), activation {}, embedding {}",
         config.activation.name(),
@@ -160,6 +159,7 @@ pub(super) fn describe(config: &ClipConfig) -> Vec<String> {
                 format!("{} tokens of {} entries", text.context, text.vocabulary)
             }
         };
+
         let name = tower.name();
         lines.push(format!(
             "{name}: {input}; {layers} blocks of width {width}, {heads} heads, FFN {hidden}"
@@ -183,21 +183,22 @@ fn take_tokenizer(
         |files: &&&[&str]| files.iter().all(|file| source.join(file).is_file());
     let found = TOKENIZERS.iter().find(complete);
 
-    let path = match (&args.tokenizer, found) {
-        (Some(path), _) => path.clone(),
-        (None, Some(files)) => source.join(files[0]),
-        (None, None) => return Ok(Vec::new()),
+    let files = found.copied().unwrap_or_default();
+
+    let cleaning = checkpoint::cleaning(from, &args.hints)?;
+    let path = match (&args.tokenizer, files.first()) {
+        (Some(path), _) => Some(path.clone()),
+        (None, first) => first.map(|file| source.join(file)),
     };
-    let plain = Tokenizer::open(&path)?.json()?;
-    let tokenizer = checkpoint::cleaned(Tokenizer::open(&path)?, from, &args.hints)?;
-    let json = tokenizer.json()?;
-    if args.tokenizer.is_some() || json != plain {
+    if let Some(path) = path
+        && (args.tokenizer.is_some() || cleaning != Cleaning::Lower)
+    {
+        let tokenizer = checkpoint::cleaned(Tokenizer::open(&path)?, from, &args.hints)?;
         check_vocabulary(config, &tokenizer)?;
-        write(&folder.join("tokenizer.json"), &json)?;
+        write(&folder.join("tokenizer.json"), &tokenizer.json()?)?;
         return Ok(vec!["tokenizer.json"]);
     }
 
-    let files = found.copied().unwrap_or_default();
     for file in files {
         let bytes =
             std::fs::read(source.join(file)).context(|| format!("reading {file}"))?;

@@ -58,7 +58,7 @@ struct StageArgs {
     /// Say also that nothing was to do.
     #[arg(long, short, conflicts_with = "quiet")]
     verbose: bool,
-    /// Print the packages to fetch, one `name version file` a line, and exit (dataset only).
+    /// Print the packages to fetch, one `name version file` per line, and exit (dataset only).
     #[arg(long, hide = true)]
     missing_packages: bool,
 }

@@ -95,7 +95,7 @@ impl Config {
     fn check_moe(&self) -> Result<()> {
         let (e, k) = (self.moe.experts, self.moe.top_k);
         require((1..=256).contains(&e), "moe.experts", &e, "1 to 256")?;
-        let why = "2 to moe.experts (a renormalised top-1 gives the router no gradient)";
+        let why = "2 to moe.experts (a renormalized top-1 gives the router no gradient)";
         require(k >= 2 && k <= e, "moe.top_k", &k, why)?;
         for (key, blocks, layers) in [
             ("moe.vision_blocks", &self.moe.vision_blocks, self.model.vision.layers),

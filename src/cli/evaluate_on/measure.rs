@@ -1,6 +1,6 @@
 //! One model on one set: pictures stream through the image tower, a batch at a time.
 //!
-//! Memory is one batch of pictures and one vector a picture, whatever the size of the set.
+//! Memory is one batch of pictures and one vector per picture, whatever the size of the set.
 
 use crate::data::Skipped;
 use crate::data::pairs::{EvaluationSet, Found, Pair, Task, Tolerance};
@@ -35,7 +35,7 @@ pub(super) struct Report {
     pub skipped: Vec<Skipped>,
 }
 
-/// Measures `set`, known as `name`, and bears a share of unreadable pictures.
+/// Measures `set`, known as `name`, and tolerates a fraction of unreadable pictures.
 pub(super) fn measure(
     model: &Model,
     set: &EvaluationSet,

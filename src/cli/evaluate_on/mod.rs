@@ -39,7 +39,7 @@ Examples:
 
 Collections: imagenet-robustness, vtab-natural, retrieval; what of them is missing is named.
 A set is a folder: tar shards as CLIP_benchmark stores them (SPLIT/0.tar, nshards.txt,
-classnames.txt, zeroshot_classification_templates.txt, dataset_type.txt), one folder a class,
+classnames.txt, zeroshot_classification_templates.txt, dataset_type.txt), one folder per class,
 or for retrieval Karpathy's dataset_*.json or captions.csv (docs/dataset.md). NAME is looked
 for below --sets-root as wds_NAME and NAME, slashes as dashes.
 
@@ -83,16 +83,16 @@ struct OnArgs {
     /// What results call the weights [default: the checkpoint's path].
     #[arg(long, value_name = "NAME")]
     pretrained: Option<String>,
-    /// Prompts instead of the sets' own, one a line with `{c}` for the class.
+    /// Prompts instead of the sets' own, one per line with `{c}` for the class.
     #[arg(long, value_name = "FILE")]
     templates: Option<PathBuf>,
-    /// Class names instead of the set's own, one a line.
+    /// Class names instead of the set's own, one per line.
     #[arg(long, value_name = "FILE")]
     classnames: Option<PathBuf>,
     /// The k of the recalls.
     #[arg(long, value_name = "K,K", value_delimiter = ',', default_values_t = [1, 5, 10])]
     recall_at: Vec<u16>,
-    /// Share of unreadable pictures that is named and skipped instead of refused.
+    /// Fraction of unreadable pictures that is named and skipped instead of refused.
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     corrupt_share: f64,
     /// Resamples of the 95 % intervals.
@@ -253,9 +253,14 @@ impl<'a> Work<'a> {
             self.console.line(&format!("{}: again, {why}", found.name));
         }
 
-        let about = || format!("evaluating on {}", found.folder.display());
+        let split = &args.split;
+        let about =
+            || format!("evaluating on {} with --split {split}", found.folder.display());
         let mut set = EvaluationSet::open(&found.folder, &args.split).context(about)?;
-        set.rename(args.classnames.as_deref(), args.templates.as_deref())?;
+        set.rename(args.classnames.as_deref(), None)
+            .context(|| "--classnames".to_owned())?;
+        set.rename(None, args.templates.as_deref())
+            .context(|| "--templates".to_owned())?;
         let (name, share) = (&found.name, args.corrupt_share);
         let report = measure::measure(&self.model, &set, name, &self.settings, share)
             .context(about)?;
