@@ -61,7 +61,7 @@ fn a_container_that_is_not_read_says_what_to_do() {
     for (file, advice) in [
         ("protocol4.pt", "torch.save(torch.load(path, weights_only=False), path)"),
         ("scripted.pt", "torch.save(torch.jit.load(path).state_dict(), new_path)"),
-        ("two.pt", "several dicts (teacher, student)"),
+        ("two.pt", "several dicts (student, teacher)"),
     ] {
         let error = refusal(&fixture(file));
         assert!(error.contains(advice), "{file}: {error}");

@@ -147,8 +147,8 @@ pub(super) fn named(asked: &Path) -> Result<Section> {
     let known: Vec<&str> = table.map.keys().map(String::as_str).collect();
     let known = known.join(", ");
     Err(Error::usage(format!(
-        "--config: {name} is neither a file nor an architecture that can be built{hint}; \
-         known are {known}"
+        "--config: {name} is neither a file nor an architecture that can be built; known are \
+         {known}{hint}"
     )))
 }
 

@@ -13,7 +13,7 @@ use super::open_clip;
 use super::section::{Rule, Rules, Section};
 use crate::artifact::{Key, Manifest};
 use crate::error::{Context, Error, Result};
-use crate::image::{Alpha, Filter, Fit, Framing, Normalise};
+use crate::image::{Convention, Filter, Fit, Framing, Normalise};
 use crate::num::round_f32;
 
 /// Our file of these settings beside an imported model.
@@ -94,9 +94,9 @@ pub struct Preprocessing {
     /// Level of the margin that the resize mode `longest` adds.
     #[serde(default)]
     pub fill_color: u8,
-    /// What becomes of transparency.
+    /// Whose steps are followed where the libraries differ.
     #[serde(default)]
-    pub alpha: Alpha,
+    pub convention: Convention,
 }
 
 impl Preprocessing {
@@ -116,7 +116,7 @@ impl Preprocessing {
             resize_mode: Fit::Shortest,
             interpolation: Filter::Bicubic,
             fill_color: 0,
-            alpha: Alpha::Weighted,
+            convention: Convention::OpenClip,
         }
     }
 
@@ -229,7 +229,7 @@ impl Preprocessing {
             fit: self.resize_mode,
             filter: self.interpolation,
             fill: self.fill_color,
-            alpha: self.alpha,
+            convention: self.convention,
         })
     }
 
@@ -364,7 +364,7 @@ fn of_hugging_face(file: &Section) -> Result<Preprocessing> {
         resized: Some(resized).filter(|resized| *resized != size),
         resize_mode,
         interpolation,
-        alpha: Alpha::Dropped,
+        convention: Convention::HuggingFace,
         ..Preprocessing::new(mean.map(|m| m / scale), std.map(|s| s / scale))
     })
 }

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::section::{Rule, Rules};
 use super::*;
-use crate::image::{Alpha, Filter, Fit, Picture};
+use crate::image::{Convention, Filter, Fit, Picture};
 use crate::io::foreign::{self, Values};
 
 fn fixtures() -> PathBuf {
@@ -193,7 +193,7 @@ fn preprocess_cfg_is_applied_field_by_field() {
 fn the_image_processor_is_applied_field_by_field() {
     let usual = Preprocessing {
         size: Some(32),
-        alpha: Alpha::Dropped,
+        convention: Convention::HuggingFace,
         ..Preprocessing::new([0.5; 3], [0.25; 3])
     };
     let squash = Preprocessing { resize_mode: Fit::Squash, ..usual };
@@ -368,8 +368,8 @@ fn exports_say_how_pictures_are_prepared() {
             assert!(error.contains("cannot resize the longest side"), "{error}");
         } else {
             written.unwrap();
-            let (size, alpha) = (Some(32), Alpha::Dropped);
-            assert_eq!(back(&hf), Preprocessing { size, alpha, ..*pictures });
+            let (size, convention) = (Some(32), Convention::HuggingFace);
+            assert_eq!(back(&hf), Preprocessing { size, convention, ..*pictures });
         }
         export_upcycle(&own, &model, Some(pictures), None).unwrap();
         assert_eq!(back(&own), Preprocessing { size: Some(32), ..*pictures });

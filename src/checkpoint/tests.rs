@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::config::Activation;
 use crate::engine::candle::ReferenceClip;
-use crate::image::Alpha;
+use crate::image::Convention;
 use crate::io::tensors::Tensor;
 use crate::model::names::{self, Part, Place};
 use crate::model::{Moe, TextConfig, Tower, VisionConfig};
@@ -387,7 +387,8 @@ fn shards_are_the_same_model_and_no_larger_than_asked() {
     }
     let found = Preprocessing::of_checkpoint(&hf).unwrap();
     // Hugging Face's processor drops transparency, whoever trained the model.
-    let dropped = Preprocessing { alpha: Alpha::Dropped, size: Some(32), ..pictures };
+    let dropped =
+        Preprocessing { convention: Convention::HuggingFace, size: Some(32), ..pictures };
     assert_eq!(found, Some(dropped));
     assert_eq!(Preprocessing::of_checkpoint(&own).unwrap(), None);
     let published =

@@ -285,7 +285,8 @@ fn find(object: Object) -> std::result::Result<Option<Entries>, String> {
         ([], [one]) => Some(*one),
         (many, holders) => {
             let many = if many.is_empty() { holders } else { many };
-            let names: Vec<String> = many.iter().map(|&index| named(index)).collect();
+            let mut names: Vec<String> = many.iter().map(|&index| named(index)).collect();
+            names.sort();
             return Err(names.join(", "));
         }
     };

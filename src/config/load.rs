@@ -30,7 +30,7 @@ pub struct Overrides {
 pub fn load(path: &Path, overrides: &Overrides) -> Result<Config> {
     let name = path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|e| {
-        Error::usage(format!("cannot read configuration {name}")).caused_by(e)
+        Error::usage(format!("cannot read the configuration {name}")).caused_by(e)
     })?;
     build(&text, &name, overrides)
 }
@@ -62,7 +62,7 @@ fn build(text: &str, name: &str, overrides: &Overrides) -> Result<Config> {
     }
     let config: Config = serde_path_to_error::deserialize(merged).map_err(|e| {
         // The path is empty where a whole section is missing, and serde names it then.
-        let (path, what) = (e.path().to_string(), e.inner().to_string());
+        let (path, what) = (e.path().to_string(), plain(&e.inner().to_string()));
         Error::usage(format!("{name}: {path}: {what}"))
     })?;
     config
@@ -79,17 +79,36 @@ fn unknown_profile(
     let mut names: Vec<_> = shipped.keys().chain(user.keys()).cloned().collect();
     names.sort();
     names.dedup();
-    Error::usage(format!("no profile named {profile}; there are: {}", names.join(", ")))
+    let hint = did_you_mean(profile, names.iter().map(String::as_str));
+    let known = names.join(", ");
+    Error::usage(format!("there is no profile named {profile}; there are: {known}{hint}"))
 }
 
 fn parse(text: &str, name: &str) -> Result<Value> {
     let value: Value = serde_saphyr::from_str(text)
-        .map_err(|e| Error::usage(format!("{name} is not valid YAML: {e}")))?;
+        .map_err(|e| Error::usage(format!("{name} is not valid YAML: {}", brief(&e))))?;
     match value {
         Value::Object(_) => Ok(value),
         Value::Null => Ok(Value::Object(Map::new())),
         other => Err(Error::usage(format!("{name}: expected a mapping, found {other}"))),
     }
+}
+
+/// The first line of an error about YAML; the others show the place in the text.
+fn brief(error: &impl std::fmt::Display) -> String {
+    let text = error.to_string();
+    let first = text.lines().next().unwrap_or_default();
+    first.trim_start_matches("error: ").to_owned()
+}
+
+/// serde's words for a wrong type, with the types of this program in plain English.
+fn plain(what: &str) -> String {
+    let types = [
+        ("expected usize", "expected a whole number"),
+        ("expected u64", "expected a whole number"),
+        ("expected f64", "expected a number"),
+    ];
+    types.iter().fold(what.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
 fn take_profiles(tree: &mut Value) -> Map<String, Value> {
@@ -140,7 +159,8 @@ fn parse_assignment(assignment: &str) -> Result<Value> {
         Error::usage(format!("--set {assignment}: expected path.to.key=value"))
     })?;
     let value: Value = serde_saphyr::from_str(text).map_err(|e| {
-        Error::usage(format!("--set {assignment}: the value is not valid YAML: {e}"))
+        let why = brief(&e);
+        Error::usage(format!("--set {assignment}: the value is not valid YAML: {why}"))
     })?;
     Ok(path.rsplit('.').fold(value, |inner, key| {
         let mut map = Map::new();

@@ -40,15 +40,16 @@ impl Fit {
     }
 }
 
-/// What becomes of transparency.
+/// Whose steps are followed where the libraries differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Alpha {
-    /// Colors are resized weighted by it, then it is dropped (`open_clip`'s way).
+#[serde(rename_all = "snake_case")]
+pub enum Convention {
+    /// Colors are resized weighted by their alpha, which is dropped afterwards; the offset of
+    /// the cut is rounded half to even.
     #[default]
-    Weighted,
-    /// It is dropped before the resize (Hugging Face's `do_convert_rgb`).
-    Dropped,
+    OpenClip,
+    /// Alpha is dropped before the resize; the offset of the cut is rounded down.
+    HuggingFace,
 }
 
 /// How a picture file becomes the square that a model sees.
@@ -64,22 +65,22 @@ pub struct Framing {
     pub filter: Filter,
     /// Level of the margin that [`Fit::Longest`] adds.
     pub fill: u8,
-    /// What becomes of transparency.
-    pub alpha: Alpha,
+    /// Whose steps are followed where the libraries differ.
+    pub convention: Convention,
 }
 
 impl Framing {
     /// `open_clip`'s evaluation transform for a square of `side` pixels.
     #[must_use]
     pub fn new(side: usize, fit: Fit) -> Self {
-        let (filter, alpha) = (Filter::default(), Alpha::default());
-        Self { side, resized: side, fit, filter, fill: 0, alpha }
+        let (filter, convention) = (Filter::default(), Convention::default());
+        Self { side, resized: side, fit, filter, fill: 0, convention }
     }
 
     /// Decodes a file and makes it the square.
     pub fn square(&self, bytes: &[u8], name: &str) -> Result<Picture> {
         let (picture, alpha) = decode_layers(bytes, name)?;
-        let alpha = alpha.as_deref().filter(|_| self.alpha == Alpha::Weighted);
+        let alpha = alpha.as_deref().filter(|_| self.convention == Convention::OpenClip);
 
         let [width, height] = match self.fit {
             Fit::Shortest => shortest(&picture, self.resized)?,
@@ -89,9 +90,20 @@ impl Framing {
         let resized = resize_layers(&picture, alpha, [width, height], self.filter);
 
         Ok(match self.fit {
-            Fit::Longest => centre(&pad(&resized, self.resized, self.fill), self.side),
-            Fit::Shortest | Fit::Squash => centre(&resized, self.side),
+            Fit::Longest => self.cut(&pad(&resized, self.resized, self.fill)),
+            Fit::Shortest | Fit::Squash => self.cut(&resized),
         })
+    }
+
+    fn cut(&self, picture: &Picture) -> Picture {
+        match self.convention {
+            Convention::OpenClip => centre(picture, self.side),
+            Convention::HuggingFace => {
+                let offset = |extent: usize| ((extent - self.side) / 2).cast_signed();
+                let (left, top) = (offset(picture.width), offset(picture.height));
+                picture.crop(left, top, self.side, self.side)
+            }
+        }
     }
 }
 

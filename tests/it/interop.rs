@@ -147,7 +147,7 @@ fn what_goes_out_comes_back() {
         if layout != "upcycle" {
             // The fixture does not say how pictures are prepared, and nobody guesses.
             let (code, error) = bad(here, EXPORT, &[&args[..], more].concat());
-            assert!(error.contains("give --preprocess") || code == 2, "{error}");
+            assert!(error.contains("give --preprocess") && code == 2, "{error}");
         }
         let args = [&args[..], &["--preprocess", "openai"]].concat();
         good(here, EXPORT, &[&args[..], more].concat());
