@@ -6,7 +6,7 @@
 //! ```text
 //! 0  error num par loss; rng above them
 //! 1  config artifact io text
-//! 2  linalg image; pipeline
+//! 2  linalg image tables; pipeline
 //! 3  cluster lowrank model data eval analysis upcycle
 //! 4  engine checkpoint report
 //! 5  activations train
@@ -37,6 +37,7 @@ pub mod pipeline;
 pub mod report;
 pub mod rng;
 pub mod stage;
+pub mod tables;
 pub mod text;
 pub mod train;
 pub mod upcycle;

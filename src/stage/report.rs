@@ -8,6 +8,7 @@ use crate::config::Config;
 use crate::error::{Context as _, Result};
 use crate::pipeline::{Job, Stage, Width};
 use crate::report;
+use crate::tables::{self, ComparisonRow, Row as _};
 
 /// This stage.
 pub const STAGE: Stage = Stage {
@@ -40,5 +41,5 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
         let path = job.output(file);
         std::fs::write(&path, text).context(|| format!("writing {}", path.display()))?;
     }
-    rendered.comparison.write(&job.output("comparison.parquet"))
+    tables::write(&job.output(ComparisonRow::FILE), rendered.comparison)
 }

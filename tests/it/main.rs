@@ -14,3 +14,4 @@ mod makefile;
 mod pipeline;
 mod plan;
 mod staleness;
+mod tables;
