@@ -172,6 +172,8 @@ mod tests {
         assert!(Classified::new(&images, &random(2, 5, "c"), &[0, 1, 1]).is_err());
         assert!(Classified::new(&Matrix::zeros(0, 4), &classifier, &[]).is_err());
         let error = Classified::new(&images, &classifier, &[0, 1, 2]).unwrap_err();
-        assert!(error.message().contains("image 2 has class 2, expected a number below 2"));
+        assert!(
+            error.message().contains("image 2 has class 2, expected a number below 2")
+        );
     }
 }

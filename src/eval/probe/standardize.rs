@@ -59,8 +59,9 @@ impl Standardized {
         let mut values = Vec::with_capacity(n * width);
         for &row in rows {
             let centered = embeddings.row(row).iter().zip(&mean).zip(&scale);
-            values
-                .extend(centered.map(|((&v, mean), scale)| (f64::from(v) - mean) / scale));
+            values.extend(
+                centered.map(|((&v, mean), scale)| (f64::from(v) - mean) / scale),
+            );
         }
         Ok(Self { values, mean, scale, n })
     }

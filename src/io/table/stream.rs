@@ -90,8 +90,9 @@ impl TableWriter {
         }
 
         let place = format!("writing {}", self.path.display());
-        let writer =
-            self.writer.ok_or_else(|| Error::failed(format!("{place}: there are no columns")))?;
+        let writer = self
+            .writer
+            .ok_or_else(|| Error::failed(format!("{place}: there are no columns")))?;
         writer.close().context(|| place)?;
         Ok(())
     }
