@@ -62,10 +62,9 @@ impl Folder {
         let place = target.display();
         match fs::read_dir(target).map(|mut entries| entries.next().is_some()) {
             Ok(true) if existing != Existing::Replace => {
-                let or_force = match existing {
-                    Existing::RefuseUnlessForced => ", or replace it with --force",
-                    _ => "",
-                };
+                let can_force = existing == Existing::RefuseUnlessForced;
+                let or_force =
+                    if can_force { ", or replace it with --force" } else { "" };
                 return Err(Error::usage(format!(
                     "{place} exists and is not empty; give another --out{or_force}"
                 )));

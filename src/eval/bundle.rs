@@ -99,8 +99,10 @@ impl<'a, R> Split<'a, R> {
             [("concepts", concept.len()), ("caption lists", captions.len())]
         {
             if found != n && !(what == "caption lists" && found == 0) {
-                let message = format!("split {name}: {n} samples with {found} {what}");
-                return Err(Error::failed(message));
+                return Err(Error::failed(format!(
+                    "split {name}: found {found} {what} for {n} samples, expected one per \
+                     sample"
+                )));
             }
         }
         let name = name.to_owned();

@@ -73,6 +73,7 @@ pub(super) fn images<R>(
     indices: &[usize],
     batch: usize,
 ) -> Result<LabelledImages<R>> {
+    // Pixels are read and dropped batch by batch: only embeddings stay in memory.
     let mut data = Vec::with_capacity(indices.len() * encoder.embed_dim());
     for part in indices.chunks(batch.max(1)) {
         let rows = (split.pixels)(part)
@@ -80,6 +81,7 @@ pub(super) fn images<R>(
             .context(|| format!("embedding pictures of split {}", split.name))?;
         data.extend(rows.into_data());
     }
+
     Ok(LabelledImages {
         split: split.name.clone(),
         embeddings: Matrix::new(indices.len(), encoder.embed_dim(), data)?,
@@ -141,6 +143,7 @@ pub(super) fn captions<R>(
         all.extend_from_slice(own);
         owner.extend(own.iter().map(|_| place));
     }
+
     Ok((texts(encoder, vocabulary, &all, batch)?, owner))
 }
 

@@ -81,6 +81,7 @@ fn probe(
         ));
     }
 
+    // Subgroups, because concepts have too few pictures to draw from.
     let labels: Vec<usize> =
         bundle.train.concept.iter().map(|&c| concepts[c].subgroup).collect();
     let few = FewShot::draw(&labels, most, config.probe_draws, judges.seed);

@@ -39,6 +39,8 @@ pub fn map_rows<T: Send>(
     let blocks = par::map(queries.rows().div_ceil(BLOCK), |block| {
         let first = block * BLOCK;
         let last = (first + BLOCK).min(queries.rows());
+
+        // The scores of a few queries at a time fit the cache; all of them would not.
         let mut scores = vec![0.0; ROWS * count];
         let mut out = Vec::with_capacity(last - first);
         for start in (first..last).step_by(ROWS) {
@@ -58,6 +60,7 @@ pub fn map_rows<T: Send>(
 pub fn unit_rows(matrix: &Matrix, what: &str) -> Result<Matrix> {
     let mut out = matrix.clone();
     for (index, row) in matrix.iter_rows().enumerate() {
+        // A zero or a NaN would become a row of NaN, which every comparison passes over.
         let norm = norm(row);
         if !norm.is_finite() || norm <= 0.0 {
             return Err(Error::failed(format!(
@@ -105,6 +108,8 @@ fn score(block: &[f32], panels: &[f32], count: usize, scores: &mut [f32]) {
     let panel_len = (block.len() / ROWS * LANES).max(1);
     for (index, panel) in panels.chunks_exact(panel_len).enumerate() {
         let sums = tile(block, panel);
+
+        // The last panel is padded: its surplus sums belong to no candidate.
         let (from, to) = (index * LANES, ((index + 1) * LANES).min(count));
         for (row, sum) in sums.iter().enumerate() {
             scores[row * count + from..row * count + to]

@@ -91,6 +91,8 @@ impl<'a> Study<'a> {
         for row in &inputs.analysis {
             let (layer, metric) = (&row.layer, row.metric.as_str());
             let key = LayerKey { run, point: &row.point, layer, metric };
+
+            // Experts' values are a list per seed: their numbers mean nothing across seeds.
             if row.expert == WHOLE_LAYER {
                 self.layers.entry(key).or_default().insert(*seed, row.value);
             } else {
@@ -154,6 +156,7 @@ impl<'a> Study<'a> {
 
     /// CSS classes of a run's color.
     pub(super) fn class(&self, run: &str) -> String {
+        // By the place among all configured runs, so that a missing one changes no color.
         let order = ordered_runs(self.config());
         let index = order.iter().position(|r| r == run).unwrap_or(0);
         let dash = if index >= HUES { " dashed" } else { "" };

@@ -105,7 +105,13 @@ pub fn to_table<R: Row>(mut rows: Vec<R>) -> Result<Table> {
 pub fn from_table<R: Row>(mut table: Table) -> Result<Vec<R>> {
     let mut rows: Vec<R> =
         std::iter::repeat_with(R::default).take(table.rows()).collect();
-    for field in R::columns() {
+    let fields = R::columns();
+
+    // Before any column is taken, so that the error about a missing one lists all there are.
+    for field in &fields {
+        table.column(field.name)?;
+    }
+    for field in &fields {
         field.put(table.take(field.name)?, &mut rows)?;
     }
     Ok(rows)

@@ -49,6 +49,7 @@ impl Classified {
             )));
         }
 
+        // The rank of the own class gives accuracy at any k without keeping the scores.
         let rank = similarity::map_rows(images, classifier, |i, s| rank_of(s, class[i]))?;
         Ok(Self { rank, class: class.to_vec(), classes })
     }
@@ -75,6 +76,7 @@ impl Classified {
 
     /// The metrics of the images listed, repeats counted; at least one.
     pub fn accuracy_over(&self, indices: impl IntoIterator<Item = usize>) -> Accuracy {
+        // Images and hits of each class. A bootstrap resample lists images more than once.
         let mut seen = vec![(0_u32, 0_u32); self.classes];
         let (mut n, mut first, mut five) = (0_u32, 0_u32, 0_u32);
         for index in indices {

@@ -26,6 +26,8 @@ impl Retrieval {
     /// the image of each caption. Every image needs a caption.
     pub fn new(images: &Matrix, texts: &Matrix, owner: &[usize]) -> Result<Self> {
         let captions = captions_of(owner, texts.rows(), images.rows())?;
+
+        // Of an image with several captions, the best-ranked one counts.
         let text_query =
             similarity::map_rows(texts, images, |t, s| rank_of(s, owner[t]))?;
         let best =

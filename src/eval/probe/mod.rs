@@ -69,6 +69,8 @@ impl Linear {
     pub fn on_embeddings(&self, features: &Standardized) -> Result<Matrix> {
         let (classes, width) = (self.bias.len(), features.width());
         let mut out = Matrix::zeros(classes, width + 1);
+
+        // w·(x - m)/s + b = (w/s)·x + (b - (w/s)·m).
         for class in 0..classes {
             let mut bias = self.bias[class];
             for k in 0..width {
@@ -78,6 +80,7 @@ impl Linear {
             }
             out.row_mut(class)[width] = num::round_f32(bias);
         }
+
         if out.data().iter().all(|v| v.is_finite()) {
             Ok(out)
         } else {

@@ -49,6 +49,7 @@ impl Standardized {
             *sum = (*sum / n as f64).sqrt();
         }
 
+        // A feature that does not vary would be divided by rounding noise.
         let widest = scale.iter().copied().fold(0.0, f64::max);
         for spread in &mut scale {
             if *spread <= CONSTANT * widest {

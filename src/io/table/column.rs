@@ -125,6 +125,7 @@ impl Column {
             Self::Bool(v) => Arc::new(BooleanArray::from(v.clone())),
             Self::Text(v) => Arc::new(StringArray::from_iter_values(v)),
             Self::TextList(v) => {
+                // The builder's own child is nullable and has another name.
                 let builder = ListBuilder::new(StringBuilder::new());
                 let mut builder = builder.with_field(element(DataType::Utf8));
                 for list in v {

@@ -132,6 +132,7 @@ fn y_at(y: &Scale, value: Option<f64>) -> f64 {
 
 /// Centers of the layers' columns, with a wider gap between towers.
 pub(super) fn columns(layers: &[Layer], area: Area) -> Vec<f64> {
+    // Between towers the gap is wider by 0.6 of a column.
     let changes = layers.windows(2).filter(|pair| pair[0].tower != pair[1].tower).count();
     let slots = layers.len() as f64 + 0.6 * changes as f64;
     let slot = area.width / slots.max(1.0);

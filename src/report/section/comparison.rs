@@ -105,6 +105,7 @@ fn figure_cell(study: &Study<'_>, headline: &Headline, run: &str) -> Cell {
         summary
             .map(|s| format!("{when}: {} (n = {})", words::spread_percent(Some(s)), s.n))
     };
+    // The tooltip has what the cell has no room for: spread and n of both points.
     let titles = [title("after training", end), title("init", init)];
     let titles: Vec<String> = titles.into_iter().flatten().collect();
 
@@ -134,6 +135,7 @@ fn best(study: &Study<'_>, headline: &Headline) -> Option<String> {
     let mut ranked: Vec<_> = runs.filter_map(with_mean).collect();
     ranked.sort_by(|(_, a, _), (_, b, _)| b.total_cmp(a));
 
+    // Bold is a claim, and a claim needs an interval that excludes zero.
     let [(first, _, ours), (_, _, theirs), ..] = ranked.as_slice() else { return None };
     let sign = paired(ours, theirs, COVERAGE)?.sign();
     (sign == Sign::Above).then(|| (*first).to_owned())
