@@ -20,7 +20,8 @@ use super::subspaces::SubspacesParams;
 use super::train::TrainParams;
 use super::upcycle::UpcycleParams;
 use crate::artifact::Place;
-use crate::config::{Config, InitConfig, Source};
+use crate::config::{Compute, Config, Device, InitConfig, Source};
+use crate::engine::Backend;
 use crate::error::{Context, Error, Result};
 use crate::pipeline::{Externals, Files, Node, Upstream};
 use crate::upcycle::{self, Needs};
@@ -127,7 +128,8 @@ impl<'a> Planner<'a> {
             let model = self.config.model.clone();
             let params =
                 PretrainParams::Train { model, optim: pretrain.optim.clone(), seed };
-            return node("pretrain", run, &params, vec![dataset(TRAINING_DATA)]);
+            let node = node("pretrain", run, &params, vec![dataset(TRAINING_DATA)])?;
+            return self.with_engine(node);
         }
         pretrain::dense(self.config)?;
         let folder = PathBuf::from(&pretrain.checkpoint);
@@ -154,7 +156,7 @@ impl<'a> Planner<'a> {
             "tokenizer.json",
         ]);
         let inputs = vec![data, input("pretrain", base_name(seed), MODEL)];
-        node("activations", base_name(seed), &params, inputs)
+        self.with_engine(node("activations", base_name(seed), &params, inputs)?)
     }
 
     fn cluster(&self, seed: u64) -> Result<Node> {
@@ -202,7 +204,7 @@ impl<'a> Planner<'a> {
         let config = self.config;
         let named = run_name(run, seed);
         let trained: &[_] = &["config.json", "init.safetensors", "model.safetensors"];
-        match stage {
+        let node = match stage {
             "train" => {
                 let run = &config.runs[run];
                 let params =
@@ -229,7 +231,14 @@ impl<'a> Planner<'a> {
                 let inputs = vec![data, base, input("train", named.clone(), trained)];
                 node(stage, named, &params, inputs)
             }
-        }
+        };
+        self.with_engine(node?)
+    }
+
+    /// A node that runs a model: the engine's name enters its key.
+    fn with_engine(&self, node: Node) -> Result<Node> {
+        let compute = self.config.compute();
+        Ok(Node { backend: Backend::choose(compute)?.name(), compute, ..node })
     }
 
     /// The report reads every result there is but the weights and the raw activations.
@@ -238,6 +247,8 @@ impl<'a> Planner<'a> {
         config.dataset.folder.clear();
         config.dataset.file.clear();
         config.pretrain.checkpoint.clear();
+        // What ran the models stands in the keys of the results that are read.
+        config.device = Device::Auto;
         let read = |node: &&Node| !["activations", "upcycle"].contains(&node.stage);
         let inputs = nodes
             .iter()
@@ -323,6 +334,9 @@ fn node(
         stage,
         place: Place::new(stage, run),
         params,
+        // Stages without a model run on processors, whatever the device.
+        backend: Backend::Cpu.name(),
+        compute: Compute::default(),
         inputs,
         externals: Externals::None,
         paths: BTreeMap::new(),

@@ -1,10 +1,10 @@
-//! What training writes down: one row a step, a routing row a step and layer, and the
+//! What training writes down: one row per step, a routing row per step and layer, and the
 //! validation's metrics. Rows live in memory until the end: a run has thousands, not
 //! millions. Numbers are kept as bits, so that a record survives JSON exactly.
 
 use serde::{Deserialize, Serialize};
 
-use super::Losses;
+use crate::engine::Losses;
 use crate::io::table::{Column, Table};
 use crate::model::Tower;
 use crate::num::{index_u32, round_f32};
@@ -57,8 +57,6 @@ pub struct Facts {
     pub learning_rate: f64,
     /// Global gradient norm before clipping.
     pub gradient_norm: f64,
-    /// Logit scale before the step.
-    pub logit_scale: f64,
 }
 
 impl Record {
@@ -76,19 +74,21 @@ impl Record {
                 losses.router_z,
                 losses.eesd,
                 facts.gradient_norm,
-                facts.logit_scale,
+                losses.logit_scale,
             ]
             .map(f64::to_bits),
         });
+
         for (tower, block, sums) in &losses.layers {
             let assignments = sums.counts.iter().sum::<f64>().max(1.0);
-            let shares = sums.counts.iter().map(|n| round_f32(n / assignments).to_bits());
+            let fractions =
+                sums.counts.iter().map(|n| round_f32(n / assignments).to_bits());
             self.routing.push(RoutingRow {
                 step,
                 tower: *tower,
                 layer: index_u32(*block),
                 entropy: (sums.entropy / sums.rows.max(1.0)).to_bits(),
-                utilisation: shares.collect(),
+                utilisation: fractions.collect(),
             });
         }
     }
