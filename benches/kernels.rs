@@ -26,11 +26,11 @@ fn rows(n: usize, d: usize, centres: usize) -> Matrix {
     let mut means = vec![0.0_f32; centres * d];
     rng::fill_normal(&mut rng::stream(SEED, "bench/centres"), 0.08, &mut means);
     let mut x = Matrix::zeros(n, d);
-    let piece = 1000 * d;
-    par::for_each_piece(x.data_mut(), piece, |index, piece| {
+    let chunk = 1000 * d;
+    par::for_each_piece(x.data_mut(), chunk, |index, chunk| {
         let mut stream = rng::stream(SEED, &format!("bench/x.{index}"));
-        rng::fill_normal(&mut stream, 1.0, piece);
-        for (i, row) in piece.chunks_exact_mut(d).enumerate() {
+        rng::fill_normal(&mut stream, 1.0, chunk);
+        for (i, row) in chunk.chunks_exact_mut(d).enumerate() {
             let mean = &means[i % centres * d..][..d];
             row.iter_mut().zip(mean).for_each(|(v, m)| *v += m);
         }
@@ -72,6 +72,8 @@ fn kmeans(criterion: &mut Criterion) {
             let params = params.check();
             params.and_then(|p| p.fit_rows(&x)).expect("a fit")
         };
+
+        // Eleven iterations against one: what a fit costs besides is left out.
         let start = Instant::now();
         fit(1);
         let short = start.elapsed();
@@ -80,10 +82,11 @@ fn kmeans(criterion: &mut Criterion) {
         let passes = model.history.iter().map(|stats| stats.iteration).max().unwrap_or(1);
         let per_iteration =
             start.elapsed().saturating_sub(short).as_secs_f64() / passes as f64;
+
         let size = if precision == Precision::F32 { 4.0 } else { 2.0 };
         let bytes = x.data().len() as f64 * size;
         println!(
-            "kmeans/{n}x{d}/k{k}/restarts{restarts}/{precision:?}: {:.1} ms an iteration, {:.1} GB/s, \
+            "kmeans/{n}x{d}/k{k}/restarts{restarts}/{precision:?}: {:.1} ms per iteration, {:.1} GB/s, \
              start and final pass {:.0} ms, objective {:.6}, history {}",
             1e3 * per_iteration,
             bytes / per_iteration / 1e9,
@@ -105,11 +108,13 @@ fn subspaces(criterion: &mut Criterion) {
     let bias1 = vec![0.0; h];
     let gelu = |values: &mut [f32]| activation::apply(Activation::Gelu, values);
     let ffn = Ffn { fc1: &fc1, bias1: &bias1, fc2: &fc2, activation: &gelu };
+
     let start = Instant::now();
     let mut builder = LayerMoments::builder(ffn, experts).expect("an FFN");
     builder.push(x.data(), &labels).expect("rows");
     let moments = builder.finish().expect("moments");
     let gathered = start.elapsed().as_secs_f64();
+
     for centre in [Centre::None, Centre::Mean] {
         let config = SubspacesConfig {
             labels: Labels::Clusters,
@@ -133,6 +138,7 @@ fn subspaces(criterion: &mut Criterion) {
             found[0].fc1.error_outside
         );
     }
+
     let small = wide::widened(&rows(d + 100, d, 1));
     let moment = wide::gram(small.transpose());
     let mut group = criterion.benchmark_group(format!("eigen/{d}/seed{SEED}"));

@@ -88,6 +88,7 @@ impl Batches {
             texts.extend(row.captions.iter().map(String::as_str));
             captions.push(texts.len());
         }
+
         let ids = tokenizer.encode_all(&texts, settings.context)?;
         let augmenter = Augmenter::new(settings.augment, split.side(), split.normalise());
         Ok(Self { split, settings, augmenter, ids, captions, sampler })

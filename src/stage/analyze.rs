@@ -175,6 +175,7 @@ impl Rows {
             rows.expert.push(reading.expert.map_or(LAYER, index_u32));
             rows.value.push(reading.value);
         }
+
         let e = found.cosines.experts();
         for (expert, other) in (0..e * e).map(|i| (i / e, i % e)) {
             let rows = &mut self.cosines;
@@ -197,6 +198,7 @@ impl Rows {
             .with("expert", Column::U32(rows.expert))
             .with("value", Column::F64(rows.value))
             .write(&job.output("analysis.parquet"))?;
+
         let rows = self.cosines;
         Table::new()
             .with("point", Column::Text(rows.point))

@@ -109,6 +109,7 @@ fn bundle<'a>(
     tests.extend(layout.held_out.clone());
     tests.sort_unstable();
     tests.dedup();
+
     let splits = tests.iter().map(|name| pictures.role(name)).collect::<Result<_>>()?;
     Ok(Bundle {
         vocabulary: pictures.vocabulary(tokenise),
@@ -163,6 +164,7 @@ fn retrievals(examples: &[Example]) -> Table {
     let (mut query, mut text, mut score) = (Vec::new(), Vec::new(), Vec::new());
     let (mut sample, mut own_rank) = (Vec::new(), Vec::new());
     let (mut rank, mut retrieved) = (Vec::new(), Vec::new());
+
     for (index, example) in examples.iter().enumerate() {
         for (place, found) in example.retrieved.iter().enumerate() {
             query.push(index_u32(index));
@@ -174,6 +176,7 @@ fn retrievals(examples: &[Example]) -> Table {
             score.push(found.score);
         }
     }
+
     Table::new()
         .with("query", Column::U32(query))
         .with("text", Column::Text(text))

@@ -120,6 +120,7 @@ impl Record {
         let data =
             rows.iter().flat_map(|r| r.utilisation.iter().copied()).map(f32::from_bits);
         let data = data.collect();
+
         let towers = rows.iter().map(|r| r.tower.name().to_owned()).collect();
         Some(
             Table::new()

@@ -34,7 +34,7 @@ pub struct Routing {
     pub probs: Tensor,
     /// The experts each row chose, best first.
     pub chosen: Vec<Vec<usize>>,
-    /// Weights [N, E]: p renormalised over the chosen experts, zero elsewhere.
+    /// Weights [N, E]: p renormalized over the chosen experts, zero elsewhere.
     pub weights: Tensor,
     /// Output y [N, d].
     pub out: Tensor,

@@ -177,6 +177,7 @@ impl Candle {
         let target = forward(&teacher.with_moe(MoeForm::Ensemble), pairs)?;
         let squares =
             |own: &Tensor, target: &Tensor| (own - target.detach())?.sqr()?.sum_all();
+
         let count = 2 * outputs.pooled.len();
         squares(&outputs.image_embeds, &target.image_embeds)
             .and_then(|images| {
@@ -258,6 +259,7 @@ impl Engine for Candle {
         let counted: Vec<usize> =
             (0..rows.counted.len()).filter(|&row| rows.counted[row]).collect();
         let width = self.config.tower(rows.tower).width;
+
         let own = outputs.routing.iter().filter(|((tower, _), _)| *tower == rows.tower);
         own.map(|(&(tower, block), routing)| {
             let inputs = outputs.ffn_in[&(tower, block)].reshape(((), width));
@@ -405,6 +407,7 @@ impl Rows {
             }
             TowerInput::Ids(_) => 1,
         };
+
         let eligible = Eligible::new(config, images, &outputs.pooled);
         match input {
             TowerInput::Pixels(_) => {
@@ -446,6 +449,7 @@ fn stats(routing: &Routing, rows: &[usize]) -> candle_core::Result<LayerStats> {
     for &expert in rows.iter().flat_map(|&row| &routing.chosen[row]) {
         counts[expert] += 1.0;
     }
+
     Ok(LayerStats {
         rows: rows.len() as f64,
         counts,

@@ -345,11 +345,11 @@ fn gradients_of_an_moe_model_are_finite_differences() {
         let (up, above) = shifted(&tensors, &name, index, 1e-4);
         let (down, below) = shifted(&tensors, &name, index, -1e-4);
         let rise = values(&run(&up).1)[0] - values(&run(&down).1)[0];
-        let slope = rise / f64::from(above - below);
+        let expected = rise / f64::from(above - below);
         let found = f64::from(gradient[index]);
         assert!(
-            (found - slope).abs() < 2e-6 + 1e-5 * slope.abs(),
-            "{name}: {found} {slope}"
+            (found - expected).abs() < 2e-6 + 1e-5 * expected.abs(),
+            "{name}: {found} {expected}"
         );
     }
 }

@@ -357,12 +357,15 @@ impl Clip {
         let (d, context) = (self.text.width, self.text.tokens);
         let positions = &values[self.text.position.clone()];
         let embeddings = &values[self.token.clone()];
+
         state.starts.clear();
         state.starts.push(0);
         state.pooled_rows.clear();
         state.counted.clear();
         state.ids.clear();
         state.x.clear();
+
+        // Captions lie packed, without what follows their end of text.
         for caption in ids.chunks_exact(context) {
             let (end, rows) = (end_of_text(caption), self.caption_rows(caption));
             let first = state.counted.len();

@@ -158,7 +158,7 @@ impl Step {
         let (own_images, own_texts) = self.contrastive.unit_rows();
         let mut gradient = |raw: &[f32], own: &[f32]| -> Vec<f32> {
             let mut unit = Unit::default();
-            unit.normalise(raw, width);
+            unit.normalize(raw, width);
             let difference = own.iter().zip(&unit.rows).map(|(y, t)| y - t);
             let difference: Vec<f32> = difference.collect();
             distance += difference.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();

@@ -1,7 +1,7 @@
 //! Every number of a forward pass that another framework can be compared with, by name.
 //!
 //! Names follow Hugging Face's `CLIPModel` outputs: `image_embeds` and `text_embeds` [B, P],
-//! L2-normalised, `logits_per_image` [B, B'], and `<tower>.layers.<l>.ffn_in` [B, T, d], the
+//! L2-normalized, `logits_per_image` [B, B'], and `<tower>.layers.<l>.ffn_in` [B, T, d], the
 //! second LayerNorm's output at every position, padding included.
 
 use std::collections::BTreeMap;
@@ -94,6 +94,7 @@ fn ids(config: &ClipConfig, array: &Array) -> Result<(Vec<u32>, usize)> {
     if tokens == 0 || tokens > context {
         return Err(wrong(IDS, array, &expected));
     }
+
     let mut padded = Vec::with_capacity(values.len() / tokens * context);
     for caption in values.chunks_exact(tokens) {
         for &id in caption {
@@ -117,6 +118,7 @@ pub fn trace(model: &Checkpoint, inputs: &Inputs) -> Tensors {
     let (picture, caption) = clip.sizes();
     let values = &model.values;
     let mut out = Tensors::new();
+
     if let Some(pixels) = &inputs.pixels {
         let record = Record::new(&model.config, Tower::Vision);
         let blocks: Vec<usize> = (0..model.config.vision.layers).collect();
@@ -128,6 +130,7 @@ pub fn trace(model: &Checkpoint, inputs: &Inputs) -> Tensors {
         });
         record.join("image_embeds", &chunks.collect::<Vec<_>>(), &mut out);
     }
+
     if let Some(ids) = &inputs.ids {
         let record = Record::new(&model.config, Tower::Text);
         let record = Record { kept: inputs.tokens, ..record };
@@ -140,6 +143,7 @@ pub fn trace(model: &Checkpoint, inputs: &Inputs) -> Tensors {
         });
         record.join("text_embeds", &chunks.collect::<Vec<_>>(), &mut out);
     }
+
     if let (Some(images), Some(texts)) = (out.get("image_embeds"), out.get("text_embeds"))
     {
         let scale = Layout::new(&model.config).range(Place::LogitScale);
@@ -189,6 +193,7 @@ impl Record {
                 *v /= length;
             }
         }
+
         let samples = data.len() / self.embed_dim;
         let shape = vec![samples, self.embed_dim];
         out.insert(name.to_owned(), Tensor { shape, data });

@@ -3,7 +3,7 @@
 //! L = ½ (CE(s Î T̂ᵀ) + CE(s T̂ Îᵀ)) with unit rows Î, T̂ and s = `exp(logit_scale)`
 //! (METHOD §4). With label smoothing ε the target of a row is (1 - ε) times its own column plus
 //! ε/B on every column, as PyTorch's `CrossEntropyLoss` has it. One operator, because the two cross-entropies share the similarity matrix
-//! and the gradient passes through the normalisation at once. Sums of the loss are f64.
+//! and the gradient passes through the normalization at once. Sums of the loss are f64.
 
 use super::simd;
 use crate::linalg::gemm::{self, Rows, Write};
@@ -31,14 +31,14 @@ pub struct Contrastive {
 /// Unit rows and the lengths they had.
 #[derive(Debug, Default, Clone)]
 pub struct Unit {
-    /// Normalised rows [N, P].
+    /// Normalized rows [N, P].
     pub rows: Vec<f32>,
     inverse_length: Vec<f32>,
 }
 
 impl Unit {
-    /// Normalises the rows of `raw` [N, P].
-    pub fn normalise(&mut self, raw: &[f32], width: usize) {
+    /// Normalizes the rows of `raw` [N, P].
+    pub fn normalize(&mut self, raw: &[f32], width: usize) {
         self.rows.clear();
         self.rows.extend_from_slice(raw);
         self.inverse_length.clear();
@@ -76,8 +76,8 @@ impl Contrastive {
     /// Computes loss and gradients for raw embeddings [B, P] of B pairs.
     pub fn run(&mut self, images: &[f32], texts: &[f32], width: usize, logit_scale: f32) {
         let pairs = images.len() / width;
-        self.images.normalise(images, width);
-        self.texts.normalise(texts, width);
+        self.images.normalize(images, width);
+        self.texts.normalize(texts, width);
         let scale = logit_scale.exp();
         self.similarity.resize(pairs * pairs, 0.0);
         let (i, t) =
@@ -111,7 +111,7 @@ impl Contrastive {
     }
 
     /// Adds gradients with respect to the *unit* embeddings, then passes all of it through
-    /// the normalisation. Call once after [`Contrastive::run`].
+    /// the normalization. Call once after [`Contrastive::run`].
     pub fn finish(&mut self, extra: Option<(&[f32], &[f32])>, width: usize) {
         if let Some((images, texts)) = extra {
             simd::add(&mut self.image_gradient, images);

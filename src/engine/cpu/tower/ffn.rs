@@ -84,6 +84,7 @@ impl Ffn {
         let place = |part| Place::Block(at.0, at.1, part);
         let pair = |weight, bias| WeightBias::new(layout, place(weight), place(bias));
         let activation = config.activation;
+
         match &config.moe {
             Some(moe) if config.is_moe(at.0, at.1) => {
                 let tower = config.tower(at.0);
