@@ -27,11 +27,11 @@ fn rows(n: usize, d: usize, centres: usize) -> Matrix {
     let mut means = vec![0.0_f32; centres * d];
     rng::fill_normal(&mut rng::stream(SEED, "bench/centres"), 0.08, &mut means);
     let mut x = Matrix::zeros(n, d);
-    let piece = 1000 * d;
-    par::for_each_chunk(x.data_mut(), piece, |index, piece| {
+    let chunk = 1000 * d;
+    par::for_each_chunk(x.data_mut(), chunk, |index, chunk| {
         let mut stream = rng::stream(SEED, &format!("bench/x.{index}"));
-        rng::fill_normal(&mut stream, 1.0, piece);
-        for (i, row) in piece.chunks_exact_mut(d).enumerate() {
+        rng::fill_normal(&mut stream, 1.0, chunk);
+        for (i, row) in chunk.chunks_exact_mut(d).enumerate() {
             let mean = &means[i % centres * d..][..d];
             row.iter_mut().zip(mean).for_each(|(v, m)| *v += m);
         }
@@ -73,6 +73,8 @@ fn kmeans(criterion: &mut Criterion) {
             let params = params.check();
             params.and_then(|p| p.fit_rows(&x)).expect("a fit")
         };
+
+        // Eleven iterations against one: what a fit costs besides is left out.
         let start = Instant::now();
         fit(1);
         let short = start.elapsed();
@@ -81,10 +83,11 @@ fn kmeans(criterion: &mut Criterion) {
         let passes = model.history.iter().map(|stats| stats.iteration).max().unwrap_or(1);
         let per_iteration =
             start.elapsed().saturating_sub(short).as_secs_f64() / passes as f64;
+
         let size = if precision == Precision::F32 { 4.0 } else { 2.0 };
         let bytes = x.data().len() as f64 * size;
         println!(
-            "kmeans/{n}x{d}/k{k}/restarts{restarts}/{precision:?}: {:.1} ms an iteration, {:.1} GB/s, \
+            "kmeans/{n}x{d}/k{k}/restarts{restarts}/{precision:?}: {:.1} ms per iteration, {:.1} GB/s, \
              start and final pass {:.0} ms, objective {:.6}, history {}",
             1e3 * per_iteration,
             bytes / per_iteration / 1e9,
@@ -142,6 +145,7 @@ fn subspaces(criterion: &mut Criterion) {
             found[0].fc1.error_outside
         );
     }
+
     let small = wide::widened(&rows(d + 100, d, 1));
     let moment = wide::gram(small.transpose());
     let mut group = criterion.benchmark_group(format!("eigen/{d}/seed{SEED}"));

@@ -1,4 +1,4 @@
-//! The weights of one FFN, `W2 act(W1 x + b1) + b2`: one borrowed type and one owned one.
+//! The weights of one FFN, `W2 act(W1 x + b1) + b2`: one type, borrowed or owned.
 //!
 //! A model hands out the weights of a layer, methods turn them into experts, subspaces and
 //! analyses read them. None of those rooms may know the others, so what they exchange stands
@@ -6,31 +6,25 @@
 //!
 //! All tensors are flat and row-major: cutting a layer out of a model copies nothing.
 
-/// The borrowed weights of one FFN, dense or an expert.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct FfnTensors<'a> {
+/// The four tensors of an FFN, or of the FFNs of E experts, stacked: borrowed, owned or
+/// written to, as `T` says.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct FfnParts<T> {
     /// W1 [h, d].
-    pub fc1: &'a [f32],
+    pub fc1: T,
     /// b1 `[h]`.
-    pub fc1_bias: &'a [f32],
+    pub fc1_bias: T,
     /// W2 [d, h].
-    pub fc2: &'a [f32],
+    pub fc2: T,
     /// b2 `[d]`.
-    pub fc2_bias: &'a [f32],
+    pub fc2_bias: T,
 }
 
+/// The borrowed weights of one FFN, dense or an expert.
+pub type FfnTensors<'a> = FfnParts<&'a [f32]>;
+
 /// The owned weights of one FFN: an expert that a method has made.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Ffn {
-    /// W1 [h, d].
-    pub fc1: Vec<f32>,
-    /// b1 `[h]`.
-    pub fc1_bias: Vec<f32>,
-    /// W2 [d, h].
-    pub fc2: Vec<f32>,
-    /// b2 `[d]`.
-    pub fc2_bias: Vec<f32>,
-}
+pub type Ffn = FfnParts<Vec<f32>>;
 
 impl FfnTensors<'_> {
     /// Width d.

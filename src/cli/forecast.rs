@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use crate::config::Config;
-use crate::engine::cpu::clip::LANES;
+use crate::engine::cpu::passes::LANES;
 use crate::error::Result;
 use crate::model::names::parameters;
 use crate::model::params::parameter_counts;

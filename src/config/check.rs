@@ -136,6 +136,8 @@ impl Check for OptimConfig {
     fn check(&self) -> Result<()> {
         positive("steps", self.steps)?;
         require(self.batch >= 2, "batch", &self.batch, "at least 2 (contrastive)")?;
+        let (micro, expected) = (self.micro_batch, "0 or a multiple of 16");
+        require(micro.is_multiple_of(16), "micro_batch", &micro, expected)?;
         require(
             self.learning_rate > 0.0,
             "learning_rate",

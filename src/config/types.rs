@@ -7,12 +7,18 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::{Compute, Device, Precision};
+
 /// The whole configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Run seeds; each is one repetition of the whole comparison.
     pub seeds: Vec<u64>,
+    /// What runs models.
+    pub device: Device,
+    /// The numbers that models are multiplied in.
+    pub precision: Precision,
     /// Where the pictures and captions come from and how they are prepared.
     pub dataset: DatasetConfig,
     /// Architecture of the dense model.
@@ -42,6 +48,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// Device and precision.
+    pub fn compute(&self) -> Compute {
+        Compute { device: self.device, precision: self.precision }
+    }
+
     /// The seeds that train a dense model.
     pub fn base_seeds(&self) -> &[u64] {
         match self.pretrain.bases {
@@ -256,6 +267,10 @@ pub struct OptimConfig {
     pub steps: usize,
     /// Image-text pairs per step.
     pub batch: usize,
+    /// Pairs whose activations are in memory at a time; 0 for the whole batch. The gradient is
+    /// that of the whole batch in any case.
+    #[serde(default)]
+    pub micro_batch: usize,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Learning rate at the end of the cosine.

@@ -47,8 +47,9 @@ impl Checkpoint {
         };
         if !self.config.is_moe(tower, block) {
             let tower = tower.name();
-            return Err(Error::failed(format!("{tower}.{block} is no MoE layer")));
+            return Err(Error::failed(format!("{tower}.{block} is not an MoE layer")));
         }
+
         let layout = Layout::new(&self.config);
         let part = |part| &self.values[layout.range(Place::Block(tower, block, part))];
         let slice = |stack, e| {
@@ -56,6 +57,7 @@ impl Checkpoint {
             let len = all.len() / moe.experts;
             &all[e * len..(e + 1) * len]
         };
+
         let expert = |e| FfnTensors {
             fc1: slice(Part::ExpertFcWeight, e),
             fc1_bias: slice(Part::ExpertFcBias, e),
@@ -119,8 +121,8 @@ impl<'a, F: FnMut(Tower, usize) -> Result<MoeLayer>> Mixture<'a, F> {
         let layout = Layout::new(&self.config);
         let mut values = Vec::with_capacity(layout.len());
         for (parameter, range) in layout.iter() {
-            self.put(parameter, &mut |piece| {
-                values.extend_from_slice(piece);
+            self.put(parameter, &mut |chunk| {
+                values.extend_from_slice(chunk);
                 Ok(())
             })?;
             let (found, expected) = (values.len() - range.start, range.len());
@@ -159,7 +161,7 @@ pub struct MoeLayer {
 }
 
 impl MoeLayer {
-    /// A tensor of the layer in pieces: a stack is never made.
+    /// A tensor of the layer in chunks: a stack is never made.
     fn part(&self, part: Part) -> Vec<&[f32]> {
         let stack = |of: fn(&Ffn) -> &[f32]| self.experts.iter().map(of).collect();
         match part {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::artifact::{External, Place};
-use crate::config::DatasetConfig;
+use crate::config::{Compute, DatasetConfig};
 use crate::error::{Context as _, Error, Result};
 
 /// Lists the files that a source of pairs reads. A node holds it as a value, because the
@@ -55,6 +55,10 @@ pub struct Node {
     pub place: Place,
     /// The stage's slice of the configuration; it enters the key.
     pub params: Value,
+    /// The name of what computes; it enters the key.
+    pub backend: &'static str,
+    /// The device and the precision that `backend` was chosen by.
+    pub compute: Compute,
     /// What it reads from the store.
     pub inputs: Vec<Upstream>,
     /// What it reads from outside.

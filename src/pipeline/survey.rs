@@ -155,7 +155,7 @@ impl<'a> Survey<'a> {
                 .iter()
                 .map(|(name, version)| ((*name).to_owned(), (*version).to_owned()))
                 .collect(),
-            backend: backend().to_owned(),
+            backend: node.backend.to_owned(),
             params: node.params.clone(),
             inputs: inputs
                 .iter()
@@ -252,11 +252,6 @@ fn select(brief: &Brief, upstream: &Upstream) -> Result<Arc<BTreeMap<String, Dig
         None => Err(Error::failed(format!("{} has no file {name}", upstream.place))),
     };
     listed.iter().map(file).collect::<Result<_>>().map(Arc::new)
-}
-
-/// What computes, where that changes bytes.
-fn backend() -> &'static str {
-    "cpu-f32"
 }
 
 /// A reason as people read it, one line for each change.

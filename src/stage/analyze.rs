@@ -9,13 +9,12 @@ use super::files;
 use crate::analysis::{self, LayerAnalysis, LayerView};
 use crate::config::AnalyzeConfig;
 use crate::data::Dataset;
-use crate::engine::cpu::clip::{Clip, Engine, Pairs};
 use crate::engine::cpu::ops::{activation, linear};
-use crate::engine::cpu::tower::Teacher;
+use crate::engine::{self, LayerRouting, TowerInput};
 use crate::error::Result;
 use crate::linalg::Matrix;
 use crate::model::layers::{FfnTensors, MoeTensors};
-use crate::model::{Checkpoint, Tower};
+use crate::model::{Checkpoint, ClipConfig, Tower};
 use crate::num::{index_u32, widen};
 use crate::pipeline::{Job, Stage, Width};
 use crate::tables::{self, AnalysisRow, Layer, Row as _, SimilarityRow, WHOLE_LAYER};
@@ -44,6 +43,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     let AnalyzeParams { analyze, .. } = job.params()?;
     let dense = Checkpoint::read(files::folder(job, "pretrain")?, "model.safetensors")?;
     let (pixels, ids) = validation(job, analyze.samples)?;
+    let backend = files::backend(job)?;
     let mut out = Outputs::default();
     for (point, weights) in [("init", "init.safetensors"), ("final", "model.safetensors")]
     {
@@ -51,17 +51,23 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
         if model.config.moe.is_none() {
             continue;
         }
-        let mut engine = Engine::new(Clip::new(&model.config));
-        engine.forward(
-            &model.values,
-            Pairs { pixels: &pixels, ids: &ids },
-            Teacher::None,
-        );
-        for (tower, block) in files::moe_layers(&model) {
-            let layer = model.moe_layer(tower, block)?;
-            let base = dense.dense_ffn(tower, block)?;
-            let found = analyse((&model, &engine), (tower, block), &layer, &base)?;
-            out.add(point, &Layer::new(tower.name(), block), &found);
+        let mut engine = engine::open_model(model, backend)?;
+        let routing = [
+            engine.routing(TowerInput::Pixels(&pixels))?,
+            engine.routing(TowerInput::Ids(&ids))?,
+        ];
+
+        // The weights come back from the engine: they are in memory once.
+        let config = engine.config().clone();
+        let model = Checkpoint { config, values: engine.into_values()? };
+        for (tower, layers) in Tower::BOTH.into_iter().zip(&routing) {
+            for routing in layers {
+                let layer = model.moe_layer(tower, routing.block)?;
+                let base = dense.dense_ffn(tower, routing.block)?;
+                let found =
+                    analyze_layer(&model.config, tower, routing, (&layer, &base))?;
+                out.add(point, &Layer::new(tower.name(), routing.block), &found);
+            }
         }
     }
     out.write(job)
@@ -79,34 +85,29 @@ fn validation(job: &Job<'_>, samples: usize) -> Result<(Vec<f32>, Vec<u32>)> {
     Ok((pixels, data.tokenizer.encode_all(&texts, data.meta.context)?))
 }
 
-/// Gathers one layer's counted tokens over all groups and analyses them.
-fn analyse(
-    (model, engine): (&Checkpoint, &Engine),
-    (tower, block): (Tower, usize),
-    layer: &MoeTensors<'_>,
-    base: &FfnTensors<'_>,
+/// Analyzes one layer over its counted tokens.
+fn analyze_layer(
+    config: &ClipConfig,
+    tower: Tower,
+    routing: &LayerRouting,
+    (layer, base): (&MoeTensors<'_>, &FfnTensors<'_>),
 ) -> Result<LayerAnalysis> {
-    let shape = model.config.tower(tower);
-    let (d, e) = (shape.width, layer.experts.len());
-    let top_k = model.config.moe.as_ref().map_or(1, |moe| moe.top_k);
-    let (mut probs, mut assigned, mut outputs) = (Vec::new(), Vec::new(), Vec::new());
-    for group in engine.groups() {
-        let state = group.tower(tower);
-        let own = &state.blocks[block];
-        for row in (0..state.counted.len()).filter(|&row| state.counted[row]) {
-            let routing = &own.ffn.routing;
-            probs.extend_from_slice(&routing.probabilities[row * e..(row + 1) * e]);
-            let chosen = &routing.chosen[row * top_k..(row + 1) * top_k];
-            assigned.extend_from_slice(chosen);
-            let input = &own.ffn_input[row * d..(row + 1) * d];
-            outputs.extend(output(model, &layer.experts[widen(chosen[0])], input));
-        }
+    let (d, e) = (config.tower(tower).width, layer.experts.len());
+    let top_k = config.moe.as_ref().map_or(1, |moe| moe.top_k);
+
+    // The output of a token's best expert alone: compactness compares experts.
+    let mut outputs = Vec::with_capacity(routing.inputs.len());
+    for (input, chosen) in
+        routing.inputs.chunks_exact(d).zip(routing.chosen.chunks_exact(top_k))
+    {
+        outputs.extend(output(config, &layer.experts[widen(chosen[0])], input));
     }
-    let n = probs.len() / e;
+
+    let n = outputs.len() / d;
     analysis::analyze_layer(&LayerView {
-        probs: &Matrix::new(n, e, probs)?,
+        probs: &Matrix::new(n, e, routing.probabilities.clone())?,
         top_k,
-        assigned: &assigned,
+        assigned: &routing.chosen,
         outputs: &Matrix::new(n, d, outputs)?,
         experts: &layer.experts,
         dense: Some(*base),
@@ -114,10 +115,10 @@ fn analyse(
 }
 
 /// One expert on one row.
-fn output(model: &Checkpoint, expert: &FfnTensors<'_>, input: &[f32]) -> Vec<f32> {
+fn output(config: &ClipConfig, expert: &FfnTensors<'_>, input: &[f32]) -> Vec<f32> {
     let mut hidden = vec![0.0; expert.fc1_bias.len()];
     linear::forward(&mut hidden, input, expert.fc1, expert.fc1_bias);
-    activation::apply(model.config.activation, &mut hidden);
+    activation::apply(config.activation, &mut hidden);
     let mut out = vec![0.0; expert.fc2_bias.len()];
     linear::forward(&mut out, &hidden, expert.fc2, expert.fc2_bias);
     out

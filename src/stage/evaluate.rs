@@ -6,9 +6,9 @@ use serde_json::{Map, Value};
 
 use serde::{Deserialize, Serialize};
 
-use super::files::{self, ModelEncoder, Pictures};
+use super::files::{self, Pictures};
 use crate::config::EvaluateConfig;
-use crate::engine::cpu::clip::Clip;
+use crate::engine;
 use crate::error::{Context as _, Result};
 use crate::eval::{self, Bundle, Evaluation, Example};
 use crate::model::Checkpoint;
@@ -44,10 +44,13 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     let pictures = open(job)?;
     let tokenise = |texts: &[String]| pictures.tokenise(texts);
     let bundle = bundle(&pictures, &tokenise)?;
+    let backend = files::backend(job)?;
+
     job.progress.start(2, "evaluations");
     let mut json = Map::new();
     let mut metrics = Vec::new();
     let mut examples = Vec::new();
+
     // Probes are two thirds of an evaluation's time, and nobody compares initialisations by
     // them: several runs share one.
     let unprobed = EvaluateConfig { shots: Vec::new(), ..evaluate.clone() };
@@ -57,13 +60,13 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     ];
     for (point, weights, config) in points {
         let model = Checkpoint::read(files::folder(job, "train")?, weights)?;
-        let clip = Clip::new(&model.config);
-        let mut encoder = ModelEncoder { clip: &clip, values: &model.values };
-        let found = eval::evaluate(&mut encoder, &bundle, config, seed)?;
+        let mut opened = engine::open_model(model, backend)?;
+        let mut engine = &mut *opened;
+        let found = eval::evaluate(&mut engine, &bundle, config, seed)?;
         if point == "final" {
             let batch = evaluate.batch;
             examples =
-                eval::example_retrievals(&mut encoder, &bundle, EXAMPLES, batch, seed)?;
+                eval::example_retrievals(&mut engine, &bundle, EXAMPLES, batch, seed)?;
             for m in found.measurements.iter().filter(|m| m.task == "summary") {
                 job.draft.metric(&m.metric, m.value);
             }
@@ -75,6 +78,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
         json.insert(point.to_owned(), value);
         job.progress.advance(1);
     }
+
     tables::write(&job.output(MetricRow::FILE), metrics)?;
     tables::write(&job.output(RetrievalRow::FILE), retrievals(&examples))?;
     let text =
@@ -105,6 +109,7 @@ fn bundle<'a>(
     tests.extend(layout.held_out.clone());
     tests.sort_unstable();
     tests.dedup();
+
     let splits = tests.iter().map(|name| pictures.role(name)).collect::<Result<_>>()?;
     Ok(Bundle {
         vocabulary: pictures.vocabulary(tokenise),

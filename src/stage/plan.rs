@@ -20,7 +20,8 @@ use super::subspaces::SubspacesParams;
 use super::train::TrainParams;
 use super::upcycle::UpcycleParams;
 use crate::artifact::Place;
-use crate::config::{Config, InitConfig, Source};
+use crate::config::{Compute, Config, Device, InitConfig, Source};
+use crate::engine::Backend;
 use crate::error::{Context, Error, Result};
 use crate::pipeline::{Externals, Files, Node, Upstream};
 use crate::upcycle::{self, Needs};
@@ -158,7 +159,8 @@ impl<'a> Planner<'a> {
             let model = self.config.model.clone();
             let params =
                 PretrainParams::Train { model, optim: pretrain.optim.clone(), seed };
-            return node("pretrain", run, &params, vec![dataset(TRAINING_DATA)]);
+            let node = node("pretrain", run, &params, vec![dataset(TRAINING_DATA)])?;
+            return self.with_engine(node);
         }
 
         // A checkpoint that is not the configured model is refused before anything runs.
@@ -181,7 +183,7 @@ impl<'a> Planner<'a> {
         };
         let inputs =
             vec![dataset(CALIBRATION_DATA), input("pretrain", base_name(seed), MODEL)];
-        node("activations", base_name(seed), &params, inputs)
+        self.with_engine(node("activations", base_name(seed), &params, inputs)?)
     }
 
     fn cluster(&self, seed: u64) -> Result<Node> {
@@ -233,14 +235,25 @@ impl<'a> Planner<'a> {
         let run = &self.config.runs[run];
         let params = TrainParams { train, eesd: run.eesd, seed };
         let init = input("upcycle", run_name(&run.init, seed), MODEL);
-        node("train", named, &params, vec![dataset(TRAINING_DATA), init])
+        self.with_engine(node(
+            "train",
+            named,
+            &params,
+            vec![dataset(TRAINING_DATA), init],
+        )?)
+    }
+
+    /// A node that runs a model: the engine's name enters its key.
+    fn with_engine(&self, node: Node) -> Result<Node> {
+        let compute = self.config.compute();
+        Ok(Node { backend: Backend::choose(compute)?.name(), compute, ..node })
     }
 
     fn evaluate(&self, run: &str, seed: u64) -> Result<Node> {
         let named = run_name(run, seed);
         let params = EvaluateParams { evaluate: self.config.evaluate.clone(), seed };
         let inputs = vec![all("dataset", None), input("train", named.clone(), TRAINED)];
-        node("evaluate", named, &params, inputs)
+        self.with_engine(node("evaluate", named, &params, inputs)?)
     }
 
     fn analyze(&self, run: &str, seed: u64) -> Result<Node> {
@@ -251,7 +264,7 @@ impl<'a> Planner<'a> {
             input("pretrain", base_name(self.config.base_of(seed)), MODEL),
             input("train", named.clone(), TRAINED),
         ];
-        node("analyze", named, &params, inputs)
+        self.with_engine(node("analyze", named, &params, inputs)?)
     }
 
     /// The report reads every result but the weights and the raw activations.
@@ -260,6 +273,8 @@ impl<'a> Planner<'a> {
         config.dataset.folder.clear();
         config.dataset.file.clear();
         config.pretrain.checkpoint.clear();
+        // What ran the models stands in the keys of the results that are read.
+        config.device = Device::Auto;
         let inputs = nodes
             .iter()
             .filter(|node| !UNREPORTED.contains(&node.stage))
@@ -353,6 +368,9 @@ fn node(
         stage,
         place: Place::new(stage, run),
         params,
+        // Stages without a model run on processors, whatever the device.
+        backend: Backend::Cpu.name(),
+        compute: Compute::default(),
         inputs,
         externals: Externals::None,
         paths: BTreeMap::new(),

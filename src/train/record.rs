@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::Losses;
+use crate::engine::Losses;
 use crate::error::Result;
 use crate::num::{index_u32, round_f32};
 use crate::tables::{self, Layer, LogRow, RoutingRow, Row as _, ValidationRow};
@@ -30,8 +30,6 @@ pub struct Facts {
     pub learning_rate: f64,
     /// Global gradient norm before clipping.
     pub gradient_norm: f64,
-    /// Logit scale before the step.
-    pub logit_scale: f64,
 }
 
 impl Record {
@@ -48,7 +46,7 @@ impl Record {
             router_z: losses.router_z,
             eesd: losses.eesd,
             gradient_norm: facts.gradient_norm,
-            logit_scale: facts.logit_scale,
+            logit_scale: losses.logit_scale,
         });
 
         for (tower, block, sums) in &losses.layers {

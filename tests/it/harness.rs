@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use upcycle::artifact::{External, Key, Manifest, Options, Place, Store};
+use upcycle::config::Compute;
 use upcycle::error::{Error, Result};
 use upcycle::pipeline::drive::{Drive, Mode, Orders};
 use upcycle::pipeline::{
@@ -127,6 +128,8 @@ impl World {
             stage,
             place: Place::new(stage, run.map(str::to_owned)),
             params,
+            backend: "cpu-f32",
+            compute: Compute::default(),
             inputs: reads.iter().map(|stage| upstream(stage)).collect(),
             externals: Externals::None,
             paths: paths.clone(),

@@ -111,10 +111,16 @@ fn touching_is_refused() {
 
 #[test]
 fn variables_reach_the_stages_they_name() {
-    let lines =
-        lines(&make(&["FORCE=train", "PROFILE=smoke", "SET=a.b=c d.e=[1]", "THREADS=3"]));
+    let lines = lines(&make(&[
+        "FORCE=train",
+        "PROFILE=smoke",
+        "SET=a.b=c d.e=[1]",
+        "DEVICE=cuda:1",
+        "THREADS=3",
+    ]));
     for line in &lines {
-        let mark = line.contains("--profile smoke --assignments a.b=c d.e=[1]");
+        let mark = line
+            .contains("--profile smoke --assignments a.b=c d.e=[1] --set device=cuda:1");
         assert!(mark && line.contains("--threads 3"), "{line}");
         assert_eq!(
             line.contains("--force"),

@@ -4,7 +4,7 @@
 
 use crate::data::Skipped;
 use crate::data::pairs::{EvaluationSet, Found, Pair, Task, Tolerance};
-use crate::engine::cpu::clip::Clip;
+use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::eval::sets::{self, Settings};
 use crate::eval::{
@@ -12,15 +12,13 @@ use crate::eval::{
 };
 use crate::image::{Framing, Normalise};
 use crate::linalg::Matrix;
-use crate::model::Checkpoint;
 use crate::par;
-use crate::stage::files::ModelEncoder;
 use crate::text::Tokenizer;
 
 /// A model with all it needs to look at pictures and texts.
 #[derive(Debug)]
 pub(super) struct Model {
-    pub checkpoint: Checkpoint,
+    pub engine: Box<dyn Engine>,
     pub tokenizer: Tokenizer,
     pub framing: Framing,
     pub normalise: Normalise,
@@ -37,25 +35,26 @@ pub(super) struct Report {
 
 /// Measures `set`, known as `name`, and tolerates a fraction of unreadable pictures.
 pub(super) fn measure(
-    model: &Model,
+    model: &mut Model,
     set: &EvaluationSet,
     name: &str,
     settings: &Settings,
     corrupt_share: f64,
 ) -> Result<Report> {
-    let clip = Clip::new(&model.checkpoint.config);
-    let mut encoder = ModelEncoder { clip: &clip, values: &model.checkpoint.values };
+    let mut encoder = &mut *model.engine;
+    let context = encoder.config().text.context;
     let mut gathered = Gathered {
         set,
         framing: model.framing,
         normalise: model.normalise,
-        encoder: &mut encoder,
+        encoder: &mut *encoder,
         tolerance: Tolerance::new(corrupt_share, "--corrupt-share"),
         waiting: Vec::new(),
         rows: Vec::new(),
         labels: Vec::new(),
         captions: Vec::new(),
     };
+
     set.each(&mut |found| {
         match found {
             Found::Bad(bad) => gathered.tolerance.reject(bad)?,
@@ -78,7 +77,6 @@ pub(super) fn measure(
     let embeddings = Matrix::new(pictures, encoder.embed_dim(), rows)?;
     let images = LabelledImages::<Test>::embedded(name, embeddings, labels)?;
 
-    let context = model.checkpoint.config.text.context;
     let tokenise = |texts: &[String]| model.tokenizer.encode_all(texts, context);
     let vocabulary = vocabulary(set.task(), &tokenise);
     let (task, measurements) = match set.task() {
@@ -88,9 +86,8 @@ pub(super) fn measure(
             (sets::CLASSIFICATION, found)
         }
         Task::Retrieval => {
-            let encoder = &mut encoder;
             let found =
-                sets::retrieval(encoder, &vocabulary, &images, &captions, settings)?;
+                sets::retrieval(&mut encoder, &vocabulary, &images, &captions, settings)?;
             (sets::RETRIEVAL, found)
         }
     };
@@ -110,11 +107,11 @@ fn vocabulary<'a>(task: &Task, tokenise: eval::Tokenise<'a>) -> Vocabulary<'a> {
 }
 
 /// Pictures on their way to vectors.
-struct Gathered<'a, 'e> {
+struct Gathered<'a> {
     set: &'a EvaluationSet,
     framing: Framing,
     normalise: Normalise,
-    encoder: &'a mut ModelEncoder<'e>,
+    encoder: &'a mut dyn Engine,
     tolerance: Tolerance,
     waiting: Vec<Pair>,
     rows: Vec<f32>,
@@ -122,9 +119,9 @@ struct Gathered<'a, 'e> {
     captions: Vec<Vec<String>>,
 }
 
-impl Gathered<'_, '_> {
-    /// Queues a pair that has what the task asks for. A class that nothing names is an error:
-    /// names and labels are of two different sets, and any number would be wrong.
+impl Gathered<'_> {
+    /// Queues a pair that has what the task asks for. A class without a name is an error:
+    /// names and labels belong to two different sets then, and any number would be wrong.
     fn receive(&mut self, pair: Pair) -> Result<()> {
         let bad = |why: &str| Skipped { key: pair.key.clone(), reason: why.to_owned() };
         match (self.set.task(), pair.label) {
@@ -133,7 +130,7 @@ impl Gathered<'_, '_> {
             {
                 let (key, count) = (&pair.key, classes.len());
                 Err(Error::corrupt(format!(
-                    "{key} has class {label}, classnames.txt names {count} (0 to {})",
+                    "{key} has class {label}, but classnames.txt has {count} names, for classes 0 to {}",
                     count.saturating_sub(1)
                 )))
             }
@@ -159,6 +156,7 @@ impl Gathered<'_, '_> {
             let picture = framing.square(&pair.image, &pair.key)?;
             Ok::<_, Error>(normalise.planes(&picture))
         });
+
         let (mut pixels, mut n) = (Vec::new(), 0);
         for (pair, planes) in waiting.into_iter().zip(decoded) {
             match planes {
@@ -175,8 +173,9 @@ impl Gathered<'_, '_> {
                 }
             }
         }
+
         if n > 0 {
-            let rows = eval::embed_pictures(&mut *self.encoder, &pixels, n)?;
+            let rows = eval::embed_pictures(&mut &mut *self.encoder, &pixels, n)?;
             self.rows.extend(rows.into_data());
         }
         Ok(())

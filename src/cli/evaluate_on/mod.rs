@@ -22,9 +22,11 @@ use crate::artifact::Digest;
 use crate::checkpoint::{self, Hints, Preprocessing};
 use crate::cli;
 use crate::data::pairs::EvaluationSet;
+use crate::engine::{self, Backend};
 use crate::error::{Context as _, Error, Result};
 use crate::eval::Bootstrap;
 use crate::eval::sets::Settings;
+use crate::model::Checkpoint;
 use crate::pipeline::{Console, Panics, Volume, source};
 use crate::stage::evaluate;
 use crate::text::Tokenizer;
@@ -152,7 +154,7 @@ fn on(args: &OnArgs) -> Result<()> {
         console.line(&format!("{name}: missing below the folder of sets"));
     }
 
-    let work = Work::open(args, &console)?;
+    let mut work = Work::open(args, &console)?;
     let (mut outcomes, mut failed) = (BTreeMap::new(), Vec::new());
     for found in &resolved.sets {
         match work.one(found) {
@@ -231,13 +233,14 @@ impl<'a> Work<'a> {
             recall_at: args.recall_at.iter().copied().map(usize::from).collect(),
         };
         let normalise = pictures.normalise();
-        let model = Model { checkpoint, tokenizer, framing, normalise };
-        let key = key(args, &model, &pictures)?;
+        let key = key(args, &checkpoint, (&tokenizer, &pictures))?;
+        let engine = engine::open_model(checkpoint, Backend::Cpu)?;
+        let model = Model { engine, tokenizer, framing, normalise };
         Ok(Self { args, console, model, settings, key })
     }
 
     /// Measures a set, or finds that it was.
-    fn one(&self, found: &Found) -> Result<Outcome> {
+    fn one(&mut self, found: &Found) -> Result<Outcome> {
         let args = self.args;
         let place = Place::new(&args.out, &found.slug());
         if args.skip_existing
@@ -260,7 +263,7 @@ impl<'a> Work<'a> {
         set.rename(None, args.templates.as_deref())
             .context(|| "--templates".to_owned())?;
         let (name, share) = (&found.name, args.corrupt_share);
-        let report = measure::measure(&self.model, &set, name, &self.settings, share)
+        let report = measure::measure(&mut self.model, &set, name, &self.settings, share)
             .context(about)?;
 
         let outcome = self.outcome(name, &set, &report);
@@ -324,18 +327,22 @@ fn called(checkpoint: &Path) -> String {
 
 /// Hash of everything but the pictures that a result follows from, the code included: a
 /// corrected preprocessing must not find the results of the wrong one.
-fn key(args: &OnArgs, model: &Model, pictures: &Preprocessing) -> Result<String> {
+fn key(
+    args: &OnArgs,
+    model: &Checkpoint,
+    (tokenizer, pictures): (&Tokenizer, &Preprocessing),
+) -> Result<String> {
     let text = |path: &Option<PathBuf>| match path {
         None => Ok(String::new()),
         Some(path) => std::fs::read_to_string(path)
             .context(|| format!("reading {}", path.display())),
     };
-    let mut bytes = Vec::with_capacity(4 * model.checkpoint.values.len());
-    bytes.extend(model.checkpoint.values.iter().flat_map(|value| value.to_le_bytes()));
+    let mut bytes = Vec::with_capacity(4 * model.values.len());
+    bytes.extend(model.values.iter().flat_map(|value| value.to_le_bytes()));
     let said = json!({
-        "config": model.checkpoint.config.to_json()?,
+        "config": model.config.to_json()?,
         "weights": Digest::of_bytes(&bytes).as_str(),
-        "tokenizer": model.tokenizer.json()?,
+        "tokenizer": tokenizer.json()?,
         "pictures": pictures.json()?,
         "source": source::of_stage(evaluate::STAGE.name),
         "split": args.split,

@@ -1,67 +1,22 @@
-//! The engine against the reference model, the published fixtures and itself.
+//! The engine on processors against the reference, the published fixtures and itself.
 
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{Distiller, Objective, Stepper};
-use crate::config::Activation;
+use super::Cpu;
+use super::clip::{Clip, Padding};
+use super::passes::Passes;
+use super::step::{Distillation, Request, Step};
+use super::tower::{Flat, MoeMode};
+use crate::config::{Activation, EesdTarget};
 use crate::engine::candle::{Eesd, Eligible, ReferenceClip, Terms};
-use crate::engine::cpu::clip::{Clip, Engine, Padding, Pairs};
-use crate::engine::cpu::tower::Teacher;
+use crate::engine::tests::{config, optim, random_pairs, random_values, worst};
+use crate::engine::{Engine, Losses, Objective, Pairs, TeacherPlan, Trainable, Training};
 use crate::io::tensors::{self, Tensors};
 use crate::model::names::{self, Role};
 use crate::model::params::Layout;
-use crate::model::{ClipConfig, Moe, TextConfig, Tower, VisionConfig};
-use crate::rng::{self, RngExt};
-
-/// A small model with random weights; `moe` turns blocks of both towers into mixtures.
-fn config(moe: bool) -> ClipConfig {
-    let (layers, heads) = (2, 2);
-    let vision =
-        VisionConfig { image_size: 8, patch: 4, width: 8, layers, heads, hidden: 12 };
-    let text =
-        TextConfig { context: 6, vocabulary: 20, width: 6, layers, heads, hidden: 10 };
-    let moe = moe.then(|| Moe {
-        experts: 3,
-        top_k: 2,
-        rank: None,
-        vision_blocks: vec![1],
-        text_blocks: vec![0, 1],
-    });
-    ClipConfig { embed_dim: 5, activation: Activation::Gelu, vision, text, moe }
-}
-
-fn random_values(config: &ClipConfig, name: &str) -> Vec<f32> {
-    let layout = Layout::new(config);
-    let mut stream = rng::stream(7, name);
-    let mut values = vec![0.0; layout.len()];
-    for (parameter, range) in layout.iter() {
-        let gain = parameter.role == Role::Norm && parameter.name.ends_with("weight");
-        let scale = if parameter.role == Role::Bias { 0.2 } else { 0.8 };
-        for value in &mut values[range] {
-            let offset = if gain { 1.0 } else { 0.0 };
-            *value = offset + scale * (2.0 * stream.random::<f32>() - 1.0);
-        }
-    }
-    values
-}
-
-/// `n` random pictures and captions of random lengths.
-fn random_pairs(config: &ClipConfig, n: usize) -> (Vec<f32>, Vec<u32>) {
-    let mut stream = rng::stream(11, "pairs");
-    let (picture, context) = (3 * config.vision.image_size.pow(2), config.text.context);
-    let pixels = (0..n * picture).map(|_| 2.0 * stream.random::<f32>() - 1.0).collect();
-    let last = crate::num::index_u32(config.text.vocabulary - 1);
-    let mut ids = vec![0; n * context];
-    for caption in ids.chunks_exact_mut(context) {
-        let end = stream.random_range(1..context);
-        caption[0] = last - 1;
-        caption[1..end].fill_with(|| stream.random_range(1..last - 1));
-        caption[end] = last;
-    }
-    (pixels, ids)
-}
+use crate::model::{ClipConfig, TextConfig, Tower, VisionConfig};
 
 fn candle(config: &ClipConfig, pixels: &[f32], ids: &[u32]) -> (Tensor, Tensor) {
     let (s, t) = (config.vision.image_size, config.text.context);
@@ -70,29 +25,53 @@ fn candle(config: &ClipConfig, pixels: &[f32], ids: &[u32]) -> (Tensor, Tensor) 
     (pixels, Tensor::from_slice(ids, (n, t), &Device::Cpu).unwrap())
 }
 
-fn worst(found: &[f32], expected: &[f32]) -> f32 {
-    assert_eq!(found.len(), expected.len());
-    let largest = expected.iter().fold(1.0_f32, |m, v| m.max(v.abs()));
-    found.iter().zip(expected).fold(0.0_f32, |m, (a, b)| m.max((a - b).abs())) / largest
+/// A teacher of other weights than the student's.
+type Teacher<'a> = Option<(&'a [f32], EesdTarget, f64)>;
+
+/// An engine that is ready for one step at these weights.
+fn ready(
+    config: &ClipConfig,
+    values: &[f32],
+    objective: Objective,
+    teacher: Teacher<'_>,
+) -> Cpu {
+    let mut engine = Cpu::new(config);
+    engine.load(values).unwrap();
+    let plan = |(_, target, share)| TeacherPlan { target, share, decay: 0.9 };
+    let training = Training {
+        optim: optim(),
+        trainable: Trainable::all(config),
+        objective,
+        teacher: teacher.map(plan),
+    };
+    engine.start_training(&training).unwrap();
+    let mut state = engine.training_state().unwrap();
+    state.average = teacher.map(|(values, _, _)| values.to_vec());
+    engine.restore(&state).unwrap();
+    engine
+}
+
+/// Losses and gradient of one batch.
+fn step(engine: &mut Cpu, pairs: Pairs<'_>) -> (Losses, Vec<f32>) {
+    let losses = engine.step(pairs).unwrap();
+    (losses, engine.gradient().unwrap())
 }
 
 #[test]
 fn losses_and_all_gradients_equal_the_references() {
-    let objective = Objective { balance: 0.5, router_z: 0.3, eesd: 0.7 };
+    let objective =
+        Objective { balance: 0.5, router_z: 0.3, eesd: 0.7, label_smoothing: 0.1 };
     for (moe, n) in [(false, 5), (true, 5), (true, 16)] {
         let config = config(moe);
         let values = random_values(&config, "student");
         let teacher = random_values(&config, "teacher");
-        let (pixels, ids) = random_pairs(&config, n);
+        let (pixels, ids) = random_pairs(&config, n, "pairs");
         let layout = Layout::new(&config);
         for share in [1.0, 0.3] {
-            let clip = Clip::new(&config);
-            let mut stepper = Stepper::new(Engine::new(clip));
-            let mut gradients = vec![0.0; values.len()];
+            let teacher = Some((teacher.as_slice(), EesdTarget::Layer, share));
+            let mut engine = ready(&config, &values, objective, teacher);
             let pairs = Pairs { pixels: &pixels, ids: &ids };
-            let distiller = Distiller::Layers(&teacher, share);
-            let losses =
-                stepper.run((&values, &mut gradients), pairs, &objective, distiller);
+            let (losses, gradients) = step(&mut engine, pairs);
 
             let tensors = layout.unflatten(&values);
             let reference =
@@ -100,9 +79,14 @@ fn losses_and_all_gradients_equal_the_references() {
             let (p, i) = candle(&config, &pixels, &ids);
             let outputs = reference.forward(&p, &i).unwrap();
             let eligible = Eligible::new(&config, n, &outputs.pooled);
-            let taught = layout.unflatten(&teacher);
-            let eesd = Eesd { weight: 0.7, teacher: &taught, fraction: share };
-            let terms = Terms { balance: 0.5, router_z: 0.3, eesd: Some(eesd) };
+            let tensors = layout.unflatten(teacher.unwrap().0);
+            let eesd = Eesd { weight: 0.7, teacher: &tensors, fraction: share };
+            let terms = Terms {
+                balance: 0.5,
+                router_z: 0.3,
+                label_smoothing: 0.1,
+                eesd: Some(eesd),
+            };
             let expected = reference.loss(&outputs, &eligible, &terms).unwrap();
             let scalar = |t: &Tensor| t.to_scalar::<f64>().unwrap();
             assert!((losses.clip - scalar(&expected.clip)).abs() < 1e-5);
@@ -110,9 +94,9 @@ fn losses_and_all_gradients_equal_the_references() {
             assert!((losses.router_z - scalar(&expected.router_z)).abs() < 1e-4);
             assert!((losses.eesd - scalar(&expected.eesd)).abs() < 1e-4);
             assert!((losses.total - scalar(&expected.total)).abs() < 1e-4);
-            let slopes = reference.gradients(&expected.total).unwrap();
+            let expected = reference.gradients(&expected.total).unwrap();
             for (parameter, range) in layout.iter() {
-                let off = worst(&gradients[range], &slopes[&parameter.name]);
+                let off = worst(&gradients[range], &expected[&parameter.name]);
                 assert!(off < 2e-5, "{}: off by {off}", parameter.name);
             }
         }
@@ -123,12 +107,10 @@ fn losses_and_all_gradients_equal_the_references() {
 fn every_parameter_gets_a_gradient() {
     let config = config(true);
     let values = random_values(&config, "student");
-    let (pixels, ids) = random_pairs(&config, 40);
-    let mut gradients = vec![0.0; values.len()];
-    let mut stepper = Stepper::new(Engine::new(Clip::new(&config)));
+    let (pixels, ids) = random_pairs(&config, 40, "pairs");
     let pairs = Pairs { pixels: &pixels, ids: &ids };
     let objective = Objective { balance: 0.1, ..Objective::default() };
-    stepper.run((&values, &mut gradients), pairs, &objective, Distiller::None);
+    let (_, gradients) = step(&mut ready(&config, &values, objective, None), pairs);
     for (parameter, range) in Layout::new(&config).iter() {
         let norm = gradients[range].iter().map(|g| g.abs()).sum::<f32>();
         assert!(norm > 0.0, "{} gets no gradient", parameter.name);
@@ -140,14 +122,13 @@ fn distilling_embeddings_has_the_gradient_of_finite_differences() {
     let config = config(true);
     let values = random_values(&config, "student");
     let teacher = random_values(&config, "teacher");
-    let (pixels, ids) = random_pairs(&config, 6);
+    let (pixels, ids) = random_pairs(&config, 6, "pairs");
     let pairs = Pairs { pixels: &pixels, ids: &ids };
-    let mut stepper = Stepper::new(Engine::new(Clip::new(&config)));
     let objective = Objective { eesd: 2.0, ..Objective::default() };
-    let mut run = |values: &[f32]| {
-        let mut gradients = vec![0.0; values.len()];
-        let distiller = Distiller::Embeddings(&teacher);
-        let losses = stepper.run((values, &mut gradients), pairs, &objective, distiller);
+    let run = |values: &[f32]| {
+        let teacher = Some((teacher.as_slice(), EesdTarget::Embedding, 1.0));
+        let mut engine = ready(&config, values, objective, teacher);
+        let (losses, gradients) = step(&mut engine, pairs);
         assert!(losses.eesd > 0.0);
         (losses.total, gradients)
     };
@@ -162,9 +143,10 @@ fn distilling_embeddings_has_the_gradient_of_finite_differences() {
             values
         };
         let rise = run(&moved(2e-3)).0 - run(&moved(-2e-3)).0;
-        let (slope, found) = (rise / 4e-3, f64::from(gradients[largest]));
-        let off = (slope - found).abs();
-        assert!(off < 2e-3 + 0.02 * slope.abs(), "{}: {slope} {found}", parameter.name);
+        let (expected, found) = (rise / 4e-3, f64::from(gradients[largest]));
+        let off = (expected - found).abs();
+        let name = &parameter.name;
+        assert!(off < 2e-3 + 0.02 * expected.abs(), "{name}: {expected} {found}");
     }
 }
 
@@ -172,17 +154,20 @@ fn distilling_embeddings_has_the_gradient_of_finite_differences() {
 fn the_step_does_not_depend_on_the_number_of_threads() {
     let config = config(true);
     let values = random_values(&config, "student");
-    let (pixels, ids) = random_pairs(&config, 100);
+    let (pixels, ids) = random_pairs(&config, 100, "pairs");
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            let mut stepper = Stepper::new(Engine::new(Clip::new(&config)));
-            let mut gradients = vec![0.0; values.len()];
             let pairs = Pairs { pixels: &pixels, ids: &ids };
-            let objective = Objective { balance: 0.1, router_z: 0.1, eesd: 0.1 };
-            let distiller = Distiller::Layers(&values, 0.5);
-            let losses =
-                stepper.run((&values, &mut gradients), pairs, &objective, distiller);
+            let objective = Objective {
+                balance: 0.1,
+                router_z: 0.1,
+                eesd: 0.1,
+                label_smoothing: 0.1,
+            };
+            let teacher = Some((values.as_slice(), EesdTarget::Layer, 0.5));
+            let mut engine = ready(&config, &values, objective, teacher);
+            let (losses, gradients) = step(&mut engine, pairs);
             (losses, gradients.iter().map(|g| g.to_bits()).collect::<Vec<_>>())
         })
     };
@@ -209,7 +194,7 @@ fn equal_experts_preserve_the_dense_function() {
         copied.insert(parameter.name, tensor);
     }
     let copied = Layout::new(&moe).flatten(&moe, &copied).unwrap();
-    let (pixels, ids) = random_pairs(&dense, 20);
+    let (pixels, ids) = random_pairs(&dense, 20, "pairs");
     let (a, b) = (Clip::new(&dense), Clip::new(&moe));
     let images =
         worst(&b.encode_images(&copied, &pixels), &a.encode_images(&values, &pixels));
@@ -256,29 +241,31 @@ fn the_engine_equals_hugging_face_and_open_clip() {
             let texts = clip.encode_texts(&values, &ids);
             assert!(worst(&images, &floats("image_embeds")) < 2e-5);
             assert!(worst(&texts, &floats("text_embeds")) < 2e-5);
-            let mut engine = Engine::new(clip);
-            let (raw, _) = engine.forward(&values, pairs, Teacher::None);
-            assert!(worst(raw, &floats("image_embeds_raw")) < 1e-4);
+            let mut passes = Passes::new();
+            passes.forward(&clip, &values, pairs, MoeMode::TopK);
+            let (mut raw, mut texts) = (Vec::new(), Vec::new());
+            passes.append_embeddings(&mut raw, &mut texts);
+            assert!(worst(&raw, &floats("image_embeds_raw")) < 1e-4);
             for tower in Tower::BOTH {
                 if padding == Padding::Skip && tower == Tower::Text {
                     continue;
                 }
-                let state = engine.groups()[0].tower(tower);
+                let state = passes.groups()[0].tower(tower);
                 for (layer, block) in state.blocks.iter().enumerate() {
                     let key = format!("{}.layers.{layer}.ffn_in", tower.name());
                     let off = worst(&block.ffn_input, &floats(&key));
                     assert!(off < 2e-5, "{key}: {off}");
                 }
             }
-            let mut stepper = Stepper::new(engine);
             let mut gradients = vec![0.0; values.len()];
-            let objective = Objective::default();
-            let losses = stepper.run(
-                (&values, &mut gradients),
+            let mut flat = Flat { values: &values, gradients: &mut gradients };
+            let request = Request {
                 pairs,
-                &objective,
-                Distiller::None,
-            );
+                objective: Objective::default(),
+                distillation: Distillation::None,
+                micro_batch: 0,
+            };
+            let losses = Step::new().run(&clip, &mut flat, &request);
             assert!((losses.total - f64::from(floats("loss")[0])).abs() < 1e-4);
             let reference =
                 ReferenceClip::new(&config, &tensors, DType::F64, &Device::Cpu).unwrap();
@@ -286,11 +273,58 @@ fn the_engine_equals_hugging_face_and_open_clip() {
             let outputs = reference.forward(inputs.0, inputs.1).unwrap();
             let eligible = Eligible::new(&config, 4, &outputs.pooled);
             let loss = reference.loss(&outputs, &eligible, &Terms::default()).unwrap();
-            let slopes = reference.gradients(&loss.total).unwrap();
+            let expected = reference.gradients(&loss.total).unwrap();
             for (parameter, range) in Layout::new(&config).iter() {
-                let off = worst(&gradients[range], &slopes[&parameter.name]);
+                let off = worst(&gradients[range], &expected[&parameter.name]);
                 assert!(off < 1e-4, "{}: off by {off}", parameter.name);
             }
+        }
+    }
+}
+
+/// METHOD §4: the contrastive loss is that of the whole batch, however many pairs are in
+/// memory at a time.
+#[test]
+fn micro_batches_have_the_gradient_of_the_whole_batch() {
+    let config = config(true);
+    let values = random_values(&config, "student");
+    let teacher = random_values(&config, "teacher");
+    let (pixels, ids) = random_pairs(&config, 64, "pairs");
+    let pairs = Pairs { pixels: &pixels, ids: &ids };
+    let objective =
+        Objective { balance: 0.5, router_z: 0.3, eesd: 0.7, label_smoothing: 0.1 };
+    for (target, share) in [(EesdTarget::Layer, 0.3), (EesdTarget::Embedding, 1.0)] {
+        let run = |micro_batch: usize| {
+            let teacher = Some((teacher.as_slice(), target, share));
+            let mut engine = ready(&config, &values, objective, teacher);
+            let plan = TeacherPlan { target, share, decay: 0.9 };
+            let mut optim = optim();
+            optim.micro_batch = micro_batch;
+            let state = engine.training_state().unwrap();
+            let training = Training {
+                optim,
+                trainable: Trainable::all(&config),
+                objective,
+                teacher: Some(plan),
+            };
+            engine.start_training(&training).unwrap();
+            engine.restore(&state).unwrap();
+            // A second step shows that the first left nothing behind.
+            step(&mut engine, pairs);
+            step(&mut engine, pairs)
+        };
+        let (losses, gradient) = run(0);
+        let norm = |values: &[f32]| {
+            values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt()
+        };
+        // 48 leaves a rest of 16.
+        for micro_batch in [64, 48, 32, 16] {
+            let (own, found) = run(micro_batch);
+            let gap: Vec<f32> = gradient.iter().zip(&found).map(|(a, b)| a - b).collect();
+            let off = norm(&gap) / norm(&gradient);
+            assert!(off < 1e-6, "{target:?} {micro_batch}: {off:e}");
+            assert!((own.total - losses.total).abs() < 1e-9 * losses.total);
+            assert_eq!(own.layers, losses.layers);
         }
     }
 }
