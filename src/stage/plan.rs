@@ -157,8 +157,8 @@ impl<'a> Planner<'a> {
         let run = base_name(seed);
         if pretrain.checkpoint.is_empty() {
             let model = self.config.model.clone();
-            let params =
-                PretrainParams::Train { model, optim: pretrain.optim.clone(), seed };
+            let optim = Box::new(pretrain.optim.clone());
+            let params = PretrainParams::Train { model, optim, seed };
             let node = node("pretrain", run, &params, vec![dataset(TRAINING_DATA)])?;
             return self.with_engine(node);
         }

@@ -35,7 +35,7 @@ pub enum PretrainParams {
         /// Section `model`.
         model: ModelConfig,
         /// Section `pretrain.optim`.
-        optim: OptimConfig,
+        optim: Box<OptimConfig>,
         /// Seed of this base.
         seed: u64,
     },
@@ -47,7 +47,7 @@ pub enum PretrainParams {
 pub fn run(job: &mut Job<'_>) -> Result<()> {
     match job.params()? {
         PretrainParams::Train { model, optim, seed } => {
-            train_dense(job, &model, optim, seed)
+            train_dense(job, &model, *optim, seed)
         }
         PretrainParams::Import {} => take_over(job),
     }

@@ -57,18 +57,14 @@ pub fn train(
 
     let scratch = plan.scratch.as_deref();
     let shape = resume::Shape::of(&config, &plan.training);
-    let (first, mut record) = match scratch.and_then(|folder| resume::read(folder, shape))
-    {
-        Some(Resumed { state, record }) => {
-            engine.restore(&state)?;
-            (state.steps, record)
-        }
-        None => {
-            let mut record = Record::default();
-            record.validation(0, watcher.validate(&mut *engine)?);
-            (0, record)
-        }
-    };
+    let (mut first, mut record) = (0, Record::default());
+    if let Some(resumed) = scratch.and_then(|folder| resume::read(folder, shape)) {
+        let Resumed { state, record: former } = resumed;
+        engine.restore(&state)?;
+        (first, record) = (state.steps, former);
+    } else {
+        record.validation(0, watcher.validate(&mut *engine)?);
+    }
 
     let optim = &plan.training.optim;
     let schedule = Schedule::new(optim);

@@ -22,7 +22,7 @@ pub struct Concepts {
     seed: u64,
     batch: usize,
     /// Rows of every concept.
-    concepts: Vec<Vec<usize>>,
+    rows: Vec<Vec<usize>>,
     epochs: Epochs,
 }
 
@@ -33,21 +33,21 @@ impl Concepts {
         for (row, concept) in concepts.iter().enumerate() {
             rows.entry(*concept).or_default().push(row);
         }
-        let concepts: Vec<Vec<usize>> = rows.into_values().collect();
-        if batch == 0 || batch > concepts.len() {
+        let rows: Vec<Vec<usize>> = rows.into_values().collect();
+        if batch == 0 || batch > rows.len() {
             return Err(Error::usage(format!(
                 "a batch holds a concept at most once: batch {batch} of {} concepts",
-                concepts.len()
+                rows.len()
             )));
         }
-        let epochs = Epochs::new(batch, steps_per_epoch(&concepts, batch));
-        Ok(Self { seed, batch, concepts, epochs })
+        let epochs = Epochs::new(batch, steps_per_epoch(&rows, batch));
+        Ok(Self { seed, batch, rows, epochs })
     }
 
     fn deal(&self, epoch: usize) -> Vec<usize> {
         let (steps, size) = (self.epochs.steps, self.batch);
         let mut stream = stream(self.seed, epoch);
-        let mut hands = self.concepts.clone();
+        let mut hands = self.rows.clone();
         hands.shuffle(&mut stream);
         let mut cards = Vec::new();
         for hand in &mut hands {

@@ -54,16 +54,18 @@ pub(super) fn part<'a>(
     }
 }
 
-impl Passes {
-    /// No buffers yet: they grow with the first batch.
-    pub fn new() -> Self {
+/// No buffers yet: they grow with the first batch.
+impl Default for Passes {
+    fn default() -> Self {
         Self {
             groups: Vec::new(),
             lanes: Vec::new(),
             scratch: vec![Scratch::default(); LANES],
         }
     }
+}
 
+impl Passes {
     /// The groups of the last forward.
     pub fn groups(&self) -> &[GroupState] {
         &self.groups

@@ -61,7 +61,7 @@ impl Step {
     /// No buffers yet: they grow with the first batch.
     pub(super) fn new() -> Self {
         Self {
-            student: Passes::new(),
+            student: Passes::default(),
             teacher: None,
             contrastive: Contrastive::default(),
             images: Vec::new(),
@@ -144,7 +144,7 @@ impl Step {
         (pairs, parts, weight): (Pairs<'_>, &[Range<usize>], f64),
     ) -> f64 {
         let width = clip.config().embed_dim;
-        let passes = self.teacher.get_or_insert_with(Passes::new);
+        let passes = self.teacher.get_or_insert_with(Passes::default);
         let (mut images, mut texts) = (Vec::new(), Vec::new());
         for range in parts {
             let own = part(clip, pairs, range.clone());

@@ -68,8 +68,8 @@ fn losses_and_all_gradients_equal_the_references() {
         let (pixels, ids) = random_pairs(&config, n, "pairs");
         let layout = Layout::new(&config);
         for share in [1.0, 0.3] {
-            let teacher = Some((teacher.as_slice(), EesdTarget::Layer, share));
-            let mut engine = ready(&config, &values, objective, teacher);
+            let distilled = Some((teacher.as_slice(), EesdTarget::Layer, share));
+            let mut engine = ready(&config, &values, objective, distilled);
             let pairs = Pairs { pixels: &pixels, ids: &ids };
             let (losses, gradients) = step(&mut engine, pairs);
 
@@ -79,7 +79,7 @@ fn losses_and_all_gradients_equal_the_references() {
             let (p, i) = candle(&config, &pixels, &ids);
             let outputs = reference.forward(&p, &i).unwrap();
             let eligible = Eligible::new(&config, n, &outputs.pooled);
-            let tensors = layout.unflatten(teacher.unwrap().0);
+            let tensors = layout.unflatten(&teacher);
             let eesd = Eesd { weight: 0.7, teacher: &tensors, fraction: share };
             let terms = Terms {
                 balance: 0.5,
@@ -241,7 +241,7 @@ fn the_engine_equals_hugging_face_and_open_clip() {
             let texts = clip.encode_texts(&values, &ids);
             assert!(worst(&images, &floats("image_embeds")) < 2e-5);
             assert!(worst(&texts, &floats("text_embeds")) < 2e-5);
-            let mut passes = Passes::new();
+            let mut passes = Passes::default();
             passes.forward(&clip, &values, pairs, MoeMode::TopK);
             let (mut raw, mut texts) = (Vec::new(), Vec::new());
             passes.append_embeddings(&mut raw, &mut texts);

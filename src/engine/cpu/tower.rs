@@ -155,9 +155,10 @@ impl Transformer {
     ) {
         let d = self.shape.width;
         let n = x.len() / d;
-        let last = states.blocks.len() - 1;
+        let States { blocks: states, kept } = states;
+        let last = states.len() - 1;
         for (index, block) in self.blocks.iter().enumerate() {
-            let state = &mut states.blocks[index.min(last)];
+            let state = &mut states[index.min(last)];
             state.attention_input.resize(n * d, 0.0);
             state.ffn_input.resize(n * d, 0.0);
             state.qkv.resize(n * 3 * d, 0.0);
@@ -176,7 +177,7 @@ impl Transformer {
 
             let (gain, bias) = block.ln_2.of(values);
             layer_norm::forward(&mut state.ffn_input, x, gain, bias, &mut state.ln_2);
-            if let Some(kept) = states.kept.get_mut(&index) {
+            if let Some(kept) = kept.get_mut(&index) {
                 kept.clone_from(&state.ffn_input);
             }
 
