@@ -190,7 +190,7 @@ fn a_stage_alone_refuses_to_read_what_is_out_of_date() {
     assert!(
         error
             .to_string()
-            .contains("needs numbers, which is not up to date: `make total`"),
+            .contains("needs numbers, which is not up to date; `make total`"),
         "{error}"
     );
 }
