@@ -24,7 +24,7 @@ mod write;
 use std::path::Path;
 
 pub use batches::{Batch, Batches, Plan};
-pub use collection::{Layout, Meta};
+pub use collection::{Layout, Meta, Reading};
 pub use pairs::Skipped;
 pub use prefetch::Prefetch;
 pub use read::{ConceptRow, Dataset, SampleRow, Split};

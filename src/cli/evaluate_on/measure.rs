@@ -3,7 +3,7 @@
 //! Memory is one batch of pictures and one vector a picture, whatever the size of the set.
 
 use crate::data::Skipped;
-use crate::data::pairs::{EvaluationSet, Found, Pair, Task, Tolerance};
+use crate::data::pairs::{self, EvaluationSet, Fault, Found, Pair, Task, Tolerance};
 use crate::engine::cpu::clip::Clip;
 use crate::error::{Error, Result};
 use crate::eval::sets::{self, Settings};
@@ -67,7 +67,7 @@ pub(super) fn measure(
     })?;
     gathered.embed()?;
     let Gathered { tolerance, rows, labels, captions, .. } = gathered;
-    let skipped = tolerance.finish()?;
+    let skipped = tolerance.finish()?.skipped;
     if labels.is_empty() {
         return Err(Error::failed("it holds no picture that can be used"));
     }
@@ -122,7 +122,10 @@ impl Gathered<'_, '_> {
     /// Queues a pair that has what the task asks for. A class that nothing names is an error:
     /// names and labels are of two different sets, and any number would be wrong.
     fn receive(&mut self, pair: Pair) -> Result<()> {
-        let bad = |why: &str| Skipped { key: pair.key.clone(), reason: why.to_owned() };
+        let bad = |fault: Fault, why: &str| {
+            let (key, reason) = (pair.key.clone(), why.to_owned());
+            Skipped { key, fault, reason }
+        };
         match (self.set.task(), pair.label) {
             (Task::Classification { classes, .. }, Some(label))
                 if label >= classes.len() =>
@@ -134,10 +137,10 @@ impl Gathered<'_, '_> {
                 )))
             }
             (Task::Classification { .. }, None) => {
-                self.tolerance.reject(bad("there is no class"))
+                self.tolerance.reject(bad(Fault::UnknownClass, "there is no class"))
             }
             (Task::Retrieval, _) if pair.captions.is_empty() => {
-                self.tolerance.reject(bad("there is no caption"))
+                self.tolerance.reject(bad(Fault::NoCaption, "there is no caption"))
             }
             _ => {
                 self.waiting.push(pair);
@@ -166,8 +169,8 @@ impl Gathered<'_, '_> {
                     self.captions.push(pair.captions);
                 }
                 Err(error) => {
-                    let reason = error.to_string();
-                    self.tolerance.reject(Skipped { key: pair.key, reason })?;
+                    let (fault, reason) = (Fault::TornPicture, pairs::chain(&error));
+                    self.tolerance.reject(Skipped { key: pair.key, fault, reason })?;
                 }
             }
         }

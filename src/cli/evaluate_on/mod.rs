@@ -22,10 +22,11 @@ use crate::artifact::Digest;
 use crate::checkpoint::{self, Preprocessing};
 use crate::cli;
 use crate::config::Activation;
-use crate::data::pairs::EvaluationSet;
+use crate::data::pairs::{self, EvaluationSet};
 use crate::error::{Context as _, Error, Result};
 use crate::eval::Bootstrap;
 use crate::eval::sets::Settings;
+use crate::image;
 use crate::pipeline::{Console, Panics, Volume};
 use crate::stage::evaluate;
 use crate::text::Tokenizer;
@@ -251,6 +252,9 @@ impl<'a> Work<'a> {
             .context(about)?;
         let outcome = self.outcome(name, &set, &report);
         place.write(&outcome, &report.measurements)?;
+        for (kind, count) in set.left_out() {
+            self.console.line(&format!("{name}: left out, not read: {count} {kind}"));
+        }
         for bad in &report.skipped {
             self.console.line(&format!("{name}: skipped {}: {}", bad.key, bad.reason));
         }
@@ -321,6 +325,8 @@ fn key(args: &OnArgs, model: &Model, pictures: &Preprocessing) -> Result<String>
         "weights": Digest::of_bytes(&bytes).as_str(),
         "tokenizer": model.tokenizer.json()?,
         "pictures": pictures.json(),
+        "pixels_version": image::PIXELS_VERSION,
+        "pairs_version": pairs::VERSION,
         "split": args.split,
         "recall_at": args.recall_at,
         "templates": text(&args.templates)?,
