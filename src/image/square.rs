@@ -279,6 +279,68 @@ mod tests {
         assert_eq!(summary(&gaps(&found.rgb, truth)).1, 0);
     }
 
+    /// The results of `tests/fixtures/pixels/make.py`.
+    fn pixels(name: &str) -> (Vec<u8>, Vec<i64>) {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pixels");
+        let bytes = std::fs::read(folder.join(name)).unwrap();
+        let expected = foreign::read(&folder.join("expected.safetensors")).unwrap();
+        (bytes, levels(&expected[name]).to_vec())
+    }
+
+    #[test]
+    fn each_form_of_pixels_becomes_what_pillow_makes_of_it() {
+        for name in [
+            "rgb_trns.png",
+            "gray_trns.png",
+            "palette_trns.png",
+            "gray2.png",
+            "one_bit.png",
+            "gray16.png",
+            "rgb16.png",
+            "rgba16.png",
+            "la.png",
+            "color.bmp",
+            "bilevel.tif",
+            "color.tif",
+            "alpha.tif",
+            "color.ppm",
+            "gray.pgm",
+            "animated.gif",
+        ] {
+            let (bytes, truth) = pixels(name);
+            let found = square(&bytes, name, 16, Fit::Shortest).unwrap();
+            assert_eq!(summary(&gaps(&found.rgb, &truth)).1, 0, "{name}");
+        }
+    }
+
+    #[test]
+    fn each_way_of_coding_jpeg_is_within_the_tolerance_of_another_decoder() {
+        for name in [
+            "baseline.jpg",
+            "progressive.jpg",
+            "restarts.jpg",
+            "gray.jpg",
+            "cmyk.jpg",
+            "inks.jpg",
+            "thumbnail.jpg",
+        ] {
+            let (bytes, truth) = pixels(name);
+            let found = square(&bytes, name, 16, Fit::Shortest).unwrap();
+            let (mean, largest, _) = summary(&gaps(&found.rgb, &truth));
+            assert!(mean <= 0.6 && largest <= 8, "{name}: {mean} {largest}");
+        }
+    }
+
+    #[test]
+    fn only_the_data_set_lays_pictures_over_white() {
+        let (bytes, _) = pixels("rgb_trns.png");
+        let open_clip = square(&bytes, "x", 16, Fit::Shortest).unwrap();
+        let paper = square_over_white(&bytes, "x", 16).unwrap();
+        let at = (8 * 16 + 8) * 3;
+        assert_eq!(open_clip.rgb[at..at + 3], [200, 30, 60]);
+        assert_eq!(paper.rgb[at..at + 3], [255; 3]);
+    }
+
     #[test]
     fn a_needle_is_refused() {
         let needle = Pixels::Color(Picture::filled(1, 1_000_000, [0; 3]));

@@ -11,6 +11,7 @@ mod fit;
 mod harness;
 mod interop;
 mod makefile;
+mod pairs;
 mod pipeline;
 mod plan;
 mod staleness;

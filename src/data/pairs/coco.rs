@@ -224,6 +224,10 @@ impl Annotations {
         }
         let mut captions = said.captions;
         if let Some(sentences) = image.sentences {
+            if sentences.iter().any(|Entry(sentence)| sentence.is_none()) {
+                let why = format!("a sentence of {name} has no raw text");
+                self.reject(Fault::NoCaption, input, "image", index, &why);
+            }
             let raw = sentences.into_iter().filter_map(|Entry(sentence)| sentence);
             let raw = raw.map(|sentence| sentence.raw.trim().to_owned());
             captions = raw.filter(|text| !text.is_empty()).collect();
