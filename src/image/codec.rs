@@ -12,7 +12,7 @@ use image::{
     DynamicImage, ExtendedColorType, GrayImage, ImageDecoder, ImageEncoder, ImageFormat,
     ImageReader, Limits, RgbImage, RgbaImage,
 };
-use png::ColorType;
+use png::{BitDepth, ColorType};
 
 use super::{Picture, jpeg};
 use crate::error::{Context, Error, Result};
@@ -73,6 +73,9 @@ pub(super) fn open(bytes: &[u8], name: &str) -> Result<Pixels> {
     if format == ImageFormat::Jpeg {
         return jpeg::read(bytes, name);
     }
+    if format == ImageFormat::WebP {
+        check_length(bytes).context(context)?;
+    }
 
     let mut limits = Limits::default();
     limits.max_alloc = Some(16 * MAX_PIXELS);
@@ -83,16 +86,21 @@ pub(super) fn open(bytes: &[u8], name: &str) -> Result<Pixels> {
     check_size([u64::from(width), u64::from(height)], name)?;
     decoder.set_limits(limits).context(context)?;
 
-    let is_bilevel = match format {
+    // `image` does not tell how a PNG stores its pixels: its header does.
+    let stored = if format == ImageFormat::Png { stored(bytes) } else { None };
+    let is_bilevel = match stored {
+        Some(stored) => stored == (ColorType::Grayscale, BitDepth::One),
         // A bitmap's two colors need not be black and white.
-        ImageFormat::Bmp => false,
-        ImageFormat::Png => is_one_bit(bytes),
-        _ => decoder.original_color_type() == ExtendedColorType::L1,
+        None => {
+            format != ImageFormat::Bmp
+                && decoder.original_color_type() == ExtendedColorType::L1
+        }
     };
-    let origin = match format {
-        ImageFormat::Gif => Origin::Colors,
-        ImageFormat::Png if !has_alpha(bytes) => Origin::Colors,
-        _ => Origin::Channel,
+    let origin = match stored {
+        Some((ColorType::GrayscaleAlpha | ColorType::Rgba, _)) => Origin::Channel,
+        Some(_) => Origin::Colors,
+        None if format == ImageFormat::Gif => Origin::Colors,
+        None => Origin::Channel,
     };
     let image = eight_bits(DynamicImage::from_decoder(decoder).context(context)?);
     Ok(pixels(image, is_bilevel, origin))
@@ -109,20 +117,24 @@ pub(super) fn check_size([width, height]: [u64; 2], name: &str) -> Result<()> {
     Ok(())
 }
 
-/// How the header of a PNG says that its pixels are stored, which `image` does not tell.
-fn stored(png: &[u8]) -> Option<(ColorType, png::BitDepth)> {
+/// Refuses a WebP that is shorter than its first header says; the decoder does not look at it.
+fn check_length(webp: &[u8]) -> Result<()> {
+    let Some([.., a, b, c, d]) = webp.first_chunk::<8>() else { return Ok(()) };
+    let declared = u64::from(u32::from_le_bytes([*a, *b, *c, *d])) + 8;
+    if webp.len() as u64 >= declared {
+        return Ok(());
+    }
+    let found = webp.len();
+    Err(Error::failed(format!(
+        "it has {found} bytes, expected {declared}: it is cut short"
+    )))
+}
+
+/// How the header of a PNG says that its pixels are stored.
+fn stored(png: &[u8]) -> Option<(ColorType, BitDepth)> {
     let mut decoder = png::Decoder::new(Cursor::new(png));
     let header = decoder.read_header_info().ok()?;
     Some((header.color_type, header.bit_depth))
-}
-
-fn is_one_bit(png: &[u8]) -> bool {
-    stored(png) == Some((ColorType::Grayscale, png::BitDepth::One))
-}
-
-fn has_alpha(png: &[u8]) -> bool {
-    let alpha = |(color, _)| matches!(color, ColorType::GrayscaleAlpha | ColorType::Rgba);
-    stored(png).is_some_and(alpha)
 }
 
 /// Values of 16 bits become their upper 8, as Pillow has it for colors.
@@ -216,6 +228,8 @@ pub fn encode_png(picture: &Picture) -> Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -249,6 +263,28 @@ mod tests {
         for len in 0..bytes.len() - 12 {
             let error = decode(&bytes[..len], "cut.png").unwrap_err().to_string();
             assert!(error.contains("cut.png"), "{error}");
+        }
+    }
+
+    #[test]
+    fn files_of_every_format_are_refused_where_pixels_are_cut_off() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        for (name, may_lack) in [
+            ("pixels/color.bmp", 0),
+            ("pixels/color.tif", 0),
+            ("pixels/color.ppm", 0),
+            ("pixels/gray.pgm", 0),
+            ("preprocess/images/lossy.webp", 0),
+            ("preprocess/images/lossless.webp", 0),
+            // The first picture of an animation is whole without the others.
+            ("pixels/animated.gif", 360),
+            ("pixels/rgb16.png", 12),
+        ] {
+            let bytes = std::fs::read(folder.join(name)).unwrap();
+            assert!(decode(&bytes, name).is_ok(), "{name}");
+            for len in (0..bytes.len() - may_lack).rev().step_by(3) {
+                assert!(decode(&bytes[..len], name).is_err(), "{name} cut at {len}");
+            }
         }
     }
 

@@ -80,15 +80,16 @@ fn decode(bytes: &[u8], name: &str) -> Result<Decoded> {
 }
 
 /// Whether every row is there although the end mark is not: some cameras pad with zeros in its
-/// place. Without that padding, nothing that could follow may change a pixel.
+/// place. Zeros do not count as rows, and Pillow is content only with something behind the last
+/// row; without both, nothing that could follow may change a pixel.
 fn is_complete(bytes: &[u8], decoded: &Decoded) -> bool {
     let end = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+    let end = end.min(bytes.len().saturating_sub(END.len()));
     let followed_by = |filler: u8| {
         let padded = [&bytes[..end], &[filler; TAIL], &END].concat();
         decode(&padded, "").is_ok_and(|other| other.values == decoded.values)
     };
-    // Pillow needs a byte behind the last row to be content with it.
-    end < bytes.len() && followed_by(0x00) && followed_by(0xaa)
+    followed_by(0x00) && followed_by(0xaa)
 }
 
 fn pixels(decoded: Decoded) -> Pixels {
@@ -129,7 +130,6 @@ fn rgb([y, cb, cr]: [u8; 3]) -> [u8; 3] {
 mod tests {
     use std::path::Path;
 
-    use super::*;
     use crate::image::decode as picture;
 
     fn fixture(name: &str) -> Vec<u8> {
@@ -183,17 +183,22 @@ mod tests {
             let expected = picture(&bytes, name).unwrap();
             let behind = [&bytes[..], b"\0\0bytes behind the end\xff\xff\xd8"].concat();
             let twice = [&bytes[..], &bytes[..]].concat();
-            let between = [&bytes[..2], b"\0\0\0\0\0\xff\xff", &bytes[2..]].concat();
+            // Behind the first header, whose length stands in its bytes 4 and 5.
+            let header = 4 + usize::from(u16::from_be_bytes([bytes[4], bytes[5]]));
+            let stray = b"\0\0\0\0\0\xff\xff";
+            let between = [&bytes[..header], stray, &bytes[header..]].concat();
             for odd in [behind, twice, between] {
                 assert_eq!(picture(&odd, name).unwrap(), expected, "{name}");
             }
         }
-        // Zeros in the place of the end mark: the rows are all there.
+        // Something else in the place of the end mark: the rows are all there.
         for name in ["baseline.jpg", "restarts.jpg", "gray.jpg"] {
             let bytes = fixture(name);
-            let mut padded = bytes[..bytes.len() - 2].to_vec();
-            padded.resize(padded.len() + 100, 0);
-            assert_eq!(picture(&padded, name).unwrap(), picture(&bytes, name).unwrap());
+            for padding in [&[0; 100][..], b"\0", b"no end mark"] {
+                let padded = [&bytes[..bytes.len() - 2], padding].concat();
+                let found = picture(&padded, name).unwrap();
+                assert_eq!(found, picture(&bytes, name).unwrap(), "{name}");
+            }
         }
     }
 }

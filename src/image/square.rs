@@ -123,8 +123,7 @@ fn resize_alpha(color: &Picture, alpha: &[u8], width: usize, height: usize) -> P
     if [color.width, color.height] == [width, height] {
         return color.clone();
     }
-    let layer =
-        |rgb: Vec<u8>| Picture { width: color.width, height: color.height, rgb };
+    let layer = |rgb: Vec<u8>| Picture { width: color.width, height: color.height, rgb };
     let pixels = color.rgb.chunks_exact(3).zip(alpha);
     let multiplied = pixels.flat_map(|(p, &a)| [0, 1, 2].map(|c| multiply(p[c], a)));
     let mut out = resize(&layer(multiplied.collect()), width, height);
@@ -336,7 +335,7 @@ mod tests {
         let (bytes, _) = pixels("rgb_trns.png");
         let open_clip = square(&bytes, "x", 16, Fit::Shortest).unwrap();
         let paper = square_over_white(&bytes, "x", 16).unwrap();
-        let at = (8 * 16 + 8) * 3;
+        let at = (7 * 16 + 6) * 3;
         assert_eq!(open_clip.rgb[at..at + 3], [200, 30, 60]);
         assert_eq!(paper.rgb[at..at + 3], [255; 3]);
     }

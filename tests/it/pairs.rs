@@ -49,12 +49,17 @@ fn read(here: &Path, settings: &[&str]) -> (String, BTreeMap<String, Value>) {
 
 /// 24 sound pictures in three classes, two of them in folders within.
 fn pictures(folder: &Path) {
-    for (class, file) in [("ant", "baseline.jpg"), ("bee", "color.bmp"), ("cow", "rgb_trns.png")]
+    for (class, file) in
+        [("ant", "baseline.jpg"), ("bee", "color.bmp"), ("cow", "rgb_trns.png")]
     {
         let bytes = fs::read(fixture("pixels").join(file)).unwrap();
         let extension = file.rsplit('.').next().unwrap();
         for i in 0..8 {
-            let inner = if i % 2 == 0 { folder.join(class) } else { folder.join(class).join("more") };
+            let inner = if i % 2 == 0 {
+                folder.join(class)
+            } else {
+                folder.join(class).join("more")
+            };
             fs::create_dir_all(&inner).unwrap();
             fs::write(inner.join(format!("{i}.{extension}")), &bytes).unwrap();
         }
@@ -85,7 +90,8 @@ fn a_run_ends_with_what_became_of_every_file() {
     assert_eq!(json["read"], 25);
     assert_eq!(json["skipped"], serde_json::json!({ "torn picture": 1 }));
     assert_eq!(json["left_out"], serde_json::json!({ ".mp4": 1 }));
-    let kept: u64 = json["splits"].as_object().unwrap().values().filter_map(Value::as_u64).sum();
+    let kept: u64 =
+        json["splits"].as_object().unwrap().values().filter_map(Value::as_u64).sum();
     assert_eq!(kept, 24);
 }
 
@@ -133,7 +139,8 @@ fn a_quotation_mark_that_is_never_closed_is_an_error_with_its_line() {
         );
         assert!(error.contains(line) && error.contains("quotation mark"), "{error}");
     }
-    let rows = [row(0, "5\" wide"), row(2, "\"say \"\"b\"\"\""), row(4, "\"two\nlines\"")];
+    let rows =
+        [row(0, "5\" wide"), row(2, "\"say \"\"b\"\"\""), row(4, "\"two\nlines\"")];
     fs::write(here.join("pairs.tsv"), head.to_owned() + &rows.concat()).unwrap();
     let (said, _) = read(here, &["dataset.source=csv", "dataset.file=pairs.tsv"]);
     assert!(said.contains("read 3 pictures, kept 3"), "{said}");
@@ -143,16 +150,28 @@ fn a_quotation_mark_that_is_never_closed_is_an_error_with_its_line() {
 fn a_torn_picture_of_an_evaluation_set_is_named() {
     let base = tempfile::tempdir().unwrap();
     let here = base.path();
-    checkpoint::export_upcycle(&here.join("dense"), &init::dense(&toy(), 3), None).unwrap();
+    checkpoint::export_upcycle(&here.join("dense"), &init::dense(&toy(), 3), None)
+        .unwrap();
     let pictures_of = Preprocessing { mean: [0.5; 3], std: [0.25; 3] };
     fs::write(here.join("dense/preprocess.json"), pictures_of.json()).unwrap();
-    let json = Tokenizer::open(&fixture("tokenizer/toy_bpe.txt.gz")).unwrap().json().unwrap();
+    let json =
+        Tokenizer::open(&fixture("tokenizer/toy_bpe.txt.gz")).unwrap().json().unwrap();
     fs::write(here.join("dense/tokenizer.json"), json).unwrap();
     pictures(&here.join("set"));
     let whole = fs::read(fixture("pixels/baseline.jpg")).unwrap();
     fs::write(here.join("set/ant/more/torn.jpg"), &whole[..whole.len() - 40]).unwrap();
 
-    let on = ["on", "--checkpoint", "dense", "--set", "set", "--out", "out", "--bootstrap", "9"];
+    let on = [
+        "on",
+        "--checkpoint",
+        "dense",
+        "--set",
+        "set",
+        "--out",
+        "out",
+        "--bootstrap",
+        "9",
+    ];
     let (code, error) = bad(here, EVALUATE, &on);
     assert_eq!(code, 1, "{error}");
     assert!(error.contains("ant/more/torn.jpg"), "{error}");

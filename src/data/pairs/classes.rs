@@ -192,7 +192,9 @@ fn refuse_mixture(folder: &Path, listing: &Listing) -> Result<()> {
             continue;
         }
         let inner = Listing::of(path)?;
-        if !inner.folders.is_empty() && !inner.files.iter().any(|p| picture::is_picture(p)) {
+        if !inner.folders.is_empty()
+            && !inner.files.iter().any(|p| picture::is_picture(p))
+        {
             let others = listing.folders.iter().map(|path| file_name(path));
             let others: Vec<String> =
                 others.filter(|name| !SPLITS.contains(&name.as_str())).collect();
@@ -213,9 +215,7 @@ impl Stream for ClassFolders {
             let key = self.name(picture);
             let class = &self.names[picture.class];
             visit(match picture::read(&picture.path) {
-                Err(error) => {
-                    Found::bad(Fault::NoPicture, key, picture::chain(&error))
-                }
+                Err(error) => Found::bad(Fault::NoPicture, key, picture::chain(&error)),
                 Ok(image) => Found::Pair(Pair {
                     key,
                     split: picture.split.clone(),
@@ -318,8 +318,11 @@ mod tests {
             "1 .mp4, 1 .png, 1 .svg, 1 .tsv, 1 class folders without a picture, 1 files \
              without extension"
         );
-        std::os::unix::fs::symlink(base.path().join("bee"), base.path().join("bee/again"))
-            .unwrap();
+        std::os::unix::fs::symlink(
+            base.path().join("bee"),
+            base.path().join("bee/again"),
+        )
+        .unwrap();
         let error = ClassFolders::splits(base.path()).unwrap_err().to_string();
         assert!(error.contains("lead back"), "{error}");
     }
@@ -328,7 +331,10 @@ mod tests {
     fn splits_beside_other_folders_do_not_become_classes() {
         let base = folder(&["train/cat/1.jpg", "val/cat/1.jpg", "devkit/x.txt"]);
         let error = ClassFolders::splits(base.path()).unwrap_err().to_string();
-        assert!(error.contains("looks like a split") && error.contains("devkit"), "{error}");
+        assert!(
+            error.contains("looks like a split") && error.contains("devkit"),
+            "{error}"
+        );
         // A class may well be called train.
         let base = folder(&["train/1.jpg", "bus/1.jpg"]);
         let stream = ClassFolders::splits(base.path()).unwrap();
@@ -337,7 +343,8 @@ mod tests {
 
     #[test]
     fn class_names_meet_their_folders_in_the_order_of_names() {
-        let base = folder(&["1/a.jpg", "2/a.jpg", "9/a.jpg", "10/a.jpg", "unknown/a.jpg"]);
+        let base =
+            folder(&["1/a.jpg", "2/a.jpg", "9/a.jpg", "10/a.jpg", "unknown/a.jpg"]);
         let names = "name of 1\nname of 10\nname of 2\nname of 9\nname of unknown\n";
         std::fs::write(base.path().join(CLASSES), names).unwrap();
         let stream = ClassFolders::splits(base.path()).unwrap();

@@ -143,7 +143,13 @@ impl Annotations {
 
         for (index, image) in document.images.into_iter().enumerate() {
             let Entry(Some(image)) = image else {
-                self.reject(Fault::Malformed, input, "image", index, "it is not an image");
+                self.reject(
+                    Fault::Malformed,
+                    input,
+                    "image",
+                    index,
+                    "it is not an image",
+                );
                 continue;
             };
             self.picture(input, folder, image, index, &mut said)?;
@@ -153,7 +159,8 @@ impl Annotations {
         for (id, said) in said {
             let count = said.captions.len() + said.silent.len();
             let key = format!("{} image {id}", input.name);
-            let reason = format!("its {count} annotations name a picture that is not listed");
+            let reason =
+                format!("its {count} annotations name a picture that is not listed");
             self.bad.push(Skipped { key, fault: Fault::NoPicture, reason });
         }
         Ok(())
@@ -364,10 +371,15 @@ mod tests {
 
     #[test]
     fn one_bad_entry_counts_as_one_and_leaves_the_others_alone() {
-        let image = |id: u32| format!(r#"{{"id": {id}, "file_name": "{}.png"}}"#,
-            ["a", "b"][id as usize % 2]);
+        let image = |id: u32| {
+            format!(
+                r#"{{"id": {id}, "file_name": "{}.png"}}"#,
+                ["a", "b"][id as usize % 2]
+            )
+        };
         let images = format!("{}, {}", image(0), image(1));
-        let said = r#"{"image_id": 0, "caption": "one"}, {"image_id": 1, "caption": "two"}"#;
+        let said =
+            r#"{"image_id": 0, "caption": "one"}, {"image_id": 1, "caption": "two"}"#;
         for (bad, fault, named) in [
             (r#"{"image_id": 1, "caption": null}"#, Fault::NoCaption, "annotation 2"),
             (r#"{"image_id": 1, "caption": 7}"#, Fault::NoCaption, "annotation 2"),
@@ -382,7 +394,8 @@ mod tests {
                 "image x",
             ),
         ] {
-            let json = format!(r#"{{"images": [{images}], "annotations": [{said}, {bad}]}}"#);
+            let json =
+                format!(r#"{{"images": [{images}], "annotations": [{said}, {bad}]}}"#);
             let (_base, mut config) = config_of(&json);
             let error = collected(&config).unwrap_err().to_string();
             assert!(error.contains("1 of") && error.contains(named), "{bad}: {error}");

@@ -86,8 +86,9 @@ impl EvaluationSet {
                 )));
             }
         };
-        let stream = ClassFolders::open(inner, folder)
-            .context(|| format!("{place} has neither shards nor a folder for each class"))?;
+        let stream = ClassFolders::open(inner, folder).context(|| {
+            format!("{place} has neither shards nor a folder for each class")
+        })?;
         let task = classification(folder, stream.names().to_vec())?;
         Ok(Self { task, sharded: false, stream: Box::new(stream) })
     }
@@ -187,8 +188,9 @@ fn shards(folder: &Path, split: &str) -> Result<Option<Vec<PathBuf>>> {
         // A split without shards may hold folders of classes instead.
         let found =
             if inner.is_dir() { files::in_folder(&inner, &SHARDS).ok() } else { None };
-        return Ok(found
-            .map(|found| found.inputs.into_iter().map(|input| input.path).collect()));
+        return Ok(
+            found.map(|found| found.inputs.into_iter().map(|input| input.path).collect())
+        );
     };
     let text = std::fs::read_to_string(&path)
         .context(|| format!("reading {}", path.display()))?;

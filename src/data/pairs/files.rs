@@ -428,8 +428,18 @@ mod tests {
     fn what_lies_in_a_folder_and_is_not_read_is_counted() {
         let base = tempfile::tempdir().unwrap();
         let files = [
-            "0.tar", "1.TAR", "2.tar.gz", "a.zip", "b.ZIP", "c", "classnames.txt", ".x",
-            "test/0.tgz", "test/x.txt", "Train/0.tar", "test/more/0.tar",
+            "0.tar",
+            "1.TAR",
+            "2.tar.gz",
+            "a.zip",
+            "b.ZIP",
+            "c",
+            "classnames.txt",
+            ".x",
+            "test/0.tgz",
+            "test/x.txt",
+            "Train/0.tar",
+            "test/more/0.tar",
         ];
         for file in files {
             let path = base.path().join(file);
@@ -437,14 +447,18 @@ mod tests {
             std::fs::write(path, "").unwrap();
         }
         let found = in_folder(base.path(), &["tar", "tar.gz", "tgz"]).unwrap();
-        let names: Vec<_> = found.inputs.iter().map(|input| input.name.as_str()).collect();
+        let names: Vec<_> =
+            found.inputs.iter().map(|input| input.name.as_str()).collect();
         assert_eq!(names, ["0.tar", "1.TAR", "2.tar.gz", "test/0.tgz"]);
         assert_eq!(
             told(&found.left_out),
             "1 .txt, 2 .zip, 1 files without extension, 2 folders, 1 hidden"
         );
         let error = in_folder(base.path(), &["parquet"]).unwrap_err().to_string();
-        assert!(error.contains("expected *.parquet") && error.contains("2 .zip"), "{error}");
+        assert!(
+            error.contains("expected *.parquet") && error.contains("2 .zip"),
+            "{error}"
+        );
         let error = Listing::of(&base.path().join("none")).unwrap_err().to_string();
         assert!(error.contains("does not exist"), "{error}");
         let error = Listing::of(&base.path().join("c")).unwrap_err().to_string();

@@ -160,8 +160,9 @@ pub trait Stream: std::fmt::Debug {
 pub fn open(config: &DatasetConfig) -> Result<Option<Box<dyn Stream>>> {
     let (folder, file) = (Path::new(&config.folder), config.file.as_str());
     let name = config.source.name();
-    let needed =
-        |keys: &str| Error::usage(format!("source: {name} needs {keys}, which is not set"));
+    let needed = |keys: &str| {
+        Error::usage(format!("source: {name} needs {keys}, which is not set"))
+    };
     let one_of_two = || match (config.folder.is_empty(), file.is_empty()) {
         (true, true) => Err(needed("dataset.file or dataset.folder")),
         (false, false) => Err(Error::usage(format!(

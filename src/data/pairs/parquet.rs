@@ -81,7 +81,7 @@ impl Stream for Parquets {
             let roots = ProjectionMask::roots(builder.parquet_schema(), columns.roots());
             check_codecs(&builder, &roots).context(place)?;
             match builder.with_projection(roots).build() {
-                Ok(reader) => read(reader, &columns, input, visit).context(place)?,
+                Ok(reader) => read(reader, &columns, input, visit)?,
                 Err(error) => visit(damaged(&error.to_string()))?,
             }
         }
@@ -157,7 +157,8 @@ fn read(
 
         // The reader's word for a part of the format that it does not know.
         if why.contains("NYI") || why.contains("not supported") {
-            return Err(not_supported(&format!("a part of its format ({why})")));
+            return Err(not_supported(&format!("a part of its format ({why})")))
+                .context(|| format!("reading {}", input.path.display()));
         }
         let reason = format!("damaged from row {first} on: {why}");
         return visit(Found::bad(Fault::DamagedFile, input.name.clone(), reason));
@@ -208,9 +209,9 @@ impl Columns {
         // Of columns with usual names, those count whose type fits their role.
         let among = |role, fits: &dyn Fn(&DataType) -> bool| {
             let kind = |name: &str| schema.field_with_name(name).map(Field::data_type);
-            let fitting = words.iter().map(|&name| {
-                if kind(name).is_ok_and(fits) { name } else { "" }
-            });
+            let fitting = words
+                .iter()
+                .map(|&name| if kind(name).is_ok_and(fits) { name } else { "" });
             let unasked = ColumnNames::default();
             let asked = match role {
                 Role::Label => !names.label.is_empty(),

@@ -133,7 +133,9 @@ mod tests {
     #[test]
     fn a_folder_is_not_a_picture() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(read(folder.path()).unwrap_err().to_string().contains("not an ordinary file"));
+        assert!(
+            read(folder.path()).unwrap_err().to_string().contains("not an ordinary file")
+        );
         assert!(read(&folder.path().join("none.png")).is_err());
     }
 }

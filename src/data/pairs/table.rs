@@ -148,9 +148,9 @@ impl Table {
         let columns =
             Columns::of(&header, names, others).map_err(|e| at(&path, 1, e.message()))?;
         let folder = folder.to_owned();
-        quotes::check(&path, delimiter).context(place)?.map_or(Ok(()), |open| {
-            Err(at(&path, open.line, open.reason()))
-        })?;
+        quotes::check(&path, delimiter)
+            .context(place)?
+            .map_or(Ok(()), |open| Err(at(&path, open.line, open.reason())))?;
 
         let mut table = Self { input, folder, entries: Vec::new(), bad: Vec::new() };
         let mut index = BTreeMap::new();
@@ -322,7 +322,8 @@ impl Columns {
         let is_row = |text: &str| {
             let file = text.split(char::from(delimiter)).nth(self.file);
             let has_more = text.contains(char::from(delimiter));
-            has_more && file.is_some_and(|file| picture::is_picture(Path::new(file.trim())))
+            has_more
+                && file.is_some_and(|file| picture::is_picture(Path::new(file.trim())))
         };
         let swallowed = |field: &str| field.lines().skip(1).any(is_row);
         if record.iter().any(swallowed) {

@@ -443,13 +443,18 @@ mod tests {
                 "png is there twice",
             ),
             (
-                [name("b.png", png(2)), name("b.txt", text("b")), name("b.Txt", text("x"))],
+                [
+                    name("b.png", png(2)),
+                    name("b.txt", text("b")),
+                    name("b.Txt", text("x")),
+                ],
                 "txt is there twice",
             ),
         ] {
             let base = tempfile::tempdir().unwrap();
             let good = [("a.png", png(1)), ("a.txt", text("a"))];
-            let all = [&good[..], &members[..], &[("c.png", png(3)), ("c.txt", text("c"))]];
+            let all =
+                [&good[..], &members[..], &[("c.png", png(3)), ("c.txt", text("c"))]];
             write(&base.path().join("train/0.tar"), &all.concat());
             let error = collected(&config(base.path(), 0.0)).unwrap_err().to_string();
             assert!(error.contains("0.tar/b") && error.contains(reason), "{error}");
@@ -457,7 +462,10 @@ mod tests {
             let captions: Vec<_> =
                 found.samples.iter().map(|s| s.captions[0].as_str()).collect();
             assert_eq!((captions, skipped.len()), (vec!["a", "c"], 1));
-            assert_eq!(found.reading.skipped, [("duplicate members".to_owned(), 1)].into());
+            assert_eq!(
+                found.reading.skipped,
+                [("duplicate members".to_owned(), 1)].into()
+            );
         }
     }
 
