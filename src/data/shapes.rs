@@ -141,16 +141,20 @@ pub(super) fn collect(
             .map(str::to_owned)
             .to_vec(),
         reading,
-        layout: Layout {
-            source: "shapes".to_owned(),
-            tests: ["pair", "v2", "3d", "sketch", "blob"].map(str::to_owned).to_vec(),
-            shifts: ["v2", "3d", "sketch", "blob"].map(str::to_owned).to_vec(),
-            retrieval: splits::PAIR.to_owned(),
-            held_out: Some(splits::HELD_OUT.to_owned()),
-            templates: TEMPLATES.map(str::to_owned).to_vec(),
-            attribution: vec!["drawn by upcycle".to_owned()],
-        },
+        layout: layout(),
     })
+}
+
+fn layout() -> Layout {
+    Layout {
+        source: "shapes".to_owned(),
+        tests: ["pair", "v2", "3d", "sketch", "blob"].map(str::to_owned).to_vec(),
+        shifts: ["v2", "3d", "sketch", "blob"].map(str::to_owned).to_vec(),
+        retrieval: splits::PAIR.to_owned(),
+        held_out: Some(splits::HELD_OUT.to_owned()),
+        templates: TEMPLATES.map(str::to_owned).to_vec(),
+        attribution: vec!["drawn by upcycle".to_owned()],
+    }
 }
 
 /// Concept `index` is shape `index / 8` in colour `index % 8`; one in sixteen is held out,

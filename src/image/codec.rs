@@ -103,7 +103,7 @@ pub(super) fn open(bytes: &[u8], name: &str) -> Result<Pixels> {
         None => Origin::Channel,
     };
     let image = eight_bits(DynamicImage::from_decoder(decoder).context(context)?);
-    Ok(pixels(image, is_bilevel, origin))
+    Ok(pixels(&image, is_bilevel, origin))
 }
 
 /// Refuses a declared size [width, height] that is nothing or a decompression bomb.
@@ -160,7 +160,7 @@ fn eight_bits(image: DynamicImage) -> DynamicImage {
     eight.unwrap_or(image)
 }
 
-fn pixels(image: DynamicImage, is_bilevel: bool, origin: Origin) -> Pixels {
+fn pixels(image: &DynamicImage, is_bilevel: bool, origin: Origin) -> Pixels {
     let (width, height) = (num::widen(image.width()), num::widen(image.height()));
     let picture = |rgb| Picture { width, height, rgb };
     if is_bilevel {

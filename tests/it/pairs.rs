@@ -103,7 +103,7 @@ fn a_table_named_by_a_relative_path_may_hold_absolute_ones() {
     let mut table = "filepath,caption\n".to_owned();
     for i in [0, 2, 4, 6] {
         let path = here.join(format!("set/bee/{i}.bmp"));
-        table += &format!("{},bee {i}\n", path.display());
+        table.push_str(&[path.display().to_string(), format!(",bee {i}\n")].concat());
     }
     fs::write(here.join("pairs.csv"), &table).unwrap();
     let file = ["dataset.source=csv", "dataset.file=pairs.csv"];

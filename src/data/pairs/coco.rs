@@ -124,6 +124,18 @@ impl Annotations {
     }
 }
 
+/// One file, and where its pictures lie.
+#[derive(Debug, Clone, Copy)]
+struct Source<'a> {
+    input: &'a Input,
+    folder: &'a Path,
+}
+
+/// The name of an entry of one of a file's lists.
+fn entry(input: &Input, list: &str, index: usize) -> String {
+    format!("{} {list} {index}", input.name)
+}
+
 /// What the annotations of a file say about one picture.
 #[derive(Debug, Default)]
 struct Said {
@@ -141,18 +153,17 @@ impl Annotations {
         })?;
         let mut said = self.join(input, document.annotations.unwrap_or_default())?;
 
+        let source = Source { input, folder };
         for (index, image) in document.images.into_iter().enumerate() {
             let Entry(Some(image)) = image else {
                 self.reject(
                     Fault::Malformed,
-                    input,
-                    "image",
-                    index,
+                    entry(input, "image", index),
                     "it is not an image",
                 );
                 continue;
             };
-            self.picture(input, folder, image, index, &mut said)?;
+            self.picture(&source, image, index, &mut said)?;
         }
 
         // What is left speaks of pictures that are not listed.
@@ -177,7 +188,7 @@ impl Annotations {
         for (index, annotation) in annotations.into_iter().enumerate() {
             let Entry(Some(Annotation { image_id, caption })) = annotation else {
                 let why = "it has no image_id that is a number or a text";
-                self.reject(Fault::Malformed, input, "annotation", index, why);
+                self.reject(Fault::Malformed, entry(input, "annotation", index), why);
                 continue;
             };
             let said = said.entry(image_id).or_default();
@@ -199,8 +210,7 @@ impl Annotations {
     /// Adds one picture with what was said about it.
     fn picture(
         &mut self,
-        input: &Input,
-        folder: &Path,
+        &Source { input, folder }: &Source<'_>,
         image: Image,
         index: usize,
         said: &mut BTreeMap<Id, Said>,
@@ -208,7 +218,7 @@ impl Annotations {
         let said = image.id.as_ref().and_then(|id| said.remove(id)).unwrap_or_default();
         let Some(file) = image.filename.or(image.file_name) else {
             let why = "it has neither file_name nor filename";
-            self.reject(Fault::Malformed, input, "image", index, why);
+            self.reject(Fault::Malformed, entry(input, "image", index), why);
             return Ok(());
         };
         let name = match image.filepath {
@@ -226,14 +236,14 @@ impl Annotations {
         if !said.captions.is_empty() {
             for index in said.silent {
                 let why = format!("it has no caption for {name}");
-                self.reject(Fault::NoCaption, input, "annotation", index, &why);
+                self.reject(Fault::NoCaption, entry(input, "annotation", index), &why);
             }
         }
         let mut captions = said.captions;
         if let Some(sentences) = image.sentences {
             if sentences.iter().any(|Entry(sentence)| sentence.is_none()) {
                 let why = format!("a sentence of {name} has no raw text");
-                self.reject(Fault::NoCaption, input, "image", index, &why);
+                self.reject(Fault::NoCaption, entry(input, "image", index), &why);
             }
             let raw = sentences.into_iter().filter_map(|Entry(sentence)| sentence);
             let raw = raw.map(|sentence| sentence.raw.trim().to_owned());
@@ -245,15 +255,7 @@ impl Annotations {
         Ok(())
     }
 
-    fn reject(
-        &mut self,
-        fault: Fault,
-        input: &Input,
-        list: &str,
-        index: usize,
-        reason: &str,
-    ) {
-        let key = format!("{} {list} {index}", input.name);
+    fn reject(&mut self, fault: Fault, key: String, reason: &str) {
         self.bad.push(Skipped { key, fault, reason: reason.to_owned() });
     }
 }

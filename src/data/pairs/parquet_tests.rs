@@ -185,7 +185,9 @@ fn a_codec_that_is_not_supported_is_not_damage_whatever_is_tolerated() {
     let places: Vec<usize> =
         (0..bytes.len() - 2).filter(|&i| bytes[i..i + 3] == [0x15, 0x02, 0x16]).collect();
     assert!(!places.is_empty());
-    places.iter().for_each(|i| bytes[i + 1] = 6);
+    for place in places {
+        bytes[place + 1] = 6;
+    }
     std::fs::write(&path, &bytes).unwrap();
     let mut config = config(base.path());
     for share in [0.0, 1.0] {

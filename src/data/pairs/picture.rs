@@ -30,16 +30,12 @@ pub(super) fn below(folder: &Path, name: &str) -> Result<Located> {
     let path = Path::new(name);
     let inner = if path.is_absolute() { inside(folder, path) } else { Some(path) };
     let stays = |part| matches!(part, Component::Normal(_) | Component::CurDir);
-    match inner.filter(|inner| inner.components().all(stays)) {
-        Some(inner) => Ok(Located {
-            name: inner.to_string_lossy().into_owned(),
-            path: folder.join(inner),
-        }),
-        None => {
-            let place = folder.display();
-            Err(Error::failed(format!("{name} leads out of the folder {place}")))
-        }
-    }
+    let Some(inner) = inner.filter(|inner| inner.components().all(stays)) else {
+        let place = folder.display();
+        return Err(Error::failed(format!("{name} leads out of the folder {place}")));
+    };
+    let name = inner.to_string_lossy().into_owned();
+    Ok(Located { name, path: folder.join(inner) })
 }
 
 /// What is left of an absolute path below a folder.

@@ -59,8 +59,9 @@ pub(super) fn check(path: &Path, delimiter: u8) -> std::io::Result<Option<Open>>
             state = match (state, byte) {
                 (State::Start, b'"') => State::Quoted { line },
                 (State::Quoted { line }, b'"') => State::Closed { line },
-                (State::Quoted { line }, _) => State::Quoted { line },
-                (State::Closed { line }, b'"') => State::Quoted { line },
+                (State::Quoted { line }, _) | (State::Closed { line }, b'"') => {
+                    State::Quoted { line }
+                }
                 (_, b'\n' | b'\r') => State::Start,
                 (_, other) if other == delimiter => State::Start,
                 (State::Closed { line: opened }, _) if opened != line => {

@@ -8,6 +8,7 @@
 //! A shard in a folder of its own, as in `CLIP_benchmark`'s layout (`test/0.tar`), takes the
 //! folder's name for its split; other pairs are split by a hash of their keys.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -150,10 +151,13 @@ struct Members {
 
 impl Members {
     fn insert(&mut self, suffix: String, bytes: Vec<u8>) {
-        if self.bytes.contains_key(&suffix) {
-            self.twice.get_or_insert(suffix);
-        } else {
-            self.bytes.insert(suffix, bytes);
+        match self.bytes.entry(suffix) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(bytes);
+            }
+            Entry::Occupied(there) => {
+                self.twice.get_or_insert_with(|| there.key().clone());
+            }
         }
     }
 }
