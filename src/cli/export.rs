@@ -7,8 +7,7 @@ use clap::Command;
 
 use super::import::{describe, preprocessing};
 use super::{output, tool};
-use crate::checkpoint::{self, Preprocessing};
-use crate::config::Activation;
+use crate::checkpoint::{self, Hints, Preprocessing};
 use crate::error::{Error, Result};
 
 const EXAMPLES: &str = "\
@@ -17,6 +16,9 @@ Examples:
   upcycle-export --checkpoint artifacts/train/sparse-s1/current --layout upcycle \\
       --shard-size 2GB --out moe       load it with examples/python/upcycle_moe.py
   upcycle-export --checkpoint dense --layout open_clip --preprocess dataset.json --out oc
+
+How pictures are prepared is taken from the checkpoint's folder, or from the data set that a
+result of this pipeline was trained on; where neither says it, --preprocess must.
 
 The first two layouts are for dense models. `upcycle` holds any: config.json and
 safetensors, whose dense parts have open_clip's names (docs/checkpoints.md).";
@@ -44,13 +46,12 @@ struct ExportArgs {
     /// Largest file of weights, as 500MB or 2GiB; more go into shards with an index.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     shard_size: Option<u64>,
-    /// `openai`, or JSON with `mean` and `std` of the pictures, as a data set's
-    /// `dataset.json` [default: what the checkpoint's folder says, else `OpenAI`'s].
+    /// How pictures are prepared: `openai`, or a `preprocess.json`, a data set's `dataset.json`,
+    /// or a file of `open_clip`'s or Hugging Face's [default: what the checkpoint says].
     #[arg(long, value_name = "FILE")]
     preprocess: Option<PathBuf>,
-    /// The activation, where the checkpoint does not say.
-    #[arg(long, value_enum)]
-    activation: Option<Activation>,
+    #[command(flatten)]
+    hints: Hints,
     /// Merge experts of low rank (`ders-lm`) into whole ones; others are whole already.
     #[arg(long)]
     merge: bool,
@@ -71,43 +72,63 @@ pub fn main() -> ExitCode {
 
 #[expect(clippy::needless_pass_by_value, reason = "the arguments end here")]
 fn run(args: ExportArgs) -> Result<Vec<String>> {
-    let mut model = checkpoint::read_as_kept(&args.checkpoint, args.activation)?;
+    let mut model = checkpoint::read_as_kept(&args.checkpoint, &args.hints)?;
     if args.merge {
         model = model.merged();
     }
     let (config, shard) = (&model.config, args.shard_size);
-    let mut lines = describe(config);
-    let pictures =
-        || -> Result<Preprocessing> {
-            match &args.preprocess {
-                Some(path) => preprocessing(path),
-                None => Ok(Preprocessing::beside(&args.checkpoint)?
-                    .unwrap_or(Preprocessing::OPENAI)),
-            }
-        };
+    let pictures = match &args.preprocess {
+        Some(path) => Some(preprocessing(path)?),
+        None => Preprocessing::of_checkpoint(&args.checkpoint)?,
+    };
+    if args.layout == Target::OpenClip && shard.is_some() {
+        return Err(Error::usage("--shard-size: open_clip reads one file only"));
+    }
+
     match args.layout {
-        Target::Upcycle => {
-            output::folder(&args.out, |folder| {
-                checkpoint::export_upcycle(folder, &model, shard)
-            })?;
-        }
-        Target::OpenClip if shard.is_some() => {
-            return Err(Error::usage("--shard-size: open_clip reads one file only"));
-        }
+        Target::Upcycle => output::folder(&args.out, |folder| {
+            checkpoint::export_upcycle(folder, &model, pictures.as_ref(), shard)
+        })?,
         Target::OpenClip | Target::Hf => {
-            let (pictures, tensors) = (pictures()?, model.tensors());
+            let (pictures, tensors) =
+                (required(pictures.as_ref(), &args)?, model.tensors());
             output::folder(&args.out, |folder| match args.layout {
                 Target::Hf => checkpoint::export_hugging_face(
-                    folder, config, &tensors, &pictures, shard,
+                    folder, config, &tensors, pictures, shard,
                 ),
-                _ => checkpoint::export_open_clip(folder, config, &tensors, &pictures),
+                _ => checkpoint::export_open_clip(folder, config, &tensors, pictures),
             })?;
-            let Preprocessing { mean, std } = pictures;
-            lines.push(format!("pictures: mean {mean:?}, std {std:?}"));
         }
     }
+
+    let mut lines = describe(config);
+    lines.push(pictures.map_or_else(
+        || "nothing says how pictures are prepared: --preprocess adds it".to_owned(),
+        |pictures| told(&pictures, config.vision.image_size),
+    ));
     lines.push(format!("wrote {}", args.out.display()));
     Ok(lines)
+}
+
+/// These layouts hold how pictures are prepared, and wrong numbers silently lower accuracy.
+fn required<'a>(
+    pictures: Option<&'a Preprocessing>,
+    args: &ExportArgs,
+) -> Result<&'a Preprocessing> {
+    let place = args.checkpoint.display();
+    pictures.ok_or_else(|| {
+        Error::usage(format!(
+            "{place} does not say how its pictures are prepared: give --preprocess with its \
+             data set's dataset.json, or openai if the model came with OpenAI's constants"
+        ))
+    })
+}
+
+/// How pictures are prepared, in one line.
+fn told(pictures: &Preprocessing, side: usize) -> String {
+    let Preprocessing { mean, std, resize_mode, interpolation, .. } = pictures;
+    let (mode, filter) = (resize_mode.name(), interpolation.name());
+    format!("pictures: {side} x {side}, {mode}, {filter}, mean {mean:?}, std {std:?}")
 }
 
 /// Bytes, as in `5GB`, `512MiB` or `1000000`.

@@ -58,12 +58,7 @@ pub(super) enum Origin {
 /// Reads a picture file from memory and lays it over white: the drawings and cut-outs that
 /// this crate meets stand on paper. `name` is for the error.
 pub fn decode(bytes: &[u8], name: &str) -> Result<Picture> {
-    Ok(match open(bytes, name)?.over_white() {
-        Pixels::Color(color) | Pixels::Alpha { color, .. } | Pixels::Bilevel(color) => {
-            color
-        }
-        Pixels::Print { inks, black } => mixed(&inks, &black),
-    })
+    Ok(open(bytes, name)?.over_white().into_color())
 }
 
 /// Decodes a file whose header declares an acceptable size.
@@ -183,6 +178,16 @@ impl Pixels {
         | Self::Print { inks: picture, .. }
         | Self::Bilevel(picture)) = self;
         [picture.width, picture.height]
+    }
+
+    /// Colors before any resize: transparency is dropped and inks are mixed.
+    pub(super) fn into_color(self) -> Picture {
+        match self {
+            Self::Color(color) | Self::Alpha { color, .. } | Self::Bilevel(color) => {
+                color
+            }
+            Self::Print { inks, black } => mixed(&inks, &black),
+        }
     }
 
     /// The same without transparency, wherever it came from.

@@ -15,8 +15,8 @@ mod square;
 pub use augment::{Augmenter, Normalise};
 pub use codec::{MAX_PIXELS, decode, encode_png};
 pub use raster::{rasterise, render};
-pub use resize::resize;
-pub use square::{Fit, PIXELS_VERSION, square, square_over_white};
+pub use resize::{Filter, resize};
+pub use square::{Convention, Fit, Framing, square, square_over_white};
 
 /// An 8-bit RGB picture: `rgb` holds `height` rows of `width` pixels of 3 bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -12,72 +12,136 @@
 //! Two deliberate differences stand in `docs/checkpoints.md`: palettes become RGB first, and
 //! gray of 16 bits keeps its upper 8 where Pillow makes nearly all of it white.
 
+use serde::{Deserialize, Serialize};
+
 use super::codec::{Origin, Pixels, mixed, multiply, open};
-use super::{MAX_PIXELS, Picture, resize};
+use super::resize::{Filter, resize_with};
+use super::{MAX_PIXELS, Picture};
 use crate::error::{Error, Result};
 use crate::num;
 
-/// Version of the way from a file's bytes to a square: raised whenever a pixel of any file may
-/// come out differently or a file is accepted that was refused, because results that rest on
-/// an older version must not be taken for new ones.
-pub const PIXELS_VERSION: u32 = 2;
-
-/// How a picture that is no square becomes one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+/// How a picture that is not a square becomes one.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "lowercase")]
 pub enum Fit {
     /// The shorter side becomes the square's, the centre is cut out (CLIP's default).
+    #[default]
     Shortest,
-    /// The longer side becomes the square's, black is added on both sides.
+    /// The longer side becomes the square's, a margin is added on both sides.
     Longest,
     /// Both sides become the square's, whatever the aspect.
     Squash,
 }
 
+impl Fit {
+    /// The name in files.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Shortest => "shortest",
+            Self::Longest => "longest",
+            Self::Squash => "squash",
+        }
+    }
+}
+
+/// Whose steps are followed where the libraries differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Convention {
+    /// Colors are resized weighted by their alpha, which is dropped afterwards; the offset of
+    /// the cut is rounded half to even.
+    #[default]
+    OpenClip,
+    /// Alpha is dropped before the resize; the offset of the cut is rounded down.
+    HuggingFace,
+}
+
+/// How a picture file becomes the square that a model sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Framing {
+    /// Side of the square, in pixels.
+    pub side: usize,
+    /// Side to resize to, at least `side`; the centre of what is larger is cut out.
+    pub resized: usize,
+    /// How the aspect is treated.
+    pub fit: Fit,
+    /// How pixels are weighted.
+    pub filter: Filter,
+    /// Level of the margin that [`Fit::Longest`] adds.
+    pub fill: u8,
+    /// Whose steps are followed where the libraries differ.
+    pub convention: Convention,
+}
+
+impl Framing {
+    /// `open_clip`'s evaluation transform for a square of `side` pixels.
+    #[must_use]
+    pub fn new(side: usize, fit: Fit) -> Self {
+        let (filter, convention) = (Filter::default(), Convention::default());
+        Self { side, resized: side, fit, filter, fill: 0, convention }
+    }
+
+    /// Decodes a file and makes it the square.
+    pub fn square(&self, bytes: &[u8], name: &str) -> Result<Picture> {
+        let pixels = open(bytes, name)?;
+        match self.convention {
+            Convention::OpenClip => self.fitted(&pixels),
+            Convention::HuggingFace => self.fitted(&Pixels::Color(pixels.into_color())),
+        }
+    }
+
+    /// Resizes each form of pixels as Pillow does, and makes it colors afterwards.
+    fn fitted(&self, pixels: &Pixels) -> Result<Picture> {
+        let extents = pixels.extents();
+        let size = match self.fit {
+            Fit::Shortest => shortest(extents, self.resized)?,
+            Fit::Longest => longest(extents, self.resized),
+            Fit::Squash => [self.resized; 2],
+        };
+        let framed = |resized: &Picture| match self.fit {
+            Fit::Longest => self.cut(&pad(resized, self.resized, self.fill)),
+            Fit::Shortest | Fit::Squash => self.cut(resized),
+        };
+        let [width, height] = size;
+        let layer =
+            |picture: &Picture| framed(&resize_with(picture, width, height, self.filter));
+
+        Ok(match pixels {
+            Pixels::Color(color)
+            | Pixels::Alpha { color, origin: Origin::Colors, .. } => layer(color),
+            Pixels::Alpha { color, alpha, origin: Origin::Channel } => {
+                framed(&resize_alpha(color, alpha, size, self.filter))
+            }
+            Pixels::Print { inks, black } => mixed(&layer(inks), &layer(black)),
+            Pixels::Bilevel(picture) => framed(&nearest(picture, width, height)),
+        })
+    }
+
+    fn cut(&self, picture: &Picture) -> Picture {
+        match self.convention {
+            Convention::OpenClip => centre(picture, self.side),
+            Convention::HuggingFace => {
+                let offset = |extent: usize| ((extent - self.side) / 2).cast_signed();
+                let (left, top) = (offset(picture.width), offset(picture.height));
+                picture.crop(left, top, self.side, self.side)
+            }
+        }
+    }
+}
+
 /// Decodes a file and makes it a square of `side` pixels as `open_clip` does.
 pub fn square(bytes: &[u8], name: &str, side: usize, fit: Fit) -> Result<Picture> {
-    fitted(&open(bytes, name)?, side, fit)
+    Framing::new(side, fit).square(bytes, name)
 }
 
 /// Like [`square`] with [`Fit::Shortest`], but what is transparent is laid over white first:
 /// the data set's drawings and cut-outs stand on paper.
 pub fn square_over_white(bytes: &[u8], name: &str, side: usize) -> Result<Picture> {
-    fitted(&open(bytes, name)?.over_white(), side, Fit::Shortest)
-}
-
-fn fitted(pixels: &Pixels, side: usize, fit: Fit) -> Result<Picture> {
-    let [width, height] = target(pixels.extents(), side, fit)?;
-    let framed = |picture: &Picture| match fit {
-        Fit::Shortest => centre(picture, side),
-        Fit::Longest => pad(picture, side),
-        Fit::Squash => picture.clone(),
-    };
-    let layer = |picture: &Picture| framed(&resize(picture, width, height));
-
-    Ok(match pixels {
-        Pixels::Color(color) | Pixels::Alpha { color, origin: Origin::Colors, .. } => {
-            layer(color)
-        }
-        Pixels::Alpha { color, alpha, origin: Origin::Channel } => {
-            framed(&resize_alpha(color, alpha, width, height))
-        }
-        Pixels::Print { inks, black } => mixed(&layer(inks), &layer(black)),
-        Pixels::Bilevel(picture) => framed(&nearest(picture, width, height)),
-    })
-}
-
-/// Width and height to resize to.
-fn target([width, height]: [usize; 2], side: usize, fit: Fit) -> Result<[usize; 2]> {
-    match fit {
-        Fit::Shortest => shortest([width, height], side),
-        Fit::Longest => {
-            let ratio = width.max(height) as f64 / side as f64;
-            let scaled = |extent: usize| {
-                num::truncate_usize((extent as f64 / ratio).round_ties_even()).max(1)
-            };
-            Ok([scaled(width), scaled(height)])
-        }
-        Fit::Squash => Ok([side, side]),
-    }
+    let pixels = open(bytes, name)?.over_white();
+    Framing::new(side, Fit::Shortest).fitted(&pixels)
 }
 
 /// The extents after which the shorter side is `side`; the longer one is truncated to
@@ -93,7 +157,15 @@ fn shortest([width, height]: [usize; 2], side: usize) -> Result<[usize; 2]> {
     Ok(if width <= height { [side, long] } else { [long, side] })
 }
 
-/// Cuts the centre out; its offset is rounded half to even, as Python does.
+/// The extents after which the longer side is `side`.
+fn longest([width, height]: [usize; 2], side: usize) -> [usize; 2] {
+    let ratio = width.max(height) as f64 / side as f64;
+    [width, height].map(|extent| {
+        num::truncate_usize((extent as f64 / ratio).round_ties_even()).max(1)
+    })
+}
+
+/// Cuts the centre out.
 fn centre(picture: &Picture, side: usize) -> Picture {
     let offset = |extent: usize| (extent - side) / 2 + half_to_even(extent - side);
     let (left, top) = (offset(picture.width), offset(picture.height));
@@ -105,9 +177,9 @@ fn half_to_even(extent: usize) -> usize {
     usize::from(extent % 4 == 3)
 }
 
-/// Black on all sides; an odd pixel goes to the right or the bottom.
-fn pad(picture: &Picture, side: usize) -> Picture {
-    let mut out = Picture::filled(side, side, [0; 3]);
+/// A margin on all sides; an odd pixel goes to the right or the bottom.
+fn pad(picture: &Picture, side: usize, fill: u8) -> Picture {
+    let mut out = Picture::filled(side, side, [fill; 3]);
     let left = (side - picture.width) / 2;
     let top = (side - picture.height) / 2;
     for (y, row) in picture.rgb.chunks_exact(picture.width * 3).enumerate() {
@@ -119,17 +191,24 @@ fn pad(picture: &Picture, side: usize) -> Picture {
 
 /// Resizes colors as Pillow does where there is an alpha channel: multiplied, resized, divided
 /// again.
-fn resize_alpha(color: &Picture, alpha: &[u8], width: usize, height: usize) -> Picture {
+fn resize_alpha(
+    color: &Picture,
+    alpha: &[u8],
+    [width, height]: [usize; 2],
+    filter: Filter,
+) -> Picture {
     if [color.width, color.height] == [width, height] {
         return color.clone();
     }
-    let layer = |rgb: Vec<u8>| Picture { width: color.width, height: color.height, rgb };
+    let resized = |rgb: Vec<u8>| {
+        let layer = Picture { width: color.width, height: color.height, rgb };
+        resize_with(&layer, width, height, filter)
+    };
     let pixels = color.rgb.chunks_exact(3).zip(alpha);
     let multiplied = pixels.flat_map(|(p, &a)| [0, 1, 2].map(|c| multiply(p[c], a)));
-    let mut out = resize(&layer(multiplied.collect()), width, height);
+    let mut out = resized(multiplied.collect());
 
-    let gray = alpha.iter().flat_map(|&a| [a; 3]).collect();
-    let alpha = resize(&layer(gray), width, height);
+    let alpha = resized(alpha.iter().flat_map(|&a| [a; 3]).collect());
     for (value, &alpha) in out.rgb.iter_mut().zip(&alpha.rgb) {
         if !matches!(alpha, 0 | 255) {
             let level = 255 * u32::from(*value) / u32::from(alpha);
@@ -261,7 +340,7 @@ mod tests {
             let rgb = levels(truth).iter().map(|v| u8::try_from(*v).unwrap()).collect();
             let (height, width) = (truth.shape[0], truth.shape[1]);
             let pixels = Pixels::Color(Picture { width, height, rgb });
-            let small = fitted(&pixels, 32, Fit::Shortest).unwrap();
+            let small = Framing::new(32, Fit::Shortest).fitted(&pixels).unwrap();
             let truth = levels(&expected[&format!("{name}.u8_32")]);
             assert_eq!(summary(&gaps(&small.rgb, truth)).1, 0, "{name} resized");
             let small = square(&file(name), name, 32, Fit::Shortest).unwrap();
@@ -343,7 +422,8 @@ mod tests {
     #[test]
     fn a_needle_is_refused() {
         let needle = Pixels::Color(Picture::filled(1, 1_000_000, [0; 3]));
-        let error = fitted(&needle, 32, Fit::Shortest).unwrap_err().to_string();
+        let framing = Framing::new(32, Fit::Shortest);
+        let error = framing.fitted(&needle).unwrap_err().to_string();
         assert!(error.contains("too thin"), "{error}");
     }
 }

@@ -109,11 +109,11 @@ fn checkpoints(here: &Path) -> [Checkpoint; 2] {
     {
         *value = f32::from(u8::try_from(i * 7919 % 101).unwrap()) / 400.0 - 0.125;
     }
-    let pictures = checkpoint::Preprocessing { mean: [0.5; 3], std: [0.25; 3] };
+    let pictures = checkpoint::Preprocessing::new([0.5; 3], [0.25; 3]);
     for (name, model) in [("dense", &dense), ("moe", &mixture)] {
         let folder = here.join(name);
-        checkpoint::export_upcycle(&folder, model, None).unwrap();
-        fs::write(folder.join("preprocess.json"), pictures.json()).unwrap();
+        checkpoint::export_upcycle(&folder, model, None, None).unwrap();
+        fs::write(folder.join("preprocess.json"), pictures.json().unwrap()).unwrap();
         let vocabulary = fixture("tokenizer/toy_bpe.txt.gz");
         let json = Tokenizer::open(&vocabulary).unwrap().json().unwrap();
         fs::write(folder.join("tokenizer.json"), json).unwrap();

@@ -215,7 +215,7 @@ impl Stream for ClassFolders {
             let key = self.name(picture);
             let class = &self.names[picture.class];
             visit(match picture::read(&picture.path) {
-                Err(error) => Found::bad(Fault::NoPicture, key, picture::chain(&error)),
+                Err(error) => Found::bad(Fault::NoPicture, key, error.chain()),
                 Ok(image) => Found::Pair(Pair {
                     key,
                     split: picture.split.clone(),

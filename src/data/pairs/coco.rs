@@ -291,7 +291,7 @@ impl Picture {
         match picture::read(&self.path) {
             Err(error) => {
                 let key = self.file.clone();
-                Found::bad(Fault::NoPicture, key, picture::chain(&error))
+                Found::bad(Fault::NoPicture, key, error.chain())
             }
             Ok(image) => Found::Pair(Pair {
                 key: self.name.clone(),

@@ -4,7 +4,6 @@
 //! Nothing here depends on arrival order but the order of samples: splits and fractions of
 //! weights follow from hashes of the pairs' names.
 
-use super::picture::chain;
 use super::{Fault, Pair, Skipped, Tally, Tolerance};
 use crate::config::DatasetConfig;
 use crate::data::collection::{Collection, Concept, Layout, Reading, Sample};
@@ -120,7 +119,7 @@ impl Gathered<'_> {
                     self.entries.push(entry(pair, self.spool.store(&png)?));
                 }
                 Err(error) => {
-                    let (fault, reason) = (Fault::TornPicture, chain(&error));
+                    let (fault, reason) = (Fault::TornPicture, error.chain());
                     self.tolerance.reject(Skipped { key: pair.key, fault, reason })?;
                 }
             }

@@ -32,17 +32,11 @@ use std::path::{Path, PathBuf};
 pub(super) use gather::collect;
 
 use crate::config::{DatasetConfig, Source};
-use crate::error::{Error, Result};
+use crate::error::{Context as _, Error, Result};
 use classes::ClassFolders;
 use webdataset::Shards;
 
 pub use evaluation::{EvaluationSet, Task};
-pub use picture::chain;
-
-/// Version of what is read from a source: raised whenever a pair, its captions, its class or
-/// their order may come out differently from the same files, because results that rest on an
-/// older version must not be taken for new ones.
-pub const VERSION: u32 = 2;
 
 /// Bad pairs that an error names.
 const NAMED: usize = 5;
@@ -170,9 +164,8 @@ pub fn open(config: &DatasetConfig) -> Result<Option<Box<dyn Stream>>> {
         ))),
         _ => Ok(()),
     };
-
-    if !config.folder.is_empty() {
-        files::require_folder(folder)?;
+    if !config.folder.is_empty() && config.source.reads_pairs() {
+        files::require_folder(folder).context(|| "dataset.folder".to_owned())?;
     }
     let stream: Box<dyn Stream> = match config.source {
         Source::Emoji | Source::Shapes => return Ok(None),

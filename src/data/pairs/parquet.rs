@@ -71,7 +71,7 @@ impl Stream for Parquets {
                     return Err(error).context(place);
                 }
                 Err(error) => {
-                    visit(damaged(&super::chain(&error)))?;
+                    visit(damaged(&error.chain()))?;
                     continue;
                 }
             };

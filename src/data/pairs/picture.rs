@@ -71,17 +71,6 @@ pub(super) fn is_picture(path: &Path) -> bool {
     EXTENSIONS.contains(&extension.as_str())
 }
 
-/// An error with its causes in one line.
-pub fn chain(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

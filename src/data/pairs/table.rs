@@ -238,7 +238,7 @@ impl Table {
         match picture::read(&entry.path) {
             Err(error) => {
                 let key = self.at(entry.line);
-                Found::bad(Fault::NoPicture, key, picture::chain(&error))
+                Found::bad(Fault::NoPicture, key, error.chain())
             }
             Ok(image) => Found::Pair(Pair {
                 key: entry.file.clone(),

@@ -230,7 +230,8 @@ mod tests {
     }
 
     fn load(path: &Path) -> Checkpoint {
-        let (config, tensors) = checkpoint::import(path, None).unwrap();
+        let (config, tensors) =
+            checkpoint::import(path, &checkpoint::Hints::default()).unwrap();
         let values = Layout::new(&config).flatten(&config, &tensors).unwrap();
         Checkpoint { config, values }
     }
@@ -305,7 +306,7 @@ mod tests {
                     .map(|i| if i % 7 == 0 { 0.1 } else { -0.02 })
                     .collect(),
                 experts: vec![
-                    crate::model::layers::Expert {
+                    crate::model::layers::Ffn {
                         fc1: ffn.fc1.to_vec(),
                         fc1_bias: ffn.fc1_bias.to_vec(),
                         fc2: ffn.fc2.to_vec(),
