@@ -150,10 +150,10 @@ fn a_quotation_mark_that_is_never_closed_is_an_error_with_its_line() {
 fn a_torn_picture_of_an_evaluation_set_is_named() {
     let base = tempfile::tempdir().unwrap();
     let here = base.path();
-    checkpoint::export_upcycle(&here.join("dense"), &init::dense(&toy(), 3), None)
+    checkpoint::export_upcycle(&here.join("dense"), &init::dense(&toy(), 3), None, None)
         .unwrap();
-    let pictures_of = Preprocessing { mean: [0.5; 3], std: [0.25; 3] };
-    fs::write(here.join("dense/preprocess.json"), pictures_of.json()).unwrap();
+    let pictures_of = Preprocessing::new([0.5; 3], [0.25; 3]);
+    fs::write(here.join("dense/preprocess.json"), pictures_of.json().unwrap()).unwrap();
     let json =
         Tokenizer::open(&fixture("tokenizer/toy_bpe.txt.gz")).unwrap().json().unwrap();
     fs::write(here.join("dense/tokenizer.json"), json).unwrap();
