@@ -25,7 +25,7 @@ mod write;
 use std::path::Path;
 
 pub use batches::{Batch, BatchSettings, Batches};
-pub use collection::{Layout, Meta};
+pub use collection::{Layout, Meta, Reading};
 pub use pairs::Skipped;
 pub use prefetch::Prefetch;
 pub use read::{ConceptRow, Dataset, SampleRow, Split};

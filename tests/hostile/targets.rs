@@ -236,6 +236,19 @@ fn picture_seeds() -> Vec<Vec<u8>> {
     let files = ["rgba.png", "palette.png", "exif.jpg", "lossy.webp", "lossless.webp"];
     let mut seeds: Vec<Vec<u8>> =
         files.iter().map(|file| fixture(&format!("preprocess/images/{file}"))).collect();
+    let forms = [
+        "progressive.jpg",
+        "restarts.jpg",
+        "inks.jpg",
+        "rgb16.png",
+        "one_bit.png",
+        "animated.gif",
+        "color.bmp",
+        "bilevel.tif",
+        "color.tif",
+        "gray.pgm",
+    ];
+    seeds.extend(forms.iter().map(|file| fixture(&format!("pixels/{file}"))));
     seeds.push(png(3, 2));
     seeds
 }

@@ -12,6 +12,7 @@ mod fit;
 mod harness;
 mod interop;
 mod makefile;
+mod pairs;
 mod pipeline;
 mod plan;
 mod staleness;

@@ -3,7 +3,7 @@
 //! Memory is one batch of pictures and one vector per picture, whatever the size of the set.
 
 use crate::data::Skipped;
-use crate::data::pairs::{EvaluationSet, Found, Pair, Task, Tolerance};
+use crate::data::pairs::{EvaluationSet, Fault, Found, Pair, Task, Tolerance};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::eval::sets::{self, Settings};
@@ -68,7 +68,7 @@ pub(super) fn measure(
     gathered.embed()?;
 
     let Gathered { tolerance, rows, labels, captions, .. } = gathered;
-    let skipped = tolerance.finish()?;
+    let skipped = tolerance.finish()?.skipped;
     if labels.is_empty() {
         return Err(Error::failed("it holds no picture that can be used"));
     }
@@ -123,7 +123,10 @@ impl Gathered<'_> {
     /// Queues a pair that has what the task asks for. A class without a name is an error:
     /// names and labels belong to two different sets then, and any number would be wrong.
     fn receive(&mut self, pair: Pair) -> Result<()> {
-        let bad = |why: &str| Skipped { key: pair.key.clone(), reason: why.to_owned() };
+        let bad = |fault: Fault, why: &str| {
+            let (key, reason) = (pair.key.clone(), why.to_owned());
+            Skipped { key, fault, reason }
+        };
         match (self.set.task(), pair.label) {
             (Task::Classification { classes, .. }, Some(label))
                 if label >= classes.len() =>
@@ -135,10 +138,10 @@ impl Gathered<'_> {
                 )))
             }
             (Task::Classification { .. }, None) => {
-                self.tolerance.reject(bad("there is no class"))
+                self.tolerance.reject(bad(Fault::UnknownClass, "there is no class"))
             }
             (Task::Retrieval, _) if pair.captions.is_empty() => {
-                self.tolerance.reject(bad("there is no caption"))
+                self.tolerance.reject(bad(Fault::NoCaption, "there is no caption"))
             }
             _ => {
                 self.waiting.push(pair);
@@ -168,8 +171,8 @@ impl Gathered<'_> {
                     self.captions.push(pair.captions);
                 }
                 Err(error) => {
-                    let reason = error.chain();
-                    self.tolerance.reject(Skipped { key: pair.key, reason })?;
+                    let (fault, reason) = (Fault::TornPicture, error.chain());
+                    self.tolerance.reject(Skipped { key: pair.key, fault, reason })?;
                 }
             }
         }

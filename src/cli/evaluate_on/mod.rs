@@ -268,6 +268,9 @@ impl<'a> Work<'a> {
 
         let outcome = self.outcome(name, &set, &report);
         place.write(&outcome, &report.measurements)?;
+        for (kind, count) in set.left_out() {
+            self.console.line(&format!("{name}: left out, not read: {count} {kind}"));
+        }
         for bad in &report.skipped {
             self.console.line(&format!("{name}: skipped {}: {}", bad.key, bad.reason));
         }

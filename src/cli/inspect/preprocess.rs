@@ -14,7 +14,7 @@ use crate::io::tensors::{self, Tensor};
 /// The arguments of `preprocess`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Preprocess {
-    /// A PNG, JPEG or WebP file; may be repeated.
+    /// A picture file (PNG, JPEG, WebP, GIF, BMP, TIFF, PNM); may be repeated.
     #[arg(long, value_name = "FILE", required = true)]
     image: Vec<PathBuf>,
     /// Side of the square, in pixels.
