@@ -8,6 +8,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::layout::Layout;
+use super::package;
 use crate::config::Activation;
 use crate::error::{Context, Error, Result};
 use crate::io::tensors::Tensors;
@@ -335,8 +336,9 @@ fn own(path: &Path, asked: Option<Activation>) -> Result<Option<ClipConfig>> {
         return Ok(None);
     }
     let place = section.place;
+    let own = package::without_bookkeeping(section.map);
     let config: ClipConfig =
-        serde_json::from_value(Value::Object(section.map)).map_err(|e| {
+        serde_json::from_value(Value::Object(own)).map_err(|e| {
             Error::corrupt(format!("{place} is not a model's shape")).caused_by(e)
         })?;
     decide(Stated::Named(config.activation), asked)?;

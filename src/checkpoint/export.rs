@@ -10,7 +10,7 @@ use super::{config, shards};
 use crate::config::Activation;
 use crate::error::{Context, Error, Result};
 use crate::io::tensors::{self, Tensors};
-use crate::model::{Checkpoint, ClipConfig};
+use crate::model::ClipConfig;
 use crate::num::truncate_usize;
 
 /// Writes `open_clip_config.json` and `open_clip_model.safetensors` into a folder.
@@ -88,21 +88,6 @@ pub fn export_hugging_face(
     });
     write_json(&folder.join("preprocessor_config.json"), &preprocessor)?;
     write_json(&folder.join(config::HUGGING_FACE), &hugging_face_config(config))
-}
-
-/// Writes our own form, dense or MoE: `config.json` and `model.safetensors` or its shards.
-///
-/// Names and shapes are documented in `docs/checkpoints.md`; [`super::import`] reads it.
-pub fn export_upcycle(
-    folder: &Path,
-    model: &Checkpoint,
-    shard: Option<u64>,
-) -> Result<()> {
-    create(folder)?;
-    shards::write(folder, &model.tensors(), shard)?;
-    let path = folder.join(config::HUGGING_FACE);
-    std::fs::write(&path, model.config.to_json()?)
-        .context(|| format!("writing {}", path.display()))
 }
 
 fn hugging_face_config(config: &ClipConfig) -> Value {

@@ -10,6 +10,7 @@
 mod config;
 mod export;
 mod layout;
+mod package;
 mod pickle;
 mod positions;
 mod preprocess;
@@ -26,7 +27,8 @@ use crate::io::tensors::Tensors;
 use crate::model::{Checkpoint, ClipConfig};
 use layout::Layout;
 
-pub use export::{export_hugging_face, export_open_clip, export_upcycle};
+pub use export::{export_hugging_face, export_open_clip};
+pub use package::{Card, Package, Results, export_upcycle};
 pub use positions::resize_positions;
 pub use preprocess::{PREPROCESS, Preprocessing};
 

@@ -3,23 +3,24 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Command;
+use clap::{ArgAction, Command};
 
 use super::import::{describe, preprocessing};
 use super::{output, tool};
-use crate::checkpoint::{self, Preprocessing};
+use crate::checkpoint::{self, Card, Package, Preprocessing, Results};
 use crate::config::Activation;
 use crate::error::{Error, Result};
+use crate::text::Tokenizer;
 
 const EXAMPLES: &str = "\
 Examples:
   upcycle-export --checkpoint artifacts/pretrain/s1/current --layout hf --out dense-hf
   upcycle-export --checkpoint artifacts/train/sparse-s1/current --layout upcycle \\
-      --shard-size 2GB --out moe       load it with examples/python/upcycle_moe.py
+      --tokenizer artifacts/dataset/current --shard-size 2GB --out moe
   upcycle-export --checkpoint dense --layout open_clip --preprocess dataset.json --out oc
 
-The first two layouts are for dense models. `upcycle` holds any: config.json and
-safetensors, whose dense parts have open_clip's names (docs/checkpoints.md).";
+The first two layouts are for dense models. `upcycle` holds any, in one folder that loads in
+transformers, in PyTorch alone and here (docs/pytorch.md).";
 
 /// The layouts that can be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -29,7 +30,8 @@ enum Target {
     OpenClip,
     /// `CLIPModel`: `config.json`, `preprocessor_config.json` and `model.safetensors`.
     Hf,
-    /// Ours, dense or MoE: `config.json` and `model.safetensors`.
+    /// Ours, dense or MoE: weights with the code that runs them, tokenizer, preprocessing and
+    /// a model card.
     Upcycle,
 }
 
@@ -48,6 +50,13 @@ struct ExportArgs {
     /// `dataset.json` [default: what the checkpoint's folder says, else `OpenAI`'s].
     #[arg(long, value_name = "FILE")]
     preprocess: Option<PathBuf>,
+    /// The model's tokenizer, for the layout `upcycle` [default: the one in its folder].
+    #[arg(long, value_name = "PATH")]
+    tokenizer: Option<PathBuf>,
+    /// Measurements for the model card of the layout `upcycle`: `metrics.json` of the stage
+    /// `evaluate`, or a set's JSON file of `upcycle-evaluate on`; may be repeated.
+    #[arg(long, value_name = "FILE", action = ArgAction::Append)]
+    metrics: Vec<PathBuf>,
     /// The activation, where the checkpoint does not say.
     #[arg(long, value_enum)]
     activation: Option<Activation>,
@@ -87,8 +96,16 @@ fn run(args: ExportArgs) -> Result<Vec<String>> {
         };
     match args.layout {
         Target::Upcycle => {
+            let tokenizer = Tokenizer::open(args.tokenizer.as_deref().unwrap_or(&args.checkpoint))?;
+            let card = Card {
+                name: args.out.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+                results: Results::read(&args.metrics)?,
+                ..Card::default()
+            };
+            let package =
+                Package { model: &model, tokenizer: &tokenizer, pictures: &pictures()?, card: &card };
             output::folder(&args.out, |folder| {
-                checkpoint::export_upcycle(folder, &model, shard)
+                checkpoint::export_upcycle(folder, &package, shard)
             })?;
         }
         Target::OpenClip if shard.is_some() => {

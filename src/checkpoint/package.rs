@@ -1,0 +1,345 @@
+//! One folder that loads anywhere: weights, the code that runs them, tokenizer, preprocessing
+//! and a model card.
+//!
+//! The code is the Python package's own source, so that it stands once. `config.json` is ours
+//! with the keys by which Hugging Face's Auto classes find the code.
+
+use std::path::{Path, PathBuf};
+
+use minijinja::Environment;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::export::write_json;
+use super::preprocess::Preprocessing;
+use super::{config, shards};
+use crate::error::{Context, Error, Result};
+use crate::model::{Checkpoint, ClipConfig, Tower};
+use crate::text::Tokenizer;
+
+/// The value of `model_type` in `config.json`.
+pub(super) const MODEL_TYPE: &str = "upcycle_clip";
+
+/// Keys of `config.json` that are not ours: bookkeeping of Hugging Face's library, which adds
+/// some of them when it saves a model.
+pub(super) const BOOKKEEPING: [&str; 6] = [
+    "architectures",
+    "auto_map",
+    "dtype",
+    "model_type",
+    "torch_dtype",
+    "transformers_version",
+];
+
+/// The code in the folder, with its license.
+const CODE: [(&str, &str); 5] = [
+    (
+        "configuration_upcycle.py",
+        include_str!("../../python/upcycle_moe/configuration_upcycle.py"),
+    ),
+    (
+        "image_processing_upcycle.py",
+        include_str!("../../python/upcycle_moe/image_processing_upcycle.py"),
+    ),
+    (
+        "modeling_upcycle.py",
+        include_str!("../../python/upcycle_moe/modeling_upcycle.py"),
+    ),
+    ("network_upcycle.py", include_str!("../../python/upcycle_moe/network_upcycle.py")),
+    ("LICENSE-code.txt", include_str!("../../LICENSE")),
+];
+
+/// The template of `README.md`.
+const CARD: &str = include_str!("package/card.md");
+
+/// A model with everything that its folder holds.
+#[derive(Debug)]
+pub struct Package<'a> {
+    /// The weights, in the form they are kept in.
+    pub model: &'a Checkpoint,
+    /// The vocabulary the model was trained with.
+    pub tokenizer: &'a Tokenizer,
+    /// What pictures have to go through.
+    pub pictures: &'a Preprocessing,
+    /// What the model card says beyond that.
+    pub card: &'a Card,
+}
+
+/// What a model card says and no weight tells.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Card {
+    /// The name of the model.
+    pub name: String,
+    /// The result of a pipeline that was exported, as `train/sparse-s1/<key>`.
+    pub origin: Option<String>,
+    /// Who made the pictures it was trained on, and under which license.
+    pub attribution: Vec<String>,
+    /// Measurements, and the files they were read from.
+    pub results: Results,
+}
+
+/// Measurements of a model, in the order of their files: task, split, metric, value and
+/// interval in percent.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Results {
+    rows: Vec<[String; 5]>,
+    sources: Vec<String>,
+}
+
+/// `metrics.json` of the stage `evaluate`.
+#[derive(Deserialize)]
+struct Evaluated {
+    r#final: Measurements,
+}
+
+#[derive(Deserialize)]
+struct Measurements {
+    measurements: Vec<Measured>,
+}
+
+#[derive(Deserialize)]
+struct Measured {
+    task: String,
+    split: String,
+    metric: String,
+    value: f64,
+    low: f64,
+    high: f64,
+}
+
+/// A file of `upcycle-evaluate on`, whose fields are `CLIP_benchmark`'s.
+#[derive(Deserialize)]
+struct Benchmarked {
+    dataset: String,
+    task: String,
+    metrics: std::collections::BTreeMap<String, Option<f64>>,
+}
+
+impl Results {
+    /// Reads `metrics.json` of the stage `evaluate`, or a set's JSON of `upcycle-evaluate on`.
+    pub fn read(files: &[PathBuf]) -> Result<Self> {
+        let mut results = Self::default();
+        for path in files {
+            let place = path.display();
+            let text =
+                std::fs::read_to_string(path).context(|| format!("reading {place}"))?;
+            results.rows.extend(rows(&text).ok_or_else(|| {
+                Error::usage(format!(
+                    "--metrics: {place} holds no measurements; expected metrics.json of the \
+                     stage evaluate, or a set's JSON file of upcycle-evaluate on"
+                ))
+            })?);
+            results.sources.push(format!("`{place}`"));
+        }
+        Ok(results)
+    }
+}
+
+/// The rows of one file of either kind; `None` if it is neither.
+fn rows(text: &str) -> Option<Vec<[String; 5]>> {
+    let percent = |value: f64| format!("{:.1}", 100.0 * value);
+
+    if let Ok(file) = serde_json::from_str::<Evaluated>(text) {
+        let row = |m: Measured| {
+            let interval = format!("{} to {}", percent(m.low), percent(m.high));
+            [cell(&m.task), cell(&m.split), cell(&m.metric), percent(m.value), interval]
+        };
+        return Some(file.r#final.measurements.into_iter().map(row).collect());
+    }
+
+    let file: Benchmarked = serde_json::from_str(text).ok()?;
+    // A metric that the set does not allow, as acc5 of four classes, is null.
+    let row = |(metric, value): (String, Option<f64>)| {
+        let none = "-".to_owned();
+        Some([cell(&file.task), cell(&file.dataset), cell(&metric), percent(value?), none])
+    };
+    Some(file.metrics.into_iter().filter_map(row).collect())
+}
+
+/// Text that cannot end its cell of a table.
+fn cell(text: &str) -> String {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    words.join(" ").replace('|', "\\|")
+}
+
+/// Writes a package: weights in one file, or in shards of at most `shard` bytes with an index.
+///
+/// Names and shapes are documented in `docs/checkpoints.md`; [`super::import`] reads it.
+pub fn export_upcycle(
+    folder: &Path,
+    package: &Package<'_>,
+    shard: Option<u64>,
+) -> Result<()> {
+    let Package { model, tokenizer, pictures, card } = package;
+    let shape = &model.config;
+    std::fs::create_dir_all(folder)
+        .context(|| format!("creating {}", folder.display()))?;
+
+    shards::write(folder, &model.tensors(), shard)?;
+    write_json(&folder.join(config::HUGGING_FACE), &hugging_face_config(shape)?)?;
+    for (name, text) in CODE {
+        write(&folder.join(name), text)?;
+    }
+
+    let vocabulary = tokenizer.json()?;
+    write(&folder.join("tokenizer.json"), &vocabulary)?;
+    let settings = tokenizer_config(&vocabulary, shape.text.context)?;
+    write_json(&folder.join("tokenizer_config.json"), &settings)?;
+
+    let side = shape.vision.image_size;
+    write_json(&folder.join("preprocessor_config.json"), &preprocessor(pictures, side))?;
+    write(&folder.join("README.md"), &card_of(shape, pictures, card)?)
+}
+
+/// Our `config.json` with the keys of Hugging Face.
+fn hugging_face_config(shape: &ClipConfig) -> Result<Value> {
+    let writing = || "writing config.json".to_owned();
+    let mut json = serde_json::to_value(shape).context(writing)?;
+    json["model_type"] = json!(MODEL_TYPE);
+    json["architectures"] = json!(["UpcycleClipModel"]);
+    json["auto_map"] = json!({
+        "AutoConfig": "configuration_upcycle.UpcycleClipConfig",
+        "AutoModel": "modeling_upcycle.UpcycleClipModel",
+        "AutoModelForZeroShotImageClassification": "modeling_upcycle.UpcycleClipModel",
+    });
+    Ok(json)
+}
+
+/// `tokenizer_config.json` beside a `tokenizer.json`.
+fn tokenizer_config(vocabulary: &str, context: usize) -> Result<Value> {
+    let json: Value =
+        serde_json::from_str(vocabulary).context(|| "reading the tokenizer".to_owned())?;
+    let marks: Vec<&str> = json["added_tokens"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|token| token["content"].as_str())
+        .collect();
+    let [.., start, end] = marks.as_slice() else {
+        return Err(Error::failed("the tokenizer does not name its start and end marks"));
+    };
+
+    // A caption that spells out a mark holds it only if the vocabulary is CLIP's in
+    // open_clip's spelling: that is what the weights were trained with.
+    let is_clip = json["model"]["end_of_word_suffix"] == "</w>";
+    let keeps_marks = is_clip && *end == "<end_of_text>";
+    Ok(json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": context,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "bos_token": start,
+        "eos_token": end,
+        "unk_token": end,
+        "pad_token": end,
+        "padding_side": "right",
+        "truncation_side": "right",
+        "split_special_tokens": !keeps_marks,
+        "clean_up_tokenization_spaces": false,
+    }))
+}
+
+/// `preprocessor_config.json`: the fields of `CLIPImageProcessor`, and our code, which has
+/// none of its differences.
+fn preprocessor(pictures: &Preprocessing, side: usize) -> Value {
+    json!({
+        "image_processor_type": "CLIPImageProcessor",
+        "auto_map": {
+            "AutoImageProcessor": "image_processing_upcycle.UpcycleImageProcessor",
+        },
+        "do_convert_rgb": true,
+        "do_resize": true,
+        "size": {"shortest_edge": side},
+        "resample": 3,
+        "do_center_crop": true,
+        "crop_size": {"height": side, "width": side},
+        "do_rescale": true,
+        "rescale_factor": 1.0 / 255.0,
+        "do_normalize": true,
+        "image_mean": pictures.mean,
+        "image_std": pictures.std,
+    })
+}
+
+/// The text of `README.md`.
+fn card_of(shape: &ClipConfig, pictures: &Preprocessing, card: &Card) -> Result<String> {
+    let facts: Vec<Vec<String>> = facts(shape, pictures)
+        .into_iter()
+        .map(|(name, value)| vec![name.to_owned(), value])
+        .collect();
+    let results: Vec<Vec<String>> = card.results.rows.iter().map(|r| r.to_vec()).collect();
+    let attribution: Vec<String> = card.attribution.iter().map(|l| cell(l)).collect();
+    let context = minijinja::context! {
+        name => card.name.as_str(),
+        version => env!("CARGO_PKG_VERSION"),
+        experts => shape.moe.as_ref().map(|moe| moe.experts),
+        origin => card.origin.as_deref(),
+        facts => facts,
+        results => results,
+        sources => card.results.sources.clone(),
+        attribution => attribution,
+    };
+    let text = Environment::new().render_named_str("card.md", CARD, context);
+    text.map(|text| text.trim_end().to_owned() + "\n")
+        .context(|| "writing the model card".to_owned())
+}
+
+/// The table of what the model is.
+fn facts(shape: &ClipConfig, pictures: &Preprocessing) -> Vec<(&'static str, String)> {
+    let (total, active) = crate::model::params::parameter_counts(shape);
+    let tower = |tower| {
+        let shape = shape.tower(tower);
+        format!(
+            "{} blocks of width {}, {} heads, FFN {}",
+            shape.layers, shape.width, shape.heads, shape.hidden
+        )
+    };
+    let (vision, text) = (&shape.vision, &shape.text);
+
+    let mut facts = vec![
+        ("parameters", format!("{total}, of which a token passes {active}")),
+        ("activation", shape.activation.name().to_owned()),
+        ("embedding", format!("{} values", shape.embed_dim)),
+        ("image tower", tower(Tower::Vision)),
+        ("text tower", tower(Tower::Text)),
+    ];
+    if let Some(moe) = &shape.moe {
+        let kept = moe.rank.map_or_else(String::new, |rank| {
+            format!(", kept as one shared FFN and a product of rank {rank} each")
+        });
+        facts.push((
+            "experts",
+            format!("{} per MoE layer, {} active per token{kept}", moe.experts, moe.top_k),
+        ));
+        facts.push((
+            "MoE layers",
+            format!(
+                "image blocks {:?}, text blocks {:?}, counted from 0",
+                moe.vision_blocks, moe.text_blocks
+            ),
+        ));
+    }
+    facts.push((
+        "pictures",
+        format!(
+            "{0} × {0} pixels in patches of {1}; mean {2:?}, std {3:?}",
+            vision.image_size, vision.patch, pictures.mean, pictures.std
+        ),
+    ));
+    facts.push((
+        "texts",
+        format!("{} tokens of a vocabulary of {}", text.context, text.vocabulary),
+    ));
+    facts
+}
+
+/// Removes Hugging Face's keys from a `config.json` of [`MODEL_TYPE`].
+pub(super) fn without_bookkeeping(mut map: Map<String, Value>) -> Map<String, Value> {
+    if map.get("model_type").is_some_and(|kind| kind == MODEL_TYPE) {
+        map.retain(|key, _| !BOOKKEEPING.contains(&key.as_str()));
+    }
+    map
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text).context(|| format!("writing {}", path.display()))
+}
