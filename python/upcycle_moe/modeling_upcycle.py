@@ -68,20 +68,24 @@ class UpcycleClipModel(Towers, PreTrainedModel):
         `attention_mask` changes nothing: padding follows the end of a text, and what follows the
         end is never seen. `return_loss` adds the symmetric contrastive loss of the batch.
         """
-        out = UpcycleClipOutput()
+        image, text, logits, loss = None, None, None, None
         if pixel_values is not None:
-            out.image_embeds = F.normalize(self.get_image_features(pixel_values), dim=-1)
+            image = F.normalize(self.get_image_features(pixel_values), dim=-1)
         if input_ids is not None:
-            out.text_embeds = F.normalize(self.get_text_features(input_ids), dim=-1)
-        if pixel_values is not None and input_ids is not None:
-            similarity = out.image_embeds @ out.text_embeds.T
-            out.logits_per_image = self.logit_scale.exp() * similarity
-            out.logits_per_text = out.logits_per_image.T
+            text = F.normalize(self.get_text_features(input_ids), dim=-1)
+        if image is not None and text is not None:
+            logits = self.logit_scale.exp() * image @ text.T
 
         if return_loss:
-            if out.logits_per_image is None:
+            if logits is None:
                 raise ValueError("return_loss needs both pixel_values and input_ids")
-            own = torch.arange(len(out.logits_per_image), device=out.logits_per_image.device)
-            image_loss = F.cross_entropy(out.logits_per_image, own)
-            out.loss = (image_loss + F.cross_entropy(out.logits_per_text, own)) / 2
+            own = torch.arange(logits.shape[0], device=logits.device)
+            loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+        out = UpcycleClipOutput(
+            loss=loss,
+            logits_per_image=logits,
+            logits_per_text=None if logits is None else logits.T,
+            text_embeds=text,
+            image_embeds=image,
+        )
         return out if return_dict or return_dict is None else out.to_tuple()

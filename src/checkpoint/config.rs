@@ -337,10 +337,9 @@ fn own(path: &Path, asked: Option<Activation>) -> Result<Option<ClipConfig>> {
     }
     let place = section.place;
     let own = package::without_bookkeeping(section.map);
-    let config: ClipConfig =
-        serde_json::from_value(Value::Object(own)).map_err(|e| {
-            Error::corrupt(format!("{place} is not a model's shape")).caused_by(e)
-        })?;
+    let config: ClipConfig = serde_json::from_value(Value::Object(own)).map_err(|e| {
+        Error::corrupt(format!("{place} is not a model's shape")).caused_by(e)
+    })?;
     decide(Stated::Named(config.activation), asked)?;
     Ok(Some(config))
 }

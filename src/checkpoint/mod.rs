@@ -10,6 +10,7 @@
 mod config;
 mod export;
 mod layout;
+mod lineage;
 mod package;
 mod pickle;
 mod positions;
@@ -28,6 +29,7 @@ use crate::model::{Checkpoint, ClipConfig};
 use layout::Layout;
 
 pub use export::{export_hugging_face, export_open_clip};
+pub use lineage::Lineage;
 pub use package::{Card, Package, Results, export_upcycle};
 pub use positions::resize_positions;
 pub use preprocess::{PREPROCESS, Preprocessing};
@@ -81,6 +83,14 @@ pub fn read_as_kept(path: &Path, activation: Option<Activation>) -> Result<Check
 pub fn shape(folder: &Path, activation: Option<Activation>) -> Result<ClipConfig> {
     config::of_folder(folder, activation)
         .context(|| format!("finding the shape of the model in {}", folder.display()))
+}
+
+/// The folder of a checkpoint, which may be named by its file of weights.
+pub fn folder_of(checkpoint: &Path) -> &Path {
+    if checkpoint.is_dir() {
+        return checkpoint;
+    }
+    checkpoint.parent().unwrap_or_else(|| Path::new(""))
 }
 
 /// The file of weights, or the index of several, that a path means.

@@ -11,8 +11,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::export::write_json;
+use super::lineage::Lineage;
 use super::preprocess::Preprocessing;
 use super::{config, shards};
+use crate::data::Meta;
 use crate::error::{Context, Error, Result};
 use crate::model::{Checkpoint, ClipConfig, Tower};
 use crate::text::Tokenizer;
@@ -41,10 +43,7 @@ const CODE: [(&str, &str); 5] = [
         "image_processing_upcycle.py",
         include_str!("../../python/upcycle_moe/image_processing_upcycle.py"),
     ),
-    (
-        "modeling_upcycle.py",
-        include_str!("../../python/upcycle_moe/modeling_upcycle.py"),
-    ),
+    ("modeling_upcycle.py", include_str!("../../python/upcycle_moe/modeling_upcycle.py")),
     ("network_upcycle.py", include_str!("../../python/upcycle_moe/network_upcycle.py")),
     ("LICENSE-code.txt", include_str!("../../LICENSE")),
 ];
@@ -76,6 +75,26 @@ pub struct Card {
     pub attribution: Vec<String>,
     /// Measurements, and the files they were read from.
     pub results: Results,
+}
+
+impl Card {
+    /// The card of a model; the data set that it was trained on tells whose pictures they are.
+    pub fn new(name: &str, lineage: Option<&Lineage>, results: Results) -> Result<Self> {
+        let attribution = lineage.map(attribution).transpose()?.unwrap_or_default();
+        let origin = lineage.map(|lineage| lineage.origin.clone());
+        Ok(Self { name: name.to_owned(), origin, attribution, results })
+    }
+}
+
+/// The field `attribution` of a data set.
+fn attribution(lineage: &Lineage) -> Result<Vec<String>> {
+    let path = lineage.description();
+    let place = path.display();
+    let text = std::fs::read_to_string(&path).context(|| format!("reading {place}"))?;
+    let meta: Meta = serde_json::from_str(&text).map_err(|e| {
+        Error::corrupt(format!("{place} is not a valid dataset.json")).caused_by(e)
+    })?;
+    Ok(meta.layout.attribution)
 }
 
 /// Measurements of a model, in the order of their files: task, split, metric, value and
@@ -151,7 +170,13 @@ fn rows(text: &str) -> Option<Vec<[String; 5]>> {
     // A metric that the set does not allow, as acc5 of four classes, is null.
     let row = |(metric, value): (String, Option<f64>)| {
         let none = "-".to_owned();
-        Some([cell(&file.task), cell(&file.dataset), cell(&metric), percent(value?), none])
+        Some([
+            cell(&file.task),
+            cell(&file.dataset),
+            cell(&metric),
+            percent(value?),
+            none,
+        ])
     };
     Some(file.metrics.into_iter().filter_map(row).collect())
 }
@@ -207,8 +232,8 @@ fn hugging_face_config(shape: &ClipConfig) -> Result<Value> {
 
 /// `tokenizer_config.json` beside a `tokenizer.json`.
 fn tokenizer_config(vocabulary: &str, context: usize) -> Result<Value> {
-    let json: Value =
-        serde_json::from_str(vocabulary).context(|| "reading the tokenizer".to_owned())?;
+    let json: Value = serde_json::from_str(vocabulary)
+        .context(|| "reading the tokenizer".to_owned())?;
     let marks: Vec<&str> = json["added_tokens"]
         .as_array()
         .into_iter()
@@ -266,7 +291,8 @@ fn card_of(shape: &ClipConfig, pictures: &Preprocessing, card: &Card) -> Result<
         .into_iter()
         .map(|(name, value)| vec![name.to_owned(), value])
         .collect();
-    let results: Vec<Vec<String>> = card.results.rows.iter().map(|r| r.to_vec()).collect();
+    let results: Vec<Vec<String>> =
+        card.results.rows.iter().map(|r| r.to_vec()).collect();
     let attribution: Vec<String> = card.attribution.iter().map(|l| cell(l)).collect();
     let context = minijinja::context! {
         name => card.name.as_str(),
@@ -308,7 +334,10 @@ fn facts(shape: &ClipConfig, pictures: &Preprocessing) -> Vec<(&'static str, Str
         });
         facts.push((
             "experts",
-            format!("{} per MoE layer, {} active per token{kept}", moe.experts, moe.top_k),
+            format!(
+                "{} per MoE layer, {} active per token{kept}",
+                moe.experts, moe.top_k
+            ),
         ));
         facts.push((
             "MoE layers",
@@ -342,4 +371,90 @@ pub(super) fn without_bookkeeping(mut map: Map<String, Value>) -> Map<String, Va
 
 fn write(path: &Path, text: &str) -> Result<()> {
     std::fs::write(path, text).context(|| format!("writing {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::text;
+
+    fn own_vocabulary() -> String {
+        let texts = vec!["red circle".to_owned(), "red square".to_owned()];
+        text::train(&texts, 262).unwrap()
+    }
+
+    fn clip_vocabulary(spelling: [&str; 2]) -> String {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/fixtures/tokenizer/toy_bpe.txt.gz");
+        let json = Tokenizer::open(&path).unwrap().json().unwrap();
+        json.replace("<start_of_text>", spelling[0]).replace("<end_of_text>", spelling[1])
+    }
+
+    #[test]
+    fn a_caption_keeps_marks_only_where_open_clip_would() {
+        let ours = ["<start_of_text>", "<end_of_text>"];
+        let theirs = ["<|startoftext|>", "<|endoftext|>"];
+        for (vocabulary, spelling, splits) in [
+            (own_vocabulary(), ours, true),
+            (clip_vocabulary(ours), ours, false),
+            (clip_vocabulary(theirs), theirs, true),
+        ] {
+            let config = tokenizer_config(&vocabulary, 16).unwrap();
+            assert_eq!(config["split_special_tokens"], splits, "{spelling:?}");
+            assert_eq!([&config["bos_token"], &config["eos_token"]], spelling);
+            assert_eq!(config["pad_token"], spelling[1]);
+            assert_eq!(config["model_max_length"], 16);
+        }
+        assert!(tokenizer_config("{}", 16).is_err());
+    }
+
+    #[test]
+    fn measurements_of_both_kinds_are_read_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            fs::write(&path, text).unwrap();
+            path
+        };
+        let measured = json!({"task": "concept", "split": "a|b", "metric": "acc1",
+            "value": 0.5, "low": 0.25, "high": 0.754, "n": 8});
+        let stage = json!({
+            "init": {"measurements": []},
+            "final": {"measurements": [measured], "choices": [], "notes": []},
+        });
+        let set = json!({"dataset": "wds/cars", "model": "m", "task": "zeroshot",
+            "metrics": {"acc1": 0.25, "acc5": null}});
+        let files =
+            [file("a.json", &stage.to_string()), file("b.json", &set.to_string())];
+
+        let results = Results::read(&files).unwrap();
+        assert_eq!(
+            results.rows,
+            [
+                ["concept", "a\\|b", "acc1", "50.0", "25.0 to 75.4"],
+                ["zeroshot", "wds/cars", "acc1", "25.0", "-"],
+            ]
+        );
+        assert_eq!(results.sources.len(), 2);
+
+        let bad = file("c.json", r#"{"metrics": 3}"#);
+        let error = Results::read(&[bad]).unwrap_err().to_string();
+        assert!(error.contains("c.json holds no measurements"), "{error}");
+    }
+
+    #[test]
+    fn only_bookkeeping_of_our_own_kind_of_model_is_left_out() {
+        let read = |json: Value| match json {
+            Value::Object(map) => without_bookkeeping(map),
+            _ => Map::new(),
+        };
+        let ours =
+            read(json!({"model_type": MODEL_TYPE, "dtype": "float32", "moe": null,
+            "qk_norm": true}));
+        assert_eq!(ours.keys().collect::<Vec<_>>(), ["moe", "qk_norm"]);
+        let theirs = json!({"model_type": "clip", "dtype": "float32"});
+        assert_eq!(Value::Object(read(theirs.clone())), theirs);
+    }
 }

@@ -13,6 +13,7 @@ use crate::engine::candle::ReferenceClip;
 use crate::io::tensors::Tensor;
 use crate::model::names::{self, Part, Place};
 use crate::model::{Moe, TextConfig, Tower, VisionConfig};
+use crate::text::Tokenizer;
 
 const FIXTURES: [(&str, Activation); 2] = [
     ("clip-tiny-gelu", Activation::Gelu),
@@ -354,17 +355,25 @@ fn shards_are_the_same_model_and_no_larger_than_asked() {
     let (hf, own) = (base.path().join("hf"), base.path().join("own"));
     let pictures = Preprocessing { mean: [0.1, 0.2, 0.3], std: [0.4, 0.5, 0.6] };
     export_hugging_face(&hf, &config, &tensors, &pictures, Some(40_000)).unwrap();
-    export_upcycle(&own, &model, Some(40_000)).unwrap();
+    let tokenizer = Tokenizer::open(&fixture("tokenizer", "toy_bpe.txt.gz")).unwrap();
+    let card = Card::default();
+    let package = Package {
+        model: &model,
+        tokenizer: &tokenizer,
+        pictures: &pictures,
+        card: &card,
+    };
+    export_upcycle(&own, &package, Some(40_000)).unwrap();
     for folder in [&hf, &own] {
         assert!(!folder.join("model.safetensors").exists());
         assert!(import(folder, None).unwrap() == (config.clone(), tensors.clone()));
         assert_eq!(shape(folder, None).unwrap(), config);
-        let sizes =
-            fs::read_dir(folder).unwrap().map(|e| e.unwrap().metadata().unwrap().len());
-        assert!(sizes.max().unwrap() < 50_000);
+        let files = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path());
+        let shards = files.filter(|p| p.extension().is_some_and(|e| e == "safetensors"));
+        assert!(shards.map(|p| p.metadata().unwrap().len()).max().unwrap() < 50_000);
     }
     assert_eq!(Preprocessing::beside(&hf).unwrap(), Some(pictures));
-    assert_eq!(Preprocessing::beside(&own).unwrap(), None);
+    assert_eq!(Preprocessing::beside(&own).unwrap(), Some(pictures));
     let published =
         Preprocessing::beside(&fixture("clip-tiny-gelu", "open_clip")).unwrap();
     assert!(published.is_none_or(|found| found == Preprocessing::OPENAI));

@@ -7,16 +7,17 @@ use clap::{ArgAction, Command};
 
 use super::import::{describe, preprocessing};
 use super::{output, tool};
-use crate::checkpoint::{self, Card, Package, Preprocessing, Results};
+use crate::checkpoint::{self, Card, Lineage, Package, Preprocessing, Results};
 use crate::config::Activation;
 use crate::error::{Error, Result};
-use crate::text::Tokenizer;
+use crate::model::{Checkpoint, ClipConfig};
+use crate::text::{FILES, Tokenizer};
 
 const EXAMPLES: &str = "\
 Examples:
   upcycle-export --checkpoint artifacts/pretrain/s1/current --layout hf --out dense-hf
   upcycle-export --checkpoint artifacts/train/sparse-s1/current --layout upcycle \\
-      --tokenizer artifacts/dataset/current --shard-size 2GB --out moe
+      --metrics artifacts/evaluate/sparse-s1/current/metrics.json --shard-size 2GB --out moe
   upcycle-export --checkpoint dense --layout open_clip --preprocess dataset.json --out oc
 
 The first two layouts are for dense models. `upcycle` holds any, in one folder that loads in
@@ -50,7 +51,8 @@ struct ExportArgs {
     /// `dataset.json` [default: what the checkpoint's folder says, else `OpenAI`'s].
     #[arg(long, value_name = "FILE")]
     preprocess: Option<PathBuf>,
-    /// The model's tokenizer, for the layout `upcycle` [default: the one in its folder].
+    /// The model's tokenizer, for the layout `upcycle` [default: the one in its folder, else
+    /// that of the data set it was trained on].
     #[arg(long, value_name = "PATH")]
     tokenizer: Option<PathBuf>,
     /// Measurements for the model card of the layout `upcycle`: `metrics.json` of the stage
@@ -96,14 +98,8 @@ fn run(args: ExportArgs) -> Result<Vec<String>> {
         };
     match args.layout {
         Target::Upcycle => {
-            let tokenizer = Tokenizer::open(args.tokenizer.as_deref().unwrap_or(&args.checkpoint))?;
-            let card = Card {
-                name: args.out.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-                results: Results::read(&args.metrics)?,
-                ..Card::default()
-            };
-            let package =
-                Package { model: &model, tokenizer: &tokenizer, pictures: &pictures()?, card: &card };
+            let extras = Extras::find(&args, config)?;
+            let package = extras.package(&model);
             output::folder(&args.out, |folder| {
                 checkpoint::export_upcycle(folder, &package, shard)
             })?;
@@ -125,6 +121,63 @@ fn run(args: ExportArgs) -> Result<Vec<String>> {
     }
     lines.push(format!("wrote {}", args.out.display()));
     Ok(lines)
+}
+
+/// What the layout `upcycle` holds beside the weights.
+struct Extras {
+    tokenizer: Tokenizer,
+    pictures: Preprocessing,
+    card: Card,
+}
+
+impl Extras {
+    /// Takes what the arguments name, else what lies beside the checkpoint, else what the data
+    /// set has that the checkpoint was trained on.
+    fn find(args: &ExportArgs, config: &ClipConfig) -> Result<Self> {
+        let place = args.checkpoint.display();
+        let lineage = Lineage::of(&args.checkpoint)?;
+
+        let beside = checkpoint::folder_of(&args.checkpoint);
+        let has_vocabulary = FILES.iter().any(|file| beside.join(file).is_file());
+        let tokenizer = match (&args.tokenizer, &lineage) {
+            (Some(path), _) => Tokenizer::open(path)?,
+            (None, _) if has_vocabulary => Tokenizer::open(beside)?,
+            (None, Some(lineage)) => Tokenizer::open(&lineage.dataset)?,
+            (None, None) => {
+                return Err(Error::usage(format!(
+                    "{place} has no tokenizer, and the layout upcycle holds one: give \
+                     --tokenizer"
+                )));
+            }
+        };
+        let (found, expected) = (tokenizer.vocabulary(), config.text.vocabulary);
+        if found != expected {
+            return Err(Error::usage(format!(
+                "the tokenizer has {found} entries, the model expects {expected}: give \
+                 --tokenizer the one that the model was trained with"
+            )));
+        }
+
+        let pictures = match (&args.preprocess, &lineage) {
+            (Some(path), _) => Some(preprocessing(path)?),
+            (None, None) => Preprocessing::beside(&args.checkpoint)?,
+            (None, Some(lineage)) => Some(Preprocessing::read(&lineage.description())?),
+        };
+        let Some(pictures) = pictures else {
+            return Err(Error::usage(format!(
+                "{place} does not say how pictures are normalised: give --preprocess"
+            )));
+        };
+
+        let name = args.out.file_name().unwrap_or_default().to_string_lossy();
+        let card = Card::new(&name, lineage.as_ref(), Results::read(&args.metrics)?)?;
+        Ok(Self { tokenizer, pictures, card })
+    }
+
+    fn package<'a>(&'a self, model: &'a Checkpoint) -> Package<'a> {
+        let Self { tokenizer, pictures, card } = self;
+        Package { model, tokenizer, pictures, card }
+    }
 }
 
 /// Bytes, as in `5GB`, `512MiB` or `1000000`.
