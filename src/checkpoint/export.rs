@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::layout::{self, Layout};
 use super::preprocess::Preprocessing;
+use super::shards::write_json;
 use super::{config, shards};
 use crate::config::Activation;
 use crate::error::{Context, Error, Result};
@@ -149,10 +150,4 @@ fn ratio(hidden: usize, width: usize) -> f64 {
 
 fn create(folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).context(|| format!("creating {}", folder.display()))
-}
-
-/// Writes indented JSON.
-pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
-    std::fs::write(path, format!("{value:#}\n"))
-        .context(|| format!("writing {}", path.display()))
 }

@@ -1,7 +1,8 @@
-//! Command lines: of the stages, and of the tools beside the pipeline.
+//! Command lines: those of the stages, and those of the tools beside the pipeline.
 //!
-//! The clock of the store apart, this is the only place that reads the environment. An error
-//! is one line, and one line per cause; exit codes are those of [`crate::error::Kind`].
+//! Apart from the clock of the store, this is the only place that reads the environment. An
+//! error is one line, followed by one line per cause; exit codes are those of
+//! [`crate::error::Kind`].
 
 pub mod evaluate_on;
 pub mod export;
@@ -24,23 +25,24 @@ use crate::config::{self, Config, Overrides};
 use crate::error::{Error, Kind, Result};
 use crate::pipeline::{Panics, source};
 
-/// Where the pipeline is described and where its results are.
+/// Where the pipeline is described and where its results are. Programs with subcommands take
+/// these arguments before and after the subcommand.
 #[derive(Debug, Clone, Args)]
 pub struct Location {
     /// The configuration.
-    #[arg(long, value_name = "FILE", default_value = "pipeline.yaml")]
+    #[arg(long, global = true, value_name = "FILE", default_value = "pipeline.yaml")]
     pub config: PathBuf,
     /// The folder of results.
-    #[arg(long, value_name = "DIR", default_value = "artifacts")]
+    #[arg(long, global = true, value_name = "DIR", default_value = "artifacts")]
     pub artifacts: PathBuf,
     /// The folder of downloaded packages.
-    #[arg(long, value_name = "DIR", default_value = ".cache/npm")]
+    #[arg(long, global = true, value_name = "DIR", default_value = ".cache/npm")]
     pub cache: PathBuf,
     /// Lay this entry of `profiles` over the configuration.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, global = true, value_name = "NAME")]
     pub profile: Option<String>,
     /// Set one parameter; may be repeated.
-    #[arg(long, value_name = "KEY=VALUE", action = ArgAction::Append)]
+    #[arg(long, global = true, value_name = "KEY=VALUE", action = ArgAction::Append)]
     pub set: Vec<String>,
 }
 
@@ -64,30 +66,30 @@ fn tool<A: Args>(
 ) -> ExitCode {
     let panics = Panics::default();
     panics.install();
-    let work = || {
-        let command = A::augment_args(command).version(env!("CARGO_PKG_VERSION"));
-        let Some(matches) = parse(command, std::env::args_os())? else { return Ok(()) };
-        let args = A::from_arg_matches(&matches)
-            .map_err(|e| Error::usage("wrong arguments").caused_by(e))?;
-        print(&run(args)?)
+    let command = command.version(env!("CARGO_PKG_VERSION"));
+    let work = || match parse::<A>(command, std::env::args_os())? {
+        Some(args) => print(&run(args)?),
+        None => Ok(()),
     };
     exit(work, &panics)
 }
 
 /// Parses a command line; `None` after help or version were printed.
-fn parse(
+fn parse<A: Args>(
     command: Command,
     args: impl IntoIterator<Item = OsString>,
-) -> Result<Option<clap::ArgMatches>> {
-    match command.try_get_matches_from(args) {
-        Ok(matches) => Ok(Some(matches)),
+) -> Result<Option<A>> {
+    let matches = match A::augment_args(command).try_get_matches_from(args) {
+        Ok(matches) => matches,
         Err(error) if error.use_stderr() => {
+            // clap writes "error: " itself, and so do we.
             let text = error.render().to_string();
-            let text = text.trim_start_matches("error: ").trim_end().to_owned();
-            Err(Error::usage(text))
+            return Err(Error::usage(text.trim_start_matches("error: ").trim_end()));
         }
-        Err(error) => error.print().map(|()| None).map_err(closed),
-    }
+        Err(help) => return help.print().map(|()| None).map_err(closed),
+    };
+    let args = A::from_arg_matches(&matches);
+    args.map(Some).map_err(|e| Error::usage("the arguments are not valid").caused_by(e))
 }
 
 /// Prints results to standard output.
@@ -99,6 +101,7 @@ fn print(lines: &[String]) -> Result<()> {
     out.flush().map_err(closed)
 }
 
+/// A reader that has gone ends a program quietly; other failures to print are errors.
 fn closed(error: std::io::Error) -> Error {
     if error.kind() == std::io::ErrorKind::BrokenPipe {
         Error::new(Kind::ClosedPipe, "standard output was closed")
@@ -121,6 +124,7 @@ fn exit(run: impl FnOnce() -> Result<()>, panics: &Panics) -> ExitCode {
     }
 }
 
+/// Prints an error and its causes to standard error, one per line.
 fn report(error: &Error) {
     let mut text = format!("error: {error}\n");
     let mut cause = std::error::Error::source(error);
@@ -130,11 +134,11 @@ fn report(error: &Error) {
         text.push('\n');
         cause = inner.source();
     }
-    // Nothing is left to tell anybody if standard error is gone.
+    // If standard error is gone, there is nobody left to tell.
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }
 
-/// What the environment says to the store.
+/// What the store needs to know of the environment.
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
 fn options() -> Options {
     Options {

@@ -326,10 +326,49 @@ pub enum Labels {
     Shuffled,
 }
 
+impl Labels {
+    /// The name in configurations.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Clusters => "clusters",
+            Self::Shuffled => "shuffled",
+        }
+    }
+}
+
+/// Which directions of the outputs a subspace variant keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Directions {
+    /// Those of the largest energy: the paper's.
+    #[default]
+    Top,
+    /// Random ones inside the column space of W, as many as `top` keeps.
+    RandomRank,
+    /// Random ones inside the column space of W, as many as it takes to retain τ.
+    RandomEnergy,
+}
+
+impl Directions {
+    /// The name in configurations.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Top => "top",
+            Self::RandomRank => "random-rank",
+            Self::RandomEnergy => "random-energy",
+        }
+    }
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+    fn is_top(&self) -> bool {
+        *self == Self::Top
+    }
+}
+
 /// What the moments are taken about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Centre {
+pub enum Center {
     /// About the origin: the paper's form.
     None,
     /// About the cluster's mean: exact on the mean (METHOD §2.3).
@@ -342,8 +381,12 @@ pub enum Centre {
 pub struct SubspacesConfig {
     /// Whose labels.
     pub labels: Labels,
+    /// Which directions; those of the largest energy if absent.
+    #[serde(default, skip_serializing_if = "Directions::is_top")]
+    pub directions: Directions,
     /// What the moments are taken about.
-    pub centre: Centre,
+    #[serde(rename = "centre")]
+    pub center: Center,
     /// Energy τ that the kept rank must retain.
     pub tau: f64,
     /// Smallest rank.
@@ -404,6 +447,9 @@ pub struct InitConfig {
     /// Share of hidden units (drop) or singular directions (drop-svd) drawn anew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ratio: Option<f64>,
+    /// How much of what the subspace discards is taken away (soft-truncation).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alpha: Option<f64>,
     /// Rank of what tells experts of `ders-lm` apart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rank: Option<usize>,

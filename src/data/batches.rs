@@ -139,7 +139,7 @@ impl Batches {
         }
         let values = 3 * self.split.side() * self.split.side();
         let mut pixels = vec![0.0; size * values];
-        par::try_for_each_piece(&mut pixels, values, |i, picture| {
+        par::try_for_each_chunk(&mut pixels, values, |i, picture| {
             let name = format!("batches/augment/{step}/{i}");
             let mut stream = rng::stream(self.plan.seed, &name);
             self.augmenter.apply(&self.split.planes(rows[i])?, &mut stream, picture);

@@ -125,7 +125,7 @@ impl LowRank {
     pub fn merge(&self, values: &[f32], out: &mut [f32]) {
         let stacked = |made: &Made| !matches!(made, Made::Copy(_));
         let mut work = split(out, &self.merged, self.experts, stacked);
-        par::for_each_piece(&mut work, 1, |_, pieces| {
+        par::for_each_chunk(&mut work, 1, |_, pieces| {
             for (target, made, expert) in pieces {
                 match made {
                     Made::Copy(from) | Made::Repeated(from) => {
@@ -152,7 +152,7 @@ impl LowRank {
     pub fn pull_back(&self, values: &[f32], gradient: &[f32], out: &mut [f32]) {
         let stacked = |p: &Pulled| matches!(p, Pulled::Down { .. } | Pulled::Up { .. });
         let mut work = split(out, &self.kept, self.experts, stacked);
-        par::for_each_piece(&mut work, 1, |_, pieces| {
+        par::for_each_chunk(&mut work, 1, |_, pieces| {
             for (target, pulled, expert) in pieces {
                 match pulled {
                     Pulled::Copy(from) => target.copy_from_slice(&gradient[from.clone()]),

@@ -9,8 +9,8 @@ use crate::artifact::{External, Place};
 use crate::config::DatasetConfig;
 use crate::error::{Context as _, Result};
 
-/// Lists the files that a source of pairs reads. A function and not a call, because the
-/// pipeline knows no stage.
+/// Lists the files that a source of pairs reads. A node holds it as a value, because the
+/// pipeline does not know the stage that has it.
 pub type ListPairs = fn(&DatasetConfig) -> Result<Vec<External>>;
 
 /// Which files of an upstream result a node reads.
@@ -18,7 +18,7 @@ pub type ListPairs = fn(&DatasetConfig) -> Result<Vec<External>>;
 pub enum Files {
     /// All of them.
     All,
-    /// These, which must be there.
+    /// These, all of which must exist.
     Listed(&'static [&'static str]),
 }
 

@@ -1,7 +1,7 @@
 //! What people see while a stage works: bars on a terminal, plain lines elsewhere.
 //!
 //! Everything goes to standard error; standard output is for results. A closed or full
-//! standard error is no reason to stop working, so failures to print are dropped.
+//! standard error is not a reason to stop working, so failures to print are ignored.
 
 use std::io::{IsTerminal as _, Write as _};
 
@@ -42,7 +42,7 @@ impl Console {
             return;
         }
         let print = || {
-            // See the module: a message that cannot be printed is dropped.
+            // See the module: a message that cannot be printed is given up.
             let _ = writeln!(std::io::stderr().lock(), "{text}");
         };
         match &self.bars {

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::files;
-use crate::analysis::{self, ExpertWeights, LayerAnalysis, LayerView};
+use crate::analysis::{self, LayerAnalysis, LayerView};
 use crate::config::AnalyzeConfig;
 use crate::data::Dataset;
 use crate::engine::cpu::clip::{Clip, Engine, Pairs};
@@ -106,15 +106,13 @@ fn analyse(
         }
     }
     let n = probs.len() / e;
-    let experts: Vec<ExpertWeights<'_>> =
-        layer.experts.iter().map(|t| ExpertWeights { fc1: t.fc1, fc2: t.fc2 }).collect();
-    analysis::analyse_layer(&LayerView {
+    analysis::analyze_layer(&LayerView {
         probs: &Matrix::new(n, e, probs)?,
         top_k,
         assigned: &assigned,
         outputs: &Matrix::new(n, d, outputs)?,
-        experts: &experts,
-        dense: Some(ExpertWeights { fc1: base.fc1, fc2: base.fc2 }),
+        experts: &layer.experts,
+        dense: Some(*base),
     })
 }
 

@@ -4,11 +4,10 @@
 //! `iterations.parquet`.
 
 use linfa::ParamGuard;
-
 use serde::{Deserialize, Serialize};
 
 use super::files;
-use crate::cluster::{Rows, SphericalKMeans, SphericalKMeansModel};
+use crate::cluster::{RowSlice, SphericalKMeans, SphericalKMeansModel};
 use crate::config::ClusterConfig;
 use crate::error::{Context, Error, Result};
 use crate::io::table::{Column, Table};
@@ -32,7 +31,7 @@ pub const STAGE: Stage = Stage {
 pub struct ClusterParams {
     /// Section `cluster`.
     pub cluster: ClusterConfig,
-    /// Clusters of a layer: `moe.experts`.
+    /// Number of clusters of each layer: `moe.experts`.
     pub clusters: usize,
     /// Seed of this base.
     pub seed: u64,
@@ -43,6 +42,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     let params: ClusterParams = job.params()?;
     let layers = layers(job)?;
     job.progress.start(layers.len(), "layers");
+
     let mut out = Outputs::default();
     let mut centroids = Tensors::new();
     for (tower, layer) in layers {
@@ -50,6 +50,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
         let file = format!("{}-{layer}.parquet", tower.name());
         let table = Table::read(&job.input("activations", &file)?)?;
         let (width, data) = table.vectors("x")?;
+
         let checked = SphericalKMeans::params(params.clusters)
             .iterations(params.cluster.iterations)
             .restarts(params.cluster.restarts)
@@ -57,14 +58,16 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
             .seed(layer_seed(params.seed, &name))
             .check()?;
         let model = checked
-            .fit_rows(&Rows::new(width, data)?)
+            .fit_rows(&RowSlice::new(width, data)?)
             .context(|| format!("clustering {name}"))?;
+
         job.draft.metric(&format!("objective_{name}"), model.objective);
         let shape = vec![params.clusters, width];
         centroids.insert(name, Tensor::new(shape, model.centroids.data().to_vec())?);
         out.add(tower, layer, &table, &model)?;
         job.progress.advance(1);
     }
+
     tensors::write(&job.output("centroids.safetensors"), &centroids)?;
     out.write(job)
 }
@@ -86,9 +89,13 @@ fn layers(job: &Job<'_>) -> Result<Vec<(Tower, usize)>> {
             }
         }
     }
+
     if layers.is_empty() {
         let folder = folder.display();
-        return Err(Error::corrupt(format!("no recorded layer in {folder}")));
+        return Err(Error::corrupt(format!(
+            "{folder} has no recorded layer, expected files like vision-1.parquet; make the \
+             stage activations again"
+        )));
     }
     Ok(layers)
 }

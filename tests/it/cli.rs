@@ -38,6 +38,7 @@ fn wrong_usage_and_configuration_exit_with_2() {
         let text = errors(&output);
         assert!(text.starts_with("error: ") && !text.contains("panicked"), "{text}");
     }
+
     let text = errors(&run(CLUSTER, &["--set", "train.balanse=1"]));
     assert!(text.contains("did you mean balance?"), "{text}");
 }
@@ -79,6 +80,7 @@ fn a_closed_standard_output_ends_quietly_with_141() {
         child.stdout.take().unwrap().read_to_string(&mut code).unwrap();
         child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
         child.wait().unwrap();
+
         // The reader may also have been slower than we are: then all is well.
         assert!(["0", "141"].contains(&code.trim()), "{code}");
         assert!(!errors.contains("panicked") && !errors.contains("error"), "{errors}");
@@ -96,6 +98,7 @@ fn a_reader_that_is_already_gone_gives_141_every_time() {
     ] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
+
         let output = Command::new(program)
             .args(["--config", concat!(env!("CARGO_MANIFEST_DIR"), "/pipeline.yaml")])
             .args(args)
@@ -117,6 +120,7 @@ fn inspect_answers_in_lines_and_in_json() {
     assert!(output.status.success(), "{output:?}");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(text.contains("dataset") && text.contains("first run"), "{text}");
+
     for ask in [&["status"][..], &["why"], &["dag"], &["verify"], &["gc"]] {
         let output = run(INSPECT, &[ask, &["--json", "--profile", "smoke"]].concat());
         let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -125,6 +129,7 @@ fn inspect_answers_in_lines_and_in_json() {
     for format in ["ascii", "dot", "mermaid"] {
         assert!(run(INSPECT, &["dag", "--format", format]).status.success());
     }
+
     let output = run(INSPECT, &["show", "trian/sparse-s1"]);
     assert!(errors(&output).contains("did you mean train/sparse-s1?"), "{output:?}");
 }
@@ -139,6 +144,7 @@ fn the_speed_of_a_training_step_can_be_asked_for() {
     assert_eq!(names, ["dense", "moe", "moe-eesd"]);
     assert!(rows.iter().all(|row| row["median_ms"].as_f64().unwrap() > 0.0));
     assert!(value["peak_bytes"].as_u64().unwrap() > 1 << 20);
+
     let output = run(INSPECT, &["speed", "--steps", "0"]);
     assert!(errors(&output).contains("--steps must be positive"), "{output:?}");
 }

@@ -21,6 +21,7 @@ fn the_makefile_has_the_graph_of_the_plan() {
         let reads = planned.entry(node.stage.to_owned()).or_default();
         reads.extend(node.inputs.iter().map(|upstream| upstream.place.stage.clone()));
     }
+
     let text = fs::read_to_string(root().join("Makefile")).unwrap();
     let mut written: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for line in text.lines() {
@@ -43,8 +44,10 @@ fn make(args: &[&str]) -> Output {
         fs::write(&path, script).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     }
+    // The stamp says that the build is newer than its sources.
     let stamp = folder.path().join(".upcycle-built");
     fs::write(&stamp, "").unwrap();
+
     Command::new("make")
         .arg("-C")
         .arg(root())
@@ -89,6 +92,7 @@ fn flags_of_make_become_flags_of_the_stages() {
             );
         }
     }
+
     for plain in [vec![], vec!["-k"], vec!["-s"], vec!["THREADS=2"], vec!["SET=a.n=q"]] {
         let lines = lines(&make(&plain));
         let clean = |l: &String| !l.contains("--dry-run") && !l.contains("--check");

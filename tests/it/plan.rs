@@ -61,6 +61,7 @@ fn complete(set: &[&str], models: usize) {
         }
         assert!(seen.insert(node.place.clone()), "{} twice", node.place);
     }
+
     let reached: BTreeSet<&str> = nodes.iter().map(|node| node.stage).collect();
     assert_eq!(reached, stage::names().collect(), "stages without a node, or unknown");
     let count = |stage| seen.iter().filter(|place| place.stage == stage).count();

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{ArgAction, Args as _, Command, FromArgMatches as _};
+use clap::{ArgAction, Command};
 use serde_json::json;
 
 use self::measure::{Model, Report};
@@ -125,15 +125,13 @@ pub fn main() -> ExitCode {
     panics.install();
     let run = || {
         let name = "upcycle-evaluate on";
-        let command = OnArgs::augment_args(Command::new("on"))
+        let command = Command::new("on")
             .bin_name(name)
             .display_name(name)
             .about("Measures a checkpoint on evaluation sets, as CLIP_benchmark does.")
             .after_help(EXAMPLES);
         let args = std::env::args_os().skip(1);
-        let Some(matches) = cli::parse(command, args)? else { return Ok(()) };
-        let args = OnArgs::from_arg_matches(&matches)
-            .map_err(|e| Error::usage("wrong arguments").caused_by(e))?;
+        let Some(args) = cli::parse::<OnArgs>(command, args)? else { return Ok(()) };
         let mut pool = rayon::ThreadPoolBuilder::new();
         if let Some(threads) = args.threads {
             pool = pool.num_threads(usize::from(threads));

@@ -20,13 +20,17 @@ impl OutFolder {
     pub(super) fn begin(target: &Path, replace: bool) -> Result<Self> {
         let shown = target.display();
         let name = target.file_name().ok_or_else(|| {
-            Error::usage(format!("--out {shown}: expected the name of a folder"))
+            Error::usage(format!(
+                "--out {shown} is not a valid output path, expected the name of a folder"
+            ))
         })?;
         if target.exists() && !replace {
             return Err(Error::usage(format!(
-                "--out {shown} is there: choose another name, or replace it with --force"
+                "--out {shown} exists already: choose another name, or replace it with --force"
             )));
         }
+
+        // What a crash of this process's id left behind is nobody's result.
         let name = name.to_string_lossy();
         let draft = target.with_file_name(format!(".{name}.{}", std::process::id()));
         remove_tree(&draft)?;
@@ -46,6 +50,7 @@ impl OutFolder {
             let file = File::open(entry.context(place)?.path()).context(place)?;
             file.sync_all().context(place)?;
         }
+
         if self.replace && self.target.exists() {
             // Two renames: no moment shows half a folder, one shows none.
             let old = self.draft.with_extension("old");
@@ -56,6 +61,7 @@ impl OutFolder {
         } else {
             fs::rename(&self.draft, &self.target).context(place)?;
         }
+
         self.done = true;
         Ok(())
     }

@@ -104,7 +104,7 @@ fn race(config: &Config, variants: &[Variant], steps: usize) -> Result<Answer> {
             "steps": steps, "parameters_total": total, "parameters_active": active,
         }));
     }
-    let peak = artifact::peak_rss();
+    let peak = artifact::peak_memory().unwrap_or(0);
     lines.push(format!("peak memory {}", crate::pipeline::memory::size(peak)));
     Ok(Answer::new(
         lines,
@@ -207,6 +207,6 @@ fn copies(dense: &Checkpoint, config: &Config) -> Result<Checkpoint> {
     let method = upcycle::find("sparse")?;
     let init = InitConfig { method: method.name().to_owned(), ..InitConfig::default() };
     let settings = Settings::new(method, &init, config.moe.experts)?;
-    let recipe = Recipe { method, settings, centroids: None, bases: None, seed: 1 };
+    let recipe = Recipe { method, settings, centroids: None, subspaces: None, seed: 1 };
     mixture(dense, &config.moe, &recipe).checkpoint()
 }

@@ -589,7 +589,7 @@ impl Engine {
                 clip.group_backward((params, into), slopes, pulls, (group, scratch));
             }
         });
-        crate::par::for_each_piece(gradients, 1 << 14, |index, out| {
+        crate::par::for_each_chunk(gradients, 1 << 14, |index, out| {
             let start = index << 14;
             for lane in &self.lanes {
                 simd::dispatch(

@@ -70,7 +70,7 @@ impl AdamW {
             let decay = if *decays { decay } else { 0.0 };
             work.push((own_v, &gradients[range.clone()], own_m, own_s, decay));
         }
-        par::for_each_piece(&mut work, 8, |_, pieces| {
+        par::for_each_chunk(&mut work, 8, |_, pieces| {
             for (v, g, m, s, decay) in pieces {
                 adamw::update(&step, *decay, (v, g), (m, s));
             }
@@ -115,7 +115,7 @@ impl Average {
             work.push((&mut own[piece.start - at..], &values[piece.clone()]));
             (rest, at) = (others, piece.end);
         }
-        par::for_each_piece(&mut work, 8, |_, pieces| {
+        par::for_each_chunk(&mut work, 8, |_, pieces| {
             for (average, values) in pieces {
                 adamw::average(average, values, self.decay);
             }

@@ -305,7 +305,7 @@ mod tests {
                     .map(|i| if i % 7 == 0 { 0.1 } else { -0.02 })
                     .collect(),
                 experts: vec![
-                    crate::model::layers::Expert {
+                    crate::model::layers::Ffn {
                         fc1: ffn.fc1.to_vec(),
                         fc1_bias: ffn.fc1_bias.to_vec(),
                         fc2: ffn.fc2.to_vec(),

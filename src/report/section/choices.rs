@@ -70,18 +70,22 @@ fn choices(config: &Config) -> Table {
         ),
     ];
     for (name, s) in &config.subspaces {
-        let about = match s.centre {
-            crate::config::Centre::None => "moments about the origin (paper)",
-            crate::config::Centre::Mean => "moments about the cluster's mean",
+        let about = match s.center {
+            crate::config::Center::None => "moments about the origin (paper)",
+            crate::config::Center::Mean => "moments about the cluster's mean",
         };
         let whose = match s.labels {
             crate::config::Labels::Clusters => "k-means clusters",
             crate::config::Labels::Shuffled => "shuffled labels",
         };
+        let which = match s.directions {
+            crate::config::Directions::Top => String::new(),
+            other => format!(", directions {}", other.name()),
+        };
         rows.push(row(
             &format!("Subspaces \u{201c}{name}\u{201d}"),
             &format!("subspaces.{name}"),
-            format!("\u{3c4} = {}, rank \u{2265} {}, {whose}, {about}; clusters below {} tokens shrunk by \u{3b1} = {}", plain(s.tau), s.min_rank, s.min_tokens, plain(s.shrinkage)),
+            format!("\u{3c4} = {}, rank \u{2265} {}, {whose}{which}, {about}; clusters below {} tokens shrunk by \u{3b1} = {}", plain(s.tau), s.min_rank, s.min_tokens, plain(s.shrinkage)),
         ));
     }
     rows.extend([
@@ -114,6 +118,7 @@ fn runs(study: &Study<'_>) -> Table {
         if let Some(init) = init {
             parameters.extend(init.subspaces.as_ref().map(|s| format!("subspaces {s}")));
             parameters.extend(init.ratio.map(|r| format!("ratio {}", plain(r))));
+            parameters.extend(init.alpha.map(|a| format!("alpha {}", plain(a))));
             parameters
                 .extend(init.router_std.map(|s| format!("router std {}", plain(s))));
         }
