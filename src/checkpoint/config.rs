@@ -8,7 +8,6 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::layout::Layout;
-use super::package;
 use crate::config::Activation;
 use crate::error::{Context, Error, Result};
 use crate::io::tensors::Tensors;
@@ -21,6 +20,20 @@ pub(super) const OPEN_CLIP: &str = "open_clip_config.json";
 
 /// Hugging Face's configuration file, and ours.
 pub(super) const HUGGING_FACE: &str = "config.json";
+
+/// The value of `model_type` in `config.json`.
+pub(super) const MODEL_TYPE: &str = "upcycle_clip";
+
+/// Keys of `config.json` that are not ours: bookkeeping of Hugging Face's library, which adds
+/// some of them when it saves a model.
+const BOOKKEEPING: [&str; 6] = [
+    "architectures",
+    "auto_map",
+    "dtype",
+    "model_type",
+    "torch_dtype",
+    "transformers_version",
+];
 
 /// Values a head where no configuration says otherwise (`OpenAI`'s rule).
 const HEAD_WIDTH: usize = 64;
@@ -336,12 +349,20 @@ fn own(path: &Path, asked: Option<Activation>) -> Result<Option<ClipConfig>> {
         return Ok(None);
     }
     let place = section.place;
-    let own = package::without_bookkeeping(section.map);
+    let own = without_bookkeeping(section.map);
     let config: ClipConfig = serde_json::from_value(Value::Object(own)).map_err(|e| {
         Error::corrupt(format!("{place} is not a model's shape")).caused_by(e)
     })?;
     decide(Stated::Named(config.activation), asked)?;
     Ok(Some(config))
+}
+
+/// Removes Hugging Face's keys from a `config.json` of [`MODEL_TYPE`].
+fn without_bookkeeping(mut map: Map<String, Value>) -> Map<String, Value> {
+    if map.get("model_type").is_some_and(|kind| kind == MODEL_TYPE) {
+        map.retain(|key, _| !BOOKKEEPING.contains(&key.as_str()));
+    }
+    map
 }
 
 /// Reads the shape off `open_clip`'s tensors; heads and activation cannot be read off.
@@ -430,4 +451,25 @@ fn check(config: &ClipConfig) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_bookkeeping_of_our_own_kind_of_model_is_left_out() {
+        let read = |json: Value| match json {
+            Value::Object(map) => without_bookkeeping(map),
+            _ => Map::new(),
+        };
+        let ours =
+            read(json!({"model_type": MODEL_TYPE, "dtype": "float32", "moe": null,
+            "qk_norm": true}));
+        assert_eq!(ours.keys().collect::<Vec<_>>(), ["moe", "qk_norm"]);
+        let theirs = json!({"model_type": "clip", "dtype": "float32"});
+        assert_eq!(Value::Object(read(theirs.clone())), theirs);
+    }
 }

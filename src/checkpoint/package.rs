@@ -8,30 +8,16 @@ use std::path::{Path, PathBuf};
 
 use minijinja::Environment;
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::export::write_json;
 use super::lineage::Lineage;
 use super::preprocess::Preprocessing;
+use super::shards::write_json;
 use super::{config, shards};
 use crate::data::Meta;
 use crate::error::{Context, Error, Result};
 use crate::model::{Checkpoint, ClipConfig, Tower};
 use crate::text::Tokenizer;
-
-/// The value of `model_type` in `config.json`.
-pub(super) const MODEL_TYPE: &str = "upcycle_clip";
-
-/// Keys of `config.json` that are not ours: bookkeeping of Hugging Face's library, which adds
-/// some of them when it saves a model.
-pub(super) const BOOKKEEPING: [&str; 6] = [
-    "architectures",
-    "auto_map",
-    "dtype",
-    "model_type",
-    "torch_dtype",
-    "transformers_version",
-];
 
 /// The code in the folder, with its license.
 const CODE: [(&str, &str); 5] = [
@@ -220,7 +206,7 @@ pub fn export_upcycle(
 fn hugging_face_config(shape: &ClipConfig) -> Result<Value> {
     let writing = || "writing config.json".to_owned();
     let mut json = serde_json::to_value(shape).context(writing)?;
-    json["model_type"] = json!(MODEL_TYPE);
+    json["model_type"] = json!(config::MODEL_TYPE);
     json["architectures"] = json!(["UpcycleClipModel"]);
     json["auto_map"] = json!({
         "AutoConfig": "configuration_upcycle.UpcycleClipConfig",
@@ -361,14 +347,6 @@ fn facts(shape: &ClipConfig, pictures: &Preprocessing) -> Vec<(&'static str, Str
     facts
 }
 
-/// Removes Hugging Face's keys from a `config.json` of [`MODEL_TYPE`].
-pub(super) fn without_bookkeeping(mut map: Map<String, Value>) -> Map<String, Value> {
-    if map.get("model_type").is_some_and(|kind| kind == MODEL_TYPE) {
-        map.retain(|key, _| !BOOKKEEPING.contains(&key.as_str()));
-    }
-    map
-}
-
 fn write(path: &Path, text: &str) -> Result<()> {
     std::fs::write(path, text).context(|| format!("writing {}", path.display()))
 }
@@ -442,19 +420,5 @@ mod tests {
         let bad = file("c.json", r#"{"metrics": 3}"#);
         let error = Results::read(&[bad]).unwrap_err().to_string();
         assert!(error.contains("c.json holds no measurements"), "{error}");
-    }
-
-    #[test]
-    fn only_bookkeeping_of_our_own_kind_of_model_is_left_out() {
-        let read = |json: Value| match json {
-            Value::Object(map) => without_bookkeeping(map),
-            _ => Map::new(),
-        };
-        let ours =
-            read(json!({"model_type": MODEL_TYPE, "dtype": "float32", "moe": null,
-            "qk_norm": true}));
-        assert_eq!(ours.keys().collect::<Vec<_>>(), ["moe", "qk_norm"]);
-        let theirs = json!({"model_type": "clip", "dtype": "float32"});
-        assert_eq!(Value::Object(read(theirs.clone())), theirs);
     }
 }
