@@ -34,7 +34,7 @@ MF   = $(filter-out --%,$(firstword -$(MAKEFLAGS)))
 has  = $(findstring $(1),$(MF))
 MODE = $(if $(call has,t),$(error make -t is not supported: results are made, not touched))$(if $(call has,q),--check --quiet,$(if $(call has,n),--dry-run,))
 
-WHERE = --config '$(CONFIG)' --artifacts '$(ARTIFACTS)' --cache '$(CACHE)' $(if $(PROFILE),--profile '$(PROFILE)') $(foreach s,$(SET),--set '$(s)')
+WHERE = --config '$(CONFIG)' --artifacts '$(ARTIFACTS)' --cache '$(CACHE)' $(if $(PROFILE),--profile '$(PROFILE)') $(if $(SET),--assignments '$(subst ','\'',$(SET))')
 FLAGS = $(MODE) $(if $(filter $@,$(FORCE)),$(if $(call has,q),,--force)) $(if $(THREADS),--threads $(THREADS)) $(if $(JOBS),--jobs $(JOBS))
 
 STAGES := dataset pretrain activations cluster subspaces upcycle train evaluate analyze report
@@ -155,6 +155,7 @@ help:
 	  '  make STAGE                  everything up to that stage' \
 	  '  make PROFILE=smoke          a small pipeline on drawn shapes, under two minutes' \
 	  "  make SET='train.balance=0.05 seeds=[1]'   other parameters, without editing" \
+	  "  make SET=\"report.title='My study'\"        a value with blanks in quotes" \
 	  '  make FORCE=train            make the results of a stage again' \
 	  '  make THREADS=4 JOBS=2       threads in all, runs at a time' \
 	  '  make -n | -q | -k | -j2     dry run | fresh? | go on after errors | side by side' \

@@ -2,7 +2,7 @@
 
 transformers' CLIPImageProcessor is nearly the same. It differs by a level where it resizes with
 torchvision, by a pixel where the excess to cut off is odd, and in transparent pictures. This
-one has no such differences from upcycle and open_clip.
+one has no such differences from upcycle.
 """
 
 import numpy as np
@@ -16,8 +16,9 @@ class UpcycleImageProcessor(BaseImageProcessor):
 
     `size` says what pictures are resized to: `shortest_edge` or `longest_edge`, which keep the
     aspect, or `height` and `width`, which do not. `crop_size` is S; the margin that is missing
-    after `longest_edge` has the level `fill_color`. `alpha` is `weighted` if colors are resized
-    weighted by it, as open_clip does, and `dropped` if it is removed before.
+    after `longest_edge` has the level `fill_color`. By the `convention` of `open_clip`, colors
+    are resized weighted by alpha and the offset of the cut is rounded half to even; by that of
+    `hugging_face`, alpha is dropped before the resize and the offset is rounded down.
     """
 
     model_input_names = ["pixel_values"]
@@ -30,7 +31,7 @@ class UpcycleImageProcessor(BaseImageProcessor):
         image_mean=(0.48145466, 0.4578275, 0.40821073),
         image_std=(0.26862954, 0.26130258, 0.27577711),
         fill_color=0,
-        alpha="weighted",
+        convention="open_clip",
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -40,12 +41,12 @@ class UpcycleImageProcessor(BaseImageProcessor):
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
         self.fill_color = fill_color
-        self.alpha = alpha
+        self.convention = convention
 
     def square(self, image):
         """One Pillow picture as RGB of the model's size."""
         transparent = "A" in image.getbands() or "transparency" in image.info
-        keeps_alpha = transparent and self.alpha == "weighted"
+        keeps_alpha = transparent and self.convention == "open_clip"
         # Pillow weights colors by alpha when it resizes RGBA.
         image = image.convert("RGBA" if keeps_alpha else "RGB")
         image = image.resize(self.extents(*image.size), self.resample).convert("RGB")
@@ -58,7 +59,8 @@ class UpcycleImageProcessor(BaseImageProcessor):
             margin.paste(image, corner)
             image = margin
         # Python rounds half to even, as torchvision's CenterCrop does.
-        left, top = round((image.width - side) / 2), round((image.height - side) / 2)
+        rounded = round if self.convention == "open_clip" else int
+        left, top = rounded((image.width - side) / 2), rounded((image.height - side) / 2)
         return image.crop((left, top, left + side, top + side))
 
     def extents(self, width, height):

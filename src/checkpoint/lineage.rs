@@ -6,7 +6,7 @@ use crate::artifact::{Key, MANIFEST, Manifest};
 use crate::error::{Context, Result};
 
 /// The description of a data set.
-const DATASET: &str = "dataset.json";
+pub(super) const DATASET: &str = "dataset.json";
 
 /// The most results between a checkpoint and its data set: train, upcycle, pretrain, dataset.
 const GENERATIONS: usize = 4;

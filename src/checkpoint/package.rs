@@ -10,12 +10,14 @@ use minijinja::Environment;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::export::export_upcycle;
 use super::lineage::Lineage;
 use super::preprocess::Preprocessing;
 use super::shards::write_json;
-use super::{config, shards};
+use super::{config, hugging_face};
 use crate::data::Meta;
 use crate::error::{Context, Error, Result};
+use crate::image::{Filter, Fit, Framing};
 use crate::model::{Checkpoint, ClipConfig, Tower};
 use crate::text::Tokenizer;
 
@@ -176,18 +178,17 @@ fn cell(text: &str) -> String {
 /// Writes a package: weights in one file, or in shards of at most `shard` bytes with an index.
 ///
 /// Names and shapes are documented in `docs/checkpoints.md`; [`super::import`] reads it.
-pub fn export_upcycle(
+pub fn export_package(
     folder: &Path,
     package: &Package<'_>,
     shard: Option<u64>,
 ) -> Result<()> {
     let Package { model, tokenizer, pictures, card } = package;
     let shape = &model.config;
-    std::fs::create_dir_all(folder)
-        .context(|| format!("creating {}", folder.display()))?;
 
-    shards::write(folder, &model.tensors(), shard)?;
-    write_json(&folder.join(config::HUGGING_FACE), &hugging_face_config(shape)?)?;
+    // The model as we keep it, and then its configuration again with more keys.
+    export_upcycle(folder, model, Some(pictures), shard)?;
+    write_json(&folder.join(hugging_face::FILE), &hugging_face_config(shape)?)?;
     for (name, text) in CODE {
         write(&folder.join(name), text)?;
     }
@@ -197,8 +198,9 @@ pub fn export_upcycle(
     let settings = tokenizer_config(&vocabulary, shape.text.context)?;
     write_json(&folder.join("tokenizer_config.json"), &settings)?;
 
-    let side = shape.vision.image_size;
-    write_json(&folder.join("preprocessor_config.json"), &preprocessor(pictures, side))?;
+    let framing = pictures.framing(shape.vision.image_size)?;
+    let settings = preprocessor(pictures, framing);
+    write_json(&folder.join("preprocessor_config.json"), &settings)?;
     write(&folder.join("README.md"), &card_of(shape, pictures, card)?)
 }
 
@@ -251,16 +253,30 @@ fn tokenizer_config(vocabulary: &str, context: usize) -> Result<Value> {
 
 /// `preprocessor_config.json`: the fields of `CLIPImageProcessor`, and our code, which has
 /// none of its differences.
-fn preprocessor(pictures: &Preprocessing, side: usize) -> Value {
+fn preprocessor(pictures: &Preprocessing, framing: Framing) -> Value {
+    let Framing { side, resized, fit, filter, fill, convention } = framing;
+
+    // Where the longest side is resized, CLIPImageProcessor cannot stand in for ours.
+    let (kind, size) = match fit {
+        Fit::Shortest => ("CLIPImageProcessor", json!({"shortest_edge": resized})),
+        Fit::Squash => {
+            ("CLIPImageProcessor", json!({"height": resized, "width": resized}))
+        }
+        Fit::Longest => ("UpcycleImageProcessor", json!({"longest_edge": resized})),
+    };
+    let resample = match filter {
+        Filter::Bicubic => 3,
+        Filter::Bilinear => 2,
+    };
     json!({
-        "image_processor_type": "CLIPImageProcessor",
+        "image_processor_type": kind,
         "auto_map": {
             "AutoImageProcessor": "image_processing_upcycle.UpcycleImageProcessor",
         },
         "do_convert_rgb": true,
         "do_resize": true,
-        "size": {"shortest_edge": side},
-        "resample": 3,
+        "size": size,
+        "resample": resample,
         "do_center_crop": true,
         "crop_size": {"height": side, "width": side},
         "do_rescale": true,
@@ -268,6 +284,8 @@ fn preprocessor(pictures: &Preprocessing, side: usize) -> Value {
         "do_normalize": true,
         "image_mean": pictures.mean,
         "image_std": pictures.std,
+        "fill_color": fill,
+        "convention": convention,
     })
 }
 

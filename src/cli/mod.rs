@@ -1,8 +1,7 @@
 //! Command lines: those of the stages, and those of the tools beside the pipeline.
 //!
 //! Apart from the clock of the store, this is the only place that reads the environment. An
-//! error is one line, followed by one line per cause; exit codes are those of
-//! [`crate::error::Kind`].
+//! error is one line with all its causes; exit codes are those of [`crate::error::Kind`].
 
 pub mod evaluate_on;
 pub mod export;
@@ -44,13 +43,23 @@ pub struct Location {
     /// Set one parameter; may be repeated.
     #[arg(long, global = true, value_name = "KEY=VALUE", action = ArgAction::Append)]
     pub set: Vec<String>,
+    /// Set several parameters, with blanks between them, as make's SET has them.
+    #[arg(
+        long,
+        global = true,
+        value_name = "KEY=VALUE ..",
+        default_value = "",
+        hide = true
+    )]
+    pub assignments: String,
 }
 
 impl Location {
     /// Loads and checks the configuration.
     pub fn load(&self) -> Result<Config> {
         let profile = self.profile.clone().filter(|name| !name.is_empty());
-        config::load(&self.config, &Overrides { profile, set: self.set.clone() })
+        let set = [config::assignments(&self.assignments), self.set.clone()].concat();
+        config::load(&self.config, &Overrides { profile, set })
     }
 
     /// Opens the store.
@@ -124,18 +133,15 @@ fn exit(run: impl FnOnce() -> Result<()>, panics: &Panics) -> ExitCode {
     }
 }
 
-/// Prints an error and its causes to standard error, one per line.
+/// Prints an error on one line. A sentence without causes keeps its own lines: those of a
+/// wrong command line show how it is used.
 fn report(error: &Error) {
-    let mut text = format!("error: {error}\n");
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        text.push_str("  caused by: ");
-        text.push_str(&inner.to_string());
-        text.push('\n');
-        cause = inner.source();
-    }
-    // If standard error is gone, there is nobody left to tell.
-    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+    let text = match std::error::Error::source(error) {
+        None => error.message().to_owned(),
+        Some(_) => error.chain(),
+    };
+    // Nothing is left to tell anybody if standard error is gone.
+    let _ = writeln!(std::io::stderr().lock(), "error: {text}");
 }
 
 /// What the store needs to know of the environment.

@@ -33,13 +33,16 @@ pub(super) fn folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Res
     let place = path.display();
     match fs::read_dir(path).map(|mut entries| entries.next().is_some()) {
         Ok(true) => {
-            return Err(Error::usage(format!("{place} exists and is not empty")));
+            return Err(Error::usage(format!(
+                "{place} exists and is not empty; give another --out"
+            )));
         }
         Err(_) if path.exists() => {
-            return Err(Error::usage(format!("{place} exists and is no folder")));
+            return Err(Error::usage(format!("{place} exists and is not a folder")));
         }
         _ => {}
     }
+
     let scratch = sibling(path)?;
     let made = fs::create_dir(&scratch).context(|| format!("creating {place}"));
     let result = made.and_then(|()| fill(&scratch)).and_then(|()| {
@@ -50,6 +53,7 @@ pub(super) fn folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Res
         sync(&scratch)?;
         fs::rename(&scratch, path).context(|| format!("creating {place}"))
     });
+
     if result.is_err() {
         // The error to report is that of the work.
         let _ = fs::remove_dir_all(&scratch);
@@ -58,11 +62,11 @@ pub(super) fn folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Res
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).map_or(Ok(()), sync)
 }
 
-/// A hidden name beside `path`, in a folder that is made if it lacks.
+/// A hidden name beside `path`, in a folder that is made if it does not exist.
 fn sibling(path: &Path) -> Result<PathBuf> {
     let place = path.display();
     let Some(name) = path.file_name() else {
-        return Err(Error::usage(format!("{place} is no name to write to")));
+        return Err(Error::usage(format!("{place} is not a valid output path")));
     };
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)

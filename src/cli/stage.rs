@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::pipeline::drive::{Drive, Mode, Orders};
 use crate::pipeline::{Console, Panics, Stage, Volume};
 use crate::stage::{ALL, dataset, plan};
+use crate::upcycle::{self, Method};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -71,12 +72,13 @@ pub fn main(stage: &'static Stage) -> ExitCode {
 fn run(stage: &'static Stage, panics: &Panics) -> Result<()> {
     let name = format!("upcycle-{}", stage.name);
     let examples = EXAMPLES.replace("upcycle-STAGE", &name).replace("\nFIT", fit(stage));
+    let help = methods(stage) + &examples;
     let command = Command::new(stage.name)
         .bin_name(&name)
         .display_name(&name)
         .about(stage.about)
         .version(env!("CARGO_PKG_VERSION"))
-        .after_help(examples);
+        .after_help(help);
     let Some(args) = parse::<StageArgs>(command, std::env::args_os())? else {
         return Ok(());
     };
@@ -127,6 +129,17 @@ fn fit(stage: &Stage) -> &'static str {
         }
         _ => "\n",
     }
+}
+
+/// The methods that `inits` may name, for the stage that runs them.
+fn methods(stage: &Stage) -> String {
+    if stage.name != "upcycle" {
+        return String::new();
+    }
+    let line =
+        |method: &&dyn Method| format!("  {:<16} {}\n", method.name(), method.describe());
+    let lines: String = upcycle::methods().map(|method| line(&method)).collect();
+    format!("Methods, as an entry of `inits` names them:\n{lines}\n")
 }
 
 impl StageArgs {

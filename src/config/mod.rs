@@ -10,5 +10,5 @@ mod load;
 mod types;
 
 pub use check::Check;
-pub use load::{Overrides, load, load_default};
+pub use load::{Overrides, assignments, load, load_default};
 pub use types::*;

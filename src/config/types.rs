@@ -1,4 +1,4 @@
-//! The shape of `pipeline.yaml`: one struct a section, one field a key.
+//! The shape of `pipeline.yaml`: one struct per section, one field per key.
 //!
 //! Field documentation is short here; the reasons for the values stand beside them in
 //! `pipeline.yaml`. Every struct refuses unknown fields.
@@ -23,15 +23,15 @@ pub struct Config {
     pub activations: ActivationsConfig,
     /// Spherical k-means.
     pub cluster: ClusterConfig,
-    /// Data-aware subspaces: one entry a variant.
+    /// Data-aware subspaces: one entry per variant.
     pub subspaces: BTreeMap<String, SubspacesConfig>,
     /// Where the experts go and how tokens are routed.
     pub moe: MoeConfig,
-    /// How a dense model becomes an MoE: one entry an initialisation.
+    /// How a dense model becomes an MoE: one entry per initialization.
     pub inits: BTreeMap<String, InitConfig>,
     /// MoE training after upcycling.
     pub train: TrainConfig,
-    /// The compared runs: an initialisation and a loss.
+    /// The compared runs: an initialization and a loss.
     pub runs: BTreeMap<String, RunConfig>,
     /// Evaluation on the held-out splits.
     pub evaluate: EvaluateConfig,
@@ -65,7 +65,7 @@ impl Config {
 pub enum Source {
     /// Emoji drawn by many vendors, from pinned npm packages.
     Emoji,
-    /// A folder of images with a `captions.csv`, or of one folder a class.
+    /// A folder of images with a `captions.csv`, or of one folder per class.
     Folder,
     /// Tables of picture paths and captions, CSV or TSV.
     Csv,
@@ -151,7 +151,7 @@ pub struct DatasetConfig {
     /// own ones.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub like: String,
-    /// Share of the user's pairs that may be unreadable: they are skipped instead of refused.
+    /// Fraction of the user's pairs that may be unreadable: they are skipped instead of refused.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub corrupt_share: f64,
 }
@@ -254,7 +254,7 @@ pub struct PretrainConfig {
 pub struct OptimConfig {
     /// Optimiser steps.
     pub steps: usize,
-    /// Image-text pairs a step.
+    /// Image-text pairs per step.
     pub batch: usize,
     /// Peak learning rate.
     pub learning_rate: f64,
@@ -288,7 +288,7 @@ pub enum Augment {
     None,
     /// CLIP's random resized crop: area (.9, 1), ratio (3/4, 4/3).
     Crop,
-    /// Random affine and colour jitter, for drawings.
+    /// Random affine and color jitter, for drawings.
     Affine,
 }
 
@@ -300,7 +300,7 @@ pub struct ActivationsConfig {
     pub samples: usize,
     /// Tokens kept of each sample and tower, drawn uniformly; 0 keeps all.
     pub tokens_per_sample: usize,
-    /// Samples a forward pass.
+    /// Samples per forward pass.
     pub batch: usize,
 }
 
@@ -444,7 +444,7 @@ pub struct InitConfig {
     /// Variant of `subspaces` the method reads, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subspaces: Option<String>,
-    /// Share of hidden units (drop) or singular directions (drop-svd) drawn anew.
+    /// Fraction of hidden units (drop) or singular directions (drop-svd) drawn anew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ratio: Option<f64>,
     /// How much of what the subspace discards is taken away (soft-truncation).
@@ -497,7 +497,7 @@ pub enum EesdTarget {
 pub struct EesdConfig {
     /// What is distilled.
     pub target: EesdTarget,
-    /// Share of tokens, the most uncertain first; 1 takes all.
+    /// Fraction of tokens, the most uncertain first; 1 takes all.
     pub tokens: f64,
     /// Decay of the EMA teacher.
     pub decay: f64,
@@ -524,11 +524,11 @@ pub struct EvaluateConfig {
     pub shots: Vec<usize>,
     /// Draws of the few-shot training sets.
     pub probe_draws: usize,
-    /// Inverse regularisation is chosen among these ℓ2 weights on the validation split.
+    /// Inverse regularization is chosen among these ℓ2 weights on the validation split.
     pub probe_l2: Vec<f64>,
     /// Bootstrap resamples of each interval.
     pub bootstrap: usize,
-    /// Samples a forward pass.
+    /// Samples per forward pass.
     pub batch: usize,
 }
 
@@ -536,7 +536,7 @@ pub struct EvaluateConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AnalyzeConfig {
-    /// Validation samples whose tokens are analysed.
+    /// Validation samples whose tokens are analyzed.
     pub samples: usize,
 }
 

@@ -14,8 +14,8 @@ mod square;
 pub use augment::{Augmenter, Normalise};
 pub use codec::{MAX_PIXELS, decode, decode_layers, encode_png};
 pub use raster::{rasterise, render};
-pub use resize::resize;
-pub use square::{Fit, fit_square, square};
+pub use resize::{Filter, resize};
+pub use square::{Convention, Fit, Framing, fit_square, square};
 
 /// An 8-bit RGB picture: `rgb` holds `height` rows of `width` pixels of 3 bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]

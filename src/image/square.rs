@@ -6,40 +6,110 @@
 //! deliberate difference: palette files become RGB first, where Pillow resizes the indices by
 //! nearest neighbour.
 
+use serde::{Deserialize, Serialize};
+
+use super::resize::{Filter, resize_with};
 use super::{MAX_PIXELS, Picture, decode_layers, resize};
 use crate::error::{Error, Result};
 use crate::num;
 
-/// How a picture that is no square becomes one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+/// How a picture that is not a square becomes one.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "lowercase")]
 pub enum Fit {
     /// The shorter side becomes the square's, the centre is cut out (CLIP's default).
+    #[default]
     Shortest,
-    /// The longer side becomes the square's, black is added on both sides.
+    /// The longer side becomes the square's, a margin is added on both sides.
     Longest,
     /// Both sides become the square's, whatever the aspect.
     Squash,
 }
 
+impl Fit {
+    /// The name in files.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Shortest => "shortest",
+            Self::Longest => "longest",
+            Self::Squash => "squash",
+        }
+    }
+}
+
+/// Whose steps are followed where the libraries differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Convention {
+    /// Colors are resized weighted by their alpha, which is dropped afterwards; the offset of
+    /// the cut is rounded half to even.
+    #[default]
+    OpenClip,
+    /// Alpha is dropped before the resize; the offset of the cut is rounded down.
+    HuggingFace,
+}
+
+/// How a picture file becomes the square that a model sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Framing {
+    /// Side of the square, in pixels.
+    pub side: usize,
+    /// Side to resize to, at least `side`; the centre of what is larger is cut out.
+    pub resized: usize,
+    /// How the aspect is treated.
+    pub fit: Fit,
+    /// How pixels are weighted.
+    pub filter: Filter,
+    /// Level of the margin that [`Fit::Longest`] adds.
+    pub fill: u8,
+    /// Whose steps are followed where the libraries differ.
+    pub convention: Convention,
+}
+
+impl Framing {
+    /// `open_clip`'s evaluation transform for a square of `side` pixels.
+    #[must_use]
+    pub fn new(side: usize, fit: Fit) -> Self {
+        let (filter, convention) = (Filter::default(), Convention::default());
+        Self { side, resized: side, fit, filter, fill: 0, convention }
+    }
+
+    /// Decodes a file and makes it the square.
+    pub fn square(&self, bytes: &[u8], name: &str) -> Result<Picture> {
+        let (picture, alpha) = decode_layers(bytes, name)?;
+        let alpha = alpha.as_deref().filter(|_| self.convention == Convention::OpenClip);
+
+        let [width, height] = match self.fit {
+            Fit::Shortest => shortest(&picture, self.resized)?,
+            Fit::Longest => longest(&picture, self.resized),
+            Fit::Squash => [self.resized; 2],
+        };
+        let resized = resize_layers(&picture, alpha, [width, height], self.filter);
+
+        Ok(match self.fit {
+            Fit::Longest => self.cut(&pad(&resized, self.resized, self.fill)),
+            Fit::Shortest | Fit::Squash => self.cut(&resized),
+        })
+    }
+
+    fn cut(&self, picture: &Picture) -> Picture {
+        match self.convention {
+            Convention::OpenClip => centre(picture, self.side),
+            Convention::HuggingFace => {
+                let offset = |extent: usize| ((extent - self.side) / 2).cast_signed();
+                let (left, top) = (offset(picture.width), offset(picture.height));
+                picture.crop(left, top, self.side, self.side)
+            }
+        }
+    }
+}
+
 /// Decodes a file and makes it a square of `side` pixels as `open_clip` does.
 pub fn square(bytes: &[u8], name: &str, side: usize, fit: Fit) -> Result<Picture> {
-    let (picture, alpha) = decode_layers(bytes, name)?;
-    match fit {
-        Fit::Shortest => {
-            let [width, height] = shortest(&picture, side)?;
-            Ok(centre(&resize_layers(&picture, alpha.as_deref(), width, height), side))
-        }
-        Fit::Longest => {
-            let longer = picture.width.max(picture.height);
-            let ratio = longer as f64 / side as f64;
-            let scaled = |extent: usize| {
-                num::truncate_usize((extent as f64 / ratio).round_ties_even()).max(1)
-            };
-            let (width, height) = (scaled(picture.width), scaled(picture.height));
-            Ok(pad(&resize_layers(&picture, alpha.as_deref(), width, height), side))
-        }
-        Fit::Squash => Ok(resize_layers(&picture, alpha.as_deref(), side, side)),
-    }
+    Framing::new(side, fit).square(bytes, name)
 }
 
 /// CLIP's evaluation transform of a picture without alpha: the shorter side becomes `side`,
@@ -66,6 +136,14 @@ fn shortest(picture: &Picture, side: usize) -> Result<[usize; 2]> {
     Ok(if width <= height { [side, long] } else { [long, side] })
 }
 
+/// The extents after which the longer side is `side`.
+fn longest(picture: &Picture, side: usize) -> [usize; 2] {
+    let ratio = picture.width.max(picture.height) as f64 / side as f64;
+    [picture.width, picture.height].map(|extent| {
+        num::truncate_usize((extent as f64 / ratio).round_ties_even()).max(1)
+    })
+}
+
 /// Cuts the centre out.
 fn centre(picture: &Picture, side: usize) -> Picture {
     let offset = |extent: usize| (extent - side) / 2 + half_to_even(extent - side);
@@ -78,9 +156,9 @@ fn half_to_even(extent: usize) -> usize {
     usize::from(extent % 4 == 3)
 }
 
-/// Black on all sides; an odd pixel goes to the right or the bottom.
-fn pad(picture: &Picture, side: usize) -> Picture {
-    let mut out = Picture::filled(side, side, [0; 3]);
+/// A margin on all sides; an odd pixel goes to the right or the bottom.
+fn pad(picture: &Picture, side: usize, fill: u8) -> Picture {
+    let mut out = Picture::filled(side, side, [fill; 3]);
     let left = (side - picture.width) / 2;
     let top = (side - picture.height) / 2;
     for (y, row) in picture.rgb.chunks_exact(picture.width * 3).enumerate() {
@@ -94,10 +172,11 @@ fn pad(picture: &Picture, side: usize) -> Picture {
 fn resize_layers(
     picture: &Picture,
     alpha: Option<&[u8]>,
-    width: usize,
-    height: usize,
+    [width, height]: [usize; 2],
+    filter: Filter,
 ) -> Picture {
-    let Some(alpha) = alpha else { return resize(picture, width, height) };
+    let resized = |picture: &Picture| resize_with(picture, width, height, filter);
+    let Some(alpha) = alpha else { return resized(picture) };
     if [picture.width, picture.height] == [width, height] {
         return picture.clone();
     }
@@ -107,9 +186,9 @@ fn resize_layers(
     };
     let pixels = picture.rgb.chunks_exact(3).zip(alpha);
     let multiplied = pixels.flat_map(|(p, &a)| [0, 1, 2].map(|c| multiply(p[c], a)));
-    let mut out = resize(&layer(multiplied.collect()), width, height);
+    let mut out = resized(&layer(multiplied.collect()));
     let grey = alpha.iter().flat_map(|&a| [a; 3]).collect();
-    let alpha = resize(&layer(grey), width, height);
+    let alpha = resized(&layer(grey));
     for (value, &alpha) in out.rgb.iter_mut().zip(&alpha.rgb) {
         if !matches!(alpha, 0 | 255) {
             let level = 255 * u32::from(*value) / u32::from(alpha);

@@ -14,7 +14,7 @@ use super::panics::{Panics, hold};
 use super::survey::{Resolved, one_line};
 use super::{Console, Job, Node, Stage, Survey, Verdict, Width};
 use crate::artifact::{Draft, Notice, Outcome, Place, Request, Store};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, did_you_mean};
 
 /// How a stage is to be driven.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,16 +121,22 @@ impl Drive<'_> {
         Ok(chosen)
     }
 
+    /// The error for a run that the stage does not have.
     fn unknown_run(&self, only: &str, of_stage: &[&Node]) -> Error {
         let runs: Vec<&str> =
             of_stage.iter().filter_map(|node| node.place.run.as_deref()).collect();
         let name = self.stage.name;
-        Error::usage(if runs.is_empty() {
-            format!("--only {only}: {name} does not have runs, so leave --only out")
-        } else {
-            let runs = runs.join(", ");
-            format!("--only {only}: {name} does not have that run; it has: {runs}")
-        })
+        if runs.is_empty() {
+            return Error::usage(format!(
+                "--only {only}: the stage {name} has no runs, it is built as a whole: leave \
+                 --only out"
+            ));
+        }
+
+        let (hint, runs) = (did_you_mean(only, runs.iter().copied()), runs.join(", "));
+        Error::usage(format!(
+            "--only {only}: {name} has no such run; there are: {runs}{hint}"
+        ))
     }
 
     /// An error if anything is not fresh, after a line for each such node.

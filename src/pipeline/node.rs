@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::artifact::{External, Place};
 use crate::config::DatasetConfig;
-use crate::error::{Context as _, Result};
+use crate::error::{Context as _, Error, Result};
 
 /// Lists the files that a source of pairs reads. A node holds it as a value, because the
 /// pipeline does not know the stage that has it.
@@ -88,6 +88,12 @@ impl Externals {
 /// Every file below a folder, links followed, hidden ones aside.
 fn walk(folder: &Path, prefix: &str, found: &mut Vec<External>) -> Result<()> {
     let unreadable = || format!("cannot list the folder {}", folder.display());
+    if !folder.exists() {
+        return Err(Error::failed(format!(
+            "the folder {} does not exist",
+            folder.display()
+        )));
+    }
     for entry in std::fs::read_dir(folder).context(unreadable)? {
         let path = entry.context(unreadable)?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();

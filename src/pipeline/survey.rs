@@ -169,7 +169,7 @@ impl<'a> Survey<'a> {
 
     /// The result an upstream node should have, if it has it.
     fn input(&self, upstream: &Upstream) -> std::result::Result<Input, Unresolved> {
-        let blocked = |e: &Error| Unresolved::Blocked(e.message().to_owned());
+        let blocked = |e: &Error| Unresolved::Blocked(e.chain());
         let waits = || Unresolved::Waits(upstream.place.clone());
         let node = self.nodes.get(&upstream.place).copied().ok_or_else(|| {
             Unresolved::Blocked(format!("{} is not in the plan", upstream.place))
@@ -210,7 +210,7 @@ impl<'a> Survey<'a> {
             }
             Ok(outside)
         };
-        look().map_err(|e: Error| Unresolved::Blocked(e.message().to_owned()))
+        look().map_err(|e: Error| Unresolved::Blocked(e.chain()))
     }
 
     /// The digests of outside files that the current result was made from, if it was made

@@ -51,13 +51,23 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
         }
         progress.set(done);
     };
+
+    // A model that frames its pictures otherwise is refused before any work.
+    let like = Some(job.path("like")?).filter(|like| !like.as_os_str().is_empty());
+    let adopted = like.map(Adopted::read).transpose()?;
+    if let Some(adopted) =
+        adopted.as_ref().filter(|_| params.dataset.source.reads_pairs())
+    {
+        adopted.pictures.check_usual().context(|| "dataset.like".to_owned())?;
+    }
+
     let out = job.draft.folder().to_owned();
     let cache = job.path("cache")?.to_owned();
     let summary = data::build(&params.dataset, &cache, SEED, &out, &mut told)?;
-    let like = job.path("like")?;
-    if !like.as_os_str().is_empty() {
-        adopt(like, &out)?;
+    if let Some(Adopted { tokenizer, pictures }) = adopted {
+        data::adopt(&out, &tokenizer, pictures.normalise())?;
     }
+
     for (split, count) in &summary.splits {
         job.draft.metric(&format!("pictures_{split}"), *count as f64);
     }
@@ -96,12 +106,19 @@ pub fn adopted(like: &Path) -> Vec<External> {
     names.iter().filter(|name| like.join(name).is_file()).map(file).collect()
 }
 
-/// Lets the data set be encoded and normalised as a model's own was.
-fn adopt(like: &Path, out: &Path) -> Result<()> {
-    let tokenizer = Tokenizer::open(like).context(|| "dataset.like".to_owned())?;
-    let pictures = Preprocessing::read(&like.join(PREPROCESS))
-        .context(|| "dataset.like".to_owned())?;
-    data::adopt(out, &tokenizer, pictures.normalise())
+/// What lets a data set be encoded and normalized as a model's own was.
+struct Adopted {
+    tokenizer: Tokenizer,
+    pictures: Preprocessing,
+}
+
+impl Adopted {
+    fn read(like: &Path) -> Result<Self> {
+        let place = || "dataset.like".to_owned();
+        let tokenizer = Tokenizer::open(like).context(place)?;
+        let pictures = Preprocessing::read(&like.join(PREPROCESS)).context(place)?;
+        Ok(Self { tokenizer, pictures })
+    }
 }
 
 /// The packages that must be fetched before this stage can run: `name version file` each.

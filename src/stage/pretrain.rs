@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{files, training};
-use crate::checkpoint;
+use crate::checkpoint::{self, Hints};
 use crate::config::{Config, ModelConfig, OptimConfig};
 use crate::error::{Error, Result};
 use crate::model::params::Layout;
@@ -107,7 +107,8 @@ pub(crate) fn shape(model: &ModelConfig, data: [usize; 3]) -> ClipConfig {
 }
 
 fn take_over(job: &Job<'_>) -> Result<()> {
-    let (config, tensors) = checkpoint::import(job.path("checkpoint")?, None)?;
+    let (config, tensors) =
+        checkpoint::import(job.path("checkpoint")?, &Hints::default())?;
     let pictures = training::open(job)?;
     let data = &pictures.dataset.meta;
     for (what, model, found) in [
@@ -135,7 +136,7 @@ pub(crate) fn dense(config: &Config) -> Result<ClipConfig> {
     if config.pretrain.checkpoint.is_empty() || !folder.is_dir() {
         return Ok(own);
     }
-    let given = checkpoint::shape(folder, None)?;
+    let given = checkpoint::shape(folder, &Hints::default())?;
     refuse_others(&own, &given)?;
     Ok(given)
 }

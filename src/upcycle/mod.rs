@@ -43,7 +43,7 @@ pub use sparse::Sparse;
 pub use streams::Streams;
 
 use crate::config::{Directions, Labels};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, did_you_mean};
 use crate::ffn::{Ffn, FfnTensors};
 use crate::linalg::Matrix;
 
@@ -215,10 +215,8 @@ pub fn find(name: &str) -> Result<&'static dyn Method> {
     if let Some(method) = methods().find(|method| method.name() == name) {
         return Ok(method);
     }
-    let likeness = |method: &&dyn Method| strsim::jaro_winkler(method.name(), name);
-    let nearest = methods().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-    let hint = nearest.map_or("", |method| method.name());
-    Err(Error::usage(format!("there is no method named {name}; did you mean {hint}?")))
+    let hint = did_you_mean(name, methods().map(|method| method.name()));
+    Err(Error::usage(format!("there is no method named {name}{hint}")))
 }
 
 /// Upcycles one layer: checks what goes in, runs the method, checks what comes out.

@@ -44,6 +44,41 @@ fn wrong_usage_and_configuration_exit_with_2() {
 }
 
 #[test]
+fn every_assignment_of_makes_set_is_taken() {
+    let set = "train.balance=0.5 report.title='My study' seeds=[1, 1]";
+    let text = errors(&run(CLUSTER, &["--assignments", set, "--dry-run"]));
+    assert!(text.contains("seeds: found [1, 1], expected every entry once"), "{text}");
+    let set = "report.title='My study' seeds=[7, 8]";
+    let output = run(CLUSTER, &["--assignments", set, "--dry-run"]);
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("s7") && !text.contains("s1"), "{text}");
+}
+
+#[test]
+fn only_lists_the_runs_or_says_that_there_are_none() {
+    let text = errors(&run(CLUSTER, &["--only", "s9"]));
+    assert!(text.contains("cluster has no such run; there are: s1"), "{text}");
+    let dataset = env!("CARGO_BIN_EXE_upcycle-dataset");
+    let text = errors(&run(dataset, &["--only", "s1"]));
+    assert!(text.contains("the stage dataset has no runs"), "{text}");
+}
+
+#[test]
+fn the_help_of_the_stage_upcycle_lists_every_method() {
+    let output = run(env!("CARGO_BIN_EXE_upcycle-upcycle"), &["--help"]);
+    // Long lines are wrapped.
+    let text = String::from_utf8_lossy(&output.stdout);
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    for method in upcycle::upcycle::methods() {
+        let line = format!("{} {}", method.name(), method.describe());
+        assert!(text.contains(&line), "{line}: {text}");
+    }
+    let other = run(CLUSTER, &["--help"]);
+    assert!(!String::from_utf8_lossy(&other.stdout).contains("drop-svd"));
+}
+
+#[test]
 fn a_stage_before_its_turn_says_what_to_make_first() {
     let output = run(CLUSTER, &["--profile", "smoke"]);
     assert_eq!(output.status.code(), Some(1));

@@ -109,13 +109,13 @@ fn checkpoints(here: &Path) -> [Checkpoint; 2] {
     {
         *value = f32::from(u8::try_from(i * 7919 % 101).unwrap()) / 400.0 - 0.125;
     }
-    let pictures = checkpoint::Preprocessing { mean: [0.5; 3], std: [0.25; 3] };
+    let pictures = checkpoint::Preprocessing::new([0.5; 3], [0.25; 3]);
     for (name, model) in [("dense", &dense), ("moe", &mixture)] {
         let folder = here.join(name);
         let tokenizer = Tokenizer::open(&fixture("tokenizer/toy_bpe.txt.gz")).unwrap();
         let (pictures, card) = (&pictures, &Card::default());
         let package = Package { model, tokenizer: &tokenizer, pictures, card };
-        checkpoint::export_upcycle(&folder, &package, None).unwrap();
+        checkpoint::export_package(&folder, &package, None).unwrap();
     }
     [dense, mixture]
 }

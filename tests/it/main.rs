@@ -6,6 +6,7 @@ mod cli;
 mod concurrency;
 mod crash;
 mod damage;
+mod errors;
 mod evaluation;
 mod fit;
 mod harness;

@@ -1,6 +1,6 @@
 //! One model on one set: pictures stream through the image tower, a batch at a time.
 //!
-//! Memory is one batch of pictures and one vector a picture, whatever the size of the set.
+//! Memory is one batch of pictures and one vector per picture, whatever the size of the set.
 
 use crate::data::Skipped;
 use crate::data::pairs::{EvaluationSet, Found, Pair, Task, Tolerance};
@@ -10,7 +10,7 @@ use crate::eval::sets::{self, Settings};
 use crate::eval::{
     self, Concept, Encoder as _, LabelledImages, Measurement, Test, Vocabulary,
 };
-use crate::image::{Fit, Normalise, square};
+use crate::image::{Framing, Normalise};
 use crate::linalg::Matrix;
 use crate::model::Checkpoint;
 use crate::par;
@@ -22,6 +22,7 @@ use crate::text::Tokenizer;
 pub(super) struct Model {
     pub checkpoint: Checkpoint,
     pub tokenizer: Tokenizer,
+    pub framing: Framing,
     pub normalise: Normalise,
 }
 
@@ -34,7 +35,7 @@ pub(super) struct Report {
     pub skipped: Vec<Skipped>,
 }
 
-/// Measures `set`, known as `name`, and bears a share of unreadable pictures.
+/// Measures `set`, known as `name`, and tolerates a fraction of unreadable pictures.
 pub(super) fn measure(
     model: &Model,
     set: &EvaluationSet,
@@ -46,8 +47,8 @@ pub(super) fn measure(
     let mut encoder = ModelEncoder { clip: &clip, values: &model.checkpoint.values };
     let mut gathered = Gathered {
         set,
+        framing: model.framing,
         normalise: model.normalise,
-        side: model.checkpoint.config.vision.image_size,
         encoder: &mut encoder,
         tolerance: Tolerance::new(corrupt_share, "--corrupt-share"),
         waiting: Vec::new(),
@@ -66,14 +67,17 @@ pub(super) fn measure(
         Ok(())
     })?;
     gathered.embed()?;
+
     let Gathered { tolerance, rows, labels, captions, .. } = gathered;
     let skipped = tolerance.finish()?;
     if labels.is_empty() {
         return Err(Error::failed("it holds no picture that can be used"));
     }
+
     let pictures = labels.len();
     let embeddings = Matrix::new(pictures, encoder.embed_dim(), rows)?;
     let images = LabelledImages::<Test>::embedded(name, embeddings, labels)?;
+
     let context = model.checkpoint.config.text.context;
     let tokenise = |texts: &[String]| model.tokenizer.encode_all(texts, context);
     let vocabulary = vocabulary(set.task(), &tokenise);
@@ -108,8 +112,8 @@ fn vocabulary<'a>(task: &Task, tokenise: eval::Tokenise<'a>) -> Vocabulary<'a> {
 /// Pictures on their way to vectors.
 struct Gathered<'a, 'e> {
     set: &'a EvaluationSet,
+    framing: Framing,
     normalise: Normalise,
-    side: usize,
     encoder: &'a mut ModelEncoder<'e>,
     tolerance: Tolerance,
     waiting: Vec<Pair>,
@@ -149,10 +153,10 @@ impl Gathered<'_, '_> {
     /// Decodes and embeds what waits.
     fn embed(&mut self) -> Result<()> {
         let waiting = std::mem::take(&mut self.waiting);
-        let (side, normalise) = (self.side, self.normalise);
+        let (framing, normalise) = (self.framing, self.normalise);
         let decoded = par::map(waiting.len(), |i| {
             let pair = &waiting[i];
-            let picture = square(&pair.image, &pair.key, side, Fit::Shortest)?;
+            let picture = framing.square(&pair.image, &pair.key)?;
             Ok::<_, Error>(normalise.planes(&picture))
         });
         let (mut pixels, mut n) = (Vec::new(), 0);
@@ -166,7 +170,7 @@ impl Gathered<'_, '_> {
                     self.captions.push(pair.captions);
                 }
                 Err(error) => {
-                    let reason = error.to_string();
+                    let reason = error.chain();
                     self.tolerance.reject(Skipped { key: pair.key, reason })?;
                 }
             }

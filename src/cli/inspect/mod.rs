@@ -20,7 +20,7 @@ use serde_json::Value;
 use crate::artifact::{Manifest, Place, Store};
 use crate::cli::{self, Location};
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, did_you_mean};
 use crate::pipeline::{Node, Panics, Survey};
 use crate::stage::{ALL, plan};
 
@@ -232,11 +232,9 @@ impl View {
         if !found.is_empty() {
             return Ok(found);
         }
-        let known = self.nodes.iter().map(|node| node.place.to_string());
-        let nearest = known.max_by(|a, b| {
-            strsim::jaro_winkler(a, name).total_cmp(&strsim::jaro_winkler(b, name))
-        });
-        let hint = nearest.map(|n| format!("; did you mean {n}?")).unwrap_or_default();
+        let known: Vec<String> =
+            self.nodes.iter().map(|node| node.place.to_string()).collect();
+        let hint = did_you_mean(name, known.iter().map(String::as_str));
         Err(Error::usage(format!("no node named {name}{hint}")))
     }
 

@@ -112,6 +112,12 @@ pub fn open(config: &DatasetConfig) -> Result<Option<Box<dyn Stream>>> {
         ))),
         _ => Ok(()),
     };
+    if !config.folder.is_empty() && config.source.reads_pairs() && !folder.exists() {
+        let place = folder.display();
+        return Err(Error::failed(format!(
+            "dataset.folder: the folder {place} does not exist"
+        )));
+    }
     let stream: Box<dyn Stream> = match config.source {
         Source::Emoji | Source::Shapes => return Ok(None),
         Source::Folder if config.folder.is_empty() => {

@@ -230,7 +230,8 @@ mod tests {
     }
 
     fn load(path: &Path) -> Checkpoint {
-        let (config, tensors) = checkpoint::import(path, None).unwrap();
+        let (config, tensors) =
+            checkpoint::import(path, &checkpoint::Hints::default()).unwrap();
         let values = Layout::new(&config).flatten(&config, &tensors).unwrap();
         Checkpoint { config, values }
     }
