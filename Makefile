@@ -146,8 +146,11 @@ bench-scale: | build peers
 # The Python package and exported folders, with the models of a smoke run.
 test-python: | build peers
 	@$(MAKE) --no-print-directory PROFILE=smoke ARTIFACTS=.cache/smoke SET= FORCE=
-	@UPCYCLE_BIN='$(BIN)' UPCYCLE_ARTIFACTS=.cache/smoke PYTHONPATH=python \
-	  $(PEERS_ENV)/bin/python -B -W ignore -m unittest discover -s python/tests
+	@for test in python/tests/test_*.py; do \
+	  echo "$$test"; \
+	  UPCYCLE_BIN='$(BIN)' UPCYCLE_ARTIFACTS=.cache/smoke PYTHONPATH=python \
+	    $(PEERS_ENV)/bin/python -B -W ignore "$$test"; \
+	done
 
 help:
 	@printf '%s\n' \

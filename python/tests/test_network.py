@@ -8,6 +8,8 @@ from harness import FIXTURES, Case, package, result, run
 from safetensors.torch import load_file
 
 import upcycle_moe
+from transformers import AutoModel
+from upcycle_moe.modeling_upcycle import UpcycleClipModel
 from upcycle_moe.network_upcycle import Moe
 
 NAMES = ("clip-tiny-gelu", "clip-tiny-quickgelu")
@@ -128,6 +130,12 @@ class Network(Case):
         for folder in (kept, merged):
             with self.subTest(folder.name), torch.no_grad():
                 self.same(upcycle_moe.load(folder)(**given, layers=True), ours)
+
+    def test_importing_the_package_makes_remote_code_superfluous(self):
+        folder = package("moe")
+        model = AutoModel.from_pretrained(folder, trust_remote_code=False)
+        self.assertIs(type(model), UpcycleClipModel)
+        self.same(dict(model.state_dict()), dict(upcycle_moe.load(folder).state_dict()))
 
     def test_what_is_not_a_model_is_refused_in_a_sentence(self):
         (self.work / "config.json").write_text('{"model_type": "clip"}')

@@ -247,6 +247,8 @@ fn tokenizer_config(vocabulary: &str, context: usize) -> Result<Value> {
         "padding_side": "right",
         "truncation_side": "right",
         "split_special_tokens": !keeps_marks,
+        // Versions of transformers before 5 set it to false where it is not said.
+        "add_prefix_space": !is_clip,
         "clean_up_tokenization_spaces": false,
     }))
 }
@@ -399,6 +401,8 @@ mod tests {
         ] {
             let config = tokenizer_config(&vocabulary, 16).unwrap();
             assert_eq!(config["split_special_tokens"], splits, "{spelling:?}");
+            let is_own = vocabulary == own_vocabulary();
+            assert_eq!(config["add_prefix_space"], is_own);
             assert_eq!([&config["bos_token"], &config["eos_token"]], spelling);
             assert_eq!(config["pad_token"], spelling[1]);
             assert_eq!(config["model_max_length"], 16);
