@@ -112,12 +112,12 @@ class Package(Case):
         for kind in RUNS:
             folder = package(kind)
             classify = pipeline("zero-shot-image-classification", model=str(folder), **REMOTE)
-            texts = [f"a picture of a {label}" for label in labels]
+            texts = [f"a {label}" for label in labels]
             _, ours = self.numbers(folder, texts=texts)
             for path, logits in zip(pictures(), ours["logits_per_image"]):
                 with self.subTest(kind, picture=path.name):
                     said = classify(str(path), candidate_labels=labels,
-                                    hypothesis_template="a picture of a {}")
+                                    hypothesis_template="a {}")
                     scores = {row["label"]: row["score"] for row in said}
                     theirs = torch.tensor([scores[label] for label in labels])
                     # The pipeline reads files as RGB, so transparency is not ours to compare.
