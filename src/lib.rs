@@ -6,7 +6,7 @@
 //! ```text
 //! 0  error loss num par
 //! 1  artifact config ffn io rng text
-//! 2  image linalg pipeline
+//! 2  image linalg pipeline tables
 //! 3  analysis cluster data eval lowrank model upcycle
 //! 4  checkpoint engine report
 //! 5  activations train
@@ -40,6 +40,7 @@ pub mod pipeline;
 pub mod report;
 pub mod rng;
 pub mod stage;
+pub mod tables;
 pub mod text;
 pub mod train;
 pub mod upcycle;

@@ -20,7 +20,7 @@ use code::Names;
 const LAYERS: &[&[&str]] = &[
     &["error", "loss", "num", "par"],
     &["artifact", "config", "ffn", "io", "rng", "text"],
-    &["image", "linalg", "pipeline"],
+    &["image", "linalg", "pipeline", "tables"],
     &["analysis", "cluster", "data", "eval", "lowrank", "model", "upcycle"],
     &["checkpoint", "engine", "report"],
     &["activations", "train"],

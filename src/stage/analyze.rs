@@ -13,12 +13,12 @@ use crate::engine::cpu::clip::{Clip, Engine, Pairs};
 use crate::engine::cpu::ops::{activation, linear};
 use crate::engine::cpu::tower::Teacher;
 use crate::error::Result;
-use crate::io::table::{Column, Table};
 use crate::linalg::Matrix;
 use crate::model::layers::{FfnTensors, MoeTensors};
 use crate::model::{Checkpoint, Tower};
 use crate::num::{index_u32, widen};
 use crate::pipeline::{Job, Stage, Width};
+use crate::tables::{self, AnalysisRow, Layer, Row as _, SimilarityRow, WHOLE_LAYER};
 
 /// This stage.
 pub const STAGE: Stage = Stage {
@@ -39,15 +39,12 @@ pub struct AnalyzeParams {
     pub seed: u64,
 }
 
-/// Stands for the whole layer in the column `expert`.
-const LAYER: u32 = u32::MAX;
-
 /// Does the work of one node.
 pub fn run(job: &mut Job<'_>) -> Result<()> {
     let AnalyzeParams { analyze, .. } = job.params()?;
     let dense = Checkpoint::read(files::folder(job, "pretrain")?, "model.safetensors")?;
     let (pixels, ids) = validation(job, analyze.samples)?;
-    let mut rows = Rows::default();
+    let mut out = Outputs::default();
     for (point, weights) in [("init", "init.safetensors"), ("final", "model.safetensors")]
     {
         let model = Checkpoint::read(files::folder(job, "train")?, weights)?;
@@ -64,10 +61,10 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
             let layer = model.moe_layer(tower, block)?;
             let base = dense.dense_ffn(tower, block)?;
             let found = analyse((&model, &engine), (tower, block), &layer, &base)?;
-            rows.add(point, (tower, block), &found);
+            out.add(point, &Layer::new(tower.name(), block), &found);
         }
     }
-    rows.write(job)
+    out.write(job)
 }
 
 /// Pixels and ids of the first samples of the validation split, first caption each.
@@ -128,80 +125,34 @@ fn output(model: &Checkpoint, expert: &FfnTensors<'_>, input: &[f32]) -> Vec<f32
 
 /// The rows of both tables.
 #[derive(Debug, Default)]
-struct Rows {
-    readings: Readings,
-    cosines: Cosines,
+struct Outputs {
+    readings: Vec<AnalysisRow>,
+    cosines: Vec<SimilarityRow>,
 }
 
-/// Columns of `analysis.parquet`.
-#[derive(Debug, Default)]
-struct Readings {
-    point: Vec<String>,
-    tower: Vec<String>,
-    layer: Vec<u32>,
-    metric: Vec<String>,
-    expert: Vec<u32>,
-    value: Vec<f64>,
-}
+impl Outputs {
+    fn add(&mut self, point: &str, layer: &Layer, found: &LayerAnalysis) {
+        self.readings.extend(found.readings.iter().map(|reading| AnalysisRow {
+            point: point.to_owned(),
+            layer: layer.clone(),
+            metric: reading.metric.to_owned(),
+            expert: reading.expert.map_or(WHOLE_LAYER, index_u32),
+            value: reading.value,
+        }));
 
-/// Columns of `similarity_matrix.parquet`.
-#[derive(Debug, Default)]
-struct Cosines {
-    point: Vec<String>,
-    tower: Vec<String>,
-    layer: Vec<u32>,
-    expert: Vec<u32>,
-    other: Vec<u32>,
-    cosine: Vec<f64>,
-}
-
-impl Rows {
-    fn add(
-        &mut self,
-        point: &str,
-        (tower, block): (Tower, usize),
-        found: &LayerAnalysis,
-    ) {
-        let layer = index_u32(block);
-        for reading in &found.readings {
-            let rows = &mut self.readings;
-            rows.point.push(point.to_owned());
-            rows.tower.push(tower.name().to_owned());
-            rows.layer.push(layer);
-            rows.metric.push(reading.metric.to_owned());
-            rows.expert.push(reading.expert.map_or(LAYER, index_u32));
-            rows.value.push(reading.value);
-        }
         let e = found.cosines.experts();
-        for (expert, other) in (0..e * e).map(|i| (i / e, i % e)) {
-            let rows = &mut self.cosines;
-            rows.point.push(point.to_owned());
-            rows.tower.push(tower.name().to_owned());
-            rows.layer.push(layer);
-            rows.expert.push(index_u32(expert));
-            rows.other.push(index_u32(other));
-            rows.cosine.push(found.cosines.get(expert, other));
-        }
+        let pairs = (0..e * e).map(|i| (i / e, i % e));
+        self.cosines.extend(pairs.map(|(expert, other)| SimilarityRow {
+            point: point.to_owned(),
+            layer: layer.clone(),
+            expert: index_u32(expert),
+            other: index_u32(other),
+            cosine: found.cosines.get(expert, other),
+        }));
     }
 
     fn write(self, job: &Job<'_>) -> Result<()> {
-        let rows = self.readings;
-        Table::new()
-            .with("point", Column::Text(rows.point))
-            .with("tower", Column::Text(rows.tower))
-            .with("layer", Column::U32(rows.layer))
-            .with("metric", Column::Text(rows.metric))
-            .with("expert", Column::U32(rows.expert))
-            .with("value", Column::F64(rows.value))
-            .write(&job.output("analysis.parquet"))?;
-        let rows = self.cosines;
-        Table::new()
-            .with("point", Column::Text(rows.point))
-            .with("tower", Column::Text(rows.tower))
-            .with("layer", Column::U32(rows.layer))
-            .with("expert", Column::U32(rows.expert))
-            .with("other", Column::U32(rows.other))
-            .with("cosine", Column::F64(rows.cosine))
-            .write(&job.output("similarity_matrix.parquet"))
+        tables::write(&job.output(AnalysisRow::FILE), self.readings)?;
+        tables::write(&job.output(SimilarityRow::FILE), self.cosines)
     }
 }

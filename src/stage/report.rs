@@ -8,6 +8,7 @@ use crate::config::Config;
 use crate::error::{Context as _, Result};
 use crate::pipeline::{Job, Stage, Width};
 use crate::report;
+use crate::tables::{self, ComparisonRow, Row as _};
 
 /// This stage.
 pub const STAGE: Stage = Stage {
@@ -44,5 +45,5 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
         std::fs::write(&path, text)
             .context(|| format!("cannot write {}", path.display()))?;
     }
-    rendered.comparison.write(&job.output("comparison.parquet"))
+    tables::write(&job.output(ComparisonRow::FILE), rendered.comparison)
 }

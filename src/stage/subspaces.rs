@@ -10,13 +10,14 @@ use super::files;
 use crate::config::{Labels, SubspacesConfig};
 use crate::engine::cpu::ops::activation;
 use crate::error::{Error, Result};
-use crate::io::table::{Column, Table, TableReader};
+use crate::io::table::TableReader;
 use crate::io::tensors::{self, Tensor, Tensors};
-use crate::lowrank::{ExpertSubspaces, FfnFunction, LayerMoments, Subspace};
+use crate::lowrank::{ExpertSubspaces, FfnFunction, LayerMoments};
 use crate::model::{Checkpoint, Tower};
 use crate::num::index_u32;
 use crate::pipeline::{Job, Stage, Width};
 use crate::rng::{self, SliceRandom};
+use crate::tables::{self, Layer, Row as _, SpectrumRow, SubspaceRow};
 
 /// This stage.
 pub const STAGE: Stage = Stage {
@@ -82,7 +83,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
             let found = moments.subspaces(config, seed, &name)?;
             for (expert, found) in found.iter().enumerate() {
                 keep(&mut subspace_bases, &format!("{name}.{expert}"), found)?;
-                out.add((tower, block, expert), found);
+                out.add(&Layer::new(tower.name(), block), expert, found);
             }
             job.progress.advance(1);
         }
@@ -153,68 +154,44 @@ fn keep(subspace_bases: &mut Tensors, name: &str, found: &ExpertSubspaces) -> Re
     Ok(())
 }
 
-/// Both tables, row by row.
+/// The rows of both tables.
 #[derive(Debug, Default)]
 struct Outputs {
-    towers: Vec<String>,
-    matrices: Vec<String>,
-    /// Layer, expert, tokens, rank, full rank.
-    counts: [Vec<u32>; 5],
-    /// Retained, error inside, error outside, shrinkage, cross.
-    shares: [Vec<f64>; 5],
-    spectra: (Vec<String>, [Vec<u32>; 3], Vec<String>, Vec<f64>),
+    subspaces: Vec<SubspaceRow>,
+    spectra: Vec<SpectrumRow>,
 }
 
 impl Outputs {
-    fn add(&mut self, at: (Tower, usize, usize), found: &ExpertSubspaces) {
-        self.add_matrix(at, "fc1", &found.fc1);
-        self.add_matrix(at, "fc2", &found.fc2);
-    }
+    fn add(&mut self, layer: &Layer, expert: usize, found: &ExpertSubspaces) {
+        let expert = index_u32(expert);
+        for (matrix, s) in [("fc1", &found.fc1), ("fc2", &found.fc2)] {
+            self.subspaces.push(SubspaceRow {
+                layer: layer.clone(),
+                expert,
+                matrix: matrix.to_owned(),
+                tokens: index_u32(s.tokens),
+                rank: index_u32(s.rank),
+                full_rank: index_u32(s.full_rank),
+                retained: s.retained,
+                error_inside: s.error_inside,
+                error_outside: s.error_outside,
+                shrinkage: s.shrinkage,
+                cross: s.cross,
+            });
 
-    fn add_matrix(&mut self, at: (Tower, usize, usize), matrix: &str, s: &Subspace) {
-        let (tower, layer, expert) = (at.0.name(), index_u32(at.1), index_u32(at.2));
-        self.towers.push(tower.to_owned());
-        self.matrices.push(matrix.to_owned());
-        let counts = [layer, expert, index_u32(s.tokens), index_u32(s.rank)];
-        let counts = counts.into_iter().chain([index_u32(s.full_rank)]);
-        self.counts.iter_mut().zip(counts).for_each(|(column, v)| column.push(v));
-        let shares = [s.retained, s.error_inside, s.error_outside, s.shrinkage, s.cross];
-        self.shares.iter_mut().zip(shares).for_each(|(column, v)| column.push(v));
-        for (index, energy) in s.spectrum.iter().enumerate() {
-            let rows = &mut self.spectra;
-            rows.0.push(tower.to_owned());
-            let values = [layer, expert, index_u32(index)];
-            rows.1.iter_mut().zip(values).for_each(|(column, v)| column.push(v));
-            rows.2.push(matrix.to_owned());
-            rows.3.push(*energy);
+            let spectrum = s.spectrum.iter().enumerate();
+            self.spectra.extend(spectrum.map(|(index, &energy)| SpectrumRow {
+                layer: layer.clone(),
+                expert,
+                matrix: matrix.to_owned(),
+                index: index_u32(index),
+                energy,
+            }));
         }
     }
 
     fn write(self, job: &Job<'_>) -> Result<()> {
-        let [layer, expert, tokens, rank, full_rank] = self.counts;
-        let [retained, inside, outside, shrinkage, cross] = self.shares;
-        Table::new()
-            .with("tower", Column::Text(self.towers))
-            .with("layer", Column::U32(layer))
-            .with("expert", Column::U32(expert))
-            .with("matrix", Column::Text(self.matrices))
-            .with("tokens", Column::U32(tokens))
-            .with("rank", Column::U32(rank))
-            .with("full_rank", Column::U32(full_rank))
-            .with("retained", Column::F64(retained))
-            .with("error_inside", Column::F64(inside))
-            .with("error_outside", Column::F64(outside))
-            .with("shrinkage", Column::F64(shrinkage))
-            .with("cross", Column::F64(cross))
-            .write(&job.output("subspaces.parquet"))?;
-        let (tower, [layer, expert, index], matrix, energy) = self.spectra;
-        Table::new()
-            .with("tower", Column::Text(tower))
-            .with("layer", Column::U32(layer))
-            .with("expert", Column::U32(expert))
-            .with("matrix", Column::Text(matrix))
-            .with("index", Column::U32(index))
-            .with("energy", Column::F64(energy))
-            .write(&job.output("spectra.parquet"))
+        tables::write(&job.output(SubspaceRow::FILE), self.subspaces)?;
+        tables::write(&job.output(SpectrumRow::FILE), self.spectra)
     }
 }

@@ -78,11 +78,7 @@ impl Watcher for Watch<'_> {
 
 /// Writes the tables of a record, and its last loss as a metric.
 pub(super) fn write_record(job: &mut Job<'_>, record: &Record) -> Result<()> {
-    record.log().write(&job.output("log.parquet"))?;
-    record.validations().write(&job.output("validation.parquet"))?;
-    if let Some(routing) = record.routing() {
-        routing.write(&job.output("routing.parquet"))?;
-    }
+    record.write(|file| job.output(file))?;
     job.draft.metric("loss", record.recent_loss(50));
     Ok(())
 }

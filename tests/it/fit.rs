@@ -178,6 +178,7 @@ fn bad_input_is_one_clear_error_and_leaves_nothing_behind() {
     }
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), before + 2);
     fs::create_dir(folder.path().join("o")).unwrap();
+    fs::write(folder.path().join("o/kept"), "x").unwrap();
     let args = ["--vectors", "x.safetensors", "--clusters", "2", "--out", "o"];
     assert!(refused(&fit(CLUSTER, folder.path(), &args)).contains("--force"));
 }

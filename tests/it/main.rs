@@ -15,3 +15,4 @@ mod makefile;
 mod pipeline;
 mod plan;
 mod staleness;
+mod tables;

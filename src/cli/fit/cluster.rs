@@ -8,20 +8,20 @@ use clap::{Args, ValueEnum};
 use linfa::ParamGuard as _;
 use serde_json::json;
 
-use super::folder::OutFolder;
 use super::{Common, brief, median, parse};
 use crate::cli;
+use crate::cli::output::Folder;
 use crate::cluster::{
     CHUNK, Done, Precision, RowSlice, RowSource, SphericalKMeans, SphericalKMeansModel,
 };
 use crate::engine::cpu::ops::simd;
 use crate::error::{Context as _, Result};
-use crate::io::table::{Column, Table};
 use crate::io::tensors::{self, Tensor, Tensors};
 use crate::io::vectors::VectorFile;
 use crate::num::index_u32;
 use crate::par;
 use crate::pipeline::memory;
+use crate::tables::{self, FitAssignmentRow, FitClusterRow, FitIterationRow, Row as _};
 
 const EXAMPLES: &str = "\
 Writes centroids.safetensors (`centroids` [k, d], unit rows), assignments.parquet (cluster and
@@ -100,7 +100,7 @@ pub(super) fn run(args: Vec<OsString>) -> Result<()> {
         .check()?;
 
     let file = VectorFile::open(&args.vectors, args.column.as_deref())?;
-    let out = OutFolder::begin(&args.common.out, args.common.force)?;
+    let out = args.common.folder()?;
     let line = args.common.pool(|threads| {
         // Vectors that fit are read once; the others cost a read per pass, with equal results.
         let bytes = (file.rows() * file.width() * 4) as u64;
@@ -172,7 +172,7 @@ struct Times {
 
 impl Work<'_> {
     /// Clusters, writes the results and returns the line of JSON about them.
-    fn fit(&self, rows: &impl RowSource, out: &OutFolder) -> Result<String> {
+    fn fit(&self, rows: &impl RowSource, out: &Folder) -> Result<String> {
         let bar = self.args.common.console().bar("cluster");
         bar.start(self.args.iterations, "iterations");
         let begun = Instant::now();
@@ -271,35 +271,32 @@ fn bandwidth(data: &[f32]) -> f64 {
 }
 
 /// Writes the four files.
-fn write(model: &SphericalKMeansModel, out: &OutFolder) -> Result<()> {
+fn write(model: &SphericalKMeansModel, out: &Folder) -> Result<()> {
     let shape = vec![model.centroids.rows(), model.centroids.cols()];
     let centroids = Tensor::new(shape, model.centroids.data().to_vec())?;
     let named = Tensors::from([("centroids".to_owned(), centroids)]);
     tensors::write(&out.path("centroids.safetensors"), &named)?;
-    Table::new()
-        .with("cluster", Column::U32(model.assignments.clone()))
-        .with("cosine", Column::F32(model.cosines.clone()))
-        .write(&out.path("assignments.parquet"))?;
 
-    let sizes: Vec<u32> = model.sizes.iter().map(|&size| index_u32(size)).collect();
-    Table::new()
-        .with("cluster", Column::U32((0..index_u32(sizes.len())).collect()))
-        .with("size", Column::U32(sizes))
-        .with("mean_cosine", Column::F64(model.mean_cosines()))
-        .write(&out.path("clusters.parquet"))?;
+    let assignments = model.assignments.iter().zip(&model.cosines);
+    let assignments =
+        assignments.map(|(&cluster, &cosine)| FitAssignmentRow { cluster, cosine });
+    tables::write(&out.path(FitAssignmentRow::FILE), assignments.collect())?;
 
-    let history = || model.history.iter();
-    let chosen = history().map(|stats| stats.restart == model.restart).collect();
-    Table::new()
-        .with("restart", Column::U32(history().map(|s| index_u32(s.restart)).collect()))
-        .with(
-            "iteration",
-            Column::U32(history().map(|s| index_u32(s.iteration)).collect()),
-        )
-        .with("objective", Column::F64(history().map(|s| s.objective).collect()))
-        .with("refilled", Column::U32(history().map(|s| index_u32(s.refilled)).collect()))
-        .with("chosen", Column::Bool(chosen))
-        .write(&out.path("iterations.parquet"))
+    let clusters = model.sizes.iter().zip(model.mean_cosines()).enumerate();
+    let clusters = clusters.map(|(cluster, (&size, mean_cosine))| {
+        let (cluster, size) = (index_u32(cluster), index_u32(size));
+        FitClusterRow { cluster, size, mean_cosine }
+    });
+    tables::write(&out.path(FitClusterRow::FILE), clusters.collect())?;
+
+    let iterations = model.history.iter().map(|stats| FitIterationRow {
+        restart: index_u32(stats.restart),
+        iteration: index_u32(stats.iteration),
+        objective: stats.objective,
+        refilled: index_u32(stats.refilled),
+        chosen: stats.restart == model.restart,
+    });
+    tables::write(&out.path(FitIterationRow::FILE), iterations.collect())
 }
 
 impl From<Dtype> for Precision {

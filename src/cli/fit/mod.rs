@@ -4,7 +4,6 @@
 //! folder that appears whole or not at all, and print one line of JSON about the work.
 
 mod cluster;
-mod folder;
 mod subspaces;
 
 use std::process::ExitCode;
@@ -12,6 +11,7 @@ use std::process::ExitCode;
 use clap::{Args, Command};
 
 use crate::cli;
+use crate::cli::output::{Existing, Folder};
 use crate::error::{Context as _, Result};
 use crate::pipeline::{Console, Panics, Stage, Volume};
 
@@ -47,6 +47,13 @@ struct Common {
 }
 
 impl Common {
+    /// Begins the folder of results.
+    fn folder(&self) -> Result<Folder> {
+        let existing =
+            if self.force { Existing::Replace } else { Existing::RefuseUnlessForced };
+        Folder::begin(&self.out, existing)
+    }
+
     fn console(&self) -> Console {
         Console::new(if self.quiet { Volume::Quiet } else { Volume::Normal })
     }

@@ -7,13 +7,12 @@ use std::time::Instant;
 use clap::{ArgAction, ArgGroup, Args};
 use serde_json::json;
 
-use super::folder::OutFolder;
 use super::{Common, brief, parse};
 use crate::cli;
+use crate::cli::output::Folder;
 use crate::config::{Center, Directions, Labels, SubspacesConfig};
 use crate::error::{Context as _, Error, Result};
 use crate::io::labels;
-use crate::io::table::{Column, Table};
 use crate::io::tensors::{self, Tensor, Tensors};
 use crate::io::vectors::VectorFile;
 use crate::linalg::Matrix;
@@ -21,6 +20,7 @@ use crate::lowrank::{Draws, MatrixMoments, Subspace, project};
 use crate::num::{index_u32, widen};
 use crate::par;
 use crate::pipeline::memory;
+use crate::tables::{self, FitSpectrumRow, FitSubspaceRow, Row as _};
 
 const EXAMPLES: &str = "\
 For each cluster and matrix W [out, in]: the orthonormal basis U [out, r] of the outputs to
@@ -80,7 +80,7 @@ pub(super) fn run(args: Vec<OsString>) -> Result<()> {
     };
     let config = args.config()?;
     let jobs = args.jobs()?;
-    let out = OutFolder::begin(&args.common.out, args.common.force)?;
+    let out = args.common.folder()?;
     let line = args.common.pool(|threads| {
         let done = fit(&jobs, &config, &args)?;
         write(&jobs, &done, &out)?;
@@ -299,7 +299,7 @@ impl Job {
     }
 }
 
-fn write(jobs: &[Job], done: &Outcome, out: &OutFolder) -> Result<()> {
+fn write(jobs: &[Job], done: &Outcome, out: &Folder) -> Result<()> {
     let (mut subspace_bases, mut projected) = (Tensors::new(), Tensors::new());
     let tensor = |m: &Matrix| Tensor::new(vec![m.rows(), m.cols()], m.data().to_vec());
     for (job, found) in jobs.iter().zip(&done.found) {
@@ -326,49 +326,37 @@ fn write(jobs: &[Job], done: &Outcome, out: &OutFolder) -> Result<()> {
     if !projected.is_empty() {
         tensors::write(&out.path("projected.safetensors"), &projected)?;
     }
-    tables(jobs, done, out)
+    write_tables(jobs, done, out)
 }
 
-fn tables(jobs: &[Job], done: &Outcome, out: &OutFolder) -> Result<()> {
-    let all: Vec<(&str, u32, &Subspace)> = jobs
-        .iter()
-        .zip(&done.found)
-        .flat_map(|(job, found)| {
-            let found = found.iter().enumerate();
-            found.map(|(cluster, s)| (job.name.as_str(), index_u32(cluster), s))
-        })
-        .collect();
+fn write_tables(jobs: &[Job], done: &Outcome, out: &Folder) -> Result<()> {
+    let (mut subspaces, mut spectra) = (Vec::new(), Vec::new());
+    for (job, found) in jobs.iter().zip(&done.found) {
+        for (cluster, s) in found.iter().enumerate() {
+            let cluster = index_u32(cluster);
+            subspaces.push(FitSubspaceRow {
+                matrix: job.name.clone(),
+                cluster,
+                tokens: index_u32(s.tokens),
+                rank: index_u32(s.rank),
+                full_rank: index_u32(s.full_rank),
+                retained: s.retained,
+                error_inside: s.error_inside,
+                error_outside: s.error_outside,
+                shrinkage: s.shrinkage,
+            });
 
-    let count = |of: fn(&Subspace) -> usize| {
-        Column::U32(all.iter().map(|(_, _, s)| index_u32(of(s))).collect())
-    };
-    let share = |of: fn(&Subspace) -> f64| {
-        Column::F64(all.iter().map(|(_, _, s)| of(s)).collect())
-    };
-    Table::new()
-        .with("matrix", Column::Text(all.iter().map(|row| row.0.to_owned()).collect()))
-        .with("cluster", Column::U32(all.iter().map(|row| row.1).collect()))
-        .with("tokens", count(|s| s.tokens))
-        .with("rank", count(|s| s.rank))
-        .with("full_rank", count(|s| s.full_rank))
-        .with("retained", share(|s| s.retained))
-        .with("error_inside", share(|s| s.error_inside))
-        .with("error_outside", share(|s| s.error_outside))
-        .with("shrinkage", share(|s| s.shrinkage))
-        .write(&out.path("subspaces.parquet"))?;
-
-    let energies = || {
-        all.iter().flat_map(|&(name, cluster, s)| {
             let spectrum = s.spectrum.iter().enumerate();
-            spectrum.map(move |(i, &energy)| (name, cluster, index_u32(i), energy))
-        })
-    };
-    Table::new()
-        .with("matrix", Column::Text(energies().map(|row| row.0.to_owned()).collect()))
-        .with("cluster", Column::U32(energies().map(|row| row.1).collect()))
-        .with("index", Column::U32(energies().map(|row| row.2).collect()))
-        .with("energy", Column::F64(energies().map(|row| row.3).collect()))
-        .write(&out.path("spectra.parquet"))
+            spectra.extend(spectrum.map(|(index, &energy)| FitSpectrumRow {
+                matrix: job.name.clone(),
+                cluster,
+                index: index_u32(index),
+                energy,
+            }));
+        }
+    }
+    tables::write(&out.path(FitSubspaceRow::FILE), subspaces)?;
+    tables::write(&out.path(FitSpectrumRow::FILE), spectra)
 }
 
 fn line(jobs: &[Job], done: &Outcome, threads: usize) -> String {

@@ -1,32 +1,33 @@
-//! Features of mean 0 and variance 1, by the few-shot set's own mean and spread.
+//! Features of mean 0 and variance 1, by the mean and spread of the few-shot set itself.
 
 use crate::error::{Error, Result};
 use crate::linalg::Matrix;
 
-/// Spread, relative to the widest feature, below which a feature is constant: it is centred
-/// and not scaled, so that rounding noise does not become a feature.
+/// Spread, relative to the widest feature, below which a feature counts as constant: it is
+/// centered but not scaled, so that rounding noise does not become a feature.
 const CONSTANT: f64 = 1e-6;
 
-/// Standardised features of a few-shot set, in f64.
+/// Standardized features of a few-shot set, in f64.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Standardised {
+pub struct Standardized {
     values: Vec<f64>,
     mean: Vec<f64>,
     scale: Vec<f64>,
     n: usize,
 }
 
-impl Standardised {
-    /// Standardises the `rows` of `embeddings` (variance by 1/n); at least one row.
+impl Standardized {
+    /// Standardizes the `rows` of `embeddings` (variance by 1/n); at least one row.
     pub fn new(embeddings: &Matrix, rows: &[usize]) -> Result<Self> {
         let (n, width) = (rows.len(), embeddings.cols());
         if n == 0 || width == 0 {
             return Err(Error::failed(format!(
-                "{n} few-shot pictures, {width} features"
+                "found {n} few-shot pictures with {width} features, expected at least one \
+                 of each"
             )));
         }
+
         let mut mean = vec![0.0; width];
-        let mut scale = vec![0.0; width];
         for &row in rows {
             for (sum, &value) in mean.iter_mut().zip(embeddings.row(row)) {
                 *sum += f64::from(value);
@@ -35,6 +36,8 @@ impl Standardised {
         for sum in &mut mean {
             *sum /= n as f64;
         }
+
+        let mut scale = vec![0.0; width];
         for &row in rows {
             for ((sum, &value), mean) in
                 scale.iter_mut().zip(embeddings.row(row)).zip(&mean)
@@ -45,17 +48,21 @@ impl Standardised {
         for sum in &mut scale {
             *sum = (*sum / n as f64).sqrt();
         }
+
+        // A feature that does not vary would be divided by rounding noise.
         let widest = scale.iter().copied().fold(0.0, f64::max);
         for spread in &mut scale {
             if *spread <= CONSTANT * widest {
                 *spread = 1.0;
             }
         }
+
         let mut values = Vec::with_capacity(n * width);
         for &row in rows {
-            let centred = embeddings.row(row).iter().zip(&mean).zip(&scale);
-            values
-                .extend(centred.map(|((&v, mean), scale)| (f64::from(v) - mean) / scale));
+            let centered = embeddings.row(row).iter().zip(&mean).zip(&scale);
+            values.extend(
+                centered.map(|((&v, mean), scale)| (f64::from(v) - mean) / scale),
+            );
         }
         Ok(Self { values, mean, scale, n })
     }
@@ -80,7 +87,7 @@ impl Standardised {
         &self.values
     }
 
-    /// Mean of feature `k` before.
+    /// Mean of feature `k` before standardization.
     pub fn mean(&self, k: usize) -> f64 {
         self.mean[k]
     }
