@@ -68,7 +68,7 @@ dataset: | fetch
 # cargo needs a third of a second to find that there is nothing to do; find needs three
 # milliseconds. The stamp carries the time at which the last good build began.
 define BUILD
-sources='src bin build.rs Cargo.toml Cargo.lock pipeline.yaml'
+sources='src bin python/upcycle_moe/*.py LICENSE build.rs Cargo.toml Cargo.lock pipeline.yaml'
 if [ -x $(BIN)/upcycle-report ] && [ -e $(STAMP) ] &&
    [ -z "$$(find $$sources -newer $(STAMP) -print -quit)" ]; then exit 0; fi
 command -v cargo >/dev/null || {
@@ -144,9 +144,14 @@ bench-peers: | build peers
 bench-scale: | build peers
 	@$(PEERS_ENV)/bin/python -B benches/scale.py --binaries $(BIN)
 
-# Our numbers and those of PyTorch and transformers.
+# The Python package and exported folders, with the models of a smoke run.
 test-python: | build peers
-	@$(PEERS_ENV)/bin/python -B examples/python/test_upcycle_moe.py '$(BIN)'
+	@$(MAKE) --no-print-directory PROFILE=smoke ARTIFACTS=.cache/smoke SET= FORCE=
+	@for test in python/tests/test_*.py; do \
+	  echo "$$test"; \
+	  UPCYCLE_BIN='$(BIN)' UPCYCLE_ARTIFACTS=.cache/smoke PYTHONPATH=python \
+	    $(PEERS_ENV)/bin/python -B -W ignore "$$test"; \
+	done
 
 help:
 	@printf '%s\n' \
@@ -170,6 +175,6 @@ help:
 	  '  make test                   all tests' \
 	  "  make bench-peers            compare with PyTorch, faiss, ..; ROWS='kmeans' for some" \
 	  '  make bench-scale            ViT-B from import to report: time and memory' \
-	  '  make test-python            compare numbers with PyTorch and transformers' \
+	  '  make test-python            the Python package, exports in transformers and ONNX, the notebook' \
 	  '' \
 	  'upcycle-inspect --help shows more: show, diff, lineage, accept.'

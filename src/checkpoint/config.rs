@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::hints::{Hints, Stated};
 use super::layout::Layout;
@@ -16,6 +16,20 @@ use crate::error::{Error, Result};
 use crate::io::tensors::Tensors;
 use crate::model::names::{self, Part, Place};
 use crate::model::{ClipConfig, TextConfig, Tower, VisionConfig};
+
+/// The value of `model_type` in `config.json`.
+pub(super) const MODEL_TYPE: &str = "upcycle_clip";
+
+/// Keys of `config.json` that are not ours: bookkeeping of Hugging Face's library, which adds
+/// some of them when it saves a model.
+const BOOKKEEPING: [&str; 6] = [
+    "architectures",
+    "auto_map",
+    "dtype",
+    "model_type",
+    "torch_dtype",
+    "transformers_version",
+];
 
 /// Most blocks of a tower.
 const MOST_LAYERS: usize = 1024;
@@ -101,14 +115,23 @@ fn own(path: &Path, hints: &Hints) -> Result<Option<ClipConfig>> {
     }
 
     let place = section.place;
-    let config: ClipConfig =
-        serde_json::from_value(Value::Object(section.map)).map_err(|e| {
-            Error::corrupt(format!("{place} is not a valid model configuration"))
-                .caused_by(e)
-        })?;
+    let config: ClipConfig = serde_json::from_value(Value::Object(without_bookkeeping(
+        section.map,
+    )))
+    .map_err(|e| {
+        Error::corrupt(format!("{place} is not a valid model configuration")).caused_by(e)
+    })?;
     hints.activation(Stated::Named(config.activation))?;
     hints.agree(&config)?;
     Ok(Some(config))
+}
+
+/// Removes Hugging Face's keys from a `config.json` of [`MODEL_TYPE`].
+fn without_bookkeeping(mut map: Map<String, Value>) -> Map<String, Value> {
+    if map.get("model_type").is_some_and(|kind| kind == MODEL_TYPE) {
+        map.retain(|key, _| !BOOKKEEPING.contains(&key.as_str()));
+    }
+    map
 }
 
 /// Reads the shape off `open_clip`'s tensors; heads and activation cannot be read off.
@@ -223,4 +246,25 @@ fn check(config: &ClipConfig) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_bookkeeping_of_our_own_kind_of_model_is_left_out() {
+        let read = |json: Value| match json {
+            Value::Object(map) => without_bookkeeping(map),
+            _ => Map::new(),
+        };
+        let ours =
+            read(json!({"model_type": MODEL_TYPE, "dtype": "float32", "moe": null,
+            "qk_norm": true}));
+        assert_eq!(ours.keys().collect::<Vec<_>>(), ["moe", "qk_norm"]);
+        let theirs = json!({"model_type": "clip", "dtype": "float32"});
+        assert_eq!(Value::Object(read(theirs.clone())), theirs);
+    }
 }

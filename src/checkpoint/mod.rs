@@ -14,7 +14,9 @@ mod export;
 mod hints;
 mod hugging_face;
 mod layout;
+mod lineage;
 mod open_clip;
+mod package;
 mod pickle;
 mod positions;
 mod preprocess;
@@ -37,6 +39,8 @@ use layout::Layout;
 
 pub use export::{export_hugging_face, export_open_clip, export_upcycle};
 pub use hints::Hints;
+pub use lineage::Lineage;
+pub use package::{Card, Package, Results, export_package};
 pub use positions::resize_positions;
 pub use preprocess::{PREPROCESS, Preprocessing};
 
@@ -92,8 +96,7 @@ pub fn shape(folder: &Path, hints: &Hints) -> Result<ClipConfig> {
 
 /// How captions are cleaned for the model, by its configuration if it has `open_clip`'s.
 pub fn cleaning(path: &Path, hints: &Hints) -> Result<Cleaning> {
-    let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
-    let beside = folder.join(open_clip::FILE);
+    let beside = folder_of(path).join(open_clip::FILE);
     match &hints.config {
         Some(asked) => open_clip::cleaning(&open_clip::named(asked)?),
         None if beside.is_file() => open_clip::cleaning(&open_clip::read(&beside)?),
@@ -109,6 +112,14 @@ pub fn cleaned(tokenizer: Tokenizer, path: &Path, hints: &Hints) -> Result<Token
         Cleaning::Lower => Ok(tokenizer),
         other => tokenizer.with_cleaning(other),
     }
+}
+
+/// The folder of a checkpoint, which may be named by its file of weights.
+pub fn folder_of(checkpoint: &Path) -> &Path {
+    if checkpoint.is_dir() {
+        return checkpoint;
+    }
+    checkpoint.parent().unwrap_or_else(|| Path::new(""))
 }
 
 /// The file of weights, or the index of several, that a path means.

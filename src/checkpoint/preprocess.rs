@@ -4,14 +4,14 @@
 //! `open_clip_config.json` and Hugging Face's `preprocessor_config.json`. Every field is
 //! applied exactly or refused by its name; `docs/checkpoints.md` has the table.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::lineage::{DATASET, Lineage};
 use super::open_clip;
 use super::section::{Rule, Rules, Section};
-use crate::artifact::{Key, Manifest};
 use crate::error::{Context, Error, Result};
 use crate::image::{Convention, Filter, Fit, Framing, Normalise};
 use crate::num::round_f32;
@@ -21,12 +21,6 @@ pub const PREPROCESS: &str = "preprocess.json";
 
 /// Hugging Face's.
 const HUGGING_FACE: &str = "preprocessor_config.json";
-
-/// A data set's.
-const DATASET: &str = "dataset.json";
-
-/// The most upstream results between a checkpoint and its data set.
-const GENERATIONS: usize = 4;
 
 /// The largest level of a color.
 const WHITE: f64 = 255.0;
@@ -124,11 +118,7 @@ impl Preprocessing {
     ///
     /// Of a result of this pipeline, its data set says it.
     pub fn of_checkpoint(checkpoint: &Path) -> Result<Option<Self>> {
-        let folder = if checkpoint.is_dir() {
-            checkpoint
-        } else {
-            checkpoint.parent().unwrap_or_else(|| Path::new(""))
-        };
+        let folder = super::folder_of(checkpoint);
 
         // A folder may hold a model in both layouts: the one that is read decides.
         let weights = super::weights_of(checkpoint)?;
@@ -147,7 +137,8 @@ impl Preprocessing {
                 return Ok(Some(found));
             }
         }
-        of_artifact(folder, GENERATIONS)
+        let lineage = Lineage::of(checkpoint)?;
+        lineage.map(|lineage| Self::read(&lineage.description())).transpose()
     }
 
     /// What a configuration of `open_clip` says; `None` if it says nothing.
@@ -436,38 +427,4 @@ fn colors(section: &Section, key: &str, default: [f64; 3]) -> Result<[f64; 3]> {
         value => value.as_f64().map(|value| [value; 3]),
     };
     three.ok_or_else(|| section.wrong(key, "three numbers"))
-}
-
-/// The preprocessing of the data set that a result of this pipeline was trained on: the
-/// manifest names what was read, and so on up to the data set.
-fn of_artifact(folder: &Path, generations: usize) -> Result<Option<Preprocessing>> {
-    let manifest = folder.join("manifest.json");
-    let Some(generations) = generations.checked_sub(1).filter(|_| manifest.is_file())
-    else {
-        return Ok(None);
-    };
-
-    // `current` is a link to the folder that is named by its key.
-    let place = || format!("reading {}", manifest.display());
-    let own = folder.canonicalize().context(place)?;
-    let name = own.file_name().unwrap_or_default().to_string_lossy();
-    let Some(key) = Key::parse(&name) else { return Ok(None) };
-    let manifest = Manifest::read(&own.join("manifest.json"), &key)?;
-
-    let levels = if manifest.run.is_some() { 3 } else { 2 };
-    let Some(store) = own.ancestors().nth(levels).map(Path::to_path_buf) else {
-        return Ok(None);
-    };
-    let inputs: Vec<PathBuf> =
-        manifest.provenance.inputs.values().map(|input| store.join(input)).collect();
-
-    if let Some(path) = inputs.iter().map(|i| i.join(DATASET)).find(|p| p.is_file()) {
-        return Preprocessing::read(&path).map(Some);
-    }
-    for input in inputs {
-        if let Some(found) = of_artifact(&input, generations)? {
-            return Ok(Some(found));
-        }
-    }
-    Ok(None)
 }

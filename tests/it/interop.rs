@@ -136,19 +136,14 @@ fn what_goes_out_comes_back() {
     let from = from.to_str().unwrap();
     let (config, weights) =
         checkpoint::import(Path::new(from), &Hints::default()).unwrap();
-    for (layout, more) in [
-        ("hf", &["--shard-size", "50kB"][..]),
-        ("hf", &[]),
-        ("open_clip", &[]),
-        ("upcycle", &["--shard-size", "64KiB"]),
-    ] {
+    for (layout, more) in
+        [("hf", &["--shard-size", "50kB"][..]), ("hf", &[]), ("open_clip", &[])]
+    {
         let out = format!("{layout}{}", more.len());
         let args = ["--checkpoint", from, "--layout", layout, "--out", &out];
-        if layout != "upcycle" {
-            // The fixture does not say how pictures are prepared, and nobody guesses.
-            let (code, error) = bad(here, EXPORT, &[&args[..], more].concat());
-            assert!(error.contains("give --preprocess") && code == 2, "{error}");
-        }
+        // The fixture does not say how pictures are prepared, and nobody guesses.
+        let (code, error) = bad(here, EXPORT, &[&args[..], more].concat());
+        assert!(error.contains("give --preprocess") && code == 2, "{error}");
         let args = [&args[..], &["--preprocess", "openai"]].concat();
         good(here, EXPORT, &[&args[..], more].concat());
         assert!(
@@ -161,6 +156,23 @@ fn what_goes_out_comes_back() {
             checkpoint::import(&here.join(&own), &Hints::default()).unwrap().1 == weights
         );
     }
+}
+
+/// Its folder is to need nothing else, and the fixture has no tokenizer.
+#[test]
+fn a_package_without_a_tokenizer_is_refused() {
+    let base = tempfile::tempdir().unwrap();
+    let here = base.path();
+    let from = fixture("clip-tiny-quickgelu/hf");
+    let from = from.to_str().unwrap();
+    let args = ["--checkpoint", from, "--layout", "upcycle", "--preprocess", "openai"];
+    let (code, error) = bad(here, EXPORT, &[&args[..], &["--out", "x"]].concat());
+    assert!(error.contains("give --tokenizer") && code == 2, "{error}");
+    let toy = fixture("tokenizer/toy_bpe.txt.gz");
+    let other = ["--tokenizer", toy.to_str().unwrap(), "--out", "x"];
+    let (code, error) = bad(here, EXPORT, &[&args[..], &other].concat());
+    assert!(error.contains("661 entries, the model expects 160"), "{error}");
+    assert!(code == 2 && !here.join("x").exists());
 }
 
 #[test]
@@ -305,6 +317,10 @@ fn an_imported_model_goes_through_the_pipeline() {
     let args = ["--checkpoint", moe, "--layout", "upcycle", "--out", "moe"];
     good(here, EXPORT, &[&args[..], &["--shard-size", "100kB"]].concat());
     assert!(here.join("moe/model.safetensors.index.json").exists());
+    good(here, IMPORT, &["--from", "moe", "--out", "back"]);
+    let [kept, back] = [moe, "back"]
+        .map(|at| checkpoint::read(&here.join(at), &Hints::default()).unwrap());
+    assert!(kept == back && here.join("back/tokenizer.json").exists());
     let of_moe = Preprocessing::of_checkpoint(&here.join("moe")).unwrap().unwrap();
     assert_eq!((of_moe.mean, of_moe.std), ([0.5; 3], [0.25; 3]));
     let (code, error) =
