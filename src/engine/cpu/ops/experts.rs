@@ -8,8 +8,8 @@
 use super::router::Routing;
 use super::{activation, linear, simd};
 use crate::config::Activation;
-use crate::linalg::gemm::{self, Rows as View, Write};
 use crate::ffn::FfnParts;
+use crate::linalg::gemm::{self, Rows as View, Write};
 use crate::num::{index_u32, widen};
 
 /// The stacked weights of E experts: [E, h, d], [E, h], [E, d, h], [E, d].
