@@ -16,6 +16,7 @@ SHELL         := /bin/bash
 # What may be set on the command line.
 PROFILE   ?=
 SET       ?=
+DEVICE    ?=
 FORCE     ?=
 THREADS   ?=
 JOBS      ?=
@@ -34,7 +35,7 @@ MF   = $(filter-out --%,$(firstword -$(MAKEFLAGS)))
 has  = $(findstring $(1),$(MF))
 MODE = $(if $(call has,t),$(error make -t is not supported: results are made, not touched))$(if $(call has,q),--check --quiet,$(if $(call has,n),--dry-run,))
 
-WHERE = --config '$(CONFIG)' --artifacts '$(ARTIFACTS)' --cache '$(CACHE)' $(if $(PROFILE),--profile '$(PROFILE)') $(foreach s,$(SET),--set '$(s)')
+WHERE = --config '$(CONFIG)' --artifacts '$(ARTIFACTS)' --cache '$(CACHE)' $(if $(PROFILE),--profile '$(PROFILE)') $(if $(SET),--assignments '$(subst ','\'',$(SET))') $(if $(DEVICE),--set 'device=$(DEVICE)')
 FLAGS = $(MODE) $(if $(filter $@,$(FORCE)),$(if $(call has,q),,--force)) $(if $(THREADS),--threads $(THREADS)) $(if $(JOBS),--jobs $(JOBS))
 
 STAGES := dataset pretrain activations cluster subspaces upcycle train evaluate analyze report
@@ -67,7 +68,7 @@ dataset: | fetch
 # cargo needs a third of a second to find that there is nothing to do; find needs three
 # milliseconds. The stamp carries the time at which the last good build began.
 define BUILD
-sources='src bin build.rs Cargo.toml Cargo.lock pipeline.yaml'
+sources='src bin python/upcycle_moe/*.py LICENSE build.rs Cargo.toml Cargo.lock pipeline.yaml'
 if [ -x $(BIN)/upcycle-report ] && [ -e $(STAMP) ] &&
    [ -z "$$(find $$sources -newer $(STAMP) -print -quit)" ]; then exit 0; fi
 command -v cargo >/dev/null || {
@@ -143,9 +144,14 @@ bench-peers: | build peers
 bench-scale: | build peers
 	@$(PEERS_ENV)/bin/python -B benches/scale.py --binaries $(BIN)
 
-# Our numbers and those of PyTorch and transformers.
+# The Python package and exported folders, with the models of a smoke run.
 test-python: | build peers
-	@$(PEERS_ENV)/bin/python -B examples/python/test_upcycle_moe.py '$(BIN)'
+	@$(MAKE) --no-print-directory PROFILE=smoke ARTIFACTS=.cache/smoke SET= FORCE=
+	@for test in python/tests/test_*.py; do \
+	  echo "$$test"; \
+	  UPCYCLE_BIN='$(BIN)' UPCYCLE_ARTIFACTS=.cache/smoke PYTHONPATH=python \
+	    $(PEERS_ENV)/bin/python -B -W ignore "$$test"; \
+	done
 
 # Agreement with the CPU engine and speed on the card of this machine.
 gpu-check: | build
@@ -159,7 +165,9 @@ help:
 	  '  make STAGE                  everything up to that stage' \
 	  '  make PROFILE=smoke          a small pipeline on drawn shapes, under two minutes' \
 	  "  make SET='train.balance=0.05 seeds=[1]'   other parameters, without editing" \
+	  "  make SET=\"report.title='My study'\"        a value with blanks in quotes" \
 	  '  make FORCE=train            make the results of a stage again' \
+	  '  make DEVICE=cpu             auto, cpu or cuda:N, as the key device of pipeline.yaml' \
 	  '  make THREADS=4 JOBS=2       threads in all, runs at a time' \
 	  '  make -n | -q | -k | -j2     dry run | fresh? | go on after errors | side by side' \
 	  '' \
@@ -171,7 +179,7 @@ help:
 	  '  make test                   all tests' \
 	  "  make bench-peers            compare with PyTorch, faiss, ..; ROWS='kmeans' for some" \
 	  '  make bench-scale            ViT-B from import to report: time and memory' \
-	  '  make test-python            compare numbers with PyTorch and transformers' \
-  '  make gpu-check              the CUDA engine on this machine: is it right, how fast' \
+	  '  make test-python            the Python package, exports in transformers and ONNX, the notebook' \
+	  '  make gpu-check              the CUDA engine on this machine: is it right, how fast' \
 	  '' \
 	  'upcycle-inspect --help shows more: show, diff, lineage, accept.'

@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::{env, fs};
 
+#[path = "src/pipeline/source/code.rs"]
+mod code;
 #[path = "src/pipeline/source/hash.rs"]
 mod hash;
 
@@ -26,16 +28,19 @@ const PACKAGES: &[&str] = &[
 fn main() {
     println!("cargo::rerun-if-changed=src");
     println!("cargo::rerun-if-changed=Cargo.lock");
+
     let mut table = String::from("const SOURCES: &[(&str, &str)] = &[\n");
     for stage in hash::stages(Path::new("src")) {
         let hash = hash::of_stage(Path::new("src"), &stage);
         writeln!(table, "    ({stage:?}, {hash:?}),").expect("a string takes all text");
     }
+
     table.push_str("];\nconst FORMATS: &[(&str, &str)] = &[\n");
     let lock = fs::read_to_string("Cargo.lock").unwrap_or_default();
     for (name, version) in hash::versions(&lock, PACKAGES) {
         writeln!(table, "    ({name:?}, {version:?}),").expect("a string takes all text");
     }
+
     let rustc = rustc_version().unwrap_or_default();
     writeln!(table, "];\nconst RUSTC: &str = {rustc:?};")
         .expect("a string takes all text");

@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use linfa::ParamGuard;
 use upcycle::cluster::{Precision, SphericalKMeans};
-use upcycle::config::{Activation, Centre, Labels, SubspacesConfig};
+use upcycle::config::{Activation, Center, Directions, Labels, SubspacesConfig};
 use upcycle::engine::cpu::ops::{
     activation, attention, experts, layer_norm, linear, router,
 };
+use upcycle::ffn::FfnTensors;
 use upcycle::linalg::{Matrix, eigen, wide};
-use upcycle::lowrank::{Ffn, LayerMoments};
+use upcycle::lowrank::{FfnFunction, LayerMoments};
 use upcycle::{par, rng};
 
 const SEED: u64 = 1;
@@ -26,11 +27,11 @@ fn rows(n: usize, d: usize, centres: usize) -> Matrix {
     let mut means = vec![0.0_f32; centres * d];
     rng::fill_normal(&mut rng::stream(SEED, "bench/centres"), 0.08, &mut means);
     let mut x = Matrix::zeros(n, d);
-    let piece = 1000 * d;
-    par::for_each_piece(x.data_mut(), piece, |index, piece| {
+    let chunk = 1000 * d;
+    par::for_each_chunk(x.data_mut(), chunk, |index, chunk| {
         let mut stream = rng::stream(SEED, &format!("bench/x.{index}"));
-        rng::fill_normal(&mut stream, 1.0, piece);
-        for (i, row) in piece.chunks_exact_mut(d).enumerate() {
+        rng::fill_normal(&mut stream, 1.0, chunk);
+        for (i, row) in chunk.chunks_exact_mut(d).enumerate() {
             let mean = &means[i % centres * d..][..d];
             row.iter_mut().zip(mean).for_each(|(v, m)| *v += m);
         }
@@ -72,6 +73,8 @@ fn kmeans(criterion: &mut Criterion) {
             let params = params.check();
             params.and_then(|p| p.fit_rows(&x)).expect("a fit")
         };
+
+        // Eleven iterations against one: what a fit costs besides is left out.
         let start = Instant::now();
         fit(1);
         let short = start.elapsed();
@@ -80,10 +83,11 @@ fn kmeans(criterion: &mut Criterion) {
         let passes = model.history.iter().map(|stats| stats.iteration).max().unwrap_or(1);
         let per_iteration =
             start.elapsed().saturating_sub(short).as_secs_f64() / passes as f64;
+
         let size = if precision == Precision::F32 { 4.0 } else { 2.0 };
         let bytes = x.data().len() as f64 * size;
         println!(
-            "kmeans/{n}x{d}/k{k}/restarts{restarts}/{precision:?}: {:.1} ms an iteration, {:.1} GB/s, \
+            "kmeans/{n}x{d}/k{k}/restarts{restarts}/{precision:?}: {:.1} ms per iteration, {:.1} GB/s, \
              start and final pass {:.0} ms, objective {:.6}, history {}",
             1e3 * per_iteration,
             bytes / per_iteration / 1e9,
@@ -104,25 +108,33 @@ fn subspaces(criterion: &mut Criterion) {
     rng::fill_normal(&mut stream, 0.02, fc2.data_mut());
     let bias1 = vec![0.0; h];
     let gelu = |values: &mut [f32]| activation::apply(Activation::Gelu, values);
-    let ffn = Ffn { fc1: &fc1, bias1: &bias1, fc2: &fc2, activation: &gelu };
+    let bias2 = vec![0.0; d];
+    let weights = FfnTensors {
+        fc1: fc1.data(),
+        fc1_bias: &bias1,
+        fc2: fc2.data(),
+        fc2_bias: &bias2,
+    };
+    let ffn = FfnFunction { weights, activation: &gelu };
     let start = Instant::now();
     let mut builder = LayerMoments::builder(ffn, experts).expect("an FFN");
     builder.push(x.data(), &labels).expect("rows");
     let moments = builder.finish().expect("moments");
     let gathered = start.elapsed().as_secs_f64();
-    for centre in [Centre::None, Centre::Mean] {
+    for center in [Center::None, Center::Mean] {
         let config = SubspacesConfig {
             labels: Labels::Clusters,
-            centre,
+            directions: Directions::Top,
+            center,
             tau: 0.99,
             min_rank: 1,
             min_tokens: 64,
             shrinkage: 0.1,
         };
         let start = Instant::now();
-        let found = moments.subspaces(&config).expect("subspaces");
+        let found = moments.subspaces(&config, SEED, "bench").expect("subspaces");
         println!(
-            "subspaces/{d}x{h}/{experts} experts/{n} tokens/{centre:?}: moments {gathered:.2} s \
+            "subspaces/{d}x{h}/{experts} experts/{n} tokens/{center:?}: moments {gathered:.2} s \
              (shared by variants), 16 subspaces {:.2} s, ranks {} and {}, retained {:.4}, \
              error inside {:.4}, outside {:.4}",
             start.elapsed().as_secs_f64(),
@@ -133,6 +145,7 @@ fn subspaces(criterion: &mut Criterion) {
             found[0].fc1.error_outside
         );
     }
+
     let small = wide::widened(&rows(d + 100, d, 1));
     let moment = wide::gram(small.transpose());
     let mut group = criterion.benchmark_group(format!("eigen/{d}/seed{SEED}"));

@@ -2,7 +2,7 @@
 //!
 //! Every fallible function of the crate returns [`Result`]. An [`Error`] is a sentence for
 //! a person plus a [`Kind`] for the process: the kind decides the exit code and nothing
-//! else. Causes are kept in `source()` and printed once, by `stage::cli`.
+//! else. Causes are kept in `source()`; [`Error::chain`] puts them all on one line.
 
 use std::fmt;
 
@@ -93,6 +93,31 @@ impl Error {
     pub fn message(&self) -> &str {
         &self.message
     }
+
+    /// The sentence and all its causes on one line: what a person is shown.
+    ///
+    /// Line breaks of foreign messages become blanks.
+    pub fn chain(&self) -> String {
+        let mut text = self.message.clone();
+        let mut cause = std::error::Error::source(self);
+        while let Some(inner) = cause {
+            let said = inner.to_string();
+            // Some errors repeat their cause's sentence as their own.
+            if !text.ends_with(&said) {
+                text = format!("{text}: {said}");
+            }
+            cause = inner.source();
+        }
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// The end of a sentence about an unknown name: the nearest known one, or nothing if there
+/// is none.
+pub fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    let likeness = |known: &str| strsim::jaro_winkler(known, name);
+    let nearest = known.into_iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+    nearest.map_or_else(String::new, |nearest| format!("; did you mean {nearest}?"))
 }
 
 impl fmt::Display for Error {
@@ -104,13 +129,7 @@ impl fmt::Display for Error {
 /// Debug output is the sentence and its chain of causes: it is what a failing test prints.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}: {}", self.kind, self.message)?;
-        let mut cause = std::error::Error::source(self);
-        while let Some(inner) = cause {
-            write!(f, ": {inner}")?;
-            cause = inner.source();
-        }
-        Ok(())
+        write!(f, "{:?}: {}", self.kind, self.chain())
     }
 }
 
@@ -147,6 +166,22 @@ mod tests {
         let outer = inner.context(|| "reading a.parquet".to_owned()).unwrap_err();
         assert_eq!(outer.kind(), Kind::Corrupt);
         assert_eq!(format!("{outer:?}"), "Corrupt: reading a.parquet: digest differs");
+    }
+
+    #[test]
+    fn the_chain_has_every_cause_once_and_on_one_line() {
+        let inner: Result<()> = Err(Error::failed("line one\nline two"));
+        let outer = inner.context(|| "in".to_owned()).context(|| "out".to_owned());
+        assert_eq!(outer.unwrap_err().chain(), "out: in: line one line two");
+        let twice: Result<()> = Err(Error::failed("no"));
+        let error = twice.context(|| "said no".to_owned()).unwrap_err();
+        assert_eq!(error.chain(), "said no");
+    }
+
+    #[test]
+    fn the_nearest_name_is_offered() {
+        assert_eq!(did_you_mean("spase", ["drop", "sparse"]), "; did you mean sparse?");
+        assert_eq!(did_you_mean("spase", []), "");
     }
 
     #[test]

@@ -1,18 +1,20 @@
 //! Turns a pretrained dense CLIP into a Mixture-of-Experts.
 //!
-//! A pipeline of staged binaries over one library; see `docs/architecture.md`. Modules
-//! depend downwards only:
+//! A pipeline of staged binaries over one library; see `docs/architecture.md`. Each module
+//! below is a room on a floor, and uses the rooms of lower floors only:
 //!
 //! ```text
-//! 0  error num par loss; rng above them
-//! 1  config artifact io text
-//! 2  linalg image; pipeline
-//! 3  cluster lowrank model data eval analysis upcycle
-//! 4  engine checkpoint report
+//! 0  error loss num par
+//! 1  artifact config ffn io rng text
+//! 2  image linalg pipeline tables
+//! 3  analysis cluster data eval lowrank model upcycle
+//! 4  checkpoint engine report
 //! 5  activations train
 //! 6  stage
 //! 7  cli
 //! ```
+//!
+//! A binary is documentation and one call of `cli`. `tests/tidy.rs` holds all of this.
 
 pub mod activations;
 pub mod analysis;
@@ -25,6 +27,7 @@ pub mod data;
 pub mod engine;
 pub mod error;
 pub mod eval;
+pub mod ffn;
 pub mod image;
 pub mod io;
 pub mod linalg;
@@ -37,6 +40,7 @@ pub mod pipeline;
 pub mod report;
 pub mod rng;
 pub mod stage;
+pub mod tables;
 pub mod text;
 pub mod train;
 pub mod upcycle;

@@ -76,7 +76,7 @@ pub fn std_dev(values: &[f64]) -> f64 {
     if values.len() < 2 {
         return 0.0;
     }
-    let centre = mean(values);
-    let squares: f64 = values.iter().map(|v| (v - centre).powi(2)).sum();
+    let center = mean(values);
+    let squares: f64 = values.iter().map(|v| (v - center).powi(2)).sum();
     (squares / (values.len() - 1) as f64).sqrt()
 }

@@ -1,37 +1,37 @@
 //! Parallel loops whose results do not depend on the number of threads.
 //!
-//! The rule: work is cut into pieces by the data's shape alone, a piece is computed by one
-//! thread, and pieces meet in index order. Threads decide who computes, never what.
+//! The rule: work is cut into chunks by the data's shape alone, a chunk is computed by one
+//! thread, and chunks meet in index order. Threads decide who computes, never what.
 
 use rayon::prelude::*;
 
-/// Calls `work(piece_index, piece)` for every `piece_len` values of `out`, in parallel.
-/// The last piece may be shorter.
-pub fn for_each_piece<T: Send>(
+/// Calls `work(chunk_index, chunk)` for every `chunk_len` values of `out`, in parallel.
+/// The last chunk may be shorter.
+pub fn for_each_chunk<T: Send>(
     out: &mut [T],
-    piece_len: usize,
+    chunk_len: usize,
     work: impl Fn(usize, &mut [T]) + Sync,
 ) {
-    if out.len() <= piece_len {
+    if out.len() <= chunk_len {
         if !out.is_empty() {
             work(0, out);
         }
         return;
     }
-    out.par_chunks_mut(piece_len)
+    out.par_chunks_mut(chunk_len)
         .enumerate()
-        .for_each(|(index, piece)| work(index, piece));
+        .for_each(|(index, chunk)| work(index, chunk));
 }
 
-/// Like [`for_each_piece`] for fallible work; the error of the lowest index wins.
-pub fn try_for_each_piece<T: Send, E: Send>(
+/// Like [`for_each_chunk`] for fallible work; the error of the lowest index wins.
+pub fn try_for_each_chunk<T: Send, E: Send>(
     out: &mut [T],
-    piece_len: usize,
+    chunk_len: usize,
     work: impl Fn(usize, &mut [T]) -> Result<(), E> + Sync,
 ) -> Result<(), E> {
-    let pieces = out.par_chunks_mut(piece_len.max(1)).enumerate();
+    let chunks = out.par_chunks_mut(chunk_len.max(1)).enumerate();
     let done: Vec<Result<(), E>> =
-        pieces.map(|(index, piece)| work(index, piece)).collect();
+        chunks.map(|(index, chunk)| work(index, chunk)).collect();
     done.into_iter().collect()
 }
 
@@ -71,10 +71,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_cover_the_slice_once() {
+    fn chunks_cover_the_slice_once() {
         let mut out = vec![0_usize; 103];
-        for_each_piece(&mut out, 10, |index, piece| {
-            piece.iter_mut().enumerate().for_each(|(i, v)| *v += index * 10 + i);
+        for_each_chunk(&mut out, 10, |index, chunk| {
+            chunk.iter_mut().enumerate().for_each(|(i, v)| *v += index * 10 + i);
         });
         assert!(out.iter().enumerate().all(|(i, &v)| i == v));
     }

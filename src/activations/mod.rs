@@ -3,29 +3,28 @@
 //! The rows are LN2's outputs over a calibration subset of the training data. Text rows
 //! behind the end of text and the constant start token are left out (METHOD §2.1). Which
 //! samples, captions and tokens are kept depends on the seed and on names alone, not on the
-//! batch size or the threads; memory is the kept rows of two batches.
+//! batch size or the threads; memory is the rows of one tower over a batch, and the kept rows
+//! of two batches.
 
 use std::path::Path;
 
-use rayon::prelude::*;
-
 use crate::data::{Dataset, SampleRow, Split};
-use crate::engine::cpu::clip::{Clip, TowerState};
-use crate::engine::cpu::tower::Teacher;
+use crate::engine::{Engine, FfnInputs, TowerInput};
 use crate::error::{Error, Result};
 use crate::io::table::{Column, Table, TableWriter};
-use crate::model::{Checkpoint, Tower};
+use crate::model::Tower;
 use crate::num::index_u32;
+use crate::par;
 use crate::rng::{self, RngExt, SliceRandom};
 
 /// What is recorded.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub struct Recording {
     /// Samples of the training split.
     pub samples: usize,
     /// Tokens kept of each sample and tower; 0 keeps all.
     pub tokens_per_sample: usize,
-    /// Samples a forward pass.
+    /// Samples of a forward pass.
     pub batch: usize,
     /// Blocks to record, by tower.
     pub layers: Vec<(Tower, usize)>,
@@ -36,36 +35,40 @@ pub struct Plan {
 /// Writes `<tower>-<layer>.parquet` for every layer into `out`; the number of rows of each
 /// layer comes back. `progress` is told how many samples are done.
 pub fn record(
-    model: &Checkpoint,
+    engine: &mut dyn Engine,
     data: &Dataset,
-    plan: &Plan,
+    recording: &Recording,
     out: &Path,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<usize>> {
     let split = data.split("train")?;
     let mut order: Vec<usize> = (0..split.len()).collect();
-    order.shuffle(&mut rng::stream(plan.seed, "activations/samples"));
-    order.truncate(plan.samples);
+    order.shuffle(&mut rng::stream(recording.seed, "activations/samples"));
+    order.truncate(recording.samples);
     if order.is_empty() {
         return Err(Error::usage("activations.samples: the training split is empty"));
     }
-    let clip = Clip::new(&model.config);
-    let recorder = Recorder { clip, model, data, split: &split, plan };
+
     let mut sinks = Vec::new();
-    for &(tower, layer) in &plan.layers {
-        if layer >= model.config.tower(tower).layers {
+    for &(tower, layer) in &recording.layers {
+        let layers = engine.config().tower(tower).layers;
+        if layer >= layers {
             let tower = tower.name();
-            return Err(Error::usage(format!("the {tower} tower has no block {layer}")));
+            return Err(Error::usage(format!(
+                "moe: the {tower} tower has no block {layer}, only blocks below {layers}"
+            )));
         }
         let file = format!("{}-{layer}.parquet", tower.name());
         sinks.push((TableWriter::create(&out.join(file))?, 0));
     }
+
     // While a batch is computed, the one before is compressed and written.
+    let mut recorder = Recorder { engine, data, split: &split, recording };
     let mut waiting = Vec::new();
     let mut done = 0;
-    for rows in order.chunks(plan.batch.max(1)) {
+    for rows in order.chunks(recording.batch.max(1)) {
         let (written, found) =
-            rayon::join(|| write(&mut sinks, &waiting), || recorder.batch(rows));
+            par::join(|| write(&mut sinks, &waiting), || recorder.batch(rows));
         written?;
         waiting = found?;
         done += rows.len();
@@ -87,97 +90,120 @@ fn write(sinks: &mut [(TableWriter, usize)], tables: &[(usize, Table)]) -> Resul
 
 /// The model over samples of the training split.
 struct Recorder<'a> {
-    clip: Clip,
-    model: &'a Checkpoint,
+    engine: &'a mut dyn Engine,
     data: &'a Dataset,
     split: &'a Split,
-    plan: &'a Plan,
+    recording: &'a Recording,
 }
 
 impl Recorder<'_> {
-    /// The kept rows of every layer, piece by piece, pieces of both towers side by side.
-    fn batch(&self, rows: &[usize]) -> Result<Vec<(usize, Table)>> {
-        let pieces: Vec<(Tower, &[usize])> = Tower::BOTH
-            .iter()
-            .flat_map(|&tower| {
-                rows.chunks(self.clip.piece(tower)).map(move |own| (tower, own))
-            })
-            .collect();
-        let tables: Result<Vec<_>> =
-            pieces.par_iter().map(|&(tower, rows)| self.piece(tower, rows)).collect();
-        Ok(tables?.into_iter().flatten().collect())
+    /// The kept rows of every layer, one tower after the other.
+    fn batch(&mut self, rows: &[usize]) -> Result<Vec<(usize, Table)>> {
+        let samples: Vec<u32> =
+            rows.iter().map(|&row| self.split.rows[row].sample).collect();
+        let mut tables = Vec::new();
+        for tower in Tower::BOTH {
+            let own = self.recording.layers.iter().enumerate();
+            let layers: Vec<(usize, usize)> = own
+                .filter(|(_, (of, _))| *of == tower)
+                .map(|(index, &(_, layer))| (index, layer))
+                .collect();
+            if layers.is_empty() {
+                continue;
+            }
+
+            let blocks: Vec<usize> = layers.iter().map(|&(_, layer)| layer).collect();
+            let inputs = self.inputs(tower, rows, &blocks)?;
+            let kept = Kept::new(&inputs, tower, &samples, self.recording);
+            let made = par::map(layers.len(), |i| kept.table(&inputs, layers[i].1));
+            tables.extend(layers.iter().map(|&(index, _)| index).zip(made));
+        }
+        Ok(tables)
     }
 
-    fn piece(&self, tower: Tower, rows: &[usize]) -> Result<Vec<(usize, Table)>> {
-        let layers: Vec<(usize, usize)> = self
-            .plan
-            .layers
-            .iter()
-            .enumerate()
-            .filter(|(_, (own, _))| *own == tower)
-            .map(|(index, &(_, layer))| (index, layer))
-            .collect();
-        let blocks: Vec<usize> = layers.iter().map(|&(_, layer)| layer).collect();
-        let mut state = TowerState::light(&blocks);
-        let (split, params) = (self.split, &self.model.values);
+    /// The FFN inputs of a tower over some samples.
+    fn inputs(
+        &mut self,
+        tower: Tower,
+        rows: &[usize],
+        blocks: &[usize],
+    ) -> Result<FfnInputs> {
         match tower {
             Tower::Vision => {
-                let mut pixels = vec![0.0; rows.len() * 3 * split.side().pow(2)];
-                split.pixels(rows, &mut pixels)?;
-                self.clip.images(params, &pixels, Teacher::None, &mut state);
+                let mut pixels = vec![0.0; rows.len() * 3 * self.split.side().pow(2)];
+                self.split.pixels(rows, &mut pixels)?;
+                self.engine.ffn_inputs(TowerInput::Pixels(&pixels), blocks)
             }
             Tower::Text => {
                 let texts: Vec<&str> =
-                    rows.iter().map(|&row| self.caption(&split.rows[row])).collect();
-                let context = self.model.config.text.context;
+                    rows.iter().map(|&row| self.caption(&self.split.rows[row])).collect();
+                let context = self.engine.config().text.context;
                 let ids = self.data.tokenizer.encode_all(&texts, context)?;
-                self.clip.texts(params, &ids, Teacher::None, &mut state);
+                self.engine.ffn_inputs(TowerInput::Ids(&ids), blocks)
             }
         }
-        let samples: Vec<u32> = rows.iter().map(|&row| split.rows[row].sample).collect();
-        let table = |layer| rows_of(&state, (tower, layer), &samples, self.plan);
-        Ok(layers.into_iter().map(|(index, layer)| (index, table(layer))).collect())
     }
 
     /// One caption of a sample, by the seed and the sample's number.
-    fn caption<'a>(&self, own: &'a SampleRow) -> &'a str {
+    fn caption<'r>(&self, own: &'r SampleRow) -> &'r str {
         let name = format!("activations/caption/{}", own.sample);
-        let pick = rng::stream(self.plan.seed, &name).random_range(0..own.captions.len());
+        let pick =
+            rng::stream(self.recording.seed, &name).random_range(0..own.captions.len());
         &own.captions[pick]
     }
 }
 
-/// The kept rows of one layer over a piece.
-fn rows_of(
-    state: &TowerState,
-    (tower, layer): (Tower, usize),
-    samples: &[u32],
-    plan: &Plan,
-) -> Table {
-    let input = &state.kept[&layer];
-    let width = input.len() / state.counted.len().max(1);
-    let (mut ids, mut positions, mut data) = (Vec::new(), Vec::new(), Vec::new());
-    for (pair, &sample) in state.starts.windows(2).zip(samples) {
-        let mut kept: Vec<usize> =
-            (pair[0]..pair[1]).filter(|&row| state.counted[row]).collect();
-        if plan.tokens_per_sample > 0 && plan.tokens_per_sample < kept.len() {
-            // One draw for all layers of a tower: they see the same tokens.
-            let name = format!("activations/tokens/{}/{sample}", tower.name());
-            kept.shuffle(&mut rng::stream(plan.seed, &name));
-            kept.truncate(plan.tokens_per_sample);
-            kept.sort_unstable();
+/// Which rows of a tower are kept: the same ones in all its layers.
+struct Kept {
+    tower: Tower,
+    /// Places among the rows of the batch.
+    rows: Vec<usize>,
+    samples: Vec<u32>,
+    positions: Vec<u32>,
+}
+
+impl Kept {
+    fn new(
+        inputs: &FfnInputs,
+        tower: Tower,
+        samples: &[u32],
+        recording: &Recording,
+    ) -> Self {
+        let (rows, sample_numbers, positions) = Default::default();
+        let mut kept = Self { tower, rows, samples: sample_numbers, positions };
+        for (bounds, &sample) in inputs.starts.windows(2).zip(samples) {
+            let mut own: Vec<usize> =
+                (bounds[0]..bounds[1]).filter(|&row| inputs.counted[row]).collect();
+            let wanted = recording.tokens_per_sample;
+            if wanted > 0 && wanted < own.len() {
+                let name = format!("activations/tokens/{}/{sample}", tower.name());
+                own.shuffle(&mut rng::stream(recording.seed, &name));
+                own.truncate(wanted);
+                own.sort_unstable();
+            }
+
+            kept.samples.extend(own.iter().map(|_| sample));
+            kept.positions.extend(own.iter().map(|row| index_u32(row - bounds[0])));
+            kept.rows.extend(own);
         }
-        for row in kept {
-            ids.push(sample);
-            positions.push(index_u32(row - pair[0]));
+        kept
+    }
+
+    /// The kept rows of one layer.
+    fn table(&self, inputs: &FfnInputs, layer: usize) -> Table {
+        let input = &inputs.rows[&layer];
+        let width = input.len() / inputs.counted.len().max(1);
+        let mut data = Vec::with_capacity(self.rows.len() * width);
+        for &row in &self.rows {
             data.extend_from_slice(&input[row * width..(row + 1) * width]);
         }
+
+        let n = self.rows.len();
+        Table::new()
+            .with("tower", Column::Text(vec![self.tower.name().to_owned(); n]))
+            .with("layer", Column::U32(vec![index_u32(layer); n]))
+            .with("sample", Column::U32(self.samples.clone()))
+            .with("position", Column::U32(self.positions.clone()))
+            .with("x", Column::Vectors { width, data })
     }
-    let n = ids.len();
-    Table::new()
-        .with("tower", Column::Text(vec![tower.name().to_owned(); n]))
-        .with("layer", Column::U32(vec![index_u32(layer); n]))
-        .with("sample", Column::U32(ids))
-        .with("position", Column::U32(positions))
-        .with("x", Column::Vectors { width, data })
 }

@@ -36,7 +36,7 @@ pub struct Compactness {
     /// tr(`S_W`) / tr(`S_B`); undefined if all groups have the same mean.
     pub trace_ratio: Option<f64>,
     /// tr(`S_W`) / tr(`S_W` + `S_B`), 0 to 1; undefined if all outputs are equal.
-    pub within_share: Option<f64>,
+    pub within_fraction: Option<f64>,
     /// Eigenvalues of `S_B` the pseudo-inverse kept, at most E - 1.
     pub directions: usize,
 }
@@ -51,28 +51,33 @@ pub struct Compactness {
 pub fn compactness(routing: &Routing<'_>, outputs: &Matrix) -> Result<Compactness> {
     check(routing, outputs)?;
     let groups = Groups::of(routing, outputs);
+
+    // Directions of S_B that are noise beside the outputs would be divided by almost nothing.
     let factor = groups.between_factor();
     let size: f64 = outputs.data().iter().map(|&z| f64::from(z).powi(2)).sum();
     let floor = NOISE * size;
     let kept = kept_directions(&factor, floor);
+
+    // tr(S_W S_B⁺) = Σ_k |S_W along v_k| / λ_k, so one pass over the tokens is enough.
     let mut within = 0.0;
     let mut along = vec![0.0_f64; kept.len()];
     for (token, z) in outputs.iter_rows().enumerate() {
         let mean = &groups.means[routing.first(token)];
-        let centred: Vec<f64> =
+        let centered: Vec<f64> =
             z.iter().zip(mean).map(|(&z, mean)| f64::from(z) - mean).collect();
-        within += inner(&centred, &centred);
+        within += inner(&centered, &centered);
         for (sum, direction) in along.iter_mut().zip(&kept) {
-            *sum += inner(&centred, &direction.vector).powi(2);
+            *sum += inner(&centered, &direction.vector).powi(2);
         }
     }
+
     let between = factor.norm_squared();
     let separated = !kept.is_empty();
     let overlap: f64 = along.iter().zip(&kept).map(|(sum, d)| sum / d.value).sum();
     Ok(Compactness {
         overlap: separated.then(|| overlap / routing.experts() as f64),
         trace_ratio: separated.then(|| within / between),
-        within_share: (within + between > floor).then(|| within / (within + between)),
+        within_fraction: (within + between > floor).then(|| within / (within + between)),
         directions: kept.len(),
     })
 }
@@ -97,6 +102,8 @@ impl Groups {
             counts[expert] += 1;
             means[expert].iter_mut().zip(z).for_each(|(sum, &z)| *sum += f64::from(z));
         }
+
+        // The sums of the groups are also the sum of all, before they become means.
         let mut mean = vec![0.0; d];
         for sums in &means {
             mean.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
@@ -104,6 +111,7 @@ impl Groups {
         for total in &mut mean {
             *total /= outputs.rows() as f64;
         }
+
         for (sums, &count) in means.iter_mut().zip(&counts) {
             for sum in sums.iter_mut() {
                 *sum /= count.max(1) as f64;
@@ -132,6 +140,8 @@ fn kept_directions(factor: &DMatrix<f64>, floor: f64) -> Vec<Direction> {
     let eigen = SymmetricEigen::new(factor.tr_mul(factor));
     let largest = eigen.eigenvalues.iter().copied().fold(0.0, f64::max);
     let least = floor.max(PSEUDO_INVERSE_THRESHOLD * largest);
+
+    // An eigenvector u of MᵀM with value λ gives the one of M Mᵀ: M u / √λ.
     let pairs = eigen.eigenvalues.iter().zip(eigen.eigenvectors.column_iter());
     let kept = pairs.filter(|(value, _)| **value > least);
     kept.map(|(&value, column)| Direction {
@@ -149,9 +159,10 @@ fn check(routing: &Routing<'_>, outputs: &Matrix) -> Result<()> {
     let (found, expected) = (outputs.rows(), routing.tokens());
     if found != expected {
         return Err(Error::failed(format!(
-            "expert outputs: found {found} rows, expected {expected}, one a token"
+            "expert outputs: found {found} rows, expected {expected} (one per token)"
         )));
     }
+
     match outputs.data().iter().position(|value| !value.is_finite()) {
         None => Ok(()),
         Some(index) => Err(Error::failed(format!(
@@ -175,18 +186,18 @@ mod tests {
         compactness(&Routing::new(&probs, 1, first).unwrap(), outputs).unwrap()
     }
 
-    /// Clouds of N(0, spread²) around well separated centres, groups in turn.
+    /// Clouds of N(0, spread²) around well separated centers, groups in turn.
     fn clouds(n_experts: usize, n: usize, d: usize, spread: f32) -> (Vec<u32>, Matrix) {
         let mut stream = rng::stream(9, "clouds");
-        let mut centres = Matrix::zeros(n_experts, d);
-        rng::fill_normal(&mut stream, 3.0, centres.data_mut());
+        let mut centers = Matrix::zeros(n_experts, d);
+        rng::fill_normal(&mut stream, 3.0, centers.data_mut());
         let mut outputs = Matrix::zeros(n, d);
         rng::fill_normal(&mut stream, spread, outputs.data_mut());
         let first: Vec<u32> =
             (0..n).map(|token| u32::try_from(token % n_experts).unwrap()).collect();
         for token in 0..n {
-            let centre = centres.row(token % n_experts).to_vec();
-            outputs.row_mut(token).iter_mut().zip(&centre).for_each(|(z, c)| *z += c);
+            let center = centers.row(token % n_experts).to_vec();
+            outputs.row_mut(token).iter_mut().zip(&center).for_each(|(z, c)| *z += c);
         }
         (first, outputs)
     }
@@ -210,11 +221,11 @@ mod tests {
                 continue;
             }
             let group = z.select_rows(&rows);
-            let centre = group.row_mean();
+            let center = group.row_mean();
             for row in group.row_iter() {
-                within += (row - &centre).transpose() * (row - &centre);
+                within += (row - &center).transpose() * (row - &center);
             }
-            let apart = &centre - &mean;
+            let apart = &center - &mean;
             between += apart.transpose() * &apart * rows.len() as f64;
         }
         let largest = between.norm();
@@ -231,7 +242,7 @@ mod tests {
             let [overlap, ratio, share] = reference(e, &first, &outputs);
             assert!(near(found.overlap, Some(overlap), 1e-9), "{found:?} {overlap}");
             assert!(near(found.trace_ratio, Some(ratio), 1e-12));
-            assert!(near(found.within_share, Some(share), 1e-12));
+            assert!(near(found.within_fraction, Some(share), 1e-12));
             assert_eq!(found.directions, d.min(e - 1));
         }
     }
@@ -242,7 +253,7 @@ mod tests {
         let found = of(4, &first, &outputs);
         assert_eq!(found.overlap, Some(0.0));
         assert_eq!(found.trace_ratio, Some(0.0));
-        assert_eq!(found.within_share, Some(0.0));
+        assert_eq!(found.within_fraction, Some(0.0));
         assert_eq!(found.directions, 3);
     }
 
@@ -258,7 +269,7 @@ mod tests {
             let after = of(4, &first, &moved);
             assert!(near(after.overlap, before.overlap, 1e-5));
             assert!(near(after.trace_ratio, before.trace_ratio, 1e-5));
-            assert!(near(after.within_share, before.within_share, 1e-5));
+            assert!(near(after.within_fraction, before.within_fraction, 1e-5));
         }
     }
 
@@ -306,14 +317,14 @@ mod tests {
         let (_, outputs) = clouds(3, 30, 4, 0.5);
         let alone = of(3, &[1; 30], &outputs);
         assert_eq!((alone.overlap, alone.trace_ratio), (None, None));
-        assert_eq!((alone.within_share, alone.directions), (Some(1.0), 0));
+        assert_eq!((alone.within_fraction, alone.directions), (Some(1.0), 0));
         let mut equal = Matrix::zeros(6, 3);
         for z in equal.data_mut().iter_mut() {
             *z = 0.1;
         }
         let same = of(2, &[0, 1, 0, 1, 1, 1], &equal);
-        assert_eq!((same.overlap, same.within_share), (None, None));
+        assert_eq!((same.overlap, same.within_fraction), (None, None));
         let zero = of(2, &[0, 1], &Matrix::zeros(2, 3));
-        assert_eq!((zero.overlap, zero.within_share), (None, None));
+        assert_eq!((zero.overlap, zero.within_fraction), (None, None));
     }
 }

@@ -15,16 +15,17 @@ mod entropy;
 mod routing;
 mod routing_probability;
 mod similarity;
-mod utilisation;
+mod utilization;
 
 pub use compactness::{Compactness, compactness};
 pub use entropy::{Entropy, entropy};
 pub use routing::Routing;
 pub use routing_probability::routing_probability;
-pub use similarity::{ExpertWeights, SimilarityMatrix, similarity, similarity_about};
-pub use utilisation::{Utilisation, utilisation};
+pub use similarity::{SimilarityMatrix, similarity, similarity_about};
+pub use utilization::{Utilization, utilization};
 
 use crate::error::{Error, Result};
+use crate::ffn::FfnTensors;
 use crate::linalg::Matrix;
 
 /// The metric names of `analysis.parquet`.
@@ -35,13 +36,13 @@ pub mod metric {
     pub const SIMILARITY_OF_DIFFERENCES: &str = "similarity_of_differences";
     /// Mean routing entropy in nats.
     pub const ENTROPY: &str = "entropy";
-    /// Mean routing entropy as a share of ln E.
-    pub const ENTROPY_NORMALISED: &str = "entropy_normalised";
-    /// Share of the assignments, per expert.
-    pub const UTILISATION: &str = "utilisation";
-    /// Coefficient of variation of the utilisation.
-    pub const UTILISATION_CV: &str = "utilisation_cv";
-    /// Number of experts with a tenth of a fair share or less.
+    /// Mean routing entropy as a fraction of ln E.
+    pub const ENTROPY_NORMALIZED: &str = "entropy_normalised";
+    /// Fraction of the assignments, per expert.
+    pub const UTILIZATION: &str = "utilisation";
+    /// Coefficient of variation of the utilization.
+    pub const UTILIZATION_CV: &str = "utilisation_cv";
+    /// Number of experts with less than a tenth of the fair fraction 1/E.
     pub const DEAD_EXPERTS: &str = "dead_experts";
     /// Mean probability over the tokens assigned to an expert, per expert.
     pub const ROUTING_PROBABILITY: &str = "routing_probability";
@@ -64,10 +65,10 @@ pub struct LayerView<'a> {
     pub assigned: &'a [u32],
     /// The output of every token's first expert `[N, d]`.
     pub outputs: &'a Matrix,
-    /// The weights of every expert.
-    pub experts: &'a [ExpertWeights<'a>],
+    /// The weights of every expert; biases are not read.
+    pub experts: &'a [FfnTensors<'a>],
     /// The dense weights the experts started from, if they are known.
-    pub dense: Option<ExpertWeights<'a>>,
+    pub dense: Option<FfnTensors<'a>>,
 }
 
 /// One number of one layer.
@@ -95,7 +96,7 @@ pub struct LayerAnalysis {
 /// # Errors
 /// Shapes that disagree, no tokens, probabilities that do not sum to 1, an expert index out
 /// of range or twice in a token, non-finite values.
-pub fn analyse_layer(view: &LayerView<'_>) -> Result<LayerAnalysis> {
+pub fn analyze_layer(view: &LayerView<'_>) -> Result<LayerAnalysis> {
     let routing = Routing::new(view.probs, view.top_k, view.assigned)?;
     let n_experts = routing.experts();
     if view.experts.len() != n_experts {
@@ -105,25 +106,30 @@ pub fn analyse_layer(view: &LayerView<'_>) -> Result<LayerAnalysis> {
              probabilities"
         )));
     }
+
     let cosines = similarity(view.experts)?;
+    // In the order of the metric names: the rows of the table come in this order.
     let mut out = Readings::default();
     out.layer(metric::SIMILARITY, cosines.mean_off_diagonal());
     if let Some(dense) = view.dense {
         let differences = similarity_about(view.experts, dense)?;
         out.layer(metric::SIMILARITY_OF_DIFFERENCES, differences.mean_off_diagonal());
     }
+
     let entropy = entropy(&routing);
     out.layer(metric::ENTROPY, Some(entropy.nats));
-    out.layer(metric::ENTROPY_NORMALISED, entropy.normalised);
-    let load = utilisation(&routing);
-    out.experts(metric::UTILISATION, load.shares.iter().copied().map(Some));
-    out.layer(metric::UTILISATION_CV, Some(load.variation));
+    out.layer(metric::ENTROPY_NORMALIZED, entropy.normalized);
+
+    let load = utilization(&routing);
+    out.experts(metric::UTILIZATION, load.fractions.iter().copied().map(Some));
+    out.layer(metric::UTILIZATION_CV, Some(load.variation));
     out.layer(metric::DEAD_EXPERTS, Some(load.dead.len() as f64));
     out.experts(metric::ROUTING_PROBABILITY, routing_probability(&routing));
+
     let scatter = compactness(&routing, view.outputs)?;
     out.layer(metric::COMPACTNESS, scatter.overlap);
     out.layer(metric::COMPACTNESS_TRACE_RATIO, scatter.trace_ratio);
-    out.layer(metric::COMPACTNESS_WITHIN_SHARE, scatter.within_share);
+    out.layer(metric::COMPACTNESS_WITHIN_SHARE, scatter.within_fraction);
     Ok(LayerAnalysis { readings: out.0, cosines })
 }
 
@@ -152,6 +158,9 @@ impl Readings {
 mod tests {
     use super::*;
 
+    const NOTHING: FfnTensors<'_> =
+        FfnTensors { fc1: &[], fc1_bias: &[], fc2: &[], fc2_bias: &[] };
+
     /// Three tokens, three experts, top 2; expert 2 is never first, none is unused.
     struct Layer {
         probs: Matrix,
@@ -173,14 +182,14 @@ mod tests {
 
         fn with<T>(&self, work: impl Fn(&LayerView<'_>) -> T) -> T {
             let experts: Vec<_> =
-                self.fc.iter().map(|fc| ExpertWeights { fc1: fc, fc2: &[] }).collect();
+                self.fc.iter().map(|fc1| FfnTensors { fc1, ..NOTHING }).collect();
             work(&LayerView {
                 probs: &self.probs,
                 top_k: 2,
                 assigned: &self.assigned,
                 outputs: &self.outputs,
                 experts: &experts,
-                dense: Some(ExpertWeights { fc1: &[0.0, 0.0], fc2: &[] }),
+                dense: Some(FfnTensors { fc1: &[0.0, 0.0], ..NOTHING }),
             })
         }
     }
@@ -195,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_layer_worked_out_by_hand() {
-        let all = Layer::new().with(analyse_layer).unwrap();
+        let all = Layer::new().with(analyze_layer).unwrap();
         let near = |metric, expert, expected: f64| {
             let found = value(&all, metric, expert).unwrap();
             assert!((found - expected).abs() < 1e-12, "{metric}: {found} {expected}");
@@ -206,11 +215,11 @@ mod tests {
         let sharp = 0.75 * (4.0_f64 / 3.0).ln() + 0.25 * 8.0_f64.ln();
         let nats = (2.0 * 1.5 * 2.0_f64.ln() + sharp) / 3.0;
         near(metric::ENTROPY, None, nats);
-        near(metric::ENTROPY_NORMALISED, None, nats / 3.0_f64.ln());
-        for (expert, share) in [(0, 0.5), (1, 1.0 / 3.0), (2, 1.0 / 6.0)] {
-            near(metric::UTILISATION, Some(expert), share);
+        near(metric::ENTROPY_NORMALIZED, None, nats / 3.0_f64.ln());
+        for (expert, fraction) in [(0, 0.5), (1, 1.0 / 3.0), (2, 1.0 / 6.0)] {
+            near(metric::UTILIZATION, Some(expert), fraction);
         }
-        near(metric::UTILISATION_CV, None, (1.0_f64 / 6.0).sqrt());
+        near(metric::UTILIZATION_CV, None, (1.0_f64 / 6.0).sqrt());
         near(metric::DEAD_EXPERTS, None, 0.0);
         near(metric::ROUTING_PROBABILITY, Some(0), 1.125 / 3.0);
         near(metric::ROUTING_PROBABILITY, Some(1), 0.5);
@@ -226,8 +235,8 @@ mod tests {
     fn an_expert_without_tokens_is_dead_and_has_no_probability() {
         let mut layer = Layer::new();
         layer.assigned = vec![0, 1, 1, 0, 0, 1];
-        let all = layer.with(analyse_layer).unwrap();
-        assert_eq!(value(&all, metric::UTILISATION, Some(2)), Some(0.0));
+        let all = layer.with(analyze_layer).unwrap();
+        assert_eq!(value(&all, metric::UTILIZATION, Some(2)), Some(0.0));
         assert_eq!(value(&all, metric::DEAD_EXPERTS, None), Some(1.0));
         assert_eq!(value(&all, metric::ROUTING_PROBABILITY, Some(2)), None);
         assert!(value(&all, metric::COMPACTNESS, None).is_some());
@@ -237,7 +246,7 @@ mod tests {
     fn without_dense_weights_there_are_no_differences() {
         let layer = Layer::new();
         let all = layer
-            .with(|view| analyse_layer(&LayerView { dense: None, ..*view }))
+            .with(|view| analyze_layer(&LayerView { dense: None, ..*view }))
             .unwrap();
         assert_eq!(value(&all, metric::SIMILARITY_OF_DIFFERENCES, None), None);
     }
@@ -246,7 +255,7 @@ mod tests {
     fn arrays_that_disagree_are_refused_by_name() {
         let layer = Layer::new();
         let short = layer.with(|view| {
-            analyse_layer(&LayerView { experts: &view.experts[..2], ..*view })
+            analyze_layer(&LayerView { experts: &view.experts[..2], ..*view })
                 .unwrap_err()
         });
         assert_eq!(
@@ -255,11 +264,11 @@ mod tests {
         );
         let outputs = Matrix::zeros(2, 2);
         let outputs = layer.with(|view| {
-            analyse_layer(&LayerView { outputs: &outputs, ..*view }).unwrap_err()
+            analyze_layer(&LayerView { outputs: &outputs, ..*view }).unwrap_err()
         });
         assert_eq!(
             outputs.message(),
-            "expert outputs: found 2 rows, expected 3, one a token"
+            "expert outputs: found 2 rows, expected 3 (one per token)"
         );
     }
 }

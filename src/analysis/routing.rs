@@ -20,8 +20,8 @@ impl<'a> Routing<'a> {
     /// first.
     ///
     /// # Errors
-    /// No tokens, K outside 1..=E, lengths that disagree, probabilities that are no
-    /// distribution, an expert out of range or twice in one token.
+    /// No tokens, K outside 1..=E, lengths that disagree, probabilities that are
+    /// not a distribution, an expert out of range or twice in one token.
     pub fn new(probs: &'a Matrix, top_k: usize, assigned: &'a [u32]) -> Result<Self> {
         let (n, e) = (probs.rows(), probs.cols());
         if n == 0 || e == 0 {
@@ -34,6 +34,7 @@ impl<'a> Routing<'a> {
             let expected = format!("{n} tokens × {top_k}");
             return wrong("assigned experts", &assigned.len(), &expected);
         }
+
         let routing = Self { probs, top_k, assigned };
         for token in 0..n {
             routing.check_token(token)?;
@@ -74,12 +75,14 @@ impl<'a> Routing<'a> {
 
     fn check_token(&self, token: usize) -> Result<()> {
         let probs = self.probs(token);
+        // A NaN lies in no range.
         let fine = probs.iter().all(|p| (0.0..=1.0).contains(p));
         let total = num::sum(probs);
         if !fine || (total - 1.0).abs() > TOLERANCE {
             let found = format!("{probs:?} with sum {total} in token {token}");
             return wrong("probabilities", &found, "numbers in 0..=1 with sum 1");
         }
+
         for (position, expert) in self.experts_of(token).enumerate() {
             if expert >= self.experts() {
                 let found = format!("expert {expert} in token {token}");

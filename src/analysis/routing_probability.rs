@@ -1,7 +1,8 @@
 //! Expert routing probability: how strongly an expert is wanted by the tokens it gets.
 //!
 //! The view of the experts on what entropy says of the tokens (supplement of the paper,
-//! figure B.4): equal values mean experts of equal pull, a spread means specialisation.
+//! figure B.4): equal values mean that all experts are wanted alike, a spread means
+//! specialization.
 
 use super::Routing;
 

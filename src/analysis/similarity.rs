@@ -1,21 +1,13 @@
 //! Expert similarity: how alike the experts' weights are.
 //!
 //! Cosine of the flattened [W1; W2] of every two experts, biases left out. Experts that
-//! start as copies share the dense weights for ever, so their cosines stay near 1 whatever
+//! start as copies share the dense weights forever, so their cosines stay near 1 whatever
 //! they learn; the second form takes the differences from the dense weights, where that
 //! common part is gone.
 
 use crate::error::{Error, Result};
+use crate::ffn::FfnTensors;
 use crate::par;
-
-/// The weights of one expert, flattened; stacked tensors can be passed slice by slice.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ExpertWeights<'a> {
-    /// W1 [h·d].
-    pub fc1: &'a [f32],
-    /// W2 [d·h].
-    pub fc2: &'a [f32],
-}
 
 /// Cosines between all experts: symmetric, ones on the diagonal.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,7 +45,7 @@ impl SimilarityMatrix {
 ///
 /// A zero vector has no direction. Two zero vectors are equal and count as 1, so that
 /// identical experts always have similarity 1; a zero and another vector count as 0.
-pub fn similarity(experts: &[ExpertWeights<'_>]) -> Result<SimilarityMatrix> {
+pub fn similarity(experts: &[FfnTensors<'_>]) -> Result<SimilarityMatrix> {
     check(experts)?;
     Ok(cosines(experts.len(), |i, j| {
         let (a, b) = (experts[i], experts[j]);
@@ -64,8 +56,8 @@ pub fn similarity(experts: &[ExpertWeights<'_>]) -> Result<SimilarityMatrix> {
 /// Cosines between the differences of the experts from the dense weights, with the same
 /// rule for zeros: copies of the dense FFN have similarity 1.
 pub fn similarity_about(
-    experts: &[ExpertWeights<'_>],
-    dense: ExpertWeights<'_>,
+    experts: &[FfnTensors<'_>],
+    dense: FfnTensors<'_>,
 ) -> Result<SimilarityMatrix> {
     check(experts)?;
     check_one(dense, experts.first().copied().unwrap_or(dense), "dense weights")?;
@@ -75,21 +67,25 @@ pub fn similarity_about(
     }))
 }
 
-/// Normalises the inner products of all pairs.
+/// Normalizes the inner products of all pairs.
 fn cosines(
     n: usize,
     inner: impl Fn(usize, usize) -> f64 + Sync + Send,
 ) -> SimilarityMatrix {
+    // Half of the products are enough: the matrix is symmetric.
     let pairs: Vec<(usize, usize)> =
         (0..n).flat_map(|i| (i..n).map(move |j| (i, j))).collect();
     let products = par::map(pairs.len(), |k| inner(pairs[k].0, pairs[k].1));
+
     let mut gram = vec![0.0; n * n];
     for (&(i, j), &product) in pairs.iter().zip(&products) {
         gram[i * n + j] = product;
         gram[j * n + i] = product;
     }
+
     let cosine = |i: usize, j: usize| {
         let (left, right) = (gram[i * n + i], gram[j * n + j]);
+        // Rounding may carry a cosine beyond 1.
         match (left > 0.0, right > 0.0) {
             (true, true) => (gram[i * n + j] / (left * right).sqrt()).clamp(-1.0, 1.0),
             (false, false) => 1.0,
@@ -109,6 +105,7 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
     let mut lanes = [0.0_f64; LANES];
     let (heads, tails) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
     let rest = heads.remainder().iter().zip(tails.remainder());
+    // What fills no chunk of lanes is summed apart and added last.
     let rest: f64 = rest.map(|(&x, &y)| f64::from(x) * f64::from(y)).sum();
     for (x, y) in heads.zip(tails) {
         for lane in 0..LANES {
@@ -125,6 +122,8 @@ fn dot_about(a: &[f32], b: &[f32], c: &[f32]) -> f64 {
         let z = f64::from(z);
         (f64::from(x) - z) * (f64::from(y) - z)
     };
+
+    // The last chunk may be shorter and fills the first lanes only.
     let chunks = a.chunks(LANES).zip(b.chunks(LANES)).zip(c.chunks(LANES));
     for ((x, y), z) in chunks {
         for (lane, ((&x, &y), &z)) in lanes.iter_mut().zip(x.iter().zip(y).zip(z)) {
@@ -134,7 +133,7 @@ fn dot_about(a: &[f32], b: &[f32], c: &[f32]) -> f64 {
     lanes.iter().sum()
 }
 
-fn check(experts: &[ExpertWeights<'_>]) -> Result<()> {
+fn check(experts: &[FfnTensors<'_>]) -> Result<()> {
     for (index, &expert) in experts.iter().enumerate() {
         check_one(expert, experts[0], &format!("weights of expert {index}"))?;
     }
@@ -142,11 +141,7 @@ fn check(experts: &[ExpertWeights<'_>]) -> Result<()> {
 }
 
 /// Refuses other lengths than those of `like` and non-finite values.
-fn check_one(
-    found: ExpertWeights<'_>,
-    like: ExpertWeights<'_>,
-    what: &str,
-) -> Result<()> {
+fn check_one(found: FfnTensors<'_>, like: FfnTensors<'_>, what: &str) -> Result<()> {
     for (matrix, values, expected) in
         [("fc1", found.fc1, like.fc1.len()), ("fc2", found.fc2, like.fc2.len())]
     {
@@ -156,6 +151,7 @@ fn check_one(
                 "{what}: {matrix}: found {len} values, expected {expected}"
             )));
         }
+
         if let Some(index) = values.iter().position(|value| !value.is_finite()) {
             let value = values[index];
             return Err(Error::failed(format!(
@@ -172,8 +168,12 @@ mod tests {
 
     use super::*;
 
-    fn weights(fc1: &[Vec<f32>]) -> Vec<ExpertWeights<'_>> {
-        fc1.iter().map(|fc1| ExpertWeights { fc1, fc2: &fc1[..1] }).collect()
+    fn of<'a>(fc1: &'a [f32], fc2: &'a [f32]) -> FfnTensors<'a> {
+        FfnTensors { fc1, fc1_bias: &[], fc2, fc2_bias: &[] }
+    }
+
+    fn weights(fc1: &[Vec<f32>]) -> Vec<FfnTensors<'_>> {
+        fc1.iter().map(|fc1| of(fc1, &fc1[..1])).collect()
     }
 
     fn random(n: usize, len: usize, seed: u64) -> Vec<Vec<f32>> {
@@ -224,8 +224,8 @@ mod tests {
 
     #[test]
     fn both_matrices_count() {
-        let a = ExpertWeights { fc1: &[1.0, 0.0], fc2: &[0.0, 2.0] };
-        let b = ExpertWeights { fc1: &[1.0, 0.0], fc2: &[2.0, 0.0] };
+        let a = of(&[1.0, 0.0], &[0.0, 2.0]);
+        let b = of(&[1.0, 0.0], &[2.0, 0.0]);
         let found = similarity(&[a, b]).unwrap();
         assert!((found.get(0, 1) - 0.2).abs() < 1e-15);
         assert_eq!(found.cosines[1].to_bits(), found.cosines[2].to_bits());
@@ -233,9 +233,9 @@ mod tests {
 
     #[test]
     fn weights_that_disagree_are_refused_by_name() {
-        let a = ExpertWeights { fc1: &[1.0, 0.0], fc2: &[0.0] };
-        let short = ExpertWeights { fc1: &[1.0], fc2: &[0.0] };
-        let broken = ExpertWeights { fc1: &[1.0, 0.0], fc2: &[f32::NAN] };
+        let a = of(&[1.0, 0.0], &[0.0]);
+        let short = of(&[1.0], &[0.0]);
+        let broken = of(&[1.0, 0.0], &[f32::NAN]);
         assert_eq!(
             similarity(&[a, short]).unwrap_err().message(),
             "weights of expert 1: fc1: found 1 values, expected 2"
@@ -260,7 +260,7 @@ mod tests {
             };
             let plain = |rows: &[Vec<f32>]| {
                 let experts: Vec<_> =
-                    rows.iter().map(|fc1| ExpertWeights { fc1, fc2: &[] }).collect();
+                    rows.iter().map(|fc1| of(fc1, &[])).collect();
                 similarity(&experts).unwrap()
             };
             let found = plain(&rows);
@@ -269,9 +269,9 @@ mod tests {
             prop_assert!((found.get(0, 2) - plain(&rows).get(0, 2)).abs() < 1e-6);
             let zero = vec![0.0; len];
             let experts: Vec<_> =
-                rows.iter().map(|fc1| ExpertWeights { fc1, fc2: &[] }).collect();
+                rows.iter().map(|fc1| of(fc1, &[])).collect();
             let about =
-                similarity_about(&experts, ExpertWeights { fc1: &zero, fc2: &[] }).unwrap();
+                similarity_about(&experts, of(&zero, &[])).unwrap();
             prop_assert!((about.get(0, 1) - found.get(0, 1)).abs() < 1e-12);
         }
     }

@@ -1,7 +1,6 @@
-//! What kind of file lies there, with its rows and columns: the self-check of a publication.
+//! What kind of file an output is, with its rows and columns: the self-check of a publication.
 //!
-//! Only footers and headers are opened. A result whose own files do not open is not
-//! published.
+//! Only footers and headers are read. A result is not published if its own files do not open.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -39,6 +38,7 @@ fn parquet_file(path: &Path) -> Result<Description> {
     let failing = || format!("{} is not a readable Parquet file", path.display());
     let file = File::open(path).context(failing)?;
     let reader = SerializedFileReader::new(file).context(failing)?;
+
     let metadata = reader.metadata().file_metadata();
     let rows = u64::try_from(metadata.num_rows()).context(failing)?;
     let schema =
@@ -65,12 +65,15 @@ fn safetensors_file(path: &Path) -> Result<Description> {
     let failing = || format!("{} is not a readable safetensors file", path.display());
     let mut file = File::open(path).context(failing)?;
     let size = file.metadata().context(failing)?.len();
+
+    // The file begins with the length of its header, eight bytes with the lowest first.
     let mut length = [0; 8];
     file.read_exact(&mut length).context(failing)?;
     let length = u64::from_le_bytes(length);
     if length > size.min(LARGEST_HEADER) {
         return Err(Error::corrupt(failing()));
     }
+
     let mut header = Vec::new();
     file.take(length).read_to_end(&mut header).context(failing)?;
     let header: serde_json::Map<String, serde_json::Value> =

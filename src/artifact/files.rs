@@ -18,7 +18,8 @@ pub(super) enum Durability {
     Cache,
 }
 
-/// Writes a file beside its place and renames it there.
+/// Writes a file beside its final path and renames it there, so that no reader ever sees half
+/// of it.
 pub(super) fn replace(path: &Path, bytes: &[u8], durability: Durability) -> Result<()> {
     let scratch = sibling(path);
     let write = || -> std::io::Result<()> {
@@ -29,6 +30,7 @@ pub(super) fn replace(path: &Path, bytes: &[u8], durability: Durability) -> Resu
         }
         fs::rename(&scratch, path)
     };
+
     let result = write();
     if result.is_err() {
         // The error to report is that of the write.
@@ -81,18 +83,17 @@ pub(super) fn list(folder: &Path) -> Result<Vec<String>> {
     Ok(found)
 }
 
+/// Adds the files below `folder` to `found`, each named with `prefix` in front.
 fn walk(folder: &Path, prefix: &str, found: &mut Vec<String>) -> Result<()> {
     let unreadable = || format!("cannot list {}", folder.display());
     for entry in fs::read_dir(folder).context(unreadable)? {
         let entry = entry.context(unreadable)?;
         let name = entry.file_name().into_string().map_err(|name| {
-            Error::corrupt(format!(
-                "{}: {} is not text",
-                folder.display(),
-                name.display()
-            ))
+            let (folder, name) = (folder.display(), name.display());
+            Error::corrupt(format!("the name of {folder}/{name} is not valid UTF-8"))
         })?;
         let name = format!("{prefix}{name}");
+
         let kind = entry.file_type().context(unreadable)?;
         if kind.is_dir() {
             walk(&entry.path(), &format!("{name}/"), found)?;
@@ -100,10 +101,8 @@ fn walk(folder: &Path, prefix: &str, found: &mut Vec<String>) -> Result<()> {
             found.push(name);
         } else {
             let path = entry.path();
-            return Err(Error::corrupt(format!(
-                "{} is not a regular file",
-                path.display()
-            )));
+            let path = path.display();
+            return Err(Error::corrupt(format!("{path} is not a regular file")));
         }
     }
     Ok(())

@@ -10,24 +10,25 @@ use super::files;
 
 /// One line of the history.
 #[derive(Debug, Clone, Serialize)]
-pub struct Record<'a> {
+pub(super) struct Record<'a> {
     /// When, in UTC.
-    pub time: String,
+    pub(super) time: String,
     /// Stage and run.
-    pub place: String,
+    pub(super) place: String,
     /// Key of the result.
-    pub key: &'a str,
+    pub(super) key: &'a str,
     /// `ran`, `reused` or `failed`.
-    pub outcome: &'a str,
+    pub(super) outcome: &'a str,
     /// Why it was not fresh.
-    pub reason: String,
+    pub(super) reason: String,
     /// Seconds.
-    pub wall: f64,
+    pub(super) wall: f64,
 }
 
-/// Appends a line in one write. History is a courtesy: failing to write it is no error.
+/// Appends a line. History is a courtesy: a failure to write it is not an error.
 pub(super) fn append(root: &Path, record: &Record<'_>) {
     let Ok(mut line) = serde_json::to_string(record) else { return };
+    // One write per line: processes that append at the same time do not mix their lines.
     line.push('\n');
     let path = root.join(".state").join("runs.jsonl");
     if let Ok(mut file) = OpenOptions::new().create(true).append(true).open(path) {
@@ -36,18 +37,22 @@ pub(super) fn append(root: &Path, record: &Record<'_>) {
 }
 
 /// The present time in UTC, as `2026-11-22T10:20:30Z`.
-pub fn now_text() -> String {
+pub(super) fn now_text() -> String {
     time_text(files::now_nanoseconds().div_euclid(1_000_000_000))
 }
 
 /// Seconds since 1970 as text; days to dates by Hinnant's `civil_from_days`.
 fn time_text(seconds: i64) -> String {
     let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+
+    // Years begin in March, so that the leap day is the last of its year; eras are the 400
+    // years after which the calendar repeats. Day 0 is the first of March of the year 0.
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
     let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524
         - day_of_era / 146_096)
         / 365;
+
     let day_of_year =
         day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
@@ -55,6 +60,7 @@ fn time_text(seconds: i64) -> String {
     let month =
         if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
     let year = year_of_era + era * 400 + i64::from(month <= 2);
+
     let (hour, minute) = (second / 3600, second / 60 % 60);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{:02}Z", second % 60)
 }

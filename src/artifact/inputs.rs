@@ -1,6 +1,6 @@
 //! What a run reads: concrete directories of upstream results, resolved once.
 //!
-//! `current` is followed when the key is made and never again, so that a result cannot mix
+//! They are looked up when the key is made and never again, so that a result cannot mix the
 //! files of two upstream runs.
 
 use std::collections::BTreeMap;
@@ -46,14 +46,12 @@ impl Inputs {
         if input.files.contains_key(file) {
             return Ok(input.dir.join(file));
         }
-        let known: Vec<&str> = input.files.keys().map(String::as_str).collect();
-        let known = known.join(", ");
-        Err(Error::failed(format!("input {name} has no file {file}; it has: {known}")))
-    }
 
-    /// Whether there is an input of that name.
-    pub fn has(&self, name: &str) -> bool {
-        self.0.iter().any(|input| input.name == name)
+        let known: Vec<&str> = input.files.keys().map(String::as_str).collect();
+        Err(Error::failed(format!(
+            "the plan does not list {file} among the files of input {name}; it lists: {}",
+            known.join(", ")
+        )))
     }
 
     /// An input by name.
@@ -62,7 +60,7 @@ impl Inputs {
             let known: Vec<&str> =
                 self.0.iter().map(|input| input.name.as_str()).collect();
             Error::failed(format!(
-                "no input named {name}; there are: {}",
+                "the plan does not list an input named {name}; it lists: {}",
                 known.join(", ")
             ))
         })
@@ -71,11 +69,6 @@ impl Inputs {
     /// All inputs, in the order of the plan.
     pub fn iter(&self) -> std::slice::Iter<'_, Input> {
         self.0.iter()
-    }
-
-    /// The inputs of one stage, in the order of the plan.
-    pub fn of_stage(&self, stage: &str) -> impl Iterator<Item = &Input> {
-        self.0.iter().filter(move |input| input.place.stage == stage)
     }
 }
 

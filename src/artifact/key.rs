@@ -1,8 +1,9 @@
 //! The key of a result: a hash of everything that may change its bytes, and nothing else.
 //!
-//! In: stage, its version, the hash of its source, format versions, backend, its own slice of
-//! the parameters with defaults filled, digests of the files it reads. Not in: git commit,
-//! host, paths, device number, threads, time, and the name of the run.
+//! It covers the stage, its version, the hash of its source, format versions, the backend, its
+//! own slice of the parameters with defaults filled in, and the digests of the files it reads.
+//! It leaves out the git commit, host, paths, device number, threads, time, and the name of
+//! the run.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -72,6 +73,8 @@ pub struct Preimage {
 impl Preimage {
     /// As JSON, ready to be stored.
     pub fn to_json(&self) -> Value {
+        let inputs: BTreeMap<_, _> =
+            self.inputs.iter().map(|(name, files)| (name, &**files)).collect();
         let mut value = json!({
             "stage": self.stage,
             "version": self.version,
@@ -79,7 +82,7 @@ impl Preimage {
             "formats": self.formats,
             "backend": self.backend,
             "params": self.params,
-            "inputs": self.inputs.iter().map(|(name, files)| (name, &**files)).collect::<BTreeMap<_, _>>(),
+            "inputs": inputs,
             "externals": self.externals,
         });
         settle_floats(&mut value);
@@ -89,6 +92,10 @@ impl Preimage {
     /// The canonical text of [`Preimage::to_json`], written without building it: most keys
     /// are only compared.
     fn canonical(&self) -> String {
+        let mut params = self.params.clone();
+        settle_floats(&mut params);
+
+        // Keys in sorted order, as the canonical form asks.
         let mut out = String::with_capacity(2048);
         out.push_str("{\"backend\":");
         text(&self.backend, &mut out);
@@ -101,8 +108,6 @@ impl Preimage {
             object(files, out, |digest, out| text(digest.as_str(), out));
         });
         out.push_str(",\"params\":");
-        let mut params = self.params.clone();
-        settle_floats(&mut params);
         digest::write_canonical(&params, &mut out);
         out.push_str(",\"source\":");
         text(&self.source, &mut out);
@@ -115,6 +120,7 @@ impl Preimage {
     }
 }
 
+/// Writes a JSON object; the map is sorted already.
 fn object<T>(
     map: &BTreeMap<String, T>,
     out: &mut String,
@@ -137,7 +143,7 @@ fn text(value: &str, out: &mut String) {
 }
 
 /// Stores floats of more than 15 significant digits as text: JSON readers may return their
-/// neighbour, and a stored preimage must hash to the same key again.
+/// neighbor, and a stored preimage must hash to the same key again.
 fn settle_floats(value: &mut Value) {
     match value {
         Value::Array(items) => items.iter_mut().for_each(settle_floats),
@@ -186,7 +192,7 @@ fn hash(stage: &str, canonical: &str) -> Key {
     Key(hasher.finalize().to_hex().as_str()[..DIGITS].to_owned())
 }
 
-/// A section of a stored preimage, empty if absent.
+/// A section of a stored preimage; `None` if it is absent.
 pub fn section<'a>(preimage: &'a Value, name: &str) -> Option<&'a Map<String, Value>> {
     preimage.get(name).and_then(Value::as_object)
 }
@@ -238,6 +244,7 @@ mod tests {
             formats: BTreeMap::from([("parquet".to_owned(), "60".to_owned())]),
             ..preimage(json!({"z": [0.1 + 0.2, null], "a": {"\t": true}}))
         };
+
         assert_eq!(full.canonical(), canonical(&full.to_json()));
         let expected = Expected::new(Place::new("train", None), full.clone());
         assert_eq!(key_of(&full.to_json()), expected.key);

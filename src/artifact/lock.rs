@@ -1,13 +1,14 @@
 //! Locks that die with their process.
 //!
-//! `flock` is released by the kernel however a process ends, so there is no stale lock to
-//! clean up; what stands in the file only tells people who holds it.
+//! The kernel releases `flock` however a process ends, so there is never a stale lock to clean
+//! up. What stands in the file only tells people who holds it.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::files;
+use super::history::now_text;
+use super::{Key, files};
 use crate::error::{Context, Result};
 
 /// A held lock; dropping it releases it.
@@ -16,11 +17,12 @@ pub(super) struct Guard {
     _file: File,
 }
 
-/// What a try at a lock gave.
+/// How an attempt to take a lock ended.
 #[derive(Debug)]
 pub(super) enum Try {
+    /// We have it.
     Held(Guard),
-    /// Somebody else has it; who, as far as the file says.
+    /// Another process has it: which one, as far as the file says.
     Busy(String),
 }
 
@@ -41,7 +43,7 @@ pub(super) fn attempt(path: &Path) -> Result<Try> {
     }
 }
 
-/// Takes the lock, waiting for it.
+/// Takes the lock, waiting until it is free.
 pub(super) fn exclusive(path: &Path) -> Result<Guard> {
     let file = open(path)?;
     file.lock().context(|| format!("cannot lock {}", path.display()))?;
@@ -55,6 +57,7 @@ pub(super) fn shared(path: &Path) -> Result<Guard> {
     Ok(Guard { _file: file })
 }
 
+/// Opens the file of a lock, and creates it and its folder if they are missing.
 fn open(path: &Path) -> Result<File> {
     let open = || OpenOptions::new().create(true).write(true).truncate(false).open(path);
     open()
@@ -67,16 +70,17 @@ fn open(path: &Path) -> Result<File> {
         .context(|| format!("cannot open the lock {}", path.display()))
 }
 
+/// Writes into a lock who holds it.
 fn sign(mut file: File) -> Guard {
-    // The text is a courtesy: a lock without it is as good.
+    // The text is a courtesy: a lock without it works as well.
     let _ = file.set_len(0);
-    let text = format!("process {} since {}\n", std::process::id(), super::now_text());
+    let text = format!("process {} since {}\n", std::process::id(), now_text());
     let _ = file.write_all(text.as_bytes());
     Guard { _file: file }
 }
 
 /// The lock of a key.
-pub(super) fn path_of(root: &Path, key: &super::Key) -> std::path::PathBuf {
+pub(super) fn path_of(root: &Path, key: &Key) -> PathBuf {
     root.join(".locks").join(key.as_str())
 }
 

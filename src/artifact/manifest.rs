@@ -136,7 +136,7 @@ impl Manifest {
         check_text(text)?;
         let manifest: Self = serde_json::from_str(text).map_err(|e| e.to_string())?;
         if manifest.schema != SCHEMA {
-            return Err(format!("schema {}, expected {SCHEMA}", manifest.schema));
+            return Err(unknown_schema(manifest.schema));
         }
         if manifest.key != *key || key::key_of(&manifest.key_preimage) != *key {
             return Err(format!("its preimage does not hash to {key}"));
@@ -147,12 +147,13 @@ impl Manifest {
     /// The text that is stored.
     pub fn render(&self) -> Result<String> {
         let zeroed = Self { digest: "0".repeat(64), ..self.clone() };
-        // Through a value, whose maps are sorted.
-        let value =
-            serde_json::to_value(&zeroed).context(|| "manifest to JSON".to_owned())?;
+        // The way through a value sorts the keys.
+        let value = serde_json::to_value(&zeroed)
+            .context(|| "cannot write the manifest as JSON".to_owned())?;
         let mut text = serde_json::to_string_pretty(&value)
-            .context(|| "manifest to text".to_owned())?;
+            .context(|| "cannot write the manifest as text".to_owned())?;
         text.push('\n');
+
         let digest = digest_of_text(&text);
         let digits = HEAD.len()..HEAD.len() + 64;
         text.replace_range(digits, digest.as_str());
@@ -206,7 +207,7 @@ impl Brief {
         let brief: BriefText<'_> =
             serde_json::from_str(text).map_err(|e| e.to_string())?;
         if brief.schema != SCHEMA {
-            return Err(format!("schema {}, expected {SCHEMA}", brief.schema));
+            return Err(unknown_schema(brief.schema));
         }
         if brief.key != key.as_str() {
             return Err(format!("it is the manifest of {}, not of {key}", brief.key));
@@ -216,12 +217,16 @@ impl Brief {
     }
 }
 
+fn unknown_schema(found: u32) -> String {
+    format!("the manifest has the schema {found}; this program reads schema {SCHEMA}")
+}
+
 /// Compares a manifest's text with the digest it carries.
 fn check_text(text: &str) -> std::result::Result<(), String> {
     let stored = text
         .strip_prefix(HEAD)
         .and_then(|rest| rest.get(..64))
-        .ok_or("it does not begin like a manifest")?;
+        .ok_or("it does not begin as a manifest does")?;
     if digest_of_text(text).as_str() != stored {
         return Err("its digest does not match its text".to_owned());
     }

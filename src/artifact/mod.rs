@@ -12,10 +12,10 @@
 //! artifacts/.state/{statcache,runs.jsonl}       derived; safe to delete
 //! ```
 //!
-//! Two consequences carry the pipeline. A parameter changed back finds its old result
-//! ([`Outcome::Reused`]). And because the key of a downstream result names the *digests of
-//! the files it reads*, not the keys of those who wrote them, an upstream run that ends in
-//! the same bytes stops the cascade there.
+//! Two consequences carry the pipeline. A parameter that is changed back finds its old result
+//! ([`Outcome::Reused`]). And the key of a downstream result names the *digests of the files
+//! it reads*, not the keys of those who wrote them, so an upstream run that ends in the same
+//! bytes stops the cascade there.
 //!
 //! This module knows no stage and prints nothing; it reports through [`Notice`].
 
@@ -29,9 +29,9 @@ mod history;
 mod inputs;
 mod key;
 mod lock;
+mod machine;
 mod manifest;
 mod place;
-mod processor;
 mod publish;
 mod statcache;
 mod store;
@@ -42,12 +42,12 @@ pub use diff::{Change, changes};
 pub use digest::{Digest, canonical};
 pub use draft::Draft;
 pub use files::remove_tree;
-pub use history::{Record, now_text};
 pub use inputs::{Input, Inputs};
 pub use key::{Expected, Key, Preimage, section};
+pub use machine::peak_memory;
 pub use manifest::{Brief, MANIFEST, Manifest, Output, Provenance};
 pub use place::{External, Place};
-pub use publish::{Notice, Outcome, Request, peak_rss};
-pub use statcache::{Stat, StatCache};
+pub use publish::{Notice, Outcome, Request};
+pub use statcache::Stat;
 pub use store::{Options, Reason, State, Store};
 pub use sweep::Garbage;

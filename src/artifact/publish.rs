@@ -7,21 +7,22 @@
 //!        ─ point current ─ sync ─ drop the scratch
 //! ```
 //!
-//! A process killed anywhere leaves either the old state or the new one, and something in
-//! `.tmp` that the next run of the same key removes. No flag says "incomplete", no lock
-//! survives.
+//! A process that is killed anywhere leaves either the old state or the new one, and in `.tmp`
+//! something that the next run of the same key removes. There is no flag that says
+//! "incomplete", and no lock that survives its process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::crash;
+use super::history::{Record, now_text};
 use super::lock::{self, Guard, Try};
-use super::processor::processor;
+use super::machine::{commit, host, peak_memory, processor};
 use super::{
     Digest, Draft, Expected, External, Inputs, MANIFEST, Manifest, Output, Provenance,
-    Record, Stat, State, Store, describe, files, history, now_text, store,
+    Stat, State, Store, describe, files, history, store,
 };
 use crate::error::{Context, Error, Kind, Result};
 
@@ -38,7 +39,7 @@ pub struct Request<'a> {
     pub externals: &'a [(External, Stat)],
     /// Make it again although it is there.
     pub force: bool,
-    /// Do not wait for another process that makes it.
+    /// Fail instead of waiting for another process that is making it.
     pub no_wait: bool,
     /// Threads of the run, for provenance.
     pub threads: usize,
@@ -47,13 +48,25 @@ pub struct Request<'a> {
 /// Something people should hear about.
 #[derive(Debug, Clone)]
 pub enum Notice {
-    /// Another process makes this result; we wait for it.
-    Waiting(String),
-    /// A damaged result was moved aside: what was wrong, and where it is now.
-    Quarantined(Vec<String>, PathBuf),
-    /// A forced run gave other bytes than the run before it: which files, and the processor
-    /// of that run where it was another one.
-    Differs(Vec<String>, Option<String>),
+    /// Another process is making this result, and we wait for it.
+    Waiting {
+        /// What the lock says about that process.
+        holder: String,
+    },
+    /// A damaged result was moved aside.
+    Quarantined {
+        /// What was wrong, file by file.
+        damage: Vec<String>,
+        /// Where the result is now.
+        moved_to: PathBuf,
+    },
+    /// A forced run gave other bytes than the run before it.
+    Differs {
+        /// The files with other bytes.
+        files: Vec<String>,
+        /// The processor of the earlier run, if it was another one.
+        earlier_processor: Option<String>,
+    },
 }
 
 /// How a request ended.
@@ -79,16 +92,20 @@ impl Store {
         files::make_folder(&self.root().join(".state"))?;
         let _lock = self.lock_key(request, notice)?;
         self.crash("locked");
+
+        // While we waited for the lock, its holder may have made what we want.
         if let Some(outcome) = self.settled(request, notice)? {
             return Ok(outcome);
         }
+
+        // Inputs are held before they are checked, so that nobody sweeps them away in between.
         let _readers = self.hold_inputs(request.inputs)?;
         self.verify_inputs(request.inputs)?;
+
         let (clock, started) = (Instant::now(), now_text());
         let result = self.run(request, notice, work, &started);
         let wall = clock.elapsed().as_secs_f64();
-        let outcome = if result.is_ok() { "ran" } else { "failed" };
-        self.log(request, outcome, wall);
+        self.log(request, if result.is_ok() { "ran" } else { "failed" }, wall);
         result.map(|()| Outcome::Ran(wall))
     }
 
@@ -109,14 +126,15 @@ impl Store {
                 Ok(Some(Outcome::Reused))
             }
             State::Stale(_) => Ok(None),
-            State::Damaged(what) => {
-                let place = self.quarantine(request.expected)?;
-                notice(Notice::Quarantined(what, place));
+            State::Damaged(damage) => {
+                let moved_to = self.quarantine(request.expected)?;
+                notice(Notice::Quarantined { damage, moved_to });
                 Ok(None)
             }
         }
     }
 
+    /// Does the work in a staging folder and installs it; leaves nothing behind if it fails.
     fn run(
         &self,
         request: &Request<'_>,
@@ -132,9 +150,12 @@ impl Store {
             self.crash("staged");
             work(&mut draft)?;
             self.crash("worked");
+
             let outputs = self.seal(&staging)?;
             self.crash("synced");
             unchanged(request.externals)?;
+
+            // The manifest comes last: a folder that has one is complete.
             let mut manifest = Manifest::new(expected, outputs);
             manifest.metrics = draft.into_metrics();
             manifest.provenance = self.provenance(request, started);
@@ -142,15 +163,17 @@ impl Store {
             manifest.write(&staging)?;
             files::sync(&staging)?;
             self.crash("manifest");
+
             self.install(expected, &staging, &manifest, notice)?;
             self.make_current(expected)
         };
-        let result = run();
-        if result.is_err() {
-            // The error to report is that of the run.
+        if let Err(error) = run() {
+            // The error to report is that of the run, whatever becomes of the folder.
             let _ = files::remove_tree(&staging);
-            return result;
+            return Err(error);
         }
+
+        // The resumable checkpoint is needed until here: a kill before this line resumes.
         files::remove_tree(&self.scratch(expected))?;
         self.crash("cleaned");
         Ok(())
@@ -163,10 +186,13 @@ impl Store {
             Try::Held(guard) => Ok(guard),
             Try::Busy(holder) if request.no_wait => {
                 let place = &request.expected.place;
-                Err(Error::new(Kind::Busy, format!("{place} is being made by {holder}")))
+                let text = format!(
+                    "{place} is being built by {holder}; --no-wait forbids waiting for it"
+                );
+                Err(Error::new(Kind::Busy, text))
             }
             Try::Busy(holder) => {
-                notice(Notice::Waiting(holder));
+                notice(Notice::Waiting { holder });
                 lock::exclusive(&path)
             }
         }
@@ -186,7 +212,7 @@ impl Store {
                     let (place, stage) = (&input.place, &input.place.stage);
                     return Err(Error::corrupt(format!(
                         "{place}: {name} was changed after it was written; `make {stage}` \
-                         makes it again"
+                         builds it again"
                     )));
                 }
             }
@@ -194,12 +220,13 @@ impl Store {
         Ok(())
     }
 
-    /// An empty folder to write into. We hold the key's lock, so what other runs of the key
-    /// left behind is dead.
+    /// An empty folder to write into.
     fn staging(&self, expected: &Expected) -> Result<PathBuf> {
-        let folder = self.root().join(&expected.place.stage).join(".tmp");
+        let folder = self.unfinished(expected);
         files::make_folder(&folder)?;
         let prefix = format!("{}.", staging_name(expected));
+
+        // We hold the lock of the key, so what other runs of the key left behind is dead.
         let unreadable = || format!("cannot list {}", folder.display());
         for entry in fs::read_dir(&folder).context(unreadable)? {
             let entry = entry.context(unreadable)?;
@@ -207,21 +234,27 @@ impl Store {
                 files::remove_tree(&entry.path())?;
             }
         }
+
         let staging = folder.join(format!("{prefix}{}", files::unique()));
         files::make_folder(&staging)?;
         Ok(staging)
     }
 
+    /// Where resumable checkpoints of this key lie.
     fn scratch(&self, expected: &Expected) -> PathBuf {
-        let folder = self.root().join(&expected.place.stage).join(".tmp");
-        folder.join(format!("scratch-{}", staging_name(expected)))
+        self.unfinished(expected).join(format!("scratch-{}", staging_name(expected)))
+    }
+
+    /// The folder of a stage's unfinished work.
+    fn unfinished(&self, expected: &Expected) -> PathBuf {
+        self.root().join(&expected.place.stage).join(".tmp")
     }
 
     /// Opens, hashes, syncs and closes for writing every file of the staging folder.
     fn seal(&self, staging: &Path) -> Result<Vec<Output>> {
         let names = files::list(staging)?;
         if names.is_empty() {
-            return Err(Error::failed("the stage wrote no file"));
+            return Err(Error::failed("the stage did not write any file"));
         }
         if names.iter().any(|name| name == MANIFEST) {
             return Err(Error::failed("a stage must not write manifest.json"));
@@ -234,15 +267,14 @@ impl Store {
         let described = describe::describe(&path)?;
         files::sync(&path)?;
         files::make_read_only(&path)?;
+
+        // The stat is taken after the change of mode, which changes the file's times.
         let stat = store::stat_of(&path)?;
         let digest = Digest::of_file(&path)?;
         self.remember(&path, stat, &digest);
-        let bytes = fs::metadata(&path)
-            .context(|| format!("cannot find {}", path.display()))?
-            .len();
         Ok(Output {
             path: name.to_owned(),
-            bytes,
+            bytes: stat.size(),
             blake3: digest,
             kind: described.kind,
             rows: described.rows,
@@ -261,6 +293,8 @@ impl Store {
         let target = self.dir(&expected.place, &expected.key);
         let parent = expected.place.folder(self.root());
         files::make_folder(&parent)?;
+
+        // A rename onto a folder that is not empty fails, so an old result makes room first.
         let aside = self.move_aside(expected, manifest, notice)?;
         self.crash("moved-aside");
         let renamed = fs::rename(staging, &target)
@@ -274,6 +308,7 @@ impl Store {
             (_, None) => {}
         }
         renamed?;
+
         self.forget(&target);
         self.crash("renamed");
         files::sync(&parent)
@@ -290,17 +325,19 @@ impl Store {
         if !target.exists() {
             return Ok(None);
         }
+
+        // Equal keys promise equal bytes; a broken promise is worth a word.
         if let Ok(Some(old)) = self.manifest(&expected.place, &expected.key) {
-            let differing = differing(&old, manifest);
-            if !differing.is_empty() {
-                let before = &old.provenance.processor;
-                let other = (before != processor()).then(|| before.clone());
-                notice(Notice::Differs(differing, other));
+            let files = differing(&old, manifest);
+            if !files.is_empty() {
+                let earlier = old.provenance.processor;
+                let earlier_processor = (earlier != processor()).then_some(earlier);
+                notice(Notice::Differs { files, earlier_processor });
             }
         }
-        let folder = self.root().join(&expected.place.stage).join(".tmp");
-        let aside =
-            folder.join(format!("{}.{}", staging_name(expected), files::unique()));
+
+        let name = format!("{}.{}", staging_name(expected), files::unique());
+        let aside = self.unfinished(expected).join(name);
         fs::rename(&target, &aside)
             .context(|| format!("cannot move {} aside", target.display()))?;
         Ok(Some(aside))
@@ -318,17 +355,15 @@ impl Store {
     /// changes no bytes. The files are shared by hard links.
     pub fn accept(&self, expected: &Expected) -> Result<()> {
         let place = &expected.place;
-        let from = self
-            .current(place)
-            .ok_or_else(|| Error::failed(format!("{place} has no result to accept")))?;
-        let manifest = self
-            .manifest(place, &from)?
-            .ok_or_else(|| Error::failed(format!("{place} has no result to accept")))?;
+        let none = || Error::failed(format!("{place} does not have a result to accept"));
+        let from = self.current(place).ok_or_else(none)?;
+        let manifest = self.manifest(place, &from)?.ok_or_else(none)?;
         let source = self.dir(place, &from);
         let damage = self.damage(&source, &manifest.digests())?;
         if let Some(what) = damage.first() {
             return Err(Error::corrupt(format!("{place} cannot be accepted: {what}")));
         }
+
         lock::prepare(self.root())?;
         let _lock = lock::exclusive(&lock::path_of(self.root(), &expected.key))?;
         let staging = self.staging(expected)?;
@@ -337,12 +372,15 @@ impl Store {
             fs::hard_link(source.join(&output.path), draft.path(&output.path))
                 .context(|| format!("cannot link {} of {place}", output.path))?;
         }
-        let mut blessed = Manifest::new(expected, manifest.outputs.clone());
-        blessed.metrics.clone_from(&manifest.metrics);
-        blessed.provenance = manifest.provenance.clone();
+
+        // The provenance stays that of the run which made the bytes.
+        let mut blessed = Manifest::new(expected, manifest.outputs);
+        blessed.metrics = manifest.metrics;
+        blessed.provenance = manifest.provenance;
         blessed.provenance.accepted_from = Some(from.as_str().to_owned());
         blessed.write(&staging)?;
         files::sync(&staging)?;
+
         self.install(expected, &staging, &blessed, &|_| {})?;
         self.make_current(expected)
     }
@@ -362,9 +400,9 @@ impl Store {
             git: commit(),
             rustc: self.options.rustc.clone(),
             device: request.expected.preimage.backend.clone(),
-            processor: processor().to_owned(),
+            processor: processor(),
             threads: request.threads,
-            peak_rss: peak_rss(),
+            peak_rss: peak_memory().unwrap_or(0),
             inputs,
             accepted_from: None,
         }
@@ -402,7 +440,9 @@ fn unchanged(externals: &[(External, Stat)]) -> Result<()> {
             continue;
         }
         let path = external.path.display();
-        return Err(Error::failed(format!("{path} changed during the run; run again")));
+        return Err(Error::failed(format!(
+            "{path} changed while the stage read it; run the stage again"
+        )));
     }
     Ok(())
 }
@@ -410,34 +450,6 @@ fn unchanged(externals: &[(External, Stat)]) -> Result<()> {
 /// The files whose bytes two results of one key do not share.
 fn differing(old: &Manifest, new: &Manifest) -> Vec<String> {
     let (old, new) = (old.digests(), new.digests());
-    let names: std::collections::BTreeSet<&String> =
-        old.keys().chain(new.keys()).collect();
+    let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
     names.into_iter().filter(|name| old.get(*name) != new.get(*name)).cloned().collect()
-}
-
-fn host() -> String {
-    let text = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    text.trim().to_owned()
-}
-
-/// The commit of the working tree; empty outside of one.
-fn commit() -> String {
-    std::process::Command::new("git")
-        .args(["describe", "--always", "--dirty", "--abbrev=12"])
-        .stderr(std::process::Stdio::null())
-        .output()
-        .ok()
-        .filter(|output| output.status.success())
-        .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
-        .unwrap_or_default()
-}
-
-/// Largest resident memory of this process in bytes; 0 where the system does not say.
-#[must_use]
-pub fn peak_rss() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kibibytes =
-        line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    kibibytes.unwrap_or(0) * 1024
 }

@@ -1,10 +1,10 @@
 //! Digests of files that have not changed since they were last hashed.
 //!
-//! A file is taken for unchanged when device, inode, size, modification time *and change
+//! A file counts as unchanged when its device, inode, size, modification time *and change
 //! time* are those of the entry; without the change time an edit followed by `touch -d` would
 //! pass. An entry made within two seconds of the file's last change is not used, because a
-//! later edit could carry the same times (git's "racy" rule). Whatever is wrong with the
-//! cache file makes it a cold cache, never an error.
+//! later edit could have the same times (git's "racy" rule). A damaged cache file is an empty
+//! cache, never an error.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -15,10 +15,10 @@ use std::path::Path;
 use super::{Digest, files, lock};
 use crate::error::Result;
 
-/// First line of the cache file; another version is a cold cache.
+/// First line of the cache file; another version counts as an empty cache.
 const HEADER: &str = "upcycle stat cache 1";
 
-/// Entries beyond which the cache starts anew.
+/// With more entries than this, the cache starts anew: files of deleted results pile up.
 const LIMIT: usize = 200_000;
 
 /// How long after a change a file's times do not prove anything.
@@ -47,6 +47,23 @@ impl Stat {
             changed: nanoseconds(metadata.ctime(), metadata.ctime_nsec()),
         }
     }
+
+    /// The size of the file in bytes.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// What names the file on this machine, whatever its content.
+    fn file(&self) -> FileNumber {
+        FileNumber { device: self.device, inode: self.inode }
+    }
+}
+
+/// A file by the numbers that the file system gives it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct FileNumber {
+    device: u64,
+    inode: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -66,60 +83,64 @@ impl Entry {
 
 /// The cache, in memory.
 #[derive(Debug, Default)]
-pub struct StatCache {
-    entries: BTreeMap<(u64, u64), Entry>,
-    fresh: Vec<(u64, u64)>,
+pub(super) struct StatCache {
+    entries: BTreeMap<FileNumber, Entry>,
+    /// What was learned or unlearned since the cache file was read.
+    changed: Vec<FileNumber>,
 }
 
 impl StatCache {
     /// Reads the cache file.
-    pub fn load(path: &Path) -> Self {
+    pub(super) fn load(path: &Path) -> Self {
         let entries = fs::read_to_string(path).ok().and_then(|text| parse(&text));
-        Self { entries: entries.unwrap_or_default(), fresh: Vec::new() }
+        Self { entries: entries.unwrap_or_default(), changed: Vec::new() }
     }
 
     /// The digest of an unchanged file.
-    pub fn get(&self, stat: &Stat) -> Option<&Digest> {
-        let entry = self.entries.get(&(stat.device, stat.inode))?;
+    pub(super) fn get(&self, stat: &Stat) -> Option<&Digest> {
+        let entry = self.entries.get(&stat.file())?;
         (entry.stat == *stat).then_some(&entry.digest)
     }
 
     /// Remembers a digest, unless the file changed too recently to be sure of it.
-    pub fn put(&mut self, stat: Stat, digest: Digest) {
-        let place = (stat.device, stat.inode);
+    pub(super) fn put(&mut self, stat: Stat, digest: Digest) {
+        let file = stat.file();
         let entry = Entry { stat, recorded: files::now_nanoseconds(), digest };
         if entry.is_settled() {
-            self.fresh.push(place);
-            self.entries.insert(place, entry);
-        } else if self.entries.remove(&place).is_some() {
-            self.fresh.push(place);
+            self.changed.push(file);
+            self.entries.insert(file, entry);
+        } else if self.entries.remove(&file).is_some() {
+            self.changed.push(file);
         }
     }
 
-    /// Adds what was learnt to the cache file. A failure costs a later rehash and is no error.
-    pub fn save(&mut self, path: &Path) {
-        if !self.fresh.is_empty() && self.try_save(path).is_ok() {
-            self.fresh.clear();
+    /// Adds what was learned to the cache file. A failure costs a later rehash and is not an
+    /// error.
+    pub(super) fn save(&mut self, path: &Path) {
+        if !self.changed.is_empty() && self.try_save(path).is_ok() {
+            self.changed.clear();
         }
     }
 
     fn try_save(&self, path: &Path) -> Result<()> {
+        // Other processes save too: what they wrote since we read the file must stay.
         let _guard = lock::exclusive(&path.with_extension("lock"))?;
         let mut merged = Self::load(path).entries;
         if merged.len() > LIMIT {
             merged.clear();
         }
-        for place in &self.fresh {
-            match self.entries.get(place) {
-                Some(entry) => merged.insert(*place, entry.clone()),
-                None => merged.remove(place),
+
+        for file in &self.changed {
+            match self.entries.get(file) {
+                Some(entry) => merged.insert(*file, entry.clone()),
+                None => merged.remove(file),
             };
         }
         files::replace(path, render(&merged).as_bytes(), files::Durability::Cache)
     }
 }
 
-fn render(entries: &BTreeMap<(u64, u64), Entry>) -> String {
+fn render(entries: &BTreeMap<FileNumber, Entry>) -> String {
     let mut text = format!("{HEADER}\n");
     for Entry { stat, recorded, digest } in entries.values() {
         let Stat { device, inode, size, modified, changed } = stat;
@@ -132,9 +153,12 @@ fn render(entries: &BTreeMap<(u64, u64), Entry>) -> String {
     text
 }
 
-fn parse(text: &str) -> Option<BTreeMap<(u64, u64), Entry>> {
+/// Reads the cache file; `None` for another version, or for a line that is damaged.
+fn parse(text: &str) -> Option<BTreeMap<FileNumber, Entry>> {
     let mut lines = text.lines();
+    // A file that was cut ends without a newline, and its last number would be a wrong one.
     (lines.next()? == HEADER && text.ends_with('\n')).then_some(())?;
+
     let mut entries = BTreeMap::new();
     for line in lines {
         let mut words = line.split(' ');
@@ -148,9 +172,10 @@ fn parse(text: &str) -> Option<BTreeMap<(u64, u64), Entry>> {
         };
         let recorded = word()?.parse().ok()?;
         let digest = Digest::parse(word()?)?;
+
         let entry = Entry { stat, recorded, digest };
         if entry.is_settled() {
-            entries.insert((stat.device, stat.inode), entry);
+            entries.insert(stat.file(), entry);
         }
     }
     Some(entries)
@@ -192,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn two_writers_both_keep_what_they_learnt() {
+    fn two_writers_both_keep_what_they_learned() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("statcache");
         let (mut a, mut b) = (StatCache::load(&path), StatCache::load(&path));

@@ -1,17 +1,18 @@
 //! The store: finding results and deciding whether one is fresh.
 //!
-//! The decision costs a few system calls a file: the manifest is read and checked, then each
-//! output by the stat cache; only a file whose times or size moved is hashed again. File
-//! modes prove nothing and are not looked at.
+//! The decision costs a few system calls per file: the manifest is read and checked, then
+//! each output is looked up in the stat cache; only a file whose times or size changed is
+//! hashed again. File modes prove nothing and are not looked at.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::statcache::StatCache;
 use super::{
     Brief, Change, Digest, Expected, External, Key, MANIFEST, Manifest, Place, Stat,
-    StatCache, changes, files,
+    changes, files,
 };
 use crate::error::{Context, Error, Result};
 
@@ -112,6 +113,7 @@ impl Store {
             Ok(None) => return Ok(State::Stale(self.reason(expected))),
             Err(error) => return Ok(State::Damaged(vec![error.message().to_owned()])),
         };
+
         let damage = self.damage(&dir, &brief.files)?;
         Ok(if !damage.is_empty() {
             State::Damaged(damage)
@@ -142,16 +144,21 @@ impl Store {
         files: &BTreeMap<String, Digest>,
     ) -> Result<Vec<String>> {
         let mut wrong = Vec::new();
+
         for (name, expected) in files {
             let path = dir.join(name);
             match self.digest(&path, Some(expected)) {
                 Ok(digest) if digest == *expected => {}
                 Ok(_) => wrong.push(format!("{name} was changed")),
                 Err(_) if !path.exists() => wrong.push(format!("{name} is missing")),
-                Err(_) if !path.is_file() => wrong.push(format!("{name} is no file")),
+                Err(_) if !path.is_file() => {
+                    wrong.push(format!("{name} is not a regular file"));
+                }
                 Err(error) => return Err(error),
             }
         }
+
+        // A file that nobody wrote is damage too: a reader might take it for a result.
         match files::list(dir) {
             Ok(present) => {
                 let known = |name: &String| name == MANIFEST || files.contains_key(name);
@@ -188,7 +195,7 @@ impl Store {
             .collect()
     }
 
-    /// Writes what was learnt about files; call it once at the end.
+    /// Writes what was learned about files; call it once at the end.
     pub fn save(&self) {
         if self.root.is_dir() {
             hold(&self.stats).save(&statcache_path(&self.root));
@@ -202,6 +209,7 @@ impl Store {
         }
     }
 
+    /// Forgets the manifest of a directory that is no longer there.
     pub(super) fn forget(&self, dir: &Path) {
         hold(&self.briefs).remove(dir);
     }
@@ -209,9 +217,11 @@ impl Store {
     /// Moves a damaged result out of the way and says where to.
     pub(super) fn quarantine(&self, expected: &Expected) -> Result<PathBuf> {
         let dir = self.dir(&expected.place, &expected.key);
-        let name = format!("{}-{}", expected.place, expected.key).replace('/', "-");
         let folder = self.root.join(".corrupt");
         files::make_folder(&folder)?;
+
+        // The same result may be damaged more than once, and each is kept.
+        let name = format!("{}-{}", expected.place, expected.key).replace('/', "-");
         let target = folder.join(format!("{name}.{}", files::unique()));
         fs::rename(&dir, &target)
             .context(|| format!("cannot move the damaged {} aside", dir.display()))?;
@@ -220,7 +230,7 @@ impl Store {
     }
 }
 
-/// A manifest that cannot be read because its directory is not there is no damage.
+/// A manifest that cannot be read because its directory is not there is not damage.
 fn present<T>(dir: &Path, read: Result<T>) -> Result<Option<T>> {
     match read {
         Ok(read) => Ok(Some(read)),

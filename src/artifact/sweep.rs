@@ -1,10 +1,10 @@
 //! Garbage collection: results that nothing current was made from.
 //!
-//! Marked are the results `current` points to and, through the provenance of their
-//! manifests, everything they were made from. The rest may go; what another process holds
-//! locked stays. What has become current since it was marked stays too: a run holds what it
-//! reads locked until its own `current` is set, so that under the lock of a result the links
-//! tell the whole truth about it.
+//! The results that `current` points to are marked and, through the provenance of their
+//! manifests, everything that they were made from. The rest may go, except for what another
+//! process has locked and for what has become current since it was marked: a run keeps the
+//! locks of what it reads until its own `current` is set, so under the lock of a result the
+//! links tell the whole truth about it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -43,6 +43,7 @@ impl Store {
     pub fn garbage(&self) -> Vec<Garbage> {
         let results = self.results();
         let links = Arc::new(links(&results));
+
         let mut marked = BTreeSet::new();
         for (path, key) in &results {
             let target = (path.with_file_name("current"), PathBuf::from(key.as_str()));
@@ -50,6 +51,7 @@ impl Store {
                 self.mark(path, key, &mut marked);
             }
         }
+
         let mut garbage: Vec<Garbage> = results
             .into_iter()
             .filter(|(path, _)| !marked.contains(path))
@@ -59,6 +61,7 @@ impl Store {
         garbage
     }
 
+    /// Marks a result and what it was made from.
     fn mark(&self, path: &Path, key: &Key, marked: &mut BTreeSet<PathBuf>) {
         if !marked.insert(path.to_owned()) {
             return;
@@ -80,6 +83,7 @@ impl Store {
             for path in entries(&stage.join(".tmp")) {
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
                 let name = name.trim_start_matches("scratch-");
+                // The name of a run may stand before the key, a suffix behind it.
                 let key = name
                     .split(['.', '-'])
                     .find(|part| Key::parse(part).is_some())
@@ -101,10 +105,14 @@ impl Store {
             },
             None => None,
         };
-        let marked_anew = *garbage.links != links(&self.results());
-        if marked_anew && !self.garbage().iter().any(|item| item.path == garbage.path) {
+
+        // Under the lock nothing more can be built from it. If any link has moved since the
+        // marking, the marking is done again before it is believed.
+        let moved = *garbage.links != links(&self.results());
+        if moved && !self.garbage().iter().any(|item| item.path == garbage.path) {
             return Ok(false);
         }
+
         files::remove_tree(&garbage.path)?;
         self.forget(&garbage.path);
         Ok(true)
@@ -122,6 +130,7 @@ fn links(results: &[(PathBuf, Key)]) -> Links {
     links
 }
 
+/// Describes what lies at `path` as garbage, with its size.
 fn weigh(path: PathBuf, key: &str, links: &Arc<Links>) -> Garbage {
     let names = files::list(&path).unwrap_or_default();
     let size = |name: &String| fs::metadata(path.join(name)).map_or(0, |m| m.len());
@@ -129,6 +138,7 @@ fn weigh(path: PathBuf, key: &str, links: &Arc<Links>) -> Garbage {
     Garbage { path, bytes, key: key.to_owned(), links: Arc::clone(links) }
 }
 
+/// The paths in a folder, sorted; none if it cannot be read.
 fn entries(folder: &Path) -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> = fs::read_dir(folder)
         .into_iter()

@@ -5,10 +5,12 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::layout::{self, Layout};
-use super::preprocess::Preprocessing;
-use super::{config, shards};
+use super::preprocess::{PREPROCESS, Preprocessing};
+use super::shards::write_json;
+use super::{hugging_face, open_clip, shards};
 use crate::config::Activation;
 use crate::error::{Context, Error, Result};
+use crate::image::{Filter, Fit, Framing};
 use crate::io::tensors::{self, Tensors};
 use crate::model::{Checkpoint, ClipConfig};
 use crate::num::truncate_usize;
@@ -21,7 +23,15 @@ pub fn export_open_clip(
     pictures: &Preprocessing,
 ) -> Result<()> {
     refuse_moe(config)?;
+    let framing = pictures.framing(config.vision.image_size)?;
+    if framing.resized != framing.side {
+        return Err(Error::usage(format!(
+            "open_clip cannot cut {} pixels out of {}, as the model's pictures are prepared",
+            framing.side, framing.resized
+        )));
+    }
     let foreign = layout::spread(config, Layout::OpenClip, tensors)?;
+
     let (vision, text) = (&config.vision, &config.text);
     let json = json!({
         "model_cfg": {
@@ -45,15 +55,19 @@ pub fn export_open_clip(
             },
         },
         "preprocess_cfg": {
+            "size": framing.side,
+            "mode": "RGB",
             "mean": pictures.mean,
             "std": pictures.std,
-            "interpolation": "bicubic",
-            "resize_mode": "shortest",
+            "interpolation": framing.filter.name(),
+            "resize_mode": framing.fit.name(),
+            "fill_color": framing.fill,
         },
     });
+
     create(folder)?;
     tensors::write(&folder.join("open_clip_model.safetensors"), &foreign)?;
-    write_json(&folder.join(config::OPEN_CLIP), &json)
+    write_json(&folder.join(open_clip::FILE), &json)
 }
 
 /// Writes `config.json`, `preprocessor_config.json` and `model.safetensors` into a folder,
@@ -68,16 +82,32 @@ pub fn export_hugging_face(
     shard: Option<u64>,
 ) -> Result<()> {
     refuse_moe(config)?;
+    let Framing { side, resized, fit, filter, .. } =
+        pictures.framing(config.vision.image_size)?;
+    let size = match fit {
+        Fit::Shortest => json!({"shortest_edge": resized}),
+        Fit::Squash => json!({"height": resized, "width": resized}),
+        Fit::Longest => {
+            return Err(Error::usage(
+                "Hugging Face's image processor cannot resize the longest side, as the \
+                 model's pictures are prepared: export to open_clip",
+            ));
+        }
+    };
+    let resample = match filter {
+        Filter::Bicubic => 3,
+        Filter::Bilinear => 2,
+    };
     let foreign = layout::spread(config, Layout::HuggingFace, tensors)?;
+
     create(folder)?;
     shards::write(folder, &foreign, shard)?;
-    let side = config.vision.image_size;
     let preprocessor = json!({
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": true,
         "do_resize": true,
-        "size": {"shortest_edge": side},
-        "resample": 3,
+        "size": size,
+        "resample": resample,
         "do_center_crop": true,
         "crop_size": {"height": side, "width": side},
         "do_rescale": true,
@@ -87,20 +117,29 @@ pub fn export_hugging_face(
         "image_std": pictures.std,
     });
     write_json(&folder.join("preprocessor_config.json"), &preprocessor)?;
-    write_json(&folder.join(config::HUGGING_FACE), &hugging_face_config(config))
+    write_json(&folder.join(hugging_face::FILE), &hugging_face_config(config))
 }
 
-/// Writes our own form, dense or MoE: `config.json` and `model.safetensors` or its shards.
+/// Writes our own form, dense or MoE: `config.json`, `model.safetensors` or its shards, and
+/// `preprocess.json` if it is known how pictures are prepared.
 ///
 /// Names and shapes are documented in `docs/checkpoints.md`; [`super::import`] reads it.
 pub fn export_upcycle(
     folder: &Path,
     model: &Checkpoint,
+    pictures: Option<&Preprocessing>,
     shard: Option<u64>,
 ) -> Result<()> {
     create(folder)?;
     shards::write(folder, &model.tensors(), shard)?;
-    let path = folder.join(config::HUGGING_FACE);
+    if let Some(pictures) = pictures {
+        let side = model.config.vision.image_size;
+        pictures.framing(side)?;
+        let path = folder.join(PREPROCESS);
+        std::fs::write(&path, Preprocessing { size: Some(side), ..*pictures }.json()?)
+            .context(|| format!("writing {}", path.display()))?;
+    }
+    let path = folder.join(hugging_face::FILE);
     std::fs::write(&path, model.config.to_json()?)
         .context(|| format!("writing {}", path.display()))
 }
@@ -164,10 +203,4 @@ fn ratio(hidden: usize, width: usize) -> f64 {
 
 fn create(folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).context(|| format!("creating {}", folder.display()))
-}
-
-/// Writes indented JSON.
-pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
-    std::fs::write(path, format!("{value:#}\n"))
-        .context(|| format!("writing {}", path.display()))
 }

@@ -3,6 +3,10 @@
 //! `open_clip`'s names are ours. Hugging Face splits the stacked attention projection in
 //! three and stores the two final projections transposed.
 
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::section::Section;
 use crate::error::{Error, Result};
 use crate::io::tensors::{Tensor, Tensors};
 use crate::model::names::{self, Part, Place};
@@ -15,6 +19,15 @@ pub(super) enum Layout {
     HuggingFace,
 }
 
+/// What Hugging Face's names of the image tower and the text tower begin with.
+const HUGGING_FACE: [&str; 2] = ["vision_model.", "text_model."];
+
+/// What `open_clip`'s names of the image tower and the text tower begin with.
+const OPEN_CLIP: [&str; 2] = ["visual.", "transformer."];
+
+/// Most beginnings of names that an error lists.
+const SHOWN: usize = 8;
+
 /// The foreign tensors a parameter is made of.
 enum Source {
     /// One tensor, as it is.
@@ -26,13 +39,11 @@ enum Source {
 }
 
 impl Layout {
-    /// Tells the layouts apart by the one name that only Hugging Face has.
+    /// Tells the layouts apart by the names of the towers.
     pub(super) fn of(foreign: &Tensors) -> Self {
-        let own = hugging_face(Place::TokenEmbedding);
-        match own {
-            Some(Source::Same(name)) if foreign.contains_key(&name) => Self::HuggingFace,
-            _ => Self::OpenClip,
-        }
+        let theirs =
+            |name: &String| HUGGING_FACE.iter().any(|tower| name.starts_with(tower));
+        if foreign.keys().any(theirs) { Self::HuggingFace } else { Self::OpenClip }
     }
 
     /// `None` if the layout has no such parameter.
@@ -42,6 +53,38 @@ impl Layout {
             Self::HuggingFace => hugging_face(place),
         }
     }
+}
+
+/// Refuses weights without both towers, saying what is there instead.
+pub(super) fn check_towers(path: &Path, foreign: &Tensors) -> Result<()> {
+    let has = |tower: usize| {
+        let begins = |name: &&String| {
+            name.starts_with(HUGGING_FACE[tower]) || name.starts_with(OPEN_CLIP[tower])
+        };
+        foreign.keys().find(begins)
+    };
+    let beginning = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
+    let found = match (has(0), has(1)) {
+        (Some(_), Some(_)) => return Ok(()),
+        (Some(name), None) => format!("an image tower ({}.*) alone", beginning(name)),
+        (None, Some(name)) => format!("a text tower ({}.*) alone", beginning(name)),
+        (None, None) => {
+            let all: BTreeSet<String> = foreign.keys().map(|n| beginning(n)).collect();
+            let some: Vec<String> = all.into_iter().take(SHOWN).collect();
+            format!("neither; the names of its tensors begin with {}", some.join(", "))
+        }
+    };
+
+    // The configuration beside it often says outright what it is.
+    let config = path.with_file_name(super::hugging_face::FILE);
+    let said = Section::read(&config).ok().and_then(|c| c.get("model_type").cloned());
+    let said = said.map_or(String::new(), |kind| {
+        format!("; {} says model_type is {kind}, expected \"clip\"", config.display())
+    });
+    Err(Error::failed(format!(
+        "{} is not a whole CLIP: expected an image tower and a text tower, found {found}{said}",
+        path.display()
+    )))
 }
 
 fn hugging_face(place: Place) -> Option<Source> {
@@ -142,6 +185,7 @@ pub(super) fn collect(
 ) -> Result<Tensors> {
     let mut account = Account { foreign, missing: Vec::new(), shapes: Vec::new() };
     let mut tensors = Tensors::new();
+
     for parameter in names::parameters(config) {
         let shape = parameter.shape;
         let tensor = match layout.source(parameter.place) {
@@ -166,6 +210,7 @@ pub(super) fn collect(
             tensors.insert(parameter.name, tensor);
         }
     }
+
     let unexpected = account.foreign.into_keys().collect();
     names::account(account.missing, unexpected, account.shapes)?;
     Ok(tensors)
@@ -178,6 +223,7 @@ pub(super) fn spread(
     tensors: &Tensors,
 ) -> Result<Tensors> {
     names::check(config, tensors.iter().map(|(name, t)| (&**name, &*t.shape)))?;
+
     let mut foreign = Tensors::new();
     for parameter in names::parameters(config) {
         let tensor = &tensors[&parameter.name];

@@ -1,21 +1,17 @@
-//! What a PyTorch archive would cost to read, counted before it is read.
+//! What a pickle of PyTorch would cost to read, counted before it is read.
 //!
 //! A pickle is a program: a few bytes of it can copy an object onto itself until the memory
 //! is full, or nest objects until the stack is. candle's reader runs no code of the pickle,
-//! but it has no limits either. So the archive is walked here first with counters in place of
+//! but it has no limits either. So the program is walked here first with counters in place of
 //! objects, and only a state dict of ordinary size is handed on.
 
-use std::fs::File;
-use std::io::{BufReader, Read as _};
-use std::path::Path;
+use candle_core::pickle::{Object, Stack};
 
-use zip::ZipArchive;
-
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::num;
 
 /// Most bytes of a pickle; that of a billion-parameter checkpoint has a few hundred thousand.
-const MOST_BYTES: u64 = 64 << 20;
+pub(super) const MOST_BYTES: u64 = 64 << 20;
 
 /// Most objects, copies included, that a pickle may make; each takes candle about 60 bytes.
 const MOST_OBJECTS: u64 = 4_000_000;
@@ -23,38 +19,24 @@ const MOST_OBJECTS: u64 = 4_000_000;
 /// Deepest nesting; a training checkpoint has about ten levels.
 const MOST_LEVELS: u32 = 100;
 
-/// Refuses an archive whose pickle is no ordinary state dict, naming the reason.
-pub(super) fn check(path: &Path) -> Result<()> {
-    let place = path.display();
-    let file = File::open(path).context(|| format!("reading {place}"))?;
-    let archive = |e| {
-        Error::corrupt(format!("{place} is not a PyTorch zip checkpoint")).caused_by(e)
-    };
-    let mut zip = ZipArchive::new(BufReader::new(file)).map_err(archive)?;
-    let mut pickle = None;
-    for index in 0..zip.len() {
-        let entry = zip.by_index_raw(index).map_err(archive)?;
-        if entry.name_raw().ends_with(b"data.pkl") && pickle.replace(index).is_some() {
-            return Err(Error::corrupt(format!("{place} holds more than one data.pkl")));
-        }
-    }
-    let Some(index) = pickle else {
-        return Err(Error::corrupt(format!("{place} holds no data.pkl")));
-    };
-    let mut bytes = Vec::new();
-    let entry = zip.by_index(index).map_err(archive)?;
-    entry
-        .take(MOST_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .context(|| format!("reading data.pkl of {place}"))?;
-    if bytes.len() as u64 > MOST_BYTES {
-        return Err(Error::corrupt(format!(
-            "data.pkl of {place} is larger than {MOST_BYTES} bytes"
-        )));
-    }
-    Walk::new(&bytes).run().map_err(|(at, why)| {
-        Error::corrupt(format!("data.pkl of {place}, byte {at}: {why}"))
-    })
+/// The newest protocol that `torch.save` writes unasked.
+const PROTOCOL: u8 = 2;
+
+/// Reads the object at the start of `bytes`, after a walk that bounds its cost; returns it
+/// with the number of its bytes.
+///
+/// # Panics
+/// candle's reader indexes without looking, so a hostile pickle can make it panic.
+pub(super) fn read(bytes: &[u8], place: &str) -> Result<(Object, usize)> {
+    let length = Walk::new(bytes)
+        .run()
+        .map_err(|(at, why)| Error::corrupt(format!("{place}, byte {at}: {why}")))?;
+    let damaged =
+        |e| Error::corrupt(format!("{place} is not a readable pickle")).caused_by(e);
+
+    let mut stack = Stack::empty();
+    stack.read_loop(&mut &bytes[..length]).map_err(damaged)?;
+    Ok((stack.finalize().map_err(damaged)?, length))
 }
 
 /// An object by what it costs.
@@ -94,12 +76,13 @@ impl<'a> Walk<'a> {
         Self { bytes, at: 0, stack: Vec::new(), memo, made: 0 }
     }
 
-    fn run(mut self) -> std::result::Result<(), Refusal> {
+    /// Walks to the end of the program; returns its length.
+    fn run(mut self) -> std::result::Result<usize, Refusal> {
         loop {
             let at = self.at;
             let stop = self.step().map_err(|why| (at, why))?;
             if stop {
-                return Ok(());
+                return Ok(self.at);
             }
         }
     }
@@ -109,7 +92,16 @@ impl<'a> Walk<'a> {
         let operation = self.take(1)?[0];
         match operation {
             b'.' => return Ok(true),
-            0x80 => drop(self.take(1)?),
+            0x80 => {
+                let protocol = self.take(1)?[0];
+                if protocol > PROTOCOL {
+                    return Err(format!(
+                        "it is written with pickle protocol {protocol}, expected {PROTOCOL}: \
+                         save it again in Python with torch.save(torch.load(path, \
+                         weights_only=False), path), if you trust where it is from"
+                    ));
+                }
+            }
             b'c' => {
                 self.line()?;
                 self.line()?;
@@ -142,7 +134,7 @@ impl<'a> Walk<'a> {
             b'r' => self.put(4)?,
             other => {
                 return Err(format!(
-                    "operation {other:#04x} is not of a state dict of tensors"
+                    "operation {other:#04x} does not occur in a state dict of tensors"
                 ));
             }
         }
@@ -231,7 +223,7 @@ impl<'a> Walk<'a> {
 mod tests {
     use super::*;
 
-    fn walk(bytes: &[u8]) -> std::result::Result<(), String> {
+    fn walk(bytes: &[u8]) -> std::result::Result<usize, String> {
         Walk::new(bytes).run().map_err(|(_, why)| why)
     }
 
@@ -255,8 +247,10 @@ mod tests {
         deep.extend([0x85; 500]);
         deep.push(b'.');
         assert!(walk(&deep).unwrap_err().contains("nested deeper"), "levels");
-        let error = walk(b"\x80\x04\x95\x00").unwrap_err();
+        let error = walk(b"\x80\x02\x95\x00").unwrap_err();
         assert!(error.contains("operation 0x95"), "{error}");
+        let error = walk(b"\x80\x04\x95\x00").unwrap_err();
+        assert!(error.contains("protocol 4, expected 2: save it again"), "{error}");
         assert!(walk(b"\x80\x02X\xff\xff\xff\xffabc").is_err());
         assert!(walk(b"\x80\x02\x85.").is_err());
         assert!(walk(b"cposix\nsystem\nX\x02\x00\x00\x00ls\x85R.").is_ok(), "not run");

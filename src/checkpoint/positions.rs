@@ -2,7 +2,7 @@
 //!
 //! `open_clip` calls PyTorch's bicubic interpolation with antialiasing and without corner
 //! alignment on the grid [g, g, d] and keeps the class token's row. That is Keys' cubic with
-//! a = -0.5 whose support grows with the scale when the grid shrinks, weights normalised per
+//! a = -0.5 whose support grows with the scale when the grid shrinks, weights normalized per
 //! output, the horizontal pass first.
 
 use crate::error::{Error, Result};
@@ -25,6 +25,7 @@ pub fn resize_positions(
             "pictures of {side} pixels are not cut evenly into patches of {patch}"
         )));
     }
+
     let (from, to) = (config.vision.image_size / patch, side / patch);
     let name = Place::PositionEmbedding(Tower::Vision).name();
     let Some(tensor) = tensors.get_mut(&name) else {
@@ -37,7 +38,9 @@ pub fn resize_positions(
             from * from + 1
         )));
     }
+
     if from != to {
+        // The class token has no place in the grid.
         let (class, grid) = tensor.data.split_at(width);
         let mut data = class.to_vec();
         data.extend(resize_grid(grid, [from, to], width));
@@ -63,6 +66,7 @@ fn resize_grid(grid: &[f32], [from, to]: [usize; 2], width: usize) -> Vec<f32> {
             }
         }
     }
+
     let mut sums = vec![0.0_f64; to * width];
     let mut data = Vec::with_capacity(to * to * width);
     for taps in &taps {
@@ -115,7 +119,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::checkpoint::import;
+    use crate::checkpoint::{Hints, import};
     use crate::io::tensors;
 
     /// PyTorch's numbers, see `tests/fixtures/positions/README.md`.
@@ -126,7 +130,7 @@ mod tests {
             tensors::read(&root.join("positions/expected.safetensors")).unwrap();
         let source = root.join("clip-tiny-gelu/open_clip");
         for side in [8, 16, 24, 32, 40, 56, 72] {
-            let (mut config, mut tensors) = import(&source, None).unwrap();
+            let (mut config, mut tensors) = import(&source, &Hints::default()).unwrap();
             resize_positions(&mut config, &mut tensors, side).unwrap();
             assert_eq!(config.vision.image_size, side);
             let found = &tensors["visual.positional_embedding"];
@@ -142,7 +146,7 @@ mod tests {
     fn a_side_that_patches_do_not_divide_is_refused() {
         let source = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("tests/fixtures/clip-tiny-gelu/open_clip");
-        let (mut config, mut tensors) = import(&source, None).unwrap();
+        let (mut config, mut tensors) = import(&source, &Hints::default()).unwrap();
         for side in [0, 12, 33] {
             let error = resize_positions(&mut config, &mut tensors, side).unwrap_err();
             assert!(error.message().contains("patches of 8"), "{error}");

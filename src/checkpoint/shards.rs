@@ -6,7 +6,6 @@ use std::path::Path;
 use safetensors::tensor::{Dtype, View};
 use serde_json::{Map, Value, json};
 
-use super::export::write_json;
 use crate::error::{Context, Result};
 use crate::io::tensors::{Tensor, Tensors};
 
@@ -35,6 +34,12 @@ pub(super) fn write(folder: &Path, tensors: &Tensors, limit: Option<u64>) -> Res
     let index =
         json!({ "metadata": { "total_size": total }, "weight_map": Value::Object(map) });
     write_json(&folder.join("model.safetensors.index.json"), &index)
+}
+
+/// Writes indented JSON.
+pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
+    std::fs::write(path, format!("{value:#}\n"))
+        .context(|| format!("writing {}", path.display()))
 }
 
 type Shard<'a> = Vec<(&'a String, &'a Tensor)>;

@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::*;
+use crate::config::Activation;
 use crate::engine::candle::ReferenceClip;
+use crate::image::Convention;
 use crate::io::tensors::Tensor;
 use crate::model::names::{self, Part, Place};
 use crate::model::{Moe, TextConfig, Tower, VisionConfig};
@@ -21,6 +23,14 @@ const FIXTURES: [(&str, Activation); 2] = [
 
 fn fixture(name: &str, folder: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name).join(folder)
+}
+
+fn hints(activation: Option<Activation>) -> Hints {
+    Hints { activation, ..Hints::default() }
+}
+
+fn import(path: &Path, activation: Option<Activation>) -> Result<(ClipConfig, Tensors)> {
+    super::import(path, &hints(activation))
 }
 
 /// A writable copy of a fixture's folder.
@@ -120,7 +130,7 @@ fn a_contradicted_or_unknown_activation_is_refused() {
     let hf = fixture("clip-tiny-gelu", "hf");
     let message = refusal(&hf, quick);
     assert!(
-        message.contains("says activation Gelu, but QuickGelu was asked for"),
+        message.contains("says activation gelu, but quick_gelu was asked for"),
         "{message}"
     );
     let named = fixture("clip-tiny-quickgelu", "open_clip");
@@ -140,16 +150,22 @@ fn a_contradicted_or_unknown_activation_is_refused() {
     assert!(refusal(folder.path(), None).contains("expected the image tower's"));
 }
 
-/// A checkpoint without configuration needs the activation, and 64 values a head.
+/// A checkpoint without configuration needs the activation and the heads.
 #[test]
-fn shapes_are_read_off_the_tensors_but_the_activation_is_not() {
+fn shapes_are_read_off_the_tensors_but_activation_and_heads_are_not() {
     let folder = copy("clip-tiny-gelu", "open_clip");
     fs::remove_file(folder.path().join("open_clip_config.json")).unwrap();
     let checkpoint = folder.path().join("checkpoint.pt");
-    assert!(refusal(&checkpoint, None).contains("the activation must be given"));
+    let message = refusal(&checkpoint, None);
+    let wanted = "give --activation (quick_gelu for OpenAI's models) and --heads (of the \
+                  image tower, whose width is 32) and --text-heads (of the text tower, whose \
+                  width is 24), or --config";
+    assert!(message.contains(wanted), "{message}");
     let message = refusal(&checkpoint, Some(Activation::Gelu));
-    assert!(message.contains("heads of a tower of width 32 are not known"), "{message}");
-    assert!(refusal(folder.path(), None).contains("holds no checkpoint"));
+    assert!(message.contains("give --heads") && !message.contains("--act"), "{message}");
+    let message = refusal(folder.path(), None);
+    assert!(message.contains("holds no checkpoint"), "{message}");
+    assert!(message.contains("found open_clip_model.safetensors"), "{message}");
 
     let config = ClipConfig {
         embed_dim: 8,
@@ -187,8 +203,14 @@ fn shapes_are_read_off_the_tensors_but_the_activation_is_not() {
     assert!(beside == (config.clone(), tensors.clone()));
     fs::remove_file(target.path().join("open_clip_config.json")).unwrap();
     let weights = target.path().join("open_clip_model.safetensors");
-    let alone = import(&weights, Some(Activation::QuickGelu)).unwrap();
-    assert!(alone == (config, tensors));
+    let activation = Some(Activation::QuickGelu);
+    let (heads, text_heads) = (Some(2), Some(1));
+    let said = Hints { activation, heads, text_heads, config: None };
+    let alone = super::import(&weights, &said).unwrap();
+    assert!(alone == (config.clone(), tensors));
+    // Nothing is guessed from 64 values of a head: another number is taken as it is said.
+    let other = super::import(&weights, &Hints { heads: Some(4), ..said }).unwrap();
+    assert_eq!(other.0.vision.heads, 4);
 }
 
 #[test]
@@ -350,23 +372,27 @@ fn what_is_exported_is_what_was_published() {
 fn shards_are_the_same_model_and_no_larger_than_asked() {
     let (config, tensors) = import(&fixture("clip-tiny-gelu", "hf"), None).unwrap();
     let base = tempfile::tempdir().unwrap();
-    let model = read(&fixture("clip-tiny-gelu", "hf"), None).unwrap();
+    let model = read(&fixture("clip-tiny-gelu", "hf"), &Hints::default()).unwrap();
     let (hf, own) = (base.path().join("hf"), base.path().join("own"));
-    let pictures = Preprocessing { mean: [0.1, 0.2, 0.3], std: [0.4, 0.5, 0.6] };
+    let pictures = Preprocessing::new([0.1, 0.2, 0.3], [0.4, 0.5, 0.6]);
     export_hugging_face(&hf, &config, &tensors, &pictures, Some(40_000)).unwrap();
-    export_upcycle(&own, &model, Some(40_000)).unwrap();
+    export_upcycle(&own, &model, None, Some(40_000)).unwrap();
     for folder in [&hf, &own] {
         assert!(!folder.join("model.safetensors").exists());
         assert!(import(folder, None).unwrap() == (config.clone(), tensors.clone()));
-        assert_eq!(shape(folder, None).unwrap(), config);
+        assert_eq!(shape(folder, &Hints::default()).unwrap(), config);
         let sizes =
             fs::read_dir(folder).unwrap().map(|e| e.unwrap().metadata().unwrap().len());
         assert!(sizes.max().unwrap() < 50_000);
     }
-    assert_eq!(Preprocessing::beside(&hf).unwrap(), Some(pictures));
-    assert_eq!(Preprocessing::beside(&own).unwrap(), None);
+    let found = Preprocessing::of_checkpoint(&hf).unwrap();
+    // Hugging Face's processor drops transparency, whoever trained the model.
+    let dropped =
+        Preprocessing { convention: Convention::HuggingFace, size: Some(32), ..pictures };
+    assert_eq!(found, Some(dropped));
+    assert_eq!(Preprocessing::of_checkpoint(&own).unwrap(), None);
     let published =
-        Preprocessing::beside(&fixture("clip-tiny-gelu", "open_clip")).unwrap();
+        Preprocessing::of_checkpoint(&fixture("clip-tiny-gelu", "open_clip")).unwrap();
     assert!(published.is_none_or(|found| found == Preprocessing::OPENAI));
 }
 
@@ -405,7 +431,7 @@ fn unsupported_architectures_are_refused_by_name() {
     };
     refuse_open_clip(
         |json| json["model_cfg"]["vision_cfg"]["attentional_pool"] = json!(true),
-        "attentional_pool = true is not supported",
+        "attentional_pool = true is not supported; supported is only false",
     );
     refuse_open_clip(
         |json| json["model_cfg"]["vision_cfg"]["layers"] = json!([3, 4, 6, 3]),
@@ -413,7 +439,7 @@ fn unsupported_architectures_are_refused_by_name() {
     );
     refuse_open_clip(
         |json| json["model_cfg"]["text_cfg"]["pool_type"] = json!("last"),
-        "pool_type is \"last\"",
+        "pool_type = \"last\" is not supported; supported is only \"argmax\"",
     );
     refuse_open_clip(
         |json| json["model_cfg"]["vision_cfg"]["head_width"] = json!(64),
@@ -467,10 +493,13 @@ fn damaged_checkpoints_never_panic() {
         let _ = import(&path, None);
     }
     fs::write(&path, b"no archive").unwrap();
-    assert!(refusal(&path, None).contains("is not a PyTorch zip checkpoint"));
+    assert!(refusal(&path, None).contains("is not a PyTorch checkpoint"));
     let odd = folder.path().join("weights.txt");
-    assert!(refusal(&odd, None).contains("is no checkpoint"));
-    assert!(refusal(&folder.path().join("gone.safetensors"), None).contains("reading"));
+    fs::write(&odd, b"").unwrap();
+    assert!(refusal(&odd, None).contains("is not a checkpoint"));
+    assert!(
+        refusal(&folder.path().join("gone.safetensors"), None).contains("does not exist")
+    );
 }
 
 #[test]
@@ -514,7 +543,7 @@ fn the_usual_sizes_have_the_published_number_of_parameters() {
         }});
         let path = folder.path().join("open_clip_config.json");
         fs::write(path, json.to_string()).unwrap();
-        let shape = super::shape(folder.path(), None).unwrap();
+        let shape = shape(folder.path(), &Hints::default()).unwrap();
         assert_eq!(shape.vision.heads, width / head_width);
         let (total, active) = crate::model::params::parameter_counts(&shape);
         assert_eq!((total, active), (count, count), "patches of {patch}, width {width}");

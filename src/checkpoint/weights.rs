@@ -1,93 +1,158 @@
-//! Tensors from foreign files: safetensors of any float type, shards, and PyTorch pickles.
+//! Tensors from foreign files: safetensors of any float type, shards, and PyTorch's files.
 //!
-//! Wrappers' prefixes are taken off the names and buffers that are no weights are left out,
-//! both from short lists; everything else is kept for the accounting in [`super::layout`].
+//! Marks that wrappers leave in names are taken off and buffers that are not weights are left
+//! out, both from short lists; everything else is kept for the accounting in
+//! [`super::layout`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use candle_core::DType;
-use candle_core::pickle::{PthTensors, TensorInfo};
 use safetensors::tensor::SafeTensors;
 
-use super::pickle;
+use super::torch;
 use crate::error::{Context, Error, Result};
 use crate::io::foreign;
 use crate::io::hostile::check_names;
 use crate::io::tensors::{Tensor, Tensors};
 
-/// What `DistributedDataParallel`, `torch.compile` and `CustomTextCLIP` put before names.
-const PREFIXES: [&str; 3] = ["module.", "_orig_mod.", "text."];
+/// Parts of names that wrappers leave anywhere in them: `DistributedDataParallel` and
+/// `DataParallel`, `torch.compile`, FSDP, activation checkpointing, and Lightning's Fabric.
+const MARKS: [&str; 5] = [
+    "module",
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "_forward_module",
+];
 
-/// Entries that are no weights: three scalars of `OpenAI`'s archives, and Hugging Face's old
-/// buffers 0, 1, 2, ..
-const IGNORED: [&str; 5] = [
+/// Tensors that every image tower has; what stands before them in a name is the attribute
+/// under which a wrapper, such as Lightning's module, keeps the model.
+const ANCHORS: [&str; 2] =
+    ["visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight"];
+
+/// What `CustomTextCLIP` puts before the text tower's names.
+const CUSTOM_TEXT: &str = "text.";
+
+/// Entries that are not weights: three scalars of `OpenAI`'s archives, the causal mask, and
+/// Hugging Face's old buffers 0, 1, 2, ..
+const IGNORED: [&str; 6] = [
     "input_resolution",
     "context_length",
     "vocab_size",
+    "attn_mask",
     "text_model.embeddings.position_ids",
     "vision_model.embeddings.position_ids",
 ];
 
+/// Tensors under the names of a file.
+pub(super) type Named = Vec<(String, Tensor)>;
+
 /// Reads a file of weights by its extension.
 pub(super) fn read(path: &Path) -> Result<Tensors> {
-    let mut tensors = Tensors::new();
-    match path.extension().and_then(|extension| extension.to_str()) {
-        Some("json") => read_shards(path, &mut tensors)?,
-        Some("safetensors") => read_safetensors(path, &mut tensors)?,
-        Some("pt" | "pth" | "bin" | "ckpt") => read_pickle(path, &mut tensors)?,
+    let named = match path.extension().and_then(|extension| extension.to_str()) {
+        Some("json") => read_shards(path)?,
+        Some("safetensors") => read_safetensors(path)?,
+        Some("pt" | "pth" | "bin" | "ckpt") => torch::read(path, &is_weight)?,
         _ => {
             let place = path.display();
             return Err(Error::usage(format!(
-                "{place} is no checkpoint: expected .safetensors, .pt, .pth, .bin or .ckpt"
+                "{place} is not a checkpoint: expected a name that ends in .safetensors, .pt, \
+                 .pth, .bin, .ckpt or .index.json"
             )));
         }
+    };
+    own_names(path, named)
+}
+
+/// The name without the marks of wrappers.
+fn unmarked(name: &str) -> String {
+    let parts: Vec<&str> = name.split('.').filter(|part| !MARKS.contains(part)).collect();
+    parts.join(".")
+}
+
+/// Whether a name is that of a weight.
+fn is_weight(name: &str) -> bool {
+    let name = unmarked(name);
+    let ignored = |entry: &&str| {
+        name.strip_suffix(*entry)
+            .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    };
+    !IGNORED.iter().any(|entry| ignored(&entry))
+}
+
+/// Gives tensors the names that `open_clip` or Hugging Face would have saved.
+///
+/// Refuses a second tensor of a name, values that are not finite, and several models in one
+/// file.
+fn own_names(path: &Path, named: Named) -> Result<Tensors> {
+    let place = path.display();
+    let prefix = prefix(path, &named)?;
+
+    let mut tensors = Tensors::new();
+    for (name, tensor) in named {
+        if let Some(value) = tensor.data.iter().find(|value| !value.is_finite()) {
+            return Err(Error::corrupt(format!(
+                "{place}: tensor {name} holds {value} as f32"
+            )));
+        }
+
+        let unmarked = unmarked(&name);
+        let own = unmarked.strip_prefix(&prefix).unwrap_or(&unmarked);
+        let own = own.strip_prefix(CUSTOM_TEXT).unwrap_or(own).to_owned();
+        if tensors.contains_key(&own) {
+            return Err(Error::corrupt(format!(
+                "{place}: tensor {own} is there twice; the second time as {name}"
+            )));
+        }
+        tensors.insert(own, tensor);
     }
     Ok(tensors)
 }
 
-/// The name without wrappers' prefixes; `None` for what is no weight.
-fn own_name(name: &str) -> Option<&str> {
-    let mut own = name;
-    while let Some(rest) = PREFIXES.iter().find_map(|prefix| own.strip_prefix(prefix)) {
-        own = rest;
-    }
-    (!IGNORED.contains(&own)).then_some(own)
-}
+/// What stands before the names of the model's tensors, with its dot.
+fn prefix(path: &Path, named: &Named) -> Result<String> {
+    let found: BTreeSet<String> = named
+        .iter()
+        .map(|(name, _)| unmarked(name))
+        .filter_map(|name| {
+            let rest = ANCHORS.iter().find_map(|anchor| name.strip_suffix(anchor))?;
+            (rest.is_empty() || rest.ends_with('.')).then(|| rest.to_owned())
+        })
+        .collect();
 
-/// Adds a tensor, refusing a second one of that name and values that are not finite.
-fn add(tensors: &mut Tensors, place: &Path, name: &str, tensor: Tensor) -> Result<()> {
-    let place = place.display();
-    if let Some(value) = tensor.data.iter().find(|value| !value.is_finite()) {
-        return Err(Error::corrupt(format!(
-            "{place}: tensor {name} holds {value} as f32"
+    // A model without a wrapper is meant, whatever else lies beside it.
+    if found.len() > 1 && !found.contains("") {
+        let (place, found) = (path.display(), Vec::from_iter(found).join(", "));
+        return Err(Error::failed(format!(
+            "{place} holds several models, whose names begin with {found}; save the one that \
+             you mean by itself"
         )));
     }
-    if tensors.insert(name.to_owned(), tensor).is_some() {
-        return Err(Error::corrupt(format!("{place}: tensor {name} is there twice")));
-    }
-    Ok(())
+    Ok(found.into_iter().next().unwrap_or_default())
 }
 
-fn read_safetensors(path: &Path, tensors: &mut Tensors) -> Result<()> {
+fn read_safetensors(path: &Path) -> Result<Named> {
     let place = path.display();
     let bytes = std::fs::read(path).context(|| format!("reading {place}"))?;
     check_names(&bytes).context(|| format!("reading {place}"))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| {
         Error::corrupt(format!("{place} is not a safetensors file")).caused_by(e)
     })?;
+
+    let mut named = Named::new();
     for (name, view) in file.tensors() {
-        let Some(own) = own_name(&name) else { continue };
+        if !is_weight(&name) {
+            continue;
+        }
         let data = foreign::floats(&view).ok_or_else(|| {
             let found = view.dtype();
             Error::failed(format!(
                 "{place}: tensor {name} has type {found:?}, expected F16, BF16, F32 or F64"
             ))
         })?;
-        add(tensors, path, own, Tensor::new(view.shape().to_vec(), data)?)?;
+        named.push((name, Tensor::new(view.shape().to_vec(), data)?));
     }
-    Ok(())
+    Ok(named)
 }
 
 /// Hugging Face's index of shards: `weight_map` says which file holds which tensor.
@@ -96,12 +161,14 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-fn read_shards(path: &Path, tensors: &mut Tensors) -> Result<()> {
+fn read_shards(path: &Path) -> Result<Named> {
     let place = path.display();
     let text = std::fs::read_to_string(path).context(|| format!("reading {place}"))?;
     let index: Index = serde_json::from_str(&text).map_err(|e| {
         Error::corrupt(format!("{place} is not an index of shards")).caused_by(e)
     })?;
+
+    let mut named = Named::new();
     let shards: BTreeSet<&String> = index.weight_map.values().collect();
     for shard in shards {
         // A shard lies beside its index: a name that leads elsewhere is an attack.
@@ -110,84 +177,21 @@ fn read_shards(path: &Path, tensors: &mut Tensors) -> Result<()> {
                 "{place}: {shard} is not a plain file name"
             )));
         }
-        read_safetensors(&path.with_file_name(shard), tensors)?;
+        named.extend(read_safetensors(&path.with_file_name(shard))?);
     }
-    let listed: BTreeSet<&str> =
-        index.weight_map.keys().filter_map(|name| own_name(name)).collect();
-    let found: BTreeSet<&str> = tensors.keys().map(String::as_str).collect();
+
+    let listed: BTreeSet<&str> = index
+        .weight_map
+        .keys()
+        .map(String::as_str)
+        .filter(|name| is_weight(name))
+        .collect();
+    let found: BTreeSet<&str> = named.iter().map(|(name, _)| name.as_str()).collect();
     let differing: Vec<&str> = listed.symmetric_difference(&found).copied().collect();
     if differing.is_empty() {
-        Ok(())
+        Ok(named)
     } else {
         let names = differing.join(", ");
         Err(Error::corrupt(format!("{place} and its shards disagree about {names}")))
     }
-}
-
-/// A PyTorch zip archive: a state dict, or a training checkpoint that holds one.
-fn read_pickle(path: &Path, tensors: &mut Tensors) -> Result<()> {
-    let place = path.display();
-    let size = std::fs::metadata(path).context(|| format!("reading {place}"))?.len();
-    pickle::check(path)?;
-    // candle's reader indexes without looking, so a hostile pickle can make it panic.
-    let read =
-        catch_unwind(AssertUnwindSafe(|| read_pickle_unguarded(path, size, tensors)));
-    read.unwrap_or_else(|_| {
-        Err(Error::corrupt(format!("{place} is not a readable PyTorch checkpoint")))
-    })
-}
-
-fn read_pickle_unguarded(path: &Path, size: u64, tensors: &mut Tensors) -> Result<()> {
-    let place = path.display();
-    let file = PthTensors::new(path, Some("state_dict"))
-        .or_else(|_| PthTensors::new(path, None))
-        .map_err(|e| {
-            Error::corrupt(format!("{place} is not a PyTorch zip checkpoint"))
-                .caused_by(e)
-        })?;
-    let infos: BTreeMap<&String, &TensorInfo> = file.tensor_infos().iter().collect();
-    let mut total = 0_u64;
-    if infos.is_empty() {
-        return Err(Error::failed(format!(
-            "{place} holds no state dict of tensors; a TorchScript archive has to be saved \
-             as one first: torch.save(model.state_dict(), path)"
-        )));
-    }
-    for (name, info) in infos {
-        let Some(own) = own_name(name) else { continue };
-        if !matches!(info.dtype, DType::F16 | DType::BF16 | DType::F32 | DType::F64) {
-            let found = info.dtype;
-            return Err(Error::failed(format!(
-                "{place}: tensor {name} has type {found:?}, expected a float"
-            )));
-        }
-        let shape = info.layout.dims().to_vec();
-        let bytes = shape
-            .iter()
-            .try_fold(info.dtype.size_in_bytes(), |n, &axis| n.checked_mul(axis))
-            .and_then(|n| u64::try_from(n).ok());
-        if bytes.is_none_or(|bytes| bytes > size) {
-            return Err(Error::corrupt(format!(
-                "{place}: tensor {name} of shape {shape:?} is larger than the file"
-            )));
-        }
-        // Tied weights share storage, but not a thousand of them.
-        total = total.saturating_add(bytes.unwrap_or(u64::MAX));
-        if total > size.saturating_mul(2) {
-            return Err(Error::corrupt(format!(
-                "{place}: its tensors are more than twice as large as the file"
-            )));
-        }
-        let data = file
-            .get(name)
-            .and_then(|tensor| match tensor {
-                Some(tensor) => tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1(),
-                None => candle_core::bail!("not in the file"),
-            })
-            .map_err(|e| {
-                Error::corrupt(format!("{place}: reading tensor {name}")).caused_by(e)
-            })?;
-        add(tensors, path, own, Tensor::new(shape, data)?)?;
-    }
-    Ok(())
 }

@@ -3,23 +3,28 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Command;
+use clap::{ArgAction, Command};
 
 use super::import::{describe, preprocessing};
 use super::{output, tool};
-use crate::checkpoint::{self, Preprocessing};
-use crate::config::Activation;
-use crate::error::{Error, Result};
+use crate::checkpoint::{self, Card, Hints, Lineage, Package, Preprocessing, Results};
+use crate::error::{Context as _, Error, Result};
+use crate::model::{Checkpoint, ClipConfig};
+use crate::text::{FILES, Tokenizer};
 
 const EXAMPLES: &str = "\
 Examples:
   upcycle-export --checkpoint artifacts/pretrain/s1/current --layout hf --out dense-hf
   upcycle-export --checkpoint artifacts/train/sparse-s1/current --layout upcycle \\
-      --shard-size 2GB --out moe       load it with examples/python/upcycle_moe.py
+      --metrics artifacts/evaluate/sparse-s1/current/metrics.json --shard-size 2GB --out moe
   upcycle-export --checkpoint dense --layout open_clip --preprocess dataset.json --out oc
 
-The first two layouts are for dense models. `upcycle` holds any: config.json and
-safetensors, whose dense parts have open_clip's names (docs/checkpoints.md).";
+How pictures are prepared is taken from the checkpoint's folder, or from the data set that a
+result of this pipeline was trained on; where neither says it, --preprocess must. For the
+tokenizer, which the layout `upcycle` holds too, the same is true of --tokenizer.
+
+The first two layouts are for dense models. `upcycle` holds any, in one folder that loads in
+transformers, in PyTorch alone and here (docs/pytorch.md).";
 
 /// The layouts that can be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -29,7 +34,8 @@ enum Target {
     OpenClip,
     /// `CLIPModel`: `config.json`, `preprocessor_config.json` and `model.safetensors`.
     Hf,
-    /// Ours, dense or MoE: `config.json` and `model.safetensors`.
+    /// Ours, dense or MoE: weights with the code that runs them, tokenizer, preprocessing and
+    /// a model card.
     Upcycle,
 }
 
@@ -44,13 +50,20 @@ struct ExportArgs {
     /// Largest file of weights, as 500MB or 2GiB; more go into shards with an index.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     shard_size: Option<u64>,
-    /// `openai`, or JSON with `mean` and `std` of the pictures, as a data set's
-    /// `dataset.json` [default: what the checkpoint's folder says, else `OpenAI`'s].
+    /// How pictures are prepared: `openai`, or a `preprocess.json`, a data set's `dataset.json`,
+    /// or a file of `open_clip`'s or Hugging Face's [default: what the checkpoint says].
     #[arg(long, value_name = "FILE")]
     preprocess: Option<PathBuf>,
-    /// The activation, where the checkpoint does not say.
-    #[arg(long, value_enum)]
-    activation: Option<Activation>,
+    /// The model's tokenizer, for the layout `upcycle` [default: the one in its folder, else
+    /// that of the data set it was trained on].
+    #[arg(long, value_name = "PATH")]
+    tokenizer: Option<PathBuf>,
+    /// Measurements for the model card of the layout `upcycle`: `metrics.json` of the stage
+    /// `evaluate`, or a set's JSON file of `upcycle-evaluate on`; may be repeated.
+    #[arg(long, value_name = "FILE", action = ArgAction::Append)]
+    metrics: Vec<PathBuf>,
+    #[command(flatten)]
+    hints: Hints,
     /// Merge experts of low rank (`ders-lm`) into whole ones; others are whole already.
     #[arg(long)]
     merge: bool,
@@ -71,43 +84,118 @@ pub fn main() -> ExitCode {
 
 #[expect(clippy::needless_pass_by_value, reason = "the arguments end here")]
 fn run(args: ExportArgs) -> Result<Vec<String>> {
-    let mut model = checkpoint::read_as_kept(&args.checkpoint, args.activation)?;
+    let mut model = checkpoint::read_as_kept(&args.checkpoint, &args.hints)?;
     if args.merge {
         model = model.merged();
     }
     let (config, shard) = (&model.config, args.shard_size);
-    let mut lines = describe(config);
-    let pictures =
-        || -> Result<Preprocessing> {
-            match &args.preprocess {
-                Some(path) => preprocessing(path),
-                None => Ok(Preprocessing::beside(&args.checkpoint)?
-                    .unwrap_or(Preprocessing::OPENAI)),
-            }
-        };
+    let pictures = match &args.preprocess {
+        Some(path) => Some(preprocessing(path)?),
+        None => Preprocessing::of_checkpoint(&args.checkpoint)?,
+    };
+    if args.layout == Target::OpenClip && shard.is_some() {
+        return Err(Error::usage("--shard-size: open_clip reads one file only"));
+    }
+
+    let pictures = required(pictures.as_ref(), &args)?;
+
     match args.layout {
         Target::Upcycle => {
+            let extras = Extras::find(&args, config)?;
+            let package = extras.package(&model, pictures);
             output::folder(&args.out, |folder| {
-                checkpoint::export_upcycle(folder, &model, shard)
+                checkpoint::export_package(folder, &package, shard)
             })?;
-        }
-        Target::OpenClip if shard.is_some() => {
-            return Err(Error::usage("--shard-size: open_clip reads one file only"));
         }
         Target::OpenClip | Target::Hf => {
-            let (pictures, tensors) = (pictures()?, model.tensors());
+            let tensors = model.tensors();
             output::folder(&args.out, |folder| match args.layout {
                 Target::Hf => checkpoint::export_hugging_face(
-                    folder, config, &tensors, &pictures, shard,
+                    folder, config, &tensors, pictures, shard,
                 ),
-                _ => checkpoint::export_open_clip(folder, config, &tensors, &pictures),
+                _ => checkpoint::export_open_clip(folder, config, &tensors, pictures),
             })?;
-            let Preprocessing { mean, std } = pictures;
-            lines.push(format!("pictures: mean {mean:?}, std {std:?}"));
         }
     }
+
+    let mut lines = describe(config);
+    lines.push(told(pictures, config.vision.image_size));
     lines.push(format!("wrote {}", args.out.display()));
     Ok(lines)
+}
+
+/// Layouts hold how pictures are prepared, and wrong numbers silently lower accuracy.
+fn required<'a>(
+    pictures: Option<&'a Preprocessing>,
+    args: &ExportArgs,
+) -> Result<&'a Preprocessing> {
+    let place = args.checkpoint.display();
+    pictures.ok_or_else(|| {
+        Error::usage(format!(
+            "{place} does not say how its pictures are prepared: give --preprocess with its \
+             data set's dataset.json, or openai if the model came with OpenAI's constants"
+        ))
+    })
+}
+
+/// What the layout `upcycle` holds beside the weights and the preprocessing.
+struct Extras {
+    tokenizer: Tokenizer,
+    card: Card,
+}
+
+impl Extras {
+    /// Takes the tokenizer that the arguments name, else the one beside the checkpoint, else
+    /// that of the data set that the checkpoint was trained on.
+    fn find(args: &ExportArgs, config: &ClipConfig) -> Result<Self> {
+        let place = args.checkpoint.display();
+        let lineage = Lineage::of(&args.checkpoint)?;
+
+        let beside = checkpoint::folder_of(&args.checkpoint);
+        let has_vocabulary = FILES.iter().any(|file| beside.join(file).is_file());
+        let tokenizer = match (&args.tokenizer, &lineage) {
+            (Some(path), _) => {
+                Tokenizer::open(path).context(|| "--tokenizer".to_owned())?
+            }
+            (None, _) if has_vocabulary => Tokenizer::open(beside)?,
+            (None, Some(lineage)) => Tokenizer::open(&lineage.dataset)?,
+            (None, None) => {
+                return Err(Error::usage(format!(
+                    "{place} has no tokenizer, and the layout upcycle holds one: give \
+                     --tokenizer"
+                )));
+            }
+        };
+        let tokenizer = checkpoint::cleaned(tokenizer, &args.checkpoint, &args.hints)?;
+
+        let (found, expected) = (tokenizer.vocabulary(), config.text.vocabulary);
+        if found != expected {
+            return Err(Error::usage(format!(
+                "the tokenizer has {found} entries, the model expects {expected}: give its \
+                 own with --tokenizer"
+            )));
+        }
+
+        let name = args.out.file_name().unwrap_or_default().to_string_lossy();
+        let card = Card::new(&name, lineage.as_ref(), Results::read(&args.metrics)?)?;
+        Ok(Self { tokenizer, card })
+    }
+
+    fn package<'a>(
+        &'a self,
+        model: &'a Checkpoint,
+        pictures: &'a Preprocessing,
+    ) -> Package<'a> {
+        let Self { tokenizer, card } = self;
+        Package { model, tokenizer, pictures, card }
+    }
+}
+
+/// How pictures are prepared, in one line.
+fn told(pictures: &Preprocessing, side: usize) -> String {
+    let Preprocessing { mean, std, resize_mode, interpolation, .. } = pictures;
+    let (mode, filter) = (resize_mode.name(), interpolation.name());
+    format!("pictures: {side} x {side}, {mode}, {filter}, mean {mean:?}, std {std:?}")
 }
 
 /// Bytes, as in `5GB`, `512MiB` or `1000000`.

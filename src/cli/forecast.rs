@@ -1,20 +1,20 @@
-//! What the configured mixture will be and cost, before anything runs.
+//! What the configured mixture will be and what it will cost, before anything runs.
 //!
 //! Shapes and counts are exact: they follow from the configuration, or from the checkpoint
 //! that is to be upcycled. Memory is that of the buffers of one step; the activations of a
-//! batch come on top.
+//! batch are added to it.
 
 use std::collections::BTreeSet;
 
 use crate::config::Config;
-use crate::engine::cpu::clip::LANES;
+use crate::engine::cpu::passes::LANES;
 use crate::error::Result;
 use crate::model::names::parameters;
 use crate::model::params::parameter_counts;
 use crate::model::{ClipConfig, Moe, Tower};
 use crate::pipeline::memory::size;
 use crate::stage::pretrain::dense;
-use crate::upcycle::{self, Method};
+use crate::upcycle;
 
 /// Bytes of a stored or trained value.
 const WIDTH: u64 = 4;
@@ -86,41 +86,51 @@ pub(super) fn lines(config: &Config) -> Result<Vec<String>> {
         ),
     ];
     lines.extend(layers(&mixture));
-    let dense_inits: BTreeSet<&String> = config
-        .inits
-        .iter()
-        .filter(|(_, init)| upcycle::find(&init.method).is_ok_and(Method::is_dense))
-        .map(|(name, _)| name)
-        .collect();
-    let seeds = config.seeds.len();
+
     let used: BTreeSet<&String> = config.runs.values().map(|run| &run.init).collect();
-    let count = |names: &mut dyn Iterator<Item = &String>| {
-        names.fold((0, 0), |(plain, mixed), name| {
-            let is_dense = dense_inits.contains(name);
-            (plain + usize::from(is_dense), mixed + usize::from(!is_dense))
-        })
-    };
-    let inits = count(&mut used.iter().copied());
-    let runs = count(&mut config.runs.values().map(|run| &run.init));
-    // A run keeps its weights at step 0 and at the end.
-    let of = |(a, b): (usize, usize)| {
-        seeds as u64 * (a as u64 * bytes(plain) + b as u64 * bytes(total))
+    let inits = Models::count(config, used);
+    let runs = Models::count(config, config.runs.values().map(|run| &run.init));
+    let disk = |models: &Models| {
+        models.dense as u64 * bytes(plain) + models.mixtures as u64 * bytes(total)
     };
     lines.push(format!(
-        "disk: {} for {} initialisations, {} for {} runs",
-        size(of(inits)),
-        seeds * (inits.0 + inits.1),
-        size(2 * of(runs)),
-        seeds * (runs.0 + runs.1)
+        "disk: {} for {} initializations, {} for {} runs",
+        size(disk(&inits)),
+        inits.dense + inits.mixtures,
+        // A run keeps its weights at step 0 and at the end.
+        size(2 * disk(&runs)),
+        runs.dense + runs.mixtures
     ));
+
     let buffers = training_buffers(config);
     lines.push(format!(
-        "memory: {} to make a mixture, {} to train it and the activations of {} samples",
+        "memory: {} to build a mixture, {} to train it and the activations of {} samples",
         size(bytes(making(&mixture))),
         size(bytes(buffers * total)),
         config.train.optim.batch
     ));
     Ok(lines)
+}
+
+/// How many models of either kind there are, over all seeds.
+struct Models {
+    dense: usize,
+    mixtures: usize,
+}
+
+impl Models {
+    /// Counts the models of some initializations; one may be named several times.
+    fn count<'a>(config: &Config, inits: impl IntoIterator<Item = &'a String>) -> Self {
+        let is_dense = |name: &String| {
+            config.inits.get(name).is_some_and(|init| {
+                upcycle::find(&init.method).is_ok_and(|method| method.form().is_dense())
+            })
+        };
+        let seeds = config.seeds.len();
+        let (dense, mixtures): (Vec<_>, Vec<_>) =
+            inits.into_iter().partition(|name| is_dense(name));
+        Self { dense: seeds * dense.len(), mixtures: seeds * mixtures.len() }
+    }
 }
 
 /// The tensors of each MoE layer.
@@ -129,14 +139,14 @@ fn layers(mixture: &ClipConfig) -> Vec<String> {
     let mut lines = Vec::new();
     for tower in Tower::BOTH {
         for &block in mixture.moe_blocks(tower) {
-            let prefix = crate::model::names::block(tower, block);
+            let prefix = crate::model::names::block(tower, block).prefix();
             let own = all
                 .iter()
                 .filter(|p| p.place.is_moe() && p.place.block() == Some((tower, block)));
             let shapes: Vec<String> = own
                 .map(|p| {
-                    let part = p.name.strip_prefix(&prefix.prefix()).unwrap_or(&p.name);
-                    format!("{part} {:?}", p.shape)
+                    let name = p.name.strip_prefix(&prefix).unwrap_or(&p.name);
+                    format!("{name} {:?}", p.shape)
                 })
                 .collect();
             lines.push(format!("  {}.{block}: {}", tower.name(), shapes.join(", ")));

@@ -6,25 +6,25 @@ use std::process::ExitCode;
 use clap::Command;
 
 use super::{output, tool};
-use crate::checkpoint::{self, PREPROCESS, Preprocessing};
-use crate::config::Activation;
+use crate::checkpoint::{self, Hints, PREPROCESS, Preprocessing};
 use crate::error::{Context as _, Error, Result};
 use crate::io::tensors;
 use crate::model::params::parameter_counts;
 use crate::model::{ClipConfig, Tower};
-use crate::text::Tokenizer;
+use crate::text::{Cleaning, Tokenizer};
 
 const EXAMPLES: &str = "\
 Examples:
   upcycle-import --from clip-vit-base-patch32 --out dense     Hugging Face's folder
   upcycle-import --from CLIP-ViT-B-16 --out dense             open_clip's folder
-  upcycle-import --from epoch_32.pt --activation quick_gelu --out dense
+  upcycle-import --from epoch_32.pt --config ViT-B-32 --activation quick_gelu --out dense
+  upcycle-import --from epoch_32.pt --config open_clip_config.json --out dense
   upcycle-import --from ViT-B-16 --image-size 384 --out dense resize the position embeddings
   upcycle-import --from ViT-B-32 --tokenizer bpe_simple_vocab_16e6.txt.gz --out dense
   make SET='pretrain.checkpoint=dense dataset.like=dense'     upcycle it
 
-The activation is taken from the configuration beside the weights; without one it must be
-given, because a wrong one costs accuracy without a word. Every tensor that is missing,
+The activation and the attention heads are taken from the configuration beside the weights;
+without one they must be given, because wrong ones silently lower accuracy. Every tensor that is missing,
 unexpected or of another shape is named, and nothing is written then.";
 
 /// Files of a tokenizer that are taken along, the first complete set.
@@ -40,16 +40,16 @@ struct ImportArgs {
     /// .pth, .bin, an index of shards).
     #[arg(long, value_name = "PATH")]
     from: PathBuf,
-    /// The activation, where the source does not say.
-    #[arg(long, value_enum)]
-    activation: Option<Activation>,
+    #[command(flatten)]
+    hints: Hints,
     /// Resize the position embeddings for pictures of this side.
     #[arg(long, value_name = "N")]
     image_size: Option<usize>,
     /// A tokenizer to put beside the model, where the source has none.
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
-    /// `openai`, or JSON with `mean` and `std` of the pictures [default: the source's].
+    /// How pictures are prepared: `openai`, or a `preprocess.json`, a data set's `dataset.json`,
+    /// or a file of `open_clip`'s or Hugging Face's [default: what the source says].
     #[arg(long, value_name = "FILE")]
     preprocess: Option<PathBuf>,
     /// The new folder.
@@ -69,32 +69,24 @@ pub fn main() -> ExitCode {
 
 #[expect(clippy::needless_pass_by_value, reason = "the arguments end here")]
 fn run(args: ImportArgs) -> Result<Vec<String>> {
-    let (mut config, mut tensors) = checkpoint::import(&args.from, args.activation)?;
+    let (mut config, mut tensors) = checkpoint::import(&args.from, &args.hints)?;
+    let pictures = pictures(&args, config.vision.image_size)?;
+
     let before = config.vision.image_size;
     if let Some(side) = args.image_size {
         checkpoint::resize_positions(&mut config, &mut tensors, side)?;
     }
-    let pictures = match &args.preprocess {
-        Some(path) => Some(preprocessing(path)?),
-        None => Preprocessing::beside(&args.from)?,
-    };
+
     let mut taken = Vec::new();
     output::folder(&args.out, |folder| {
         write(&folder.join("config.json"), &config.to_json()?)?;
         if let Some(pictures) = &pictures {
-            write(&folder.join(PREPROCESS), &pictures.json())?;
+            write(&folder.join(PREPROCESS), &pictures.json()?)?;
         }
-        taken = match &args.tokenizer {
-            None => take_tokenizer(&args.from, folder)?,
-            Some(path) => {
-                let tokenizer = Tokenizer::open(path)?;
-                write(&folder.join("tokenizer.json"), &tokenizer.json()?)?;
-                check_vocabulary(&config, &tokenizer)?;
-                vec!["tokenizer.json"]
-            }
-        };
+        taken = take_tokenizer(&args, &config, folder)?;
         tensors::write(&folder.join("model.safetensors"), &tensors)
     })?;
+
     let mut lines = describe(&config);
     if before != config.vision.image_size {
         let side = config.vision.image_size;
@@ -102,13 +94,35 @@ fn run(args: ImportArgs) -> Result<Vec<String>> {
     }
     if pictures.is_none() {
         lines.push(
-            "the source does not say how pictures are normalised: give --preprocess"
+            "the source does not say how pictures are prepared: give --preprocess"
                 .to_owned(),
         );
     }
     lines.extend(taken.iter().map(|file| format!("with its {file}")));
     lines.push(format!("wrote {}", args.out.display()));
     Ok(lines)
+}
+
+/// How the model's pictures are prepared, for the size that it is imported for; `None` if
+/// nobody says.
+fn pictures(args: &ImportArgs, own_side: usize) -> Result<Option<Preprocessing>> {
+    // A configuration that stands in for the missing one says this too.
+    let config = args.hints.config.as_deref().filter(|config| config.is_file());
+    let found = match (&args.preprocess, config) {
+        (Some(path), _) => Some(preprocessing(path)?),
+        (None, Some(config)) => Preprocessing::of_configuration(config)?,
+        (None, None) => Preprocessing::of_checkpoint(&args.from)?,
+    };
+    let Some(found) = found else { return Ok(None) };
+
+    match args.image_size {
+        Some(side) if found.size != Some(side) => found.for_side(side).map(Some),
+        _ => {
+            let side = args.image_size.unwrap_or(own_side);
+            found.framing(side)?;
+            Ok(Some(Preprocessing { size: Some(side), ..found }))
+        }
+    }
 }
 
 /// What `--preprocess` means.
@@ -122,6 +136,7 @@ pub(super) fn preprocessing(path: &Path) -> Result<Preprocessing> {
 /// The model in a few lines.
 pub(super) fn describe(config: &ClipConfig) -> Vec<String> {
     let (total, active) = parameter_counts(config);
+
     let mut lines = vec![format!(
         "{total} parameters ({active} active), activation {}, embedding {}",
         config.activation.name(),
@@ -144,6 +159,7 @@ pub(super) fn describe(config: &ClipConfig) -> Vec<String> {
                 format!("{} tokens of {} entries", text.context, text.vocabulary)
             }
         };
+
         let name = tower.name();
         lines.push(format!(
             "{name}: {input}; {layers} blocks of width {width}, {heads} heads, FFN {hidden}"
@@ -152,20 +168,43 @@ pub(super) fn describe(config: &ClipConfig) -> Vec<String> {
     lines
 }
 
-fn take_tokenizer(from: &Path, folder: &Path) -> Result<Vec<&'static str>> {
+/// Puts the model's tokenizer into the folder; returns the names of its files.
+///
+/// Files are copied where they say everything. Where the model cleans captions in another
+/// way than they tell, a file of ours is written that does.
+fn take_tokenizer(
+    args: &ImportArgs,
+    config: &ClipConfig,
+    folder: &Path,
+) -> Result<Vec<&'static str>> {
+    let from = args.from.as_path();
     let source = if from.is_dir() { from } else { from.parent().unwrap_or(from) };
-    for files in TOKENIZERS {
-        if files.iter().all(|file| source.join(file).is_file()) {
-            for file in files {
-                let bytes = std::fs::read(source.join(file))
-                    .context(|| format!("reading {file}"))?;
-                std::fs::write(folder.join(file), bytes)
-                    .context(|| format!("writing {file}"))?;
-            }
-            return Ok(files.to_vec());
-        }
+    let complete =
+        |files: &&&[&str]| files.iter().all(|file| source.join(file).is_file());
+    let found = TOKENIZERS.iter().find(complete);
+
+    let files = found.copied().unwrap_or_default();
+
+    let cleaning = checkpoint::cleaning(from, &args.hints)?;
+    let path = match (&args.tokenizer, files.first()) {
+        (Some(path), _) => Some(path.clone()),
+        (None, first) => first.map(|file| source.join(file)),
+    };
+    if let Some(path) = path
+        && (args.tokenizer.is_some() || cleaning != Cleaning::Lower)
+    {
+        let tokenizer = checkpoint::cleaned(Tokenizer::open(&path)?, from, &args.hints)?;
+        check_vocabulary(config, &tokenizer)?;
+        write(&folder.join("tokenizer.json"), &tokenizer.json()?)?;
+        return Ok(vec!["tokenizer.json"]);
     }
-    Ok(Vec::new())
+
+    for file in files {
+        let bytes =
+            std::fs::read(source.join(file)).context(|| format!("reading {file}"))?;
+        std::fs::write(folder.join(file), bytes).context(|| format!("writing {file}"))?;
+    }
+    Ok(files.to_vec())
 }
 
 fn check_vocabulary(config: &ClipConfig, tokenizer: &Tokenizer) -> Result<()> {
@@ -174,7 +213,8 @@ fn check_vocabulary(config: &ClipConfig, tokenizer: &Tokenizer) -> Result<()> {
         return Ok(());
     }
     Err(Error::usage(format!(
-        "--tokenizer: it has {found} entries, the model expects {expected}"
+        "the tokenizer has {found} entries, the model expects {expected}: give its own with \
+         --tokenizer"
     )))
 }
 

@@ -1,7 +1,7 @@
-//! Command lines: of the stages, and of the tools beside the pipeline.
+//! Command lines: those of the stages, and those of the tools beside the pipeline.
 //!
-//! The clock of the store apart, this is the only place that reads the environment. An error
-//! is one line, and one line per cause; exit codes are those of [`crate::error::Kind`].
+//! Apart from the clock of the store, this is the only place that reads the environment. An
+//! error is one line with all its causes; exit codes are those of [`crate::error::Kind`].
 
 pub mod evaluate_on;
 pub mod export;
@@ -26,31 +26,42 @@ use crate::config::{self, Config, Overrides};
 use crate::error::{Error, Kind, Result};
 use crate::pipeline::{Panics, source};
 
-/// Where the pipeline is described and where its results are.
+/// Where the pipeline is described and where its results are. Programs with subcommands take
+/// these arguments before and after the subcommand.
 #[derive(Debug, Clone, Args)]
 pub struct Location {
     /// The configuration.
-    #[arg(long, value_name = "FILE", default_value = "pipeline.yaml")]
+    #[arg(long, global = true, value_name = "FILE", default_value = "pipeline.yaml")]
     pub config: PathBuf,
     /// The folder of results.
-    #[arg(long, value_name = "DIR", default_value = "artifacts")]
+    #[arg(long, global = true, value_name = "DIR", default_value = "artifacts")]
     pub artifacts: PathBuf,
     /// The folder of downloaded packages.
-    #[arg(long, value_name = "DIR", default_value = ".cache/npm")]
+    #[arg(long, global = true, value_name = "DIR", default_value = ".cache/npm")]
     pub cache: PathBuf,
     /// Lay this entry of `profiles` over the configuration.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, global = true, value_name = "NAME")]
     pub profile: Option<String>,
     /// Set one parameter; may be repeated.
-    #[arg(long, value_name = "KEY=VALUE", action = ArgAction::Append)]
+    #[arg(long, global = true, value_name = "KEY=VALUE", action = ArgAction::Append)]
     pub set: Vec<String>,
+    /// Set several parameters, with blanks between them, as make's SET has them.
+    #[arg(
+        long,
+        global = true,
+        value_name = "KEY=VALUE ..",
+        default_value = "",
+        hide = true
+    )]
+    pub assignments: String,
 }
 
 impl Location {
     /// Loads and checks the configuration.
     pub fn load(&self) -> Result<Config> {
         let profile = self.profile.clone().filter(|name| !name.is_empty());
-        config::load(&self.config, &Overrides { profile, set: self.set.clone() })
+        let set = [config::assignments(&self.assignments), self.set.clone()].concat();
+        config::load(&self.config, &Overrides { profile, set })
     }
 
     /// Opens the store.
@@ -66,30 +77,30 @@ fn tool<A: Args>(
 ) -> ExitCode {
     let panics = Panics::default();
     panics.install();
-    let work = || {
-        let command = A::augment_args(command).version(env!("CARGO_PKG_VERSION"));
-        let Some(matches) = parse(command, std::env::args_os())? else { return Ok(()) };
-        let args = A::from_arg_matches(&matches)
-            .map_err(|e| Error::usage("wrong arguments").caused_by(e))?;
-        print(&run(args)?)
+    let command = command.version(env!("CARGO_PKG_VERSION"));
+    let work = || match parse::<A>(command, std::env::args_os())? {
+        Some(args) => print(&run(args)?),
+        None => Ok(()),
     };
     exit(work, &panics)
 }
 
 /// Parses a command line; `None` after help or version were printed.
-fn parse(
+fn parse<A: Args>(
     command: Command,
     args: impl IntoIterator<Item = OsString>,
-) -> Result<Option<clap::ArgMatches>> {
-    match command.try_get_matches_from(args) {
-        Ok(matches) => Ok(Some(matches)),
+) -> Result<Option<A>> {
+    let matches = match A::augment_args(command).try_get_matches_from(args) {
+        Ok(matches) => matches,
         Err(error) if error.use_stderr() => {
+            // clap writes "error: " itself, and so do we.
             let text = error.render().to_string();
-            let text = text.trim_start_matches("error: ").trim_end().to_owned();
-            Err(Error::usage(text))
+            return Err(Error::usage(text.trim_start_matches("error: ").trim_end()));
         }
-        Err(error) => error.print().map(|()| None).map_err(closed),
-    }
+        Err(help) => return help.print().map(|()| None).map_err(closed),
+    };
+    let args = A::from_arg_matches(&matches);
+    args.map(Some).map_err(|e| Error::usage("the arguments are not valid").caused_by(e))
 }
 
 /// Prints results to standard output.
@@ -101,6 +112,7 @@ fn print(lines: &[String]) -> Result<()> {
     out.flush().map_err(closed)
 }
 
+/// A reader that has gone ends a program quietly; other failures to print are errors.
 fn closed(error: std::io::Error) -> Error {
     if error.kind() == std::io::ErrorKind::BrokenPipe {
         Error::new(Kind::ClosedPipe, "standard output was closed")
@@ -123,20 +135,18 @@ fn exit(run: impl FnOnce() -> Result<()>, panics: &Panics) -> ExitCode {
     }
 }
 
+/// Prints an error on one line. A sentence without causes keeps its own lines: those of a
+/// wrong command line show how it is used.
 fn report(error: &Error) {
-    let mut text = format!("error: {error}\n");
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        text.push_str("  caused by: ");
-        text.push_str(&inner.to_string());
-        text.push('\n');
-        cause = inner.source();
-    }
+    let text = match std::error::Error::source(error) {
+        None => error.message().to_owned(),
+        Some(_) => error.chain(),
+    };
     // Nothing is left to tell anybody if standard error is gone.
-    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+    let _ = writeln!(std::io::stderr().lock(), "error: {text}");
 }
 
-/// What the environment says to the store.
+/// What the store needs to know of the environment.
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
 fn options() -> Options {
     Options {

@@ -1,4 +1,5 @@
-//! Files and folders a person asked for by path: written beside their place, renamed there.
+//! Files and folders that a person asked for by path: written beside their place, then
+//! renamed into it.
 //!
 //! The store of artifacts has its own, stricter way; this is for tools whose results leave
 //! the pipeline. A killed tool leaves a hidden scratch sibling and never half a result.
@@ -7,13 +8,16 @@ use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::artifact::remove_tree;
 use crate::error::{Context, Error, Result};
 
 /// Writes one file through `write`, which is given a scratch path; an older file is replaced.
 pub(super) fn file(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     if path.is_dir() {
         let place = path.display();
-        return Err(Error::usage(format!("{place} is a folder, expected a file's name")));
+        return Err(Error::usage(format!(
+            "{place} is a folder, expected the name of a file"
+        )));
     }
     let scratch = sibling(path)?;
     let result = write(&scratch).and_then(|()| keep(&scratch)).and_then(|()| {
@@ -27,42 +31,99 @@ pub(super) fn file(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Resu
 }
 
 /// Makes a new folder through `fill`, which is given a scratch folder to write files into.
-///
-/// A folder that exists and is not empty is refused: nothing is ever mixed or overwritten.
 pub(super) fn folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let place = path.display();
-    match fs::read_dir(path).map(|mut entries| entries.next().is_some()) {
-        Ok(true) => {
-            return Err(Error::usage(format!("{place} exists and is not empty")));
-        }
-        Err(_) if path.exists() => {
-            return Err(Error::usage(format!("{place} exists and is no folder")));
-        }
-        _ => {}
-    }
-    let scratch = sibling(path)?;
-    let made = fs::create_dir(&scratch).context(|| format!("creating {place}"));
-    let result = made.and_then(|()| fill(&scratch)).and_then(|()| {
-        let unreadable = || format!("listing {}", scratch.display());
-        for entry in fs::read_dir(&scratch).context(unreadable)? {
-            keep(&entry.context(unreadable)?.path())?;
-        }
-        sync(&scratch)?;
-        fs::rename(&scratch, path).context(|| format!("creating {place}"))
-    });
-    if result.is_err() {
-        // The error to report is that of the work.
-        let _ = fs::remove_dir_all(&scratch);
-    }
-    result?;
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).map_or(Ok(()), sync)
+    let draft = Folder::begin(path, Existing::Refuse)?;
+    fill(&draft.scratch)?;
+    draft.publish()
 }
 
-/// A hidden name beside `path`, in a folder that is made if it lacks.
+/// What becomes of a folder that is in the place of the new one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Existing {
+    /// It is refused unless it is empty: nothing is mixed or overwritten.
+    Refuse,
+    /// The same, for a command whose option `--force` would replace it.
+    RefuseUnlessForced,
+    /// It is replaced, whole, when the new one is complete.
+    Replace,
+}
+
+/// A folder being written beside its place. Dropped before it is published, it leaves nothing.
+#[derive(Debug)]
+pub(super) struct Folder {
+    target: PathBuf,
+    scratch: PathBuf,
+    existing: Existing,
+}
+
+impl Folder {
+    /// Begins a folder. A place that is taken is refused here, before any work.
+    pub(super) fn begin(target: &Path, existing: Existing) -> Result<Self> {
+        let place = target.display();
+        match fs::read_dir(target).map(|mut entries| entries.next().is_some()) {
+            Ok(true) if existing != Existing::Replace => {
+                let can_force = existing == Existing::RefuseUnlessForced;
+                let or_force =
+                    if can_force { ", or replace it with --force" } else { "" };
+                return Err(Error::usage(format!(
+                    "{place} exists and is not empty; give another --out{or_force}"
+                )));
+            }
+            Err(_) if target.exists() => {
+                return Err(Error::usage(format!("{place} exists and is not a folder")));
+            }
+            _ => {}
+        }
+
+        let scratch = sibling(target)?;
+        remove_tree(&scratch)?;
+        fs::create_dir(&scratch).context(|| format!("creating {place}"))?;
+        Ok(Self { target: target.to_owned(), scratch, existing })
+    }
+
+    /// The path of a file to write.
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.scratch.join(name)
+    }
+
+    /// Puts the folder in its place, with all files on disk first.
+    pub(super) fn publish(self) -> Result<()> {
+        let place = || format!("creating {}", self.target.display());
+        for entry in fs::read_dir(&self.scratch).context(place)? {
+            keep(&entry.context(place)?.path())?;
+        }
+        sync(&self.scratch)?;
+
+        // A folder cannot be renamed onto one that is not empty. Of the two renames no moment
+        // shows half a folder, though one shows none.
+        if self.existing == Existing::Replace && self.target.exists() {
+            let old = self.scratch.with_extension("old");
+            remove_tree(&old)?;
+            fs::rename(&self.target, &old).context(place)?;
+            fs::rename(&self.scratch, &self.target).context(place)?;
+            remove_tree(&old)?;
+        } else {
+            fs::rename(&self.scratch, &self.target).context(place)?;
+        }
+
+        let parent = self.target.parent();
+        parent.filter(|parent| !parent.as_os_str().is_empty()).map_or(Ok(()), sync)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // After publishing there is nothing left to remove. Before it, the error of the work
+        // says more than one about its leftovers.
+        let _ = remove_tree(&self.scratch);
+    }
+}
+
+/// A hidden name beside `path`, in a folder that is made if it does not exist.
 fn sibling(path: &Path) -> Result<PathBuf> {
     let place = path.display();
     let Some(name) = path.file_name() else {
-        return Err(Error::usage(format!("{place} is no name to write to")));
+        return Err(Error::usage(format!("{place} is not a valid output path")));
     };
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)
@@ -102,6 +163,45 @@ mod tests {
         let failed = file(&out, |_| Err(Error::failed("no more")));
         assert!(failed.is_err());
         assert_eq!(fs::read_dir(base.path().join("a")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn an_old_folder_stays_whole_until_the_new_one_replaces_it() {
+        let base = tempfile::tempdir().unwrap();
+        let target = base.path().join("out");
+        let names = |folder: &Path| -> Vec<String> {
+            let entries = fs::read_dir(folder).unwrap();
+            let name = |e: fs::DirEntry| e.file_name().to_string_lossy().into_owned();
+            entries.map(|entry| name(entry.unwrap())).collect()
+        };
+
+        let first = Folder::begin(&target, Existing::RefuseUnlessForced).unwrap();
+        fs::write(first.path("a"), "1").unwrap();
+        assert!(!target.exists());
+        first.publish().unwrap();
+        assert_eq!(
+            (names(base.path()), names(&target)),
+            (vec!["out".into()], vec!["a".into()])
+        );
+        let error = Folder::begin(&target, Existing::RefuseUnlessForced).unwrap_err();
+        assert!(error.message().contains("--force"), "{error}");
+
+        let dropped = Folder::begin(&target, Existing::Replace).unwrap();
+        fs::write(dropped.path("b"), "2").unwrap();
+        drop(dropped);
+        assert_eq!(
+            (names(base.path()), names(&target)),
+            (vec!["out".into()], vec!["a".into()])
+        );
+
+        let second = Folder::begin(&target, Existing::Replace).unwrap();
+        fs::write(second.path("b"), "2").unwrap();
+        assert_eq!(names(&target), ["a"]);
+        second.publish().unwrap();
+        assert_eq!(
+            (names(base.path()), names(&target)),
+            (vec!["out".into()], vec!["b".into()])
+        );
     }
 
     #[test]

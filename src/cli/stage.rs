@@ -1,27 +1,27 @@
-//! The command line of every stage binary, and how errors leave the process.
+//! The command line of every stage binary.
 //!
-//! The clock of the store apart, this is the only place that reads the environment. Errors
-//! are one line and a line a cause; exit codes are those of [`crate::error::Kind`].
+//! All stages have the same arguments, so that one `Makefile` rule serves them all.
 
 use std::process::ExitCode;
 
-use clap::{ArgAction, Args, Command, FromArgMatches as _};
+use clap::{ArgAction, Args, Command};
 
 use super::{Location, exit, forecast, parse, print};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::pipeline::drive::{Drive, Mode, Orders};
 use crate::pipeline::{Console, Panics, Stage, Volume};
 use crate::stage::{ALL, dataset, plan};
+use crate::upcycle::{self, Method};
 
 const EXAMPLES: &str = "\
 Examples:
-  upcycle-STAGE                          make what is not fresh
-  upcycle-STAGE --dry-run                say what would be made, and why
+  upcycle-STAGE                          build what is not fresh
+  upcycle-STAGE --dry-run                say what would be built, and why
   upcycle-STAGE --only sparse-s1         one run; `--only sparse` takes every seed
   upcycle-STAGE --set train.balance=0.05 --set 'seeds=[1]'
   upcycle-STAGE --profile smoke --artifacts /tmp/smoke
 FIT
-Exit codes: 0 fresh or made, 1 failed or not fresh (--check), 2 wrong usage or
+Exit codes: 0 fresh or built, 1 failed or not fresh (--check), 2 wrong usage or
 configuration, 4 damaged data, 75 another process is busy (--no-wait).";
 
 /// The arguments of a stage binary.
@@ -30,34 +30,34 @@ configuration, 4 damaged data, 75 another process is busy (--no-wait).";
 struct StageArgs {
     #[command(flatten)]
     location: Location,
-    /// Make nothing; exit with 1 if something is not fresh.
+    /// Build nothing; exit with 1 if something is not fresh.
     #[arg(long, conflicts_with_all = ["dry_run", "force"])]
     check: bool,
-    /// Make nothing; say what would be made.
+    /// Build nothing; say what would be built, and why.
     #[arg(long)]
     dry_run: bool,
-    /// Make everything again.
+    /// Build everything again.
     #[arg(long)]
     force: bool,
-    /// Fail with 75 instead of waiting for another process that makes the same.
+    /// Exit with 75 instead of waiting for another process that is building the same result.
     #[arg(long)]
     no_wait: bool,
-    /// Threads in all [default: all cores].
+    /// Number of threads [default: all cores].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
-    /// Runs at a time, at most [default: the threads].
+    /// Number of runs side by side, at most [default: as many as threads and memory allow].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     jobs: Option<u16>,
     /// Only this run; may be repeated.
     #[arg(long, value_name = "RUN", action = ArgAction::Append)]
     only: Vec<String>,
-    /// Say nothing but errors.
+    /// Print errors only.
     #[arg(long, short)]
     quiet: bool,
-    /// Say also that nothing was to do.
+    /// Also say it when there was nothing to do.
     #[arg(long, short, conflicts_with = "quiet")]
     verbose: bool,
-    /// Print the packages to fetch, one `name version file` a line, and exit (dataset only).
+    /// Print the packages to fetch, one `name version file` per line, and exit (dataset only).
     #[arg(long, hide = true)]
     missing_packages: bool,
 }
@@ -71,19 +71,20 @@ pub fn main(stage: &'static Stage) -> ExitCode {
 
 fn run(stage: &'static Stage, panics: &Panics) -> Result<()> {
     let name = format!("upcycle-{}", stage.name);
-    let command = StageArgs::augment_args(Command::new(stage.name))
+    let examples = EXAMPLES.replace("upcycle-STAGE", &name).replace("\nFIT", fit(stage));
+    let help = methods(stage) + &examples;
+    let command = Command::new(stage.name)
         .bin_name(&name)
         .display_name(&name)
         .about(stage.about)
         .version(env!("CARGO_PKG_VERSION"))
-        .after_help(
-            EXAMPLES.replace("upcycle-STAGE", &name).replace("\nFIT", fit(stage)),
-        );
-    let matches = parse(command, std::env::args_os())?;
-    let Some(matches) = matches else { return Ok(()) };
-    let args = StageArgs::from_arg_matches(&matches)
-        .map_err(|e| Error::usage("wrong arguments").caused_by(e))?;
+        .after_help(help);
+    let Some(args) = parse::<StageArgs>(command, std::env::args_os())? else {
+        return Ok(());
+    };
     let config = args.location.load()?;
+
+    // The Makefile asks before anything is planned: only it may use the network.
     if args.missing_packages {
         let lines = match stage.name {
             "dataset" => dataset::missing_packages(&config.dataset, &args.location.cache),
@@ -91,6 +92,7 @@ fn run(stage: &'static Stage, panics: &Panics) -> Result<()> {
         };
         return print(&lines);
     }
+
     let nodes = plan(&config, &args.location.cache)?;
     let store = args.location.store();
     let volume = if args.quiet { Volume::Quiet } else { Volume::Normal };
@@ -103,8 +105,10 @@ fn run(stage: &'static Stage, panics: &Panics) -> Result<()> {
         orders: &args.orders(panics, forecast::need(&config, stage.name)),
     };
     let lines = drive.run();
+    // What was learned about files is worth keeping although the stage failed.
     store.save();
     let mut lines = lines?;
+
     if args.dry_run && stage.name == "upcycle" && !lines.is_empty() {
         lines.extend(forecast::lines(&config)?);
     }
@@ -125,6 +129,17 @@ fn fit(stage: &Stage) -> &'static str {
         }
         _ => "\n",
     }
+}
+
+/// The methods that `inits` may name, for the stage that runs them.
+fn methods(stage: &Stage) -> String {
+    if stage.name != "upcycle" {
+        return String::new();
+    }
+    let line =
+        |method: &&dyn Method| format!("  {:<16} {}\n", method.name(), method.describe());
+    let lines: String = upcycle::methods().map(|method| line(&method)).collect();
+    format!("Methods, as an entry of `inits` names them:\n{lines}\n")
 }
 
 impl StageArgs {

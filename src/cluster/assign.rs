@@ -29,6 +29,7 @@ pub(super) struct Centroids<F: Form> {
 impl<F: Form> Centroids<F> {
     /// Unit rows of `cols` values, `per_restart` to each restart.
     pub(super) fn new(cols: usize, per_restart: usize, exact: Vec<f64>) -> Self {
+        // The f32 copy lies in the order in which the rows' form is read.
         let mut fast = Vec::new();
         exact.chunks_exact(cols).for_each(|centroid| F::planes(centroid, &mut fast));
         Self { cols, per_restart, exact, fast, form: PhantomData }
@@ -54,10 +55,13 @@ impl<F: Form> Centroids<F> {
     ) {
         let (cols, units, count) = (self.cols, F::units(self.cols), self.count());
         let mut scores = vec![0.0_f32; GROUP * count];
+        // Two scores are compared, so two errors count.
         let bound = 2.0 * dots::error_bound(cols);
+
         for (group, rows) in rows.chunks(GROUP * units).enumerate() {
             let in_group = rows.len() / units;
             dots::dots::<F>(cols, rows, &self.fast, &mut scores[..in_group * count]);
+
             for (i, row) in rows.chunks_exact(units).enumerate() {
                 let row_index = group * GROUP + i;
                 let norm = norms[row_index];
@@ -65,6 +69,7 @@ impl<F: Form> Centroids<F> {
                 let trusted = norm < 1e30;
                 let slack =
                     if trusted { bound * norm + UNDERFLOW } else { f64::INFINITY };
+
                 let scores = &scores[i * count..(i + 1) * count];
                 for (restart, scores) in scores.chunks_exact(self.per_restart).enumerate()
                 {
@@ -77,6 +82,7 @@ impl<F: Form> Centroids<F> {
 
     /// The index of the largest exact score of one restart, ties to the lower index.
     fn decide(&self, first: usize, row: &[F::Unit], scores: &[f32], slack: f64) -> usize {
+        // One pass finds the best score and the second.
         let (mut best, mut second) = (0, f32::NEG_INFINITY);
         for (index, &score) in scores.iter().enumerate().skip(1) {
             if score > scores[best] {
@@ -86,16 +92,20 @@ impl<F: Form> Centroids<F> {
                 second = second.max(score);
             }
         }
+
+        // The common case: f32 can tell the winner from all others.
         let top = f64::from(scores[best]);
         if top - f64::from(second) > slack {
             return first + best;
         }
+
         let close = |index: &usize| {
             slack.is_infinite() || top - f64::from(scores[*index]) <= slack
         };
         let mut scratch = Vec::new();
         let row = F::row(row, self.cols, &mut scratch);
         let mut winner = (first + best, f64::NEG_INFINITY);
+        // Strictly greater, in order: a tie goes to the lower index.
         for index in (0..scores.len()).filter(close) {
             let exact = kernel::dot_exact(row, self.row(first + index));
             if exact > winner.1 {
@@ -112,6 +122,7 @@ pub(super) fn unit(row: &[f64]) -> Vec<f64> {
     if largest == 0.0 {
         return row.to_vec();
     }
+    // Scaled first: the squares of huge or tiny values would leave the range of f64.
     let norm = row.iter().map(|v| (v / largest).powi(2)).sum::<f64>().sqrt() * largest;
     row.iter().map(|v| v / norm).collect()
 }

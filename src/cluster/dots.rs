@@ -58,15 +58,18 @@ impl<F: Form> WithSimd for Dots<'_, F> {
 fn row_groups<S: Simd, F: Form, const R: usize>(simd: S, task: Dots<'_, F>) {
     let Dots { units, rows, centroids, out } = task;
     let count = centroids.len() / (units * F::COLUMNS);
+
+    // Whole groups of R rows keep R × TILE sums in registers; the rest goes row by row.
     let mut groups = rows.chunks_exact(R * units);
     let mut outs = out.chunks_exact_mut(R * count);
     for (index, (group, out)) in groups.by_ref().zip(outs.by_ref()).enumerate() {
         let next = &rows[((index + 1) * R * units).min(rows.len())..];
-        row_group::<S, F, R>(simd, (group, next), centroids, out);
+        row_group::<S, F, R>(simd, group, next, centroids, out);
     }
+
     let rest = groups.remainder().chunks_exact(units);
     for (row, out) in rest.zip(outs.into_remainder().chunks_exact_mut(count)) {
-        row_group::<S, F, 1>(simd, (row, &[]), centroids, out);
+        row_group::<S, F, 1>(simd, row, &[], centroids, out);
     }
 }
 
@@ -74,7 +77,8 @@ fn row_groups<S: Simd, F: Form, const R: usize>(simd: S, task: Dots<'_, F>) {
 #[inline(always)]
 fn row_group<S: Simd, F: Form, const R: usize>(
     simd: S,
-    (rows, next): (&[F::Unit], &[F::Unit]),
+    rows: &[F::Unit],
+    next: &[F::Unit],
     centroids: &[f32],
     out: &mut [f32],
 ) {
@@ -85,6 +89,7 @@ fn row_group<S: Simd, F: Form, const R: usize>(
     for (slot, row) in each.iter_mut().zip(rows.chunks_exact(units)) {
         *slot = row;
     }
+
     let mut first = 0;
     let mut tiles = centroids.chunks_exact(TILE * width);
     for group in tiles.by_ref() {
@@ -92,6 +97,7 @@ fn row_group<S: Simd, F: Form, const R: usize>(
         for (slot, centroid) in four.iter_mut().zip(group.chunks_exact(width)) {
             *slot = centroid;
         }
+        // The last tile of a group is followed by the next rows, so they are touched there.
         let last = first + 2 * TILE > count;
         let sums = if F::AHEAD && last && next.len() >= rows.len() {
             tile::<S, F, R, TILE, true>(simd, each, four, next)
@@ -103,6 +109,7 @@ fn row_group<S: Simd, F: Form, const R: usize>(
         }
         first += TILE;
     }
+
     for centroid in tiles.remainder().chunks_exact(width) {
         let sums = tile::<S, F, R, 1, false>(simd, each, [centroid], next);
         for (i, [sum]) in sums.iter().enumerate() {
@@ -128,11 +135,13 @@ fn tile<S: Simd, F: Form, const R: usize, const C: usize, const AHEAD: bool>(
     for (i, row) in rows.into_iter().enumerate() {
         (x[i], x_rest[i]) = F::vectors::<S>(row);
     }
+
     // Equal lengths, in sight of the compiler, so that it drops the bounds checks.
     let length = x[0].len();
     for row in &mut x {
         *row = &row[..length];
     }
+    // A form of two columns per unit reads two planes of each centroid.
     let mut first: [&[S::f32s]; C] = [&[]; C];
     let mut second: [&[S::f32s]; C] = [&[]; C];
     for (j, centroid) in centroids.iter().enumerate() {
@@ -141,20 +150,24 @@ fn tile<S: Simd, F: Form, const R: usize, const C: usize, const AHEAD: bool>(
             second[j] = &S::as_simd_f32s(&centroid[units..2 * units]).0[..length];
         }
     }
+
     let zero = simd.splat_f32s(0.0);
     let mut sums = [[zero; C]; R];
     let lanes = size_of::<F::Vector<S>>() / 4;
     let mut touched = 0;
     for step in 0..length {
+        // A value that is used for nothing brings its cache line all the same.
         if AHEAD {
             for i in 0..R {
                 touched ^= F::bits(next[(step * R + i) * lanes]);
             }
         }
+
         let mut values = [[zero; 2]; R];
         for i in 0..R {
             values[i] = F::widen(simd, x[i][step]);
         }
+
         for j in 0..C {
             let operand = first[j][step];
             for i in 0..R {
@@ -171,6 +184,8 @@ fn tile<S: Simd, F: Form, const R: usize, const C: usize, const AHEAD: bool>(
     if AHEAD {
         std::hint::black_box(touched);
     }
+
+    // What does not fill a register is added one by one.
     let mut out = [[0.0_f32; C]; R];
     for i in 0..R {
         for j in 0..C {

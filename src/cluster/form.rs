@@ -21,7 +21,7 @@ pub(super) trait Form: Copy + Send + Sync + 'static {
     type Unit: Copy + Send + Sync;
     /// As many units as a register holds.
     type Vector<S: Simd>: Copy;
-    /// Columns in a unit: 1 or 2.
+    /// Columns of a unit: 1 or 2.
     const COLUMNS: usize;
     /// Whether rows are touched ahead of their turn. The prefetcher of the machine does well
     /// with rows of f32; with half the bytes a row is over before it has learnt the pattern
@@ -31,10 +31,10 @@ pub(super) trait Form: Copy + Send + Sync + 'static {
     /// Whole registers of a row, and the rest.
     fn vectors<S: Simd>(row: &[Self::Unit]) -> (&[Self::Vector<S>], &[Self::Unit]);
 
-    /// The columns in a register; the second half is meaningless with one column a unit.
+    /// The columns in a register; the second half is meaningless with one column per unit.
     fn widen<S: Simd>(simd: S, vector: Self::Vector<S>) -> [S::f32s; 2];
 
-    /// The columns in a unit; the second is 0 with one column a unit.
+    /// The columns in a unit; the second is 0 with one column per unit.
     fn columns(unit: Self::Unit) -> [f32; 2];
 
     /// The bits of a unit.
@@ -100,7 +100,7 @@ impl Form for Full {
     }
 }
 
-/// Rows of bf16, two columns a unit; a row of odd length ends with a zero.
+/// Rows of bf16, two columns per unit; a row of odd length ends with a zero.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Half;
 
@@ -119,6 +119,7 @@ impl Form for Half {
 
     #[inline(always)]
     fn widen<S: Simd>(simd: S, vector: S::u32s) -> [S::f32s; 2] {
+        // The low half becomes the upper half of an f32; the high half already is one.
         let low = simd.wrapping_dyn_shl_u32s(vector, simd.splat_u32s(16));
         let high = simd.and_u32s(vector, simd.splat_u32s(HIGH));
         [simd.transmute_f32s_u32s(low), simd.transmute_f32s_u32s(high)]
@@ -148,6 +149,7 @@ pub(super) fn pack(rows: &[f32], cols: usize, out: &mut [u32]) {
     for (row, out) in rows.chunks_exact(cols).zip(out.chunks_exact_mut(Half::units(cols)))
     {
         let (pairs, rest) = row.as_chunks::<2>();
+        // A row of odd length ends with half a pair.
         let last = rest.first().map(|&last| [last, 0.0]);
         for (&[low, high], unit) in pairs.iter().chain(&last).zip(out) {
             *unit = upper(low) >> 16 | upper(high);
@@ -159,6 +161,7 @@ pub(super) fn pack(rows: &[f32], cols: usize, out: &mut [u32]) {
 #[inline(always)]
 fn upper(value: f32) -> u32 {
     let bits = value.to_bits();
+    // Half a unit in the last place, and one more bit where the tie would leave it odd.
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & HIGH;
     if rounded & 0x7f80_0000 == 0x7f80_0000 { bits & HIGH } else { rounded }
 }

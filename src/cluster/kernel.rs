@@ -52,6 +52,8 @@ impl WithSimd for DotExact<'_> {
                 lanes[lane] += f64::from(x[lane]) * c[lane];
             }
         }
+
+        // The lanes meet in order, then the values that fill no chunk of lanes follow.
         let mut total = 0.0;
         for lane in lanes {
             total += lane;
@@ -79,6 +81,7 @@ impl WithSimd for Squares<'_> {
                 lanes[lane] += f64::from(x[lane]) * f64::from(x[lane]);
             }
         }
+
         let mut total = 0.0;
         for lane in lanes {
             total += lane;

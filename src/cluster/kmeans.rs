@@ -1,11 +1,11 @@
-//! The iterations of spherical k-means: assign, sum, normalise.
+//! The iterations of spherical k-means: assign, sum, normalize.
 //!
 //! One pass reads each row once and serves all restarts: nearest centroid, then, if that is
 //! another one than before, the row's unit vector moves from one f64 sum to the other (few
 //! rows move after the first iterations). The objective needs no further work:
 //! with `s_c` the sum of cluster c, the mean cosine is `Σ_c <s_c, centroid_c> / n`, exact in
-//! f64. It cannot fall, because the new centroid `s_c / |s_c|` maximises `<s_c, ·>` on the
-//! sphere and the next assignment maximises each row's term. Refilling keeps that: moving x
+//! f64. It cannot fall, because the new centroid `s_c / |s_c|` maximizes `<s_c, ·>` on the
+//! sphere and the next assignment maximizes each row's term. Refilling keeps that: moving x
 //! from a cluster into its own changes `Σ |s_c|` by `|s - x| + 1 - |s| >= 0`.
 
 use super::assign::{Centroids, unit};
@@ -13,7 +13,7 @@ use super::form::Form;
 use super::kernel;
 use super::params::{Precision, SphericalKMeans};
 use super::seed;
-use super::source::{self, Halved, PIECE, RowSource, Slabs};
+use super::source::{self, CHUNK, Halved, RowSource, Slabs};
 use crate::error::{Error, Result};
 use crate::linalg::Matrix;
 use crate::num;
@@ -61,7 +61,7 @@ pub struct SphericalKMeansModel {
 }
 
 impl SphericalKMeans {
-    /// Clusters rows by direction. Rows need not be normalised; a row of zeros has cosine 0
+    /// Clusters rows by direction. Rows need not be normalized; a row of zeros has cosine 0
     /// to everything, goes to cluster 0 and moves no centroid.
     ///
     /// Reads the source once per iteration for all restarts together, `k + 2` times more to
@@ -81,26 +81,36 @@ impl SphericalKMeans {
         let (n, d) = (rows.rows(), rows.cols());
         if d == 0 || n < self.clusters {
             let k = self.clusters;
-            return Err(Error::failed(format!("{k} clusters of {n} rows of {d} values")));
+            return Err(Error::failed(format!(
+                "cannot form {k} clusters from {n} rows of {d} values: expected at least as \
+                 many rows as clusters, and at least one value per row"
+            )));
         }
+
         let norms = norms(rows)?;
         if norms.iter().all(|&norm| norm == 0.0) {
             return Err(Error::failed(format!(
-                "all {n} rows are zero: none has a direction"
+                "all {n} rows are zero: none has a direction to cluster by"
             )));
         }
+
         let runs = match self.precision {
             Precision::F32 => self.run(rows, &norms, watch)?,
             Precision::Bf16 => {
+                // The copy is a data set of its own, with norms of its own.
                 let halved = Halved::copy(rows)?;
                 let norms = self::norms(&halved)?;
                 self.run(&halved, &norms, watch)?
             }
         };
+
+        // The first of equals wins, so that the choice does not depend on rounding later on.
         let last =
             |run: &Run| run.stats.last().map_or(f64::NEG_INFINITY, |s| s.objective);
         let winner = runs.iter().reduce(|a, b| if last(b) > last(a) { b } else { a });
         let winner = winner.ok_or_else(|| Error::failed("k-means ran no restart"))?;
+
+        // Labels and cosines are those of the stored f32 centroids on the rows themselves.
         let centroids = winner.centroids.iter().map(|&v| num::round_f32(v)).collect();
         let centroids = Matrix::new(self.clusters, d, centroids)?;
         let (restart, found) = (winner.restart, label(&centroids, rows, &norms)?);
@@ -118,10 +128,12 @@ impl SphericalKMeans {
         let (n, d) = (rows.count(), rows.width());
         let starts =
             seed::plus_plus(rows, norms, self.clusters, self.restarts, self.seed)?;
+
         let starts = starts.chunks_exact(self.clusters * d).enumerate();
         let mut runs: Vec<Run> = starts
             .map(|(restart, start)| Run::new(restart, n, d, start.to_vec()))
             .collect();
+
         watch(Done::Starts);
         self.iterate(rows, norms, &mut runs, watch)?;
         Ok(runs)
@@ -136,12 +148,15 @@ impl SphericalKMeans {
         watch: &mut dyn FnMut(Done),
     ) -> Result<()> {
         for iteration in 0..self.iterations {
+            // A restart that has converged takes no further part in the passes.
             let mut active: Vec<&mut Run> =
                 runs.iter_mut().filter(|run| !run.converged(self.tolerance)).collect();
             if active.is_empty() {
                 break;
             }
             accumulate(rows, norms, &mut active)?;
+
+            // The last assignments belong to the last centroids: nothing moves after them.
             let last = iteration + 1 == self.iterations;
             for run in active {
                 let objective = run.sums.objective(&run.centroids) / norms.len() as f64;
@@ -152,8 +167,9 @@ impl SphericalKMeans {
                     stats.refilled = run.refill(rows, norms)?;
                 }
                 run.stats.push(stats);
+
                 if !last && !run.converged(self.tolerance) {
-                    run.sums.normalise_into(&mut run.centroids);
+                    run.sums.normalize_into(&mut run.centroids);
                 }
             }
             watch(Done::Iteration(iteration));
@@ -178,7 +194,7 @@ impl SphericalKMeansModel {
         let (found, expected) = (rows.cols(), self.centroids.cols());
         if found != expected {
             return Err(Error::failed(format!(
-                "rows have {found} values, the centroids {expected}"
+                "found rows of {found} values, expected {expected} as in the centroids"
             )));
         }
         let found = label(&self.centroids, rows, &norms(rows)?)?;
@@ -207,6 +223,7 @@ impl Run {
 
     /// Whether the last iteration gained no more than the tolerance, refills aside.
     fn converged(&self, tolerance: f64) -> bool {
+        // A refill changes the clusters by hand, so what follows it is no sign of an end.
         let [.., before, last] = self.stats.as_slice() else { return false };
         let refilled = before.refilled + last.refilled;
         refilled == 0 && last.objective - before.objective <= tolerance
@@ -218,13 +235,17 @@ impl Run {
         let k = self.sums.counts.len();
         let current = Centroids::<X::Form>::new(rows.width(), k, self.centroids.clone());
         let cosines = label_exactly(&current, rows, norms)?.cosines;
+
+        // Decided from cosines alone first: the rows that move are fetched together.
         let mut moves = Vec::new();
         for empty in 0..k {
             if self.sums.counts[empty] > 0 {
                 continue;
             }
+
             let largest = first_largest(&self.sums.counts);
             let label = num::index_u32(largest);
+            // Rows of zeros have no direction to found a cluster on.
             let usable =
                 (0..norms.len()).filter(|&i| self.labels[i] == label && norms[i] > 0.0);
             let furthest =
@@ -232,11 +253,13 @@ impl Run {
             let Some(row) = furthest.filter(|&row| cosines[row] < 1.0 - 1e-12) else {
                 break;
             };
+
             self.labels[row] = num::index_u32(empty);
             self.sums.counts[largest] -= 1;
             self.sums.counts[empty] += 1;
             moves.push((row, largest, empty));
         }
+
         let indices: Vec<usize> = moves.iter().map(|&(row, ..)| row).collect();
         for (&(row, from, to), values) in moves.iter().zip(rows.single(&indices)?) {
             self.sums.add(from, -1.0 / norms[row], &values);
@@ -288,10 +311,11 @@ impl Sums {
     }
 
     /// Writes the unit sums; a cluster that is empty or whose rows cancel keeps its centroid.
-    fn normalise_into(&self, centroids: &mut [f64]) {
+    fn normalize_into(&self, centroids: &mut [f64]) {
         let cols = self.cols();
         for (index, sum) in self.sums.chunks_exact(cols).enumerate() {
             let length = sum.iter().map(|v| v * v).sum::<f64>().sqrt();
+            // Below this the direction of a sum is what rounding has left.
             if length > 1e-9 * self.counts[index].max(1) as f64 {
                 centroids[index * cols..(index + 1) * cols].copy_from_slice(&unit(sum));
             }
@@ -308,21 +332,22 @@ fn first_largest(counts: &[i64]) -> usize {
 fn norms<X: Slabs>(rows: &X) -> Result<Vec<f64>> {
     let cols = rows.width();
     let mut all = Vec::with_capacity(rows.count());
-    let measure = |first: usize, piece: &[Unit<X>]| {
+    let measure = |first: usize, chunk: &[Unit<X>]| {
         let mut scratch = Vec::new();
-        let units = piece.chunks_exact(X::Form::units(cols));
+        let units = chunk.chunks_exact(X::Form::units(cols));
         let made: Vec<f64> = units
             .map(|row| kernel::norm(X::Form::row(row, cols, &mut scratch)))
             .collect();
+
         match made.iter().position(|norm| !norm.is_finite()) {
             None => Ok(made),
             Some(bad) => {
                 let row = first + bad;
-                Err(Error::failed(format!("row {row} holds a value that is not finite")))
+                Err(Error::failed(format!("row {row} has a value that is not finite")))
             }
         }
     };
-    source::scan(rows, 8 * PIECE, measure, |_, made| all.extend(made))?;
+    source::scan(rows, 8 * CHUNK, measure, |_, made| all.extend(made))?;
     Ok(all)
 }
 
@@ -337,25 +362,28 @@ fn accumulate<X: Slabs>(rows: &X, norms: &[f64], runs: &mut [&mut Run]) -> Resul
     let centroids = Centroids::<X::Form>::new(cols, k, all);
     let before: Vec<Vec<u32>> =
         runs.iter_mut().map(|run| std::mem::take(&mut run.labels)).collect();
-    let work = |first: usize, piece: &[Unit<X>]| {
-        let norms = &norms[first..first + piece.len() / units];
+
+    let work = |first: usize, chunk: &[Unit<X>]| {
+        let norms = &norms[first..first + chunk.len() / units];
         let mut changes = Sums::zeros(centroids.count(), cols);
         let mut labels = vec![NONE; before.len() * norms.len()];
         let mut scratch = Vec::new();
         let mut changed = false;
-        centroids.nearest(piece, norms, |row, run, centroid| {
+        centroids.nearest(chunk, norms, |row, run, centroid| {
             let label = num::index_u32(centroid - run * k);
             let old = before[run][first + row];
             labels[run * norms.len() + row] = label;
             if label == old {
                 return;
             }
+
             changed = true;
             let scale = if norms[row] > 0.0 { 1.0 / norms[row] } else { 0.0 };
-            let values = &piece[row * units..(row + 1) * units];
+            let values = &chunk[row * units..(row + 1) * units];
             let values = X::Form::row(values, cols, &mut scratch);
             changes.counts[centroid] += 1;
             changes.add(centroid, scale, values);
+            // A row without a former label only arrives.
             if old != NONE {
                 changes.counts[run * k + num::widen(old)] -= 1;
                 changes.add(run * k + num::widen(old), -scale, values);
@@ -363,6 +391,8 @@ fn accumulate<X: Slabs>(rows: &X, norms: &[f64], runs: &mut [&mut Run]) -> Resul
         });
         Ok((changed.then_some(changes), labels))
     };
+
+    // Chunks meet in the order of the rows, so the sums do not depend on the threads.
     let size = 8 * centroids.count() * cols;
     source::scan(rows, size, work, |_, (changes, labels)| {
         let labels = labels.chunks_exact(labels.len() / runs.len());
@@ -421,12 +451,12 @@ fn label_exactly<X: Slabs>(
     let cols = rows.width();
     let units = X::Form::units(cols);
     let mut all = Found { labels: Vec::new(), cosines: Vec::new() };
-    let work = |first: usize, piece: &[Unit<X>]| {
-        let norms = &norms[first..first + piece.len() / units];
+    let work = |first: usize, chunk: &[Unit<X>]| {
+        let norms = &norms[first..first + chunk.len() / units];
         let mut scratch = Vec::new();
         let mut found = Vec::with_capacity(norms.len());
-        centroids.nearest(piece, norms, |row, _, centroid| {
-            let values = &piece[row * units..(row + 1) * units];
+        centroids.nearest(chunk, norms, |row, _, centroid| {
+            let values = &chunk[row * units..(row + 1) * units];
             let values = X::Form::row(values, cols, &mut scratch);
             let dot = kernel::dot_exact(values, centroids.row(centroid));
             let cosine = if norms[row] > 0.0 { dot / norms[row] } else { 0.0 };
@@ -434,7 +464,8 @@ fn label_exactly<X: Slabs>(
         });
         Ok(found)
     };
-    source::scan(rows, 16 * PIECE, work, |_, found| {
+
+    source::scan(rows, 16 * CHUNK, work, |_, found| {
         all.labels.extend(found.iter().map(|&(label, _)| label));
         all.cosines.extend(found.iter().map(|&(_, cosine)| cosine));
     })?;

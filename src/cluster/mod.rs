@@ -32,4 +32,4 @@ mod traits;
 
 pub use kmeans::{Done, IterationStats, SphericalKMeansModel};
 pub use params::{Precision, SphericalKMeans, SphericalKMeansParams};
-pub use source::{PIECE, RowSource, Rows};
+pub use source::{CHUNK, RowSlice, RowSource};

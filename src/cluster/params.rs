@@ -94,13 +94,15 @@ impl ParamGuard for SphericalKMeansParams {
         {
             if count == 0 {
                 return Err(Error::usage(format!(
-                    "k-means: {name} is 0, expected at least 1"
+                    "k-means: {name}: found 0, expected at least 1"
                 )));
             }
         }
+
+        // Negated, so that NaN is refused too.
         if !(tolerance.is_finite() && *tolerance >= 0.0) {
             return Err(Error::usage(format!(
-                "k-means: tolerance is {tolerance}, expected a number of at least 0"
+                "k-means: tolerance: found {tolerance}, expected a number of at least 0"
             )));
         }
         Ok(&self.0)

@@ -7,7 +7,7 @@
 use super::assign::unit;
 use super::form::Form;
 use super::kernel;
-use super::source::{self, PIECE, Slabs};
+use super::source::{self, CHUNK, Slabs};
 use crate::error::Result;
 use crate::rng::{self, RngExt};
 
@@ -23,25 +23,32 @@ pub(super) fn plus_plus(
     let (rows, cols) = (source.count(), source.width());
     let usable: Vec<f32> =
         norms.iter().map(|&n| if n > 0.0 { 1.0 } else { 0.0 }).collect();
+    // A stream per restart: more restarts change no earlier one.
     let mut streams: Vec<_> = (0..restarts)
         .map(|r| rng::stream(seed, &format!("cluster/restart.{r}")))
         .collect();
+    // Above any distance on the sphere, so that the first centroid sets every weight.
     let mut weights = vec![2.0_f32; restarts * rows];
     let mut centroids = vec![0.0; restarts * k * cols];
+
     for step in 0..k {
         let mut drawn = Vec::with_capacity(restarts);
         for (stream, weights) in streams.iter_mut().zip(weights.chunks_exact(rows)) {
-            let share = stream.random::<f64>();
+            let fraction = stream.random::<f64>();
             let weights = if step == 0 { &usable } else { weights };
-            let row = draw(weights, share).or_else(|| draw(&usable, share)).unwrap_or(0);
-            drawn.push(row);
+            // All weights are zero once every direction is a centroid: any row will do then.
+            let row = draw(weights, fraction).or_else(|| draw(&usable, fraction));
+            drawn.push(row.unwrap_or(0));
         }
+
         let mut newest = Vec::with_capacity(restarts);
         for (restart, row) in source.single(&drawn)?.into_iter().enumerate() {
             let row = unit(&row.into_iter().map(f64::from).collect::<Vec<_>>());
             centroids[(restart * k + step) * cols..][..cols].copy_from_slice(&row);
             newest.push(row);
         }
+
+        // Nothing is drawn after the last centroid.
         if step + 1 < k {
             lower(source, norms, &newest, &mut weights)?;
         }
@@ -58,10 +65,10 @@ fn lower<X: Slabs>(
 ) -> Result<()> {
     let (rows, cols) = (source.count(), source.width());
     let units = X::Form::units(cols);
-    let distances = |first: usize, piece: &[<X::Form as Form>::Unit]| {
-        let mut out = vec![0.0_f32; newest.len() * (piece.len() / units)];
+    let distances = |first: usize, chunk: &[<X::Form as Form>::Unit]| {
+        let mut out = vec![0.0_f32; newest.len() * (chunk.len() / units)];
         let mut scratch = Vec::new();
-        for (i, row) in piece.chunks_exact(units).enumerate() {
+        for (i, row) in chunk.chunks_exact(units).enumerate() {
             let row = X::Form::row(row, cols, &mut scratch);
             let norm = norms[first + i];
             for (restart, centroid) in newest.iter().enumerate().filter(|_| norm > 0.0) {
@@ -74,7 +81,8 @@ fn lower<X: Slabs>(
         }
         Ok(out)
     };
-    source::scan(source, 4 * newest.len() * PIECE, distances, |first, made| {
+
+    source::scan(source, 4 * newest.len() * CHUNK, distances, |first, made| {
         for (i, distances) in made.chunks_exact(newest.len()).enumerate() {
             for (restart, &distance) in distances.iter().enumerate() {
                 let weight = &mut weights[restart * rows + first + i];
@@ -84,18 +92,20 @@ fn lower<X: Slabs>(
     })
 }
 
-/// The index at which the running sum of the weights passes `share` of the total; `None`
+/// The index at which the running sum of the weights passes `fraction` of the total; `None`
 /// if all weights are zero. Never an index of weight zero.
-fn draw(weights: &[f32], share: f64) -> Option<usize> {
-    let totals: Vec<f64> = weights.chunks(PIECE).map(crate::num::sum).collect();
-    let mut left = share * totals.iter().sum::<f64>();
+fn draw(weights: &[f32], fraction: f64) -> Option<usize> {
+    let totals: Vec<f64> = weights.chunks(CHUNK).map(crate::num::sum).collect();
+    let mut left = fraction * totals.iter().sum::<f64>();
     let mut last = None;
-    for (piece, &total) in totals.iter().enumerate() {
-        if left >= total && piece + 1 < totals.len() {
+
+    // Whole chunks are skipped by their sums; only the one that holds the draw is walked.
+    for (chunk, &total) in totals.iter().enumerate() {
+        if left >= total && chunk + 1 < totals.len() {
             left -= total;
             continue;
         }
-        for (i, &weight) in weights.iter().enumerate().skip(piece * PIECE).take(PIECE) {
+        for (i, &weight) in weights.iter().enumerate().skip(chunk * CHUNK).take(CHUNK) {
             if weight > 0.0 {
                 last = Some(i);
                 left -= f64::from(weight);
@@ -105,6 +115,8 @@ fn draw(weights: &[f32], share: f64) -> Option<usize> {
             }
         }
     }
+
+    // Rounding may leave a rest behind the last weight.
     last.or_else(|| weights.iter().rposition(|&weight| weight > 0.0))
 }
 

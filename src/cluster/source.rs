@@ -1,4 +1,4 @@
-//! Where rows come from: a matrix in memory, or a file that is read once a pass.
+//! Where rows come from: a matrix in memory, or a file that is read once per pass.
 //!
 //! K-means needs one read of the rows per iteration, and a few single rows to start from. What
 //! the rows mean, and where they lie, the source alone knows.
@@ -8,9 +8,9 @@ use crate::error::{Error, Result};
 use crate::linalg::Matrix;
 use crate::par;
 
-/// Rows handled by one thread at a time; results are summed per piece, in order, so the
-/// piece size fixes the bits of every result.
-pub const PIECE: usize = 1024;
+/// Rows handled by one thread at a time; results are summed per chunk, in order, so the
+/// chunk size fixes the bits of every result.
+pub const CHUNK: usize = 1024;
 
 /// Rows of equal width that can be read from first to last, again and again.
 pub trait RowSource: Sync {
@@ -21,7 +21,7 @@ pub trait RowSource: Sync {
     fn cols(&self) -> usize;
 
     /// Hands every row to `visit`, in order, as row-major slabs. Each slab but the last
-    /// holds a multiple of [`PIECE`] rows; larger slabs keep more threads busy.
+    /// holds a multiple of [`CHUNK`] rows; larger slabs keep more threads busy.
     fn pass(&self, visit: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()>;
 
     /// Copies single rows, in the order of `indices`. By one pass, unless the source knows a
@@ -33,6 +33,7 @@ pub trait RowSource: Sync {
         self.pass(&mut |slab| {
             let count = slab.len() / cols;
             for (&index, row) in indices.iter().zip(&mut found) {
+                // The same row may be asked for twice.
                 if (seen..seen + count).contains(&index) {
                     *row =
                         slab[(index - seen) * cols..(index - seen + 1) * cols].to_vec();
@@ -41,12 +42,13 @@ pub trait RowSource: Sync {
             seen += count;
             Ok(())
         })?;
+
         match found.iter().position(Vec::is_empty) {
             None => Ok(found),
             Some(missing) => {
                 let index = indices[missing];
                 Err(Error::failed(format!(
-                    "row {index} is absent from a source of {seen} rows"
+                    "row index {index} is out of range ({seen} rows)"
                 )))
             }
         }
@@ -55,25 +57,25 @@ pub trait RowSource: Sync {
 
 /// Row-major values borrowed from anywhere.
 #[derive(Debug, Clone, Copy)]
-pub struct Rows<'a> {
+pub struct RowSlice<'a> {
     cols: usize,
     data: &'a [f32],
 }
 
-impl<'a> Rows<'a> {
+impl<'a> RowSlice<'a> {
     /// Rows of `cols` values; refuses a rest and rows without values.
     pub fn new(cols: usize, data: &'a [f32]) -> Result<Self> {
         if cols == 0 || !data.len().is_multiple_of(cols) {
             let found = data.len();
             return Err(Error::failed(format!(
-                "{found} values do not fill rows of {cols}"
+                "{found} values do not fill rows of {cols} values"
             )));
         }
         Ok(Self { cols, data })
     }
 }
 
-impl RowSource for Rows<'_> {
+impl RowSource for RowSlice<'_> {
     fn rows(&self) -> usize {
         self.data.len() / self.cols
     }
@@ -87,12 +89,14 @@ impl RowSource for Rows<'_> {
     }
 
     fn fetch(&self, indices: &[usize]) -> Result<Vec<Vec<f32>>> {
-        let row = |&index: &usize| {
-            self.data.get(index * self.cols..(index + 1) * self.cols).map(<[f32]>::to_vec)
-        };
         let rows = self.rows();
-        let absent = || Error::failed(format!("a row beyond the last of {rows}"));
-        indices.iter().map(|index| row(index).ok_or_else(absent)).collect()
+        let row = |&index: &usize| {
+            let values = self.data.get(index * self.cols..(index + 1) * self.cols);
+            values.map(<[f32]>::to_vec).ok_or_else(|| {
+                Error::failed(format!("row index {index} is out of range ({rows} rows)"))
+            })
+        };
+        indices.iter().map(row).collect()
     }
 }
 
@@ -110,7 +114,7 @@ impl RowSource for Matrix {
     }
 
     fn fetch(&self, indices: &[usize]) -> Result<Vec<Vec<f32>>> {
-        Rows { cols: self.cols(), data: self.data() }.fetch(indices)
+        RowSlice { cols: self.cols(), data: self.data() }.fetch(indices)
     }
 }
 
@@ -170,14 +174,19 @@ impl Halved {
         let (rows, cols) = (source.rows(), source.cols());
         let width = Half::units(cols);
         let mut units = vec![0; rows * width];
+
         let mut seen = 0;
         source.pass(&mut |slab| {
+            // A source that gives more rows than it said would write past the end.
             let until = seen + slab.len() / cols;
             let out = units.get_mut(seen * width..until * width).ok_or_else(|| {
-                Error::failed(format!("a source of {rows} rows gave {until}"))
+                Error::failed(format!(
+                    "a source of {rows} rows gave {until} rows in one pass"
+                ))
             })?;
-            par::for_each_piece(out, PIECE * width, |index, out| {
-                let from = index * PIECE * cols;
+
+            par::for_each_chunk(out, CHUNK * width, |index, out| {
+                let from = index * CHUNK * cols;
                 pack(&slab[from..from + out.len() / width * cols], cols, out);
             });
             seen = until;
@@ -216,7 +225,7 @@ impl Slabs for Halved {
 /// Bytes of results that may wait to be merged.
 const WAITING: usize = 64 << 20;
 
-/// Computes `work(first_row, rows)` for every piece in parallel and hands the results to
+/// Computes `work(first_row, rows)` for every chunk in parallel and hands the results to
 /// `merge` in the order of the rows, whatever the number of threads.
 ///
 /// A result has about `size` bytes; the number of results that exist at a time follows from it.
@@ -228,30 +237,38 @@ pub(super) fn scan<X: Slabs, T: Send>(
 ) -> Result<()> {
     let (rows, cols) = (source.count(), X::Form::units(source.width()));
     let threads = rayon::current_num_threads();
+    // Enough results at a time to keep the threads busy, few enough to fit into memory.
     let wave = (WAITING / size.max(1)).clamp(4 * threads, 64 * threads);
+
     let mut seen = 0;
     source.slabs(&mut |slab| {
         let first = seen;
         seen += slab.len() / cols;
+
         let whole = slab.len().is_multiple_of(cols) && seen <= rows;
-        if !whole || (seen < rows && !slab.len().is_multiple_of(PIECE * cols)) {
+        if !whole || (seen < rows && !slab.len().is_multiple_of(CHUNK * cols)) {
             let found = slab.len();
             return Err(Error::failed(format!(
-                "rows {first}.. came as a slab of {found} values: expected a multiple of \
-                 {PIECE} rows of {cols}, or the rest of {rows} rows"
+                "found a slab of {found} values from row {first} on, expected a multiple of \
+                 {CHUNK} rows of {cols}, or the rest of {rows} rows"
             )));
         }
-        let pieces: Vec<_> = slab.chunks(PIECE * cols).collect();
-        for (turn, group) in pieces.chunks(wave).enumerate() {
-            let start = |index| first + (turn * wave + index) * PIECE;
+
+        // One wave is computed in parallel and merged in order before the next one starts.
+        let chunks: Vec<_> = slab.chunks(CHUNK * cols).collect();
+        for (turn, group) in chunks.chunks(wave).enumerate() {
+            let start = |index| first + (turn * wave + index) * CHUNK;
             let made = par::try_map(group.len(), |i| work(start(i), group[i]))?;
             made.into_iter().enumerate().for_each(|(i, made)| merge(start(i), made));
         }
         Ok(())
     })?;
+
     if seen == rows {
         Ok(())
     } else {
-        Err(Error::failed(format!("a source of {rows} rows gave {seen} in one pass")))
+        Err(Error::failed(format!(
+            "a source of {rows} rows gave {seen} rows in one pass"
+        )))
     }
 }

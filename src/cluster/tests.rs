@@ -111,7 +111,7 @@ fn assigning_the_training_rows_gives_the_stored_assignments() {
     assert!(model.assign(&random(3, 15, 4)).is_err());
 }
 
-/// Gives the rows a few pieces at a time, as a file would.
+/// Gives the rows a few chunks at a time, as a file would.
 struct Streamed(Matrix);
 
 impl RowSource for Streamed {
@@ -122,7 +122,7 @@ impl RowSource for Streamed {
         self.0.cols()
     }
     fn pass(&self, visit: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
-        self.0.data().chunks(2 * PIECE * self.0.cols()).try_for_each(visit)
+        self.0.data().chunks(2 * CHUNK * self.0.cols()).try_for_each(visit)
     }
 }
 
@@ -164,8 +164,8 @@ fn rows_of_zeros_move_nothing() {
 fn impossible_requests_are_refused_in_a_sentence() {
     let fit = |k, x: &Matrix| params(k).check().and_then(|p| p.fit_rows(x)).unwrap_err();
     let x = random(3, 2, 7);
-    assert!(fit(4, &x).message().contains("4 clusters of 3 rows"));
-    assert!(fit(0, &x).message().contains("clusters is 0"));
+    assert!(fit(4, &x).message().contains("4 clusters from 3 rows"));
+    assert!(fit(0, &x).message().contains("clusters: found 0"));
     let mut bad = x;
     bad.row_mut(1)[0] = f32::NAN;
     assert!(fit(2, &bad).message().contains("row 1"));

@@ -6,7 +6,7 @@ use ndarray::{Array1, ArrayBase, CowArray, Data, Ix2};
 
 use super::kmeans::SphericalKMeansModel;
 use super::params::SphericalKMeans;
-use super::source::Rows;
+use super::source::RowSlice;
 use crate::error::{Error, Result};
 
 impl From<linfa::Error> for Error {
@@ -45,11 +45,11 @@ impl<D: Data<Elem = f32>> PredictInplace<ArrayBase<D, Ix2>, Array1<u32>>
     }
 }
 
-fn rows<'a>(records: &'a CowArray<'_, f32, Ix2>) -> Result<Rows<'a>> {
+fn rows<'a>(records: &'a CowArray<'_, f32, Ix2>) -> Result<RowSlice<'a>> {
     let values = records.as_slice();
-    Rows::new(
+    RowSlice::new(
         records.ncols(),
-        values.ok_or_else(|| Error::failed("records not in order"))?,
+        values.ok_or_else(|| Error::failed("the records do not lie row by row"))?,
     )
 }
 

@@ -1,7 +1,7 @@
 //! What the types cannot say: ranges, divisibility, and names that must exist.
 
 use super::{Config, OptimConfig, SubspacesConfig};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, did_you_mean};
 
 /// Widths and sides beyond this are slips of the keyboard, refused before memory is taken.
 const MOST: usize = 1 << 16;
@@ -18,6 +18,7 @@ pub trait Check {
 impl Check for Config {
     fn check(&self) -> Result<()> {
         require(!self.seeds.is_empty(), "seeds", &"[]", "at least one seed")?;
+        distinct("seeds", &self.seeds)?;
         self.check_model()?;
         self.pretrain.optim.check().map_err(|e| within("pretrain.optim", &e))?;
         self.train.optim.check().map_err(|e| within("train.optim", &e))?;
@@ -39,7 +40,10 @@ impl Check for Config {
         }
         share("train.eesd.tokens", self.train.eesd.tokens)?;
         share("train.eesd.decay", self.train.eesd.decay)?;
+
         positive("evaluate.batch", self.evaluate.batch)?;
+        distinct("evaluate.recall_at", &self.evaluate.recall_at)?;
+        distinct("evaluate.shots", &self.evaluate.shots)?;
         positive("evaluate.probe_draws", self.evaluate.probe_draws)?;
         let l2 = &self.evaluate.probe_l2;
         let fine = !l2.is_empty() && l2.iter().all(|&v| v > 0.0);
@@ -91,7 +95,7 @@ impl Config {
     fn check_moe(&self) -> Result<()> {
         let (e, k) = (self.moe.experts, self.moe.top_k);
         require((1..=256).contains(&e), "moe.experts", &e, "1 to 256")?;
-        let why = "2 to moe.experts (a renormalised top-1 gives the router no gradient)";
+        let why = "2 to moe.experts (a renormalized top-1 gives the router no gradient)";
         require(k >= 2 && k <= e, "moe.top_k", &k, why)?;
         for (key, blocks, layers) in [
             ("moe.vision_blocks", &self.moe.vision_blocks, self.model.vision.layers),
@@ -132,6 +136,8 @@ impl Check for OptimConfig {
     fn check(&self) -> Result<()> {
         positive("steps", self.steps)?;
         require(self.batch >= 2, "batch", &self.batch, "at least 2 (contrastive)")?;
+        let (micro, expected) = (self.micro_batch, "0 or a multiple of 16");
+        require(micro.is_multiple_of(16), "micro_batch", &micro, expected)?;
         require(
             self.learning_rate > 0.0,
             "learning_rate",
@@ -180,6 +186,13 @@ fn require(
     }
 }
 
+/// Refuses a list that has something twice: its second result would overwrite the first.
+fn distinct<T: Ord + Clone + std::fmt::Debug>(key: &str, list: &[T]) -> Result<()> {
+    let unique: std::collections::BTreeSet<&T> = list.iter().collect();
+    let found = format!("{list:?}");
+    require(unique.len() == list.len(), key, &found, "every entry once")
+}
+
 fn positive(key: &str, value: usize) -> Result<()> {
     require(value > 0, key, &value, "above 0")
 }
@@ -199,5 +212,10 @@ fn named<'a>(
     known: impl Iterator<Item = &'a String>,
 ) -> Result<()> {
     let known: Vec<&str> = known.map(String::as_str).collect();
-    require(known.contains(&name), key, &name, &format!("one of: {}", known.join(", ")))
+    let expected = format!(
+        "one of: {}{}",
+        known.join(", "),
+        did_you_mean(name, known.iter().copied())
+    );
+    require(known.contains(&name), key, &name, &expected)
 }

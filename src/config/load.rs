@@ -9,7 +9,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::{Check, Config};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, did_you_mean};
 
 /// The shipped configuration, compiled in: defaults and known keys.
 const SHIPPED: &str = include_str!("../../pipeline.yaml");
@@ -30,7 +30,7 @@ pub struct Overrides {
 pub fn load(path: &Path, overrides: &Overrides) -> Result<Config> {
     let name = path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|e| {
-        Error::usage(format!("cannot read configuration {name}")).caused_by(e)
+        Error::usage(format!("cannot read the configuration {name}")).caused_by(e)
     })?;
     build(&text, &name, overrides)
 }
@@ -62,7 +62,7 @@ fn build(text: &str, name: &str, overrides: &Overrides) -> Result<Config> {
     }
     let config: Config = serde_path_to_error::deserialize(merged).map_err(|e| {
         // The path is empty where a whole section is missing, and serde names it then.
-        let (path, what) = (e.path().to_string(), e.inner().to_string());
+        let (path, what) = (e.path().to_string(), plain(&e.inner().to_string()));
         Error::usage(format!("{name}: {path}: {what}"))
     })?;
     config
@@ -79,17 +79,36 @@ fn unknown_profile(
     let mut names: Vec<_> = shipped.keys().chain(user.keys()).cloned().collect();
     names.sort();
     names.dedup();
-    Error::usage(format!("no profile named {profile}; there are: {}", names.join(", ")))
+    let hint = did_you_mean(profile, names.iter().map(String::as_str));
+    let known = names.join(", ");
+    Error::usage(format!("there is no profile named {profile}; there are: {known}{hint}"))
 }
 
 fn parse(text: &str, name: &str) -> Result<Value> {
     let value: Value = serde_saphyr::from_str(text)
-        .map_err(|e| Error::usage(format!("{name} is not valid YAML: {e}")))?;
+        .map_err(|e| Error::usage(format!("{name} is not valid YAML: {}", brief(&e))))?;
     match value {
         Value::Object(_) => Ok(value),
         Value::Null => Ok(Value::Object(Map::new())),
         other => Err(Error::usage(format!("{name}: expected a mapping, found {other}"))),
     }
+}
+
+/// The first line of an error about YAML; the others show the place in the text.
+fn brief(error: &impl std::fmt::Display) -> String {
+    let text = error.to_string();
+    let first = text.lines().next().unwrap_or_default();
+    first.trim_start_matches("error: ").to_owned()
+}
+
+/// serde's words for a wrong type, with the types of this program in plain English.
+fn plain(what: &str) -> String {
+    let types = [
+        ("expected usize", "expected a whole number"),
+        ("expected u64", "expected a whole number"),
+        ("expected f64", "expected a number"),
+    ];
+    types.iter().fold(what.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
 fn take_profiles(tree: &mut Value) -> Map<String, Value> {
@@ -99,13 +118,49 @@ fn take_profiles(tree: &mut Value) -> Map<String, Value> {
     }
 }
 
+/// Divides `a.b=c d.e=[1, 2] title='x y'` into assignments: at blanks outside of quotes and
+/// brackets. Quotes stay, because values are YAML.
+pub fn assignments(text: &str) -> Vec<String> {
+    let mut found = vec![String::new()];
+    let (mut depth, mut quote, mut escaped) = (0_usize, None, false);
+    let mut before = ' ';
+    for c in text.chars() {
+        match quote {
+            // A backslash escapes in double quotes only.
+            Some('"') if escaped => escaped = false,
+            Some('"') if c == '\\' => escaped = true,
+            Some(open) if c == open => quote = None,
+            Some(_) => {}
+            // An apostrophe inside of a word is a letter.
+            None if matches!(c, '\'' | '"') && !before.is_alphanumeric() => {
+                quote = Some(c)
+            }
+            None if matches!(c, '[' | '{') => depth += 1,
+            None if matches!(c, ']' | '}') => depth = depth.saturating_sub(1),
+            None if c.is_whitespace() && depth == 0 => {
+                found.push(String::new());
+                before = c;
+                continue;
+            }
+            None => {}
+        }
+        before = c;
+        if let Some(last) = found.last_mut() {
+            last.push(c);
+        }
+    }
+    found.retain(|assignment| !assignment.is_empty());
+    found
+}
+
 /// Turns `a.b.c=value` into nested mappings.
 fn parse_assignment(assignment: &str) -> Result<Value> {
     let (path, text) = assignment.split_once('=').ok_or_else(|| {
         Error::usage(format!("--set {assignment}: expected path.to.key=value"))
     })?;
     let value: Value = serde_saphyr::from_str(text).map_err(|e| {
-        Error::usage(format!("--set {assignment}: the value is not valid YAML: {e}"))
+        let why = brief(&e);
+        Error::usage(format!("--set {assignment}: the value is not valid YAML: {why}"))
     })?;
     Ok(path.rsplit('.').fold(value, |inner, key| {
         let mut map = Map::new();
@@ -166,10 +221,7 @@ fn deep_merge(base: &mut Value, layer: Value) {
 }
 
 fn unknown_key(key: &str, here: &str, known: &Map<String, Value>, place: &str) -> Error {
-    let nearest = known.keys().max_by(|a, b| {
-        strsim::jaro_winkler(a, key).total_cmp(&strsim::jaro_winkler(b, key))
-    });
-    let hint = nearest.map(|n| format!("; did you mean {n}?")).unwrap_or_default();
+    let hint = did_you_mean(key, known.keys().map(String::as_str));
     Error::usage(format!("{place}: unknown key {here}{hint}"))
 }
 
@@ -207,6 +259,25 @@ mod tests {
     }
 
     #[test]
+    fn assignments_are_divided_outside_of_quotes_and_brackets() {
+        let text = "a.b=1  report.title='My study' seeds=[1, 2] c={d: 'x y'}\
+                    \te=\"q \\\" r\" f=don't g=2";
+        let expected = [
+            "a.b=1",
+            "report.title='My study'",
+            "seeds=[1, 2]",
+            "c={d: 'x y'}",
+            "e=\"q \\\" r\"",
+            "f=don't",
+            "g=2",
+        ];
+        assert_eq!(assignments(text), expected);
+        assert!(assignments("  ").is_empty());
+        let config = with(&[&assignments("report.title='My study'")[0]]).unwrap();
+        assert_eq!(config.report.title, "My study");
+    }
+
+    #[test]
     fn a_file_replaces_a_free_map_whole() {
         let text = "inits: {sparse: {method: sparse}}\nruns: {sparse: {init: sparse}}\n\
                     report: {showcase: sparse, ablation: []}";
@@ -222,6 +293,9 @@ mod tests {
             "model.vision.heads=3",
             "runs.sparse.init=nowhere",
             "seeds=[]",
+            "seeds=[1,1]",
+            "evaluate.recall_at=[1,5,1]",
+            "evaluate.shots=[2,2]",
             "dataset.image_size=33",
         ] {
             assert_eq!(with(&[bad]).unwrap_err().kind().exit_code(), 2, "{bad}");

@@ -6,9 +6,11 @@
 //! [`Config`], and only checked ones run.
 
 mod check;
+mod compute;
 mod load;
 mod types;
 
 pub use check::Check;
-pub use load::{Overrides, load, load_default};
+pub use compute::{Compute, Device, Precision};
+pub use load::{Overrides, assignments, load, load_default};
 pub use types::*;

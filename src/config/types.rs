@@ -1,4 +1,4 @@
-//! The shape of `pipeline.yaml`: one struct a section, one field a key.
+//! The shape of `pipeline.yaml`: one struct per section, one field per key.
 //!
 //! Field documentation is short here; the reasons for the values stand beside them in
 //! `pipeline.yaml`. Every struct refuses unknown fields.
@@ -7,12 +7,18 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::{Compute, Device, Precision};
+
 /// The whole configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Run seeds; each is one repetition of the whole comparison.
     pub seeds: Vec<u64>,
+    /// What runs models.
+    pub device: Device,
+    /// The numbers that models are multiplied in.
+    pub precision: Precision,
     /// Where the pictures and captions come from and how they are prepared.
     pub dataset: DatasetConfig,
     /// Architecture of the dense model.
@@ -23,15 +29,15 @@ pub struct Config {
     pub activations: ActivationsConfig,
     /// Spherical k-means.
     pub cluster: ClusterConfig,
-    /// Data-aware subspaces: one entry a variant.
+    /// Data-aware subspaces: one entry per variant.
     pub subspaces: BTreeMap<String, SubspacesConfig>,
     /// Where the experts go and how tokens are routed.
     pub moe: MoeConfig,
-    /// How a dense model becomes an MoE: one entry an initialisation.
+    /// How a dense model becomes an MoE: one entry per initialization.
     pub inits: BTreeMap<String, InitConfig>,
     /// MoE training after upcycling.
     pub train: TrainConfig,
-    /// The compared runs: an initialisation and a loss.
+    /// The compared runs: an initialization and a loss.
     pub runs: BTreeMap<String, RunConfig>,
     /// Evaluation on the held-out splits.
     pub evaluate: EvaluateConfig,
@@ -42,6 +48,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// Device and precision.
+    pub fn compute(&self) -> Compute {
+        Compute { device: self.device, precision: self.precision }
+    }
+
     /// The seeds that train a dense model.
     pub fn base_seeds(&self) -> &[u64] {
         match self.pretrain.bases {
@@ -65,7 +76,7 @@ impl Config {
 pub enum Source {
     /// Emoji drawn by many vendors, from pinned npm packages.
     Emoji,
-    /// A folder of images with a `captions.csv`, or of one folder a class.
+    /// A folder of images with a `captions.csv`, or of one folder per class.
     Folder,
     /// Tables of picture paths and captions, CSV or TSV.
     Csv,
@@ -151,7 +162,7 @@ pub struct DatasetConfig {
     /// own ones.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub like: String,
-    /// Share of the user's pairs that may be unreadable: they are skipped instead of refused.
+    /// Fraction of the user's pairs that may be unreadable: they are skipped instead of refused.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub corrupt_share: f64,
 }
@@ -254,8 +265,12 @@ pub struct PretrainConfig {
 pub struct OptimConfig {
     /// Optimiser steps.
     pub steps: usize,
-    /// Image-text pairs a step.
+    /// Image-text pairs per step.
     pub batch: usize,
+    /// Pairs whose activations are in memory at a time; 0 for the whole batch. The gradient is
+    /// that of the whole batch in any case.
+    #[serde(default)]
+    pub micro_batch: usize,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Learning rate at the end of the cosine.
@@ -288,7 +303,7 @@ pub enum Augment {
     None,
     /// CLIP's random resized crop: area (.9, 1), ratio (3/4, 4/3).
     Crop,
-    /// Random affine and colour jitter, for drawings.
+    /// Random affine and color jitter, for drawings.
     Affine,
 }
 
@@ -300,7 +315,7 @@ pub struct ActivationsConfig {
     pub samples: usize,
     /// Tokens kept of each sample and tower, drawn uniformly; 0 keeps all.
     pub tokens_per_sample: usize,
-    /// Samples a forward pass.
+    /// Samples per forward pass.
     pub batch: usize,
 }
 
@@ -326,10 +341,49 @@ pub enum Labels {
     Shuffled,
 }
 
+impl Labels {
+    /// The name in configurations.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Clusters => "clusters",
+            Self::Shuffled => "shuffled",
+        }
+    }
+}
+
+/// Which directions of the outputs a subspace variant keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Directions {
+    /// Those of the largest energy: the paper's.
+    #[default]
+    Top,
+    /// Random ones inside the column space of W, as many as `top` keeps.
+    RandomRank,
+    /// Random ones inside the column space of W, as many as it takes to retain τ.
+    RandomEnergy,
+}
+
+impl Directions {
+    /// The name in configurations.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Top => "top",
+            Self::RandomRank => "random-rank",
+            Self::RandomEnergy => "random-energy",
+        }
+    }
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+    fn is_top(&self) -> bool {
+        *self == Self::Top
+    }
+}
+
 /// What the moments are taken about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Centre {
+pub enum Center {
     /// About the origin: the paper's form.
     None,
     /// About the cluster's mean: exact on the mean (METHOD §2.3).
@@ -342,8 +396,12 @@ pub enum Centre {
 pub struct SubspacesConfig {
     /// Whose labels.
     pub labels: Labels,
+    /// Which directions; those of the largest energy if absent.
+    #[serde(default, skip_serializing_if = "Directions::is_top")]
+    pub directions: Directions,
     /// What the moments are taken about.
-    pub centre: Centre,
+    #[serde(rename = "centre")]
+    pub center: Center,
     /// Energy τ that the kept rank must retain.
     pub tau: f64,
     /// Smallest rank.
@@ -401,9 +459,12 @@ pub struct InitConfig {
     /// Variant of `subspaces` the method reads, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subspaces: Option<String>,
-    /// Share of hidden units (drop) or singular directions (drop-svd) drawn anew.
+    /// Fraction of hidden units (drop) or singular directions (drop-svd) drawn anew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ratio: Option<f64>,
+    /// How much of what the subspace discards is taken away (soft-truncation).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alpha: Option<f64>,
     /// Rank of what tells experts of `ders-lm` apart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rank: Option<usize>,
@@ -451,7 +512,7 @@ pub enum EesdTarget {
 pub struct EesdConfig {
     /// What is distilled.
     pub target: EesdTarget,
-    /// Share of tokens, the most uncertain first; 1 takes all.
+    /// Fraction of tokens, the most uncertain first; 1 takes all.
     pub tokens: f64,
     /// Decay of the EMA teacher.
     pub decay: f64,
@@ -478,11 +539,11 @@ pub struct EvaluateConfig {
     pub shots: Vec<usize>,
     /// Draws of the few-shot training sets.
     pub probe_draws: usize,
-    /// Inverse regularisation is chosen among these ℓ2 weights on the validation split.
+    /// Inverse regularization is chosen among these ℓ2 weights on the validation split.
     pub probe_l2: Vec<f64>,
     /// Bootstrap resamples of each interval.
     pub bootstrap: usize,
-    /// Samples a forward pass.
+    /// Samples per forward pass.
     pub batch: usize,
 }
 
@@ -490,7 +551,7 @@ pub struct EvaluateConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AnalyzeConfig {
-    /// Validation samples whose tokens are analysed.
+    /// Validation samples whose tokens are analyzed.
     pub samples: usize,
 }
 

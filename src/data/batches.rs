@@ -1,28 +1,19 @@
 //! Training batches as a pure function of seed and step.
 //!
 //! Resuming a run needs no state: batch `step` of seed `s` is the same whoever asks and
-//! whatever was asked before. An epoch is `steps_per_epoch` batches:
-//!
-//! ```text
-//! samples of concept a, b, c, ..   each shuffled, concepts shuffled
-//! a1 a2 a3 b1 c1 c2 d1 ..          dealt to K batches like cards:
-//! batch 1: a1 b1 ..   batch 2: a2 c1 ..   batch 3: a3 c2 ..
-//! ```
-//!
-//! A concept with at most K samples cannot meet itself in a batch, so that the contrastive
-//! loss has no false negatives; a sample is dealt at most once an epoch. K B samples are
-//! dealt; which ones are left out is drawn anew in each epoch.
+//! whatever was asked before. A [`Sampler`] says which samples a batch is made of; captions
+//! and augmentation are drawn here.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use super::read::Split;
+use super::sampler::{Concepts, Sampler};
 use crate::config::Augment;
 use crate::error::{Error, Result};
 use crate::image::Augmenter;
 use crate::num;
 use crate::par;
-use crate::rng::{self, RngExt, SliceRandom};
+use crate::rng::{self, RngExt};
 use crate::text::Tokenizer;
 
 /// One batch; B samples, pictures of side S, captions of T tokens.
@@ -30,7 +21,7 @@ use crate::text::Tokenizer;
 pub struct Batch {
     /// The step it belongs to.
     pub step: usize,
-    /// Normalised pixels [B, 3, S, S].
+    /// Normalized pixels [B, 3, S, S].
     pub pixels: Vec<f32>,
     /// Token ids [B, T].
     pub ids: Vec<u32>,
@@ -40,7 +31,7 @@ pub struct Batch {
 
 /// How batches are made.
 #[derive(Debug, Clone, Copy)]
-pub struct Plan {
+pub struct BatchSettings {
     /// Samples of a batch.
     pub batch: usize,
     /// Tokens of a caption.
@@ -55,28 +46,39 @@ pub struct Plan {
 #[derive(Debug)]
 pub struct Batches {
     split: Arc<Split>,
-    plan: Plan,
+    settings: BatchSettings,
     augmenter: Augmenter,
     /// Token ids of every caption, sample after sample.
     ids: Vec<u32>,
     /// First caption of every sample; one entry more than samples.
     captions: Vec<usize>,
-    /// Rows of every concept.
-    concepts: Vec<Vec<usize>>,
-    steps_per_epoch: usize,
-    /// The epoch dealt last: steps come in order, dealing again for each would be waste.
-    dealt: Mutex<Option<(usize, Arc<Vec<usize>>)>>,
+    sampler: Box<dyn Sampler>,
 }
 
 impl Batches {
-    /// Tokenises all captions and prepares the dealing.
+    /// Batches in which no concept meets itself ([`Concepts`]); all captions are tokenized.
     ///
     /// Refuses a batch larger than the number of concepts.
-    pub fn new(split: Arc<Split>, tokenizer: &Tokenizer, plan: Plan) -> Result<Self> {
-        let mut concepts: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+    pub fn new(
+        split: Arc<Split>,
+        tokenizer: &Tokenizer,
+        settings: BatchSettings,
+    ) -> Result<Self> {
+        let concepts: Vec<u32> = split.rows.iter().map(|row| row.concept).collect();
+        let sampler = Concepts::new(&concepts, settings.batch, settings.seed)?;
+        Self::with_sampler(split, tokenizer, settings, Box::new(sampler))
+    }
+
+    /// Batches of the rows that `sampler` chooses; it must know the rows of this split and
+    /// the size of a batch.
+    pub fn with_sampler(
+        split: Arc<Split>,
+        tokenizer: &Tokenizer,
+        settings: BatchSettings,
+        sampler: Box<dyn Sampler>,
+    ) -> Result<Self> {
         let (mut texts, mut captions) = (Vec::new(), vec![0]);
-        for (index, row) in split.rows.iter().enumerate() {
-            concepts.entry(row.concept).or_default().push(index);
+        for row in &split.rows {
             if row.captions.is_empty() {
                 return Err(Error::corrupt(format!(
                     "sample {} has no caption",
@@ -86,38 +88,20 @@ impl Batches {
             texts.extend(row.captions.iter().map(String::as_str));
             captions.push(texts.len());
         }
-        let concepts: Vec<Vec<usize>> = concepts.into_values().collect();
-        if plan.batch == 0 || plan.batch > concepts.len() {
-            return Err(Error::usage(format!(
-                "a batch holds a concept at most once: batch {} of {} concepts",
-                plan.batch,
-                concepts.len()
-            )));
-        }
-        let ids = tokenizer.encode_all(&texts, plan.context)?;
-        let augmenter = Augmenter::new(plan.augment, split.side(), split.normalise());
-        let steps_per_epoch = steps_per_epoch(&concepts, plan.batch);
-        let dealt = Mutex::new(None);
-        Ok(Self {
-            split,
-            plan,
-            augmenter,
-            ids,
-            captions,
-            concepts,
-            steps_per_epoch,
-            dealt,
-        })
+
+        let ids = tokenizer.encode_all(&texts, settings.context)?;
+        let augmenter = Augmenter::new(settings.augment, split.side(), split.normalise());
+        Ok(Self { split, settings, augmenter, ids, captions, sampler })
     }
 
     /// Batches after which the samples are dealt anew.
     pub fn steps_per_epoch(&self) -> usize {
-        self.steps_per_epoch
+        self.sampler.steps_per_epoch()
     }
 
     /// How the batches are made.
-    pub fn plan(&self) -> Plan {
-        self.plan
+    pub fn settings(&self) -> BatchSettings {
+        self.settings
     }
 
     /// Batch number `step`, from 0. Pictures are made in parallel.
@@ -125,73 +109,27 @@ impl Batches {
     /// # Errors
     /// A picture that cannot be read any more.
     pub fn batch(&self, step: usize) -> Result<Batch> {
-        let (epoch, position) =
-            (step / self.steps_per_epoch, step % self.steps_per_epoch);
-        let order = self.epoch(epoch);
-        let size = self.plan.batch;
-        let rows = &order[position * size..(position + 1) * size];
-        let mut stream = rng::stream(self.plan.seed, &format!("batches/captions/{step}"));
-        let context = self.plan.context;
-        let mut ids = Vec::with_capacity(size * context);
-        for &row in rows {
+        let rows = self.sampler.batch(step);
+        let seed = self.settings.seed;
+        let mut stream = rng::stream(seed, &format!("batches/captions/{step}"));
+        let context = self.settings.context;
+        let mut ids = Vec::with_capacity(rows.len() * context);
+        for &row in &rows {
             let caption = stream.random_range(self.captions[row]..self.captions[row + 1]);
             ids.extend_from_slice(&self.ids[caption * context..(caption + 1) * context]);
         }
+
         let values = 3 * self.split.side() * self.split.side();
-        let mut pixels = vec![0.0; size * values];
-        par::try_for_each_piece(&mut pixels, values, |i, picture| {
+        let mut pixels = vec![0.0; rows.len() * values];
+        par::try_for_each_chunk(&mut pixels, values, |i, picture| {
             let name = format!("batches/augment/{step}/{i}");
-            let mut stream = rng::stream(self.plan.seed, &name);
+            let mut stream = rng::stream(seed, &name);
             self.augmenter.apply(&self.split.planes(rows[i])?, &mut stream, picture);
             Ok::<_, Error>(())
         })?;
         let samples = rows.iter().map(|&row| self.split.rows[row].sample).collect();
         Ok(Batch { step, pixels, ids, samples })
     }
-
-    /// The rows of an epoch, batch after batch.
-    fn epoch(&self, epoch: usize) -> Arc<Vec<usize>> {
-        let mut dealt = self.dealt.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((known, order)) = dealt.as_ref()
-            && *known == epoch
-        {
-            return Arc::clone(order);
-        }
-        let order = Arc::new(self.deal(epoch));
-        *dealt = Some((epoch, Arc::clone(&order)));
-        order
-    }
-
-    fn deal(&self, epoch: usize) -> Vec<usize> {
-        let (steps, size) = (self.steps_per_epoch, self.plan.batch);
-        let mut stream = rng::stream(self.plan.seed, &format!("batches/epoch/{epoch}"));
-        let mut hands = self.concepts.clone();
-        hands.shuffle(&mut stream);
-        let mut cards = Vec::new();
-        for hand in &mut hands {
-            hand.shuffle(&mut stream);
-            cards.extend_from_slice(&hand[..hand.len().min(steps)]);
-        }
-        let mut kept: Vec<usize> = (0..cards.len()).collect();
-        kept.shuffle(&mut stream);
-        kept.truncate(steps * size);
-        kept.sort_unstable();
-        let mut places: Vec<usize> = (0..steps).collect();
-        places.shuffle(&mut stream);
-        let mut order = vec![0; steps * size];
-        for (i, card) in kept.into_iter().enumerate() {
-            order[places[i % steps] * size + i / steps] = cards[card];
-        }
-        order
-    }
-}
-
-/// The largest K such that K full batches can be dealt with no concept twice in one.
-fn steps_per_epoch(concepts: &[Vec<usize>], batch: usize) -> usize {
-    let total: usize = concepts.iter().map(Vec::len).sum();
-    let fits =
-        |k: usize| concepts.iter().map(|c| c.len().min(k)).sum::<usize>() >= k * batch;
-    (1..=total / batch).rev().find(|&k| fits(k)).unwrap_or(1)
 }
 
 impl Batch {
@@ -213,15 +151,15 @@ impl Batch {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
     use crate::data::tests::TRAINING;
 
     fn batches(batch: usize, seed: u64, augment: Augment) -> Batches {
         let (tokenizer, split) = &*TRAINING;
-        let plan = Plan { batch, context: 16, seed, augment };
-        Batches::new(Arc::clone(split), tokenizer, plan).unwrap()
+        let settings = BatchSettings { batch, context: 16, seed, augment };
+        Batches::new(Arc::clone(split), tokenizer, settings).unwrap()
     }
 
     #[test]
@@ -294,8 +232,9 @@ mod tests {
     fn a_batch_larger_than_the_concepts_is_refused() {
         let (tokenizer, split) = &*TRAINING;
         for batch in [0, 61] {
-            let plan = Plan { batch, context: 16, seed: 1, augment: Augment::None };
-            let made = Batches::new(Arc::clone(split), tokenizer, plan);
+            let augment = Augment::None;
+            let settings = BatchSettings { batch, context: 16, seed: 1, augment };
+            let made = Batches::new(Arc::clone(split), tokenizer, settings);
             let error = made.unwrap_err().to_string();
             assert!(error.contains("60 concepts"), "{error}");
         }

@@ -34,6 +34,20 @@ pub(super) struct Concept {
     pub held_out: bool,
 }
 
+/// How a source was read: what became of everything that it holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reading {
+    /// Pictures that were looked at.
+    #[serde(default)]
+    pub read: usize,
+    /// Pictures that are not in the data set, by reason.
+    #[serde(default)]
+    pub skipped: BTreeMap<String, usize>,
+    /// Files and folders beside the source's that were not looked at, by kind.
+    #[serde(default)]
+    pub left_out: BTreeMap<String, usize>,
+}
+
 /// Everything that a source found.
 #[derive(Debug)]
 pub(super) struct Collection {
@@ -43,6 +57,7 @@ pub(super) struct Collection {
     pub subgroups: Vec<String>,
     /// Splits in the order of their files and sample ids.
     pub splits: Vec<String>,
+    pub reading: Reading,
     pub layout: Layout,
 }
 
@@ -83,4 +98,7 @@ pub struct Meta {
     pub std: [f32; 3],
     /// Pictures of every split.
     pub splits: BTreeMap<String, usize>,
+    /// What became of the source's pictures.
+    #[serde(flatten)]
+    pub reading: Reading,
 }

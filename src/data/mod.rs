@@ -16,6 +16,7 @@ pub mod emoji;
 pub mod pairs;
 mod prefetch;
 mod read;
+mod sampler;
 mod shapes;
 mod splits;
 mod spool;
@@ -23,11 +24,12 @@ mod write;
 
 use std::path::Path;
 
-pub use batches::{Batch, Batches, Plan};
-pub use collection::{Layout, Meta};
+pub use batches::{Batch, BatchSettings, Batches};
+pub use collection::{Layout, Meta, Reading};
 pub use pairs::Skipped;
 pub use prefetch::Prefetch;
 pub use read::{ConceptRow, Dataset, SampleRow, Split};
+pub use sampler::{Concepts, Grouped, Sampler, Shuffled};
 pub use write::{Summary, adopt};
 
 use crate::config::{DatasetConfig, Source};

@@ -90,15 +90,16 @@ impl Drop for Prefetch {
 
 #[cfg(test)]
 mod tests {
-    use super::super::batches::Plan;
+    use super::super::batches::BatchSettings;
     use super::*;
     use crate::config::Augment;
     use crate::data::tests::TRAINING;
 
     fn batches() -> Arc<Batches> {
         let (tokenizer, split) = &*TRAINING;
-        let plan = Plan { batch: 16, context: 16, seed: 1, augment: Augment::Affine };
-        Arc::new(Batches::new(Arc::clone(split), tokenizer, plan).unwrap())
+        let augment = Augment::Affine;
+        let settings = BatchSettings { batch: 16, context: 16, seed: 1, augment };
+        Arc::new(Batches::new(Arc::clone(split), tokenizer, settings).unwrap())
     }
 
     #[test]

@@ -293,7 +293,7 @@ impl Split {
     pub fn pixels(&self, indices: &[usize], out: &mut [f32]) -> Result<()> {
         let size = 3 * self.side * self.side;
         assert_eq!(out.len(), indices.len() * size, "pixels: the length of `out`");
-        par::try_for_each_piece(out, size, |i, picture| {
+        par::try_for_each_chunk(out, size, |i, picture| {
             self.normalise.apply(&self.planes(indices[i])?, picture);
             Ok(())
         })

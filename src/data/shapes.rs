@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::collection::{Collection, Concept, Layout, Sample};
+use super::collection::{Collection, Concept, Layout, Reading, Sample};
 use super::splits::{self, Rules};
 use super::spool::Spool;
 use crate::config::DatasetConfig;
@@ -109,11 +109,16 @@ pub(super) fn collect(
         Ok::<_, Error>((png, captions(&concepts[concept], &mut stream)))
     })?;
     progress(drawn.len(), drawn.len());
+
+    let mut reading = Reading { read: drawn.len(), ..Reading::default() };
     let mut samples = Vec::new();
     for ((&(concept, style), (png, captions)), split) in
         cells.iter().zip(drawn).zip(assigned)
     {
-        let Some(split) = split else { continue };
+        let Some(split) = split else {
+            *reading.skipped.entry(splits::GIVEN_UP.to_owned()).or_insert(0) += 1;
+            continue;
+        };
         let of = &concepts[concept];
         samples.push(Sample {
             split: split.to_owned(),
@@ -135,16 +140,21 @@ pub(super) fn collect(
         splits: ["train", "val", "pair", "heldout", "v2", "3d", "sketch", "blob"]
             .map(str::to_owned)
             .to_vec(),
-        layout: Layout {
-            source: "shapes".to_owned(),
-            tests: ["pair", "v2", "3d", "sketch", "blob"].map(str::to_owned).to_vec(),
-            shifts: ["v2", "3d", "sketch", "blob"].map(str::to_owned).to_vec(),
-            retrieval: splits::PAIR.to_owned(),
-            held_out: Some(splits::HELD_OUT.to_owned()),
-            templates: TEMPLATES.map(str::to_owned).to_vec(),
-            attribution: vec!["drawn by upcycle".to_owned()],
-        },
+        reading,
+        layout: layout(),
     })
+}
+
+fn layout() -> Layout {
+    Layout {
+        source: "shapes".to_owned(),
+        tests: ["pair", "v2", "3d", "sketch", "blob"].map(str::to_owned).to_vec(),
+        shifts: ["v2", "3d", "sketch", "blob"].map(str::to_owned).to_vec(),
+        retrieval: splits::PAIR.to_owned(),
+        held_out: Some(splits::HELD_OUT.to_owned()),
+        templates: TEMPLATES.map(str::to_owned).to_vec(),
+        attribution: vec!["drawn by upcycle".to_owned()],
+    }
 }
 
 /// Concept `index` is shape `index / 8` in colour `index % 8`; one in sixteen is held out,

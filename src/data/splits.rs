@@ -19,6 +19,9 @@ pub(super) const PAIR: &str = "pair";
 /// Pictures of concepts that are never trained on, in all styles.
 pub(super) const HELD_OUT: &str = "heldout";
 
+/// Why a picture is left out that [`assign`] gives no split.
+pub(super) const GIVEN_UP: &str = "further picture of a style that its concept gave up";
+
 /// A concept gives up a style only if at least this many remain to choose from.
 const MIN_STYLES: usize = 4;
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::collection::{Collection, Meta, Sample};
+use super::collection::{Collection, Meta, Reading, Sample};
 use super::pairs::Skipped;
 use super::splits;
 use crate::config::DatasetConfig;
@@ -28,6 +28,8 @@ pub struct Summary {
     pub concepts: usize,
     /// Entries of the tokenizer.
     pub vocabulary: usize,
+    /// What became of the source's pictures.
+    pub reading: Reading,
     /// Pairs of the source that could not be used.
     pub skipped: Vec<Skipped>,
 }
@@ -45,6 +47,8 @@ pub(super) fn write(
     if training.is_empty() {
         return Err(Error::usage("the data set has no training pictures"));
     }
+
+    // Samples are numbered through all splits.
     let mut first = 0;
     let mut counts = BTreeMap::new();
     for split in &collection.splits {
@@ -54,8 +58,11 @@ pub(super) fn write(
         first += samples.len();
         counts.insert(split.clone(), samples.len());
     }
+
     write_concepts(&out.join("concepts.parquet"), collection)?;
     write_labels(&out.join("labels.parquet"), collection)?;
+
+    // Only what is trained on may shape the tokenizer and the normalization.
     let captions: Vec<String> =
         training.iter().flat_map(|sample| sample.captions.iter().cloned()).collect();
     let json = text::train(&captions, config.vocabulary)?;
@@ -70,16 +77,25 @@ pub(super) fn write(
         mean,
         std,
         splits: counts.clone(),
+        reading: collection.reading.clone(),
     };
     let json = serde_json::to_string_pretty(&meta)
         .context(|| "describing the data set".to_owned())?;
     write_text(&out.join("dataset.json"), &(json + "\n"))?;
+
     let mut styles = BTreeMap::new();
     for sample in &collection.samples {
         *styles.entry(sample.style.clone()).or_insert(0) += 1;
     }
     let concepts = collection.concepts.len();
-    Ok(Summary { splits: counts, styles, concepts, vocabulary, skipped: Vec::new() })
+    Ok(Summary {
+        splits: counts,
+        styles,
+        concepts,
+        vocabulary,
+        reading: collection.reading.clone(),
+        skipped: Vec::new(),
+    })
 }
 
 /// Replaces the trained tokenizer and the measured moments of a written data set by those of
@@ -175,7 +191,7 @@ fn write_labels(path: &Path, collection: &Collection) -> Result<()> {
 
 /// Mean and standard deviation of the channels on the scale 0..1.
 ///
-/// Sums are integers, so that no order of adding can show.
+/// Sums are integers: they do not depend on the order of adding.
 fn moments(samples: &[&Sample]) -> Result<([f32; 3], [f32; 3])> {
     let sums = par::try_map(samples.len(), |i| -> Result<[[u64; 2]; 3]> {
         let picture = image::decode(&samples[i].png.read()?, "of the data set")?;

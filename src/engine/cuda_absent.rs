@@ -5,25 +5,37 @@
 use super::{
     Engine, FfnInputs, LayerRouting, Losses, Pairs, TowerInput, Training, TrainingState,
 };
+use crate::config::Precision;
 use crate::error::{Error, Result};
 use crate::model::ClipConfig;
-
-/// The type of activations and of the weights that matrix products read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Precision {
-    /// 32-bit floats everywhere.
-    F32,
-    /// bf16, with f32 sums, residual stream and master weights.
-    Bf16,
-}
 
 /// An engine that does not exist.
 #[derive(Debug, Clone, Copy)]
 pub enum Cuda {}
 
-/// Whether a driver and at least one card are there: not for this program.
+/// The name that enters keys.
+pub fn backend(precision: Precision) -> &'static str {
+    match precision {
+        Precision::F32 => "cuda-f32",
+        Precision::Bf16 => "cuda-bf16",
+    }
+}
+
+/// Whether `device: auto` means a card: not for this program.
 pub fn available() -> bool {
     false
+}
+
+/// Refuses: this program was built without CUDA.
+pub fn require(ordinal: usize) -> Result<()> {
+    Err(refusal(ordinal))
+}
+
+fn refusal(ordinal: usize) -> Error {
+    Error::usage(format!(
+        "device: found cuda:{ordinal}, but this program was built without the feature cuda; \
+         build it with its default features, or set `device: cpu`"
+    ))
 }
 
 impl Cuda {
@@ -33,10 +45,7 @@ impl Cuda {
         ordinal: usize,
         _precision: Precision,
     ) -> Result<Self> {
-        Err(Error::usage(format!(
-            "device cuda:{ordinal} was asked for, but this program was built without the \
-             feature cuda: build it with default features, or choose device: cpu"
-        )))
+        Err(refusal(ordinal))
     }
 }
 

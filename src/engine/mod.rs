@@ -12,6 +12,8 @@
 //! Axes: B pairs, T positions of a caption, S side of a picture, N rows, d width, E experts,
 //! K experts per row, P embedding width.
 
+mod auxiliary;
+mod backend;
 pub mod candle;
 pub mod cpu;
 #[cfg(feature = "cuda")]
@@ -19,13 +21,20 @@ pub mod cuda;
 #[cfg(not(feature = "cuda"))]
 #[path = "cuda_absent.rs"]
 pub mod cuda;
+#[cfg(test)]
+mod tests;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use crate::config::{EesdTarget, OptimConfig};
 use crate::error::Result;
+use crate::model::params::Layout;
 use crate::model::{ClipConfig, Tower};
+
+pub use auxiliary::{StatsGradient, auxiliary};
+pub use backend::{Backend, open, open_model};
 
 /// Pixels and token ids of B pairs.
 #[derive(Debug, Clone, Copy)]
@@ -82,6 +91,15 @@ pub enum Trainable {
     },
 }
 
+impl Trainable {
+    /// Every tensor of a model trains, and weight decay applies where its role says so.
+    pub fn all(config: &ClipConfig) -> Vec<Self> {
+        let layout = Layout::new(config);
+        let train = |decay| Self::Train { decay };
+        layout.iter().map(|(parameter, _)| train(parameter.role.decays())).collect()
+    }
+}
+
 /// Weights of the auxiliary losses, METHOD §4.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Objective {
@@ -91,7 +109,7 @@ pub struct Objective {
     pub router_z: f64,
     /// λ of the self-distillation.
     pub eesd: f64,
-    /// Share of the contrastive target that is spread evenly over the batch.
+    /// Fraction of the contrastive target that is spread evenly over the batch.
     pub label_smoothing: f64,
 }
 
@@ -139,6 +157,22 @@ pub struct LayerStats {
     pub target_square: f64,
 }
 
+impl LayerStats {
+    /// Adds the sums of other samples.
+    pub fn add(&mut self, other: &Self) {
+        self.rows += other.rows;
+        self.entropy += other.entropy;
+        self.log_sum_square += other.log_sum_square;
+        self.distance += other.distance;
+        self.target_square += other.target_square;
+
+        self.counts.resize(other.counts.len(), 0.0);
+        self.probability.resize(other.probability.len(), 0.0);
+        self.counts.iter_mut().zip(&other.counts).for_each(|(a, b)| *a += b);
+        self.probability.iter_mut().zip(&other.probability).for_each(|(a, b)| *a += b);
+    }
+}
+
 /// The loss of a step and its parts, not yet weighted, and the routing of each MoE layer.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Losses {
@@ -159,7 +193,8 @@ pub struct Losses {
 }
 
 /// Everything a training run is at a step, for checkpoints. Flat buffers in the order of the
-/// model's layout.
+/// model's layout; the teacher's in that of the model with its experts merged
+/// ([`ClipConfig::merged`]), which is the same for all but experts of low rank.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct TrainingState {
     /// Weights.
@@ -172,6 +207,19 @@ pub struct TrainingState {
     pub average: Option<Vec<f32>>,
     /// Optimizer steps taken.
     pub steps: usize,
+}
+
+/// A buffer of [`TrainingState`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum StateBuffer {
+    /// Weights.
+    Values,
+    /// First moments.
+    First,
+    /// Second moments.
+    Second,
+    /// The teacher's weights.
+    Average,
 }
 
 /// A model in an engine.
@@ -188,8 +236,19 @@ pub trait Engine: Debug + Send {
     /// Replaces the weights; flat, in the order of the model's layout.
     fn load(&mut self, values: &[f32]) -> Result<()>;
 
+    /// Replaces the weights by a buffer that nobody else needs. An engine on processors takes
+    /// it over, so that the weights are in memory once.
+    fn adopt(&mut self, values: Vec<f32>) -> Result<()> {
+        self.load(&values)
+    }
+
     /// The weights as they are now.
     fn values(&self) -> Result<Vec<f32>>;
+
+    /// The weights, and the end of the engine: the counterpart of [`Engine::adopt`].
+    fn into_values(self: Box<Self>) -> Result<Vec<f32>> {
+        self.values()
+    }
 
     /// Unit embeddings [n, P] of pictures [n, 3, S, S].
     fn encode_images(&mut self, pixels: &[f32]) -> Result<Vec<f32>>;
@@ -214,7 +273,7 @@ pub trait Engine: Debug + Send {
     fn step(&mut self, pairs: Pairs<'_>) -> Result<Losses>;
 
     /// One step of clipping and `AdamW` on the gradient of the last [`Engine::step`], and of
-    /// the teacher; the logit scale is kept within [1, 100]. The norm of the gradient before
+    /// the teacher; a logit scale that trains is kept within [1, 100]. The norm of the gradient before
     /// clipping comes back.
     fn update(&mut self, learning_rate: f64) -> Result<f64>;
 
@@ -223,6 +282,18 @@ pub trait Engine: Debug + Send {
 
     /// What a checkpoint keeps.
     fn training_state(&self) -> Result<TrainingState>;
+
+    /// One buffer of [`Engine::training_state`], so that writing a checkpoint needs the memory
+    /// of one at most; empty where there is no teacher.
+    fn state_buffer(&self, buffer: StateBuffer) -> Result<Cow<'_, [f32]>> {
+        let state = self.training_state()?;
+        Ok(Cow::Owned(match buffer {
+            StateBuffer::Values => state.values,
+            StateBuffer::First => state.first,
+            StateBuffer::Second => state.second,
+            StateBuffer::Average => state.average.unwrap_or_default(),
+        }))
+    }
 
     /// Goes on from a checkpoint, after [`Engine::start_training`].
     fn restore(&mut self, state: &TrainingState) -> Result<()>;

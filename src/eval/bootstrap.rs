@@ -1,15 +1,15 @@
 //! Percentile bootstrap: how far a metric moves when the examples are drawn anew.
 //!
-//! A resample draws as many examples as there are, with replacement, from the stream named
-//! after task, split and resample. The stream knows nothing of the model: two models of one
-//! seed are judged on the same resamples, so differences between them are paired.
+//! A resample draws as many examples as there are, with replacement, from the random stream
+//! named after task, split and resample. The name does not contain the model, so two models
+//! of one seed are judged on the same resamples and differences between them are paired.
 
 use crate::error::{Error, Result};
 use crate::num;
 use crate::par;
 use crate::rng::{self, RngExt};
 
-/// Tail of a 95 % interval on each side.
+/// Fraction of the resamples beyond each end of a 95 % interval.
 const TAIL: f64 = 0.025;
 
 /// The ends of a 95 % interval.
@@ -32,8 +32,9 @@ impl Bootstrap {
     /// `resamples` of each statistic, from run `seed`.
     pub fn new(seed: u64, resamples: usize) -> Result<Self> {
         if resamples == 0 {
-            let message = "evaluate.bootstrap is 0, expected at least 1 resample";
-            return Err(Error::usage(message));
+            return Err(Error::usage(
+                "evaluate.bootstrap is 0, expected at least 1 resample",
+            ));
         }
         Ok(Self { seed, resamples })
     }
@@ -55,7 +56,7 @@ impl Bootstrap {
     }
 }
 
-/// The source of one resample's examples.
+/// The random source of one resample's examples.
 #[derive(Debug)]
 pub struct Draws(rng::Stream);
 
@@ -77,9 +78,9 @@ impl Interval {
 }
 
 /// Linear interpolation between order statistics (NumPy's default).
-fn quantile(sorted: &[f64], share: f64) -> f64 {
+fn quantile(sorted: &[f64], fraction: f64) -> f64 {
     let Some(last) = sorted.len().checked_sub(1) else { return f64::NAN };
-    let place = share * last as f64;
+    let place = fraction * last as f64;
     let below = num::truncate_usize(place).min(last);
     let above = (below + 1).min(last);
     sorted[below] + (place - below as f64) * (sorted[above] - sorted[below])
@@ -99,14 +100,14 @@ mod tests {
     }
 
     #[test]
-    fn the_interval_of_a_share_has_its_binomial_width() {
+    fn the_interval_of_a_fraction_has_its_binomial_width() {
         let (n, hits) = (2000_usize, 500_usize);
         let bootstrap = Bootstrap::new(1, 1000).unwrap();
-        let share = |draws: &mut Draws| {
+        let fraction = |draws: &mut Draws| {
             let drawn = draws.examples(n);
             vec![drawn.iter().filter(|&&i| i < hits).count() as f64 / n as f64]
         };
-        let values = bootstrap.resample("test", 1, share).remove(0);
+        let values = bootstrap.resample("test", 1, fraction).remove(0);
         assert!((num::mean(&values) - 0.25).abs() < 0.002);
         let expected = (0.25 * 0.75 / n as f64).sqrt();
         let found = num::std_dev(&values);

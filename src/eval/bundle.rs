@@ -1,8 +1,9 @@
-//! The data an evaluation needs, as plain structs: no file, no codec, no tokeniser.
+//! The data that an evaluation needs, as plain structs: they know no file, codec or
+//! tokenizer.
 //!
 //! A [`Split`] knows its role at compile time. Fitting takes [`Train`], choosing takes
-//! [`Validation`], reporting takes [`Test`]; and because a role could still be given to the
-//! wrong file, [`Bundle::check`] refuses a test picture that also trains or validates.
+//! [`Validation`] and reporting takes [`Test`]. Because a role could still be given to the
+//! wrong file, [`Bundle::check`] refuses a test picture that is also trained or chosen on.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,7 +23,7 @@ pub struct Validation;
 #[derive(Debug, Clone, Copy)]
 pub struct Test;
 
-/// Pictures by their positions in a split, normalised: `indices` to [n, 3, S, S].
+/// Normalized pictures [n, 3, S, S] by their positions in a split.
 pub type Pixels<'a> = Box<dyn Fn(&[usize]) -> Result<Vec<f32>> + 'a>;
 
 /// Texts to token ids [n, T].
@@ -31,7 +32,7 @@ pub type Tokenise<'a> = &'a dyn Fn(&[String]) -> Result<Vec<u32>>;
 /// One concept: a class of the zero-shot tasks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Concept {
-    /// What prompts call it.
+    /// Its name in prompts.
     pub label: String,
     /// Group it belongs to.
     pub group: usize,
@@ -62,14 +63,14 @@ pub struct Split<'a, R> {
     role: PhantomData<R>,
 }
 
-/// Everything [`super::evaluate`] reads, the names as in `dataset.json`.
+/// Everything that [`super::evaluate`] reads; names are those of `dataset.json`.
 #[derive(Debug)]
 pub struct Bundle<'a> {
     /// Classes and prompts.
     pub vocabulary: Vocabulary<'a>,
-    /// Where probes learn.
+    /// Pictures that probes are fitted on.
     pub train: Split<'a, Train>,
-    /// Where probes choose their ℓ2 weight.
+    /// Pictures that the ℓ2 weight of probes is chosen on.
     pub validation: Split<'a, Validation>,
     /// The held-out splits that the names below refer to.
     pub splits: Vec<Split<'a, Test>>,
@@ -79,7 +80,7 @@ pub struct Bundle<'a> {
     pub shifts: Vec<String>,
     /// Split of the retrieval, group and subgroup tasks.
     pub retrieval: String,
-    /// Split of the concepts never trained on, if there is one.
+    /// Split of concepts that are never trained on, if there is one.
     pub held_out: Option<String>,
 }
 
@@ -98,8 +99,10 @@ impl<'a, R> Split<'a, R> {
             [("concepts", concept.len()), ("caption lists", captions.len())]
         {
             if found != n && !(what == "caption lists" && found == 0) {
-                let message = format!("split {name}: {n} samples with {found} {what}");
-                return Err(Error::failed(message));
+                return Err(Error::failed(format!(
+                    "split {name}: found {found} {what} for {n} samples, expected one per \
+                     sample"
+                )));
             }
         }
         let name = name.to_owned();
@@ -128,10 +131,10 @@ impl<'a, R> Split<'a, R> {
             Some(index) => {
                 let (name, sample) = (&self.name, self.sample[index]);
                 let found = self.concept[index];
-                let message = format!(
-                    "split {name}: sample {sample} has concept {found} of {concepts}"
-                );
-                Err(Error::corrupt(message))
+                Err(Error::corrupt(format!(
+                    "split {name}: sample {sample} has concept {found}, expected a number \
+                     below {concepts}"
+                )))
             }
         }
     }
@@ -142,15 +145,18 @@ impl Vocabulary<'_> {
     pub(super) fn prompts(&self) -> Result<Vec<String>> {
         let bad = self.templates.iter().find(|t| !t.contains("{}"));
         if let Some(template) = bad {
-            let message = format!("template {template:?} has no {{}} for the label");
-            return Err(Error::usage(message));
+            return Err(Error::usage(format!(
+                "template {template:?} has no {{}} for the label"
+            )));
         }
+
         if self.templates.is_empty() || self.concepts.is_empty() {
             let (t, c) = (self.templates.len(), self.concepts.len());
-            let message =
-                format!("{c} concepts and {t} templates, expected at least one");
-            return Err(Error::failed(message));
+            return Err(Error::failed(format!(
+                "found {c} concepts and {t} templates, expected at least one of each"
+            )));
         }
+
         let prompts = self.concepts.iter().flat_map(|concept| {
             self.templates.iter().map(|t| t.replace("{}", &concept.label))
         });
@@ -170,18 +176,20 @@ impl<'a> Bundle<'a> {
         self.splits.iter().find(|s| s.name == name).ok_or_else(|| {
             let known: Vec<&str> = self.splits.iter().map(|s| s.name.as_str()).collect();
             Error::failed(format!(
-                "no test split {name:?}; there are {}",
+                "there is no test split {name:?} among {}",
                 known.join(", ")
             ))
         })
     }
 
-    /// Refuses names that mean nothing, concepts that do not exist, and a picture that is
-    /// both tested on and trained or chosen on.
+    /// Refuses names of splits that do not exist, concepts that do not exist, and a picture
+    /// that is both tested on and trained or chosen on.
     pub fn check(&self) -> Result<()> {
         let concepts = self.vocabulary.concepts.len();
         self.train.check(concepts)?;
         self.validation.check(concepts)?;
+
+        // Pictures may repeat within the training split, but never across splits.
         let mut seen: BTreeMap<u32, &str> = BTreeMap::new();
         seen.extend(self.train.sample.iter().map(|&s| (s, self.train.name.as_str())));
         let validation = self.validation.name.as_str();
@@ -190,21 +198,24 @@ impl<'a> Bundle<'a> {
             split.check(concepts)?;
             disjoint(&mut seen, &split.sample, &split.name)?;
         }
+
         let named = self.tests.iter().chain(&self.shifts).chain(&self.held_out);
         for name in named.chain([&self.retrieval]) {
             if self.test(name)?.is_empty() {
                 return Err(Error::failed(format!("split {name} has no pictures")));
             }
         }
+
         match self.shifts.iter().find(|s| !self.tests.contains(s)) {
             None => Ok(()),
             Some(name) => {
-                Err(Error::failed(format!("shift split {name} is not a test split")))
+                Err(Error::failed(format!("the shift split {name} is not a test split")))
             }
         }
     }
 }
 
+/// Adds the samples of split `name`; refuses one that another split has.
 fn disjoint<'s>(
     seen: &mut BTreeMap<u32, &'s str>,
     samples: &[u32],
@@ -212,9 +223,9 @@ fn disjoint<'s>(
 ) -> Result<()> {
     for &sample in samples {
         if let Some(other) = seen.insert(sample, name) {
-            let message =
-                format!("sample {sample} is in split {other} and in split {name}");
-            return Err(Error::corrupt(message));
+            return Err(Error::corrupt(format!(
+                "sample {sample} is in split {other} and in split {name}, expected it in one"
+            )));
         }
     }
     Ok(())

@@ -1,7 +1,7 @@
-//! From splits and texts to matrices, a batch at a time.
+//! From splits and texts to matrices, one batch at a time.
 //!
-//! The only file of evaluation that calls the model. It holds the [`Encoder`] to its word:
-//! one row an input, the promised width, unit length.
+//! This is the only file of evaluation that calls the model. It checks what the [`Encoder`]
+//! promises: one row per input, of the promised width and of unit length.
 
 use std::marker::PhantomData;
 
@@ -10,7 +10,7 @@ use super::{Encoder, Split, Vocabulary};
 use crate::error::{Context, Error, Result};
 use crate::linalg::Matrix;
 
-/// How far a row's length may be from 1: f32 rounding, or a bf16 tower's.
+/// How far a row's length may be from 1: the rounding of a tower in bf16.
 const UNIT_TOLERANCE: f64 = 1e-2;
 
 /// Embedded pictures with their labels, in the role of their split.
@@ -40,7 +40,8 @@ impl<R> LabelledImages<R> {
 }
 
 impl LabelledImages<super::Test> {
-    /// Pictures that were embedded as they streamed by; their places are their numbers.
+    /// Pictures that were embedded as they streamed by; their positions become their sample
+    /// numbers.
     pub fn embedded(
         split: &str,
         embeddings: Matrix,
@@ -54,7 +55,7 @@ impl LabelledImages<super::Test> {
     }
 }
 
-/// Unit embeddings [n, P] of `n` normalised pictures, `pixels` [n, 3, S, S].
+/// Unit embeddings [n, P] of `n` normalized pictures, `pixels` [n, 3, S, S].
 pub fn embed_pictures(
     encoder: &mut dyn Encoder,
     pixels: &[f32],
@@ -72,6 +73,7 @@ pub(super) fn images<R>(
     indices: &[usize],
     batch: usize,
 ) -> Result<LabelledImages<R>> {
+    // Pixels are read and dropped batch by batch: only embeddings stay in memory.
     let mut data = Vec::with_capacity(indices.len() * encoder.embed_dim());
     for part in indices.chunks(batch.max(1)) {
         let rows = (split.pixels)(part)
@@ -79,6 +81,7 @@ pub(super) fn images<R>(
             .context(|| format!("embedding pictures of split {}", split.name))?;
         data.extend(rows.into_data());
     }
+
     Ok(LabelledImages {
         split: split.name.clone(),
         embeddings: Matrix::new(indices.len(), encoder.embed_dim(), data)?,
@@ -133,36 +136,44 @@ pub(super) fn captions<R>(
         let own = split.captions.get(index).map_or(&[][..], Vec::as_slice);
         if own.is_empty() {
             let (name, sample) = (&split.name, split.sample[index]);
-            let message =
-                format!("split {name}: sample {sample} has no retrieval caption");
-            return Err(Error::corrupt(message));
+            return Err(Error::corrupt(format!(
+                "split {name}: sample {sample} has no retrieval caption"
+            )));
         }
         all.extend_from_slice(own);
         owner.extend(own.iter().map(|_| place));
     }
+
     Ok((texts(encoder, vocabulary, &all, batch)?, owner))
 }
 
+/// Refuses `len` values that do not divide evenly among `n` inputs.
 fn whole(len: usize, n: usize, what: &str) -> Result<()> {
     if len == 0 || !len.is_multiple_of(n) {
-        return Err(Error::failed(format!("{len} {what} for {n} inputs")));
+        return Err(Error::failed(format!(
+            "found {len} {what} for {n} inputs, expected a positive multiple of {n}"
+        )));
     }
     Ok(())
 }
 
+/// The embeddings, if they are `n` unit rows of `width` values.
 fn checked(found: Matrix, n: usize, width: usize) -> Result<Matrix> {
-    let shape = (found.rows(), found.cols());
-    if shape != (n, width) {
-        let (rows, cols) = shape;
-        let message = format!("the encoder gave {rows}×{cols}, expected {n}×{width}");
-        return Err(Error::failed(message));
+    let (rows, cols) = (found.rows(), found.cols());
+    if (rows, cols) != (n, width) {
+        return Err(Error::failed(format!(
+            "the encoder returned {rows}×{cols} values, expected {n}×{width}"
+        )));
     }
+
+    // NaN compares false with everything and would pass a plain comparison.
     for (index, row) in found.iter_rows().enumerate() {
         let norm = norm(row);
         let off = (norm - 1.0).abs();
         if !off.is_finite() || off > UNIT_TOLERANCE {
-            let message = format!("embedding {index} has norm {norm}, expected 1");
-            return Err(Error::failed(message));
+            return Err(Error::failed(format!(
+                "the embedding of input {index} has norm {norm}, expected 1"
+            )));
         }
     }
     Ok(found)

@@ -8,10 +8,11 @@ use super::{Bootstrap, Bundle, Encoder, Evaluation, LabelledImages, Test, embed}
 use crate::config::EvaluateConfig;
 use crate::error::{Error, Result};
 
-/// Evaluates a model on every task the data allow; what they do not allow is a note.
+/// Evaluates a model on every task that the data allow; a task that they do not allow leaves
+/// a note.
 ///
-/// Deterministic in `seed`, the data and the encoder, whatever the number of threads. Every
-/// test picture is embedded once, of the training split only the few-shot pictures.
+/// The result depends on `seed`, the data and the encoder, and not on the number of threads.
+/// Every test picture is embedded once, and of the training split only the few-shot pictures.
 pub fn evaluate(
     encoder: &mut dyn Encoder,
     bundle: &Bundle<'_>,
@@ -20,6 +21,8 @@ pub fn evaluate(
 ) -> Result<Evaluation> {
     bundle.check()?;
     let bootstrap = Bootstrap::new(seed, config.bootstrap)?;
+
+    // Everything is embedded once, before any task measures it.
     let vocabulary = &bundle.vocabulary;
     let prompts =
         embed::texts(encoder, vocabulary, &vocabulary.prompts()?, config.batch)?;
@@ -27,6 +30,7 @@ pub fn evaluate(
     for split in &bundle.splits {
         embedded.insert(split.name(), embed::split(encoder, split, config.batch)?);
     }
+
     let zero_shot = ZeroShot { vocabulary, prompts: &prompts, bootstrap };
     let mut out = Evaluation::default();
     let tests = named(&embedded, bundle.tests.iter())?;
@@ -36,25 +40,22 @@ pub fn evaluate(
     for images in named(&embedded, bundle.held_out.iter())? {
         out.measurements.extend(tasks::held_out::measure(&zero_shot, images)?);
     }
+
     let split = bundle.test(&bundle.retrieval)?;
     let all: Vec<usize> = (0..split.len()).collect();
     let (texts, owner) = embed::captions(encoder, vocabulary, split, &all, config.batch)?;
-    let captions = (&texts, owner.as_slice());
+    let captions = tasks::retrieval::Captions { texts: &texts, owner: &owner };
     let measured =
         tasks::retrieval::measure(bootstrap, retrieval, captions, &config.recall_at)?;
     out.measurements.extend(measured);
+
     let shifts = named(&embedded, bundle.shifts.iter())?;
-    probe(
-        encoder,
-        bundle,
-        config,
-        &Judges { shifts: &shifts, bootstrap, seed },
-        &mut out,
-    )?;
+    let judges = Judges { shifts: &shifts, bootstrap, seed };
+    probe(encoder, bundle, config, &judges, &mut out)?;
     Ok(out)
 }
 
-/// Who judges the probes, and with which luck.
+/// The pictures that judge the probes, and the random draws.
 #[derive(Debug)]
 struct Judges<'a> {
     shifts: &'a [&'a LabelledImages<Test>],
@@ -74,9 +75,13 @@ fn probe(
     let Some(&most) = config.shots.iter().max() else { return Ok(()) };
     if config.shots.contains(&0) || config.probe_draws == 0 || config.probe_l2.is_empty()
     {
-        let message = "evaluate.shots, probe_draws and probe_l2 must be positive";
-        return Err(Error::usage(message));
+        return Err(Error::usage(
+            "evaluate.shots, evaluate.probe_draws or evaluate.probe_l2 holds 0 or nothing, \
+             expected positive numbers",
+        ));
     }
+
+    // Subgroups, because concepts have too few pictures to draw from.
     let labels: Vec<usize> =
         bundle.train.concept.iter().map(|&c| concepts[c].subgroup).collect();
     let few = FewShot::draw(&labels, most, config.probe_draws, judges.seed);
@@ -84,10 +89,12 @@ fn probe(
     if found < 2 {
         let needed = FewShot::needed(most);
         out.notes.push(format!(
-            "no probe: {found} subgroups have {needed} training pictures, 2 are needed"
+            "there is no probe: {found} subgroups have {needed} training pictures, expected \
+             at least 2 such subgroups"
         ));
         return Ok(());
     }
+
     let class: Vec<Option<usize>> =
         concepts.iter().map(|c| few.classes().binary_search(&c.subgroup).ok()).collect();
     let batch = config.batch;
@@ -106,7 +113,8 @@ fn probe(
             out.choices = choices;
         }
         None => out.notes.push(
-            "no probe: no validation or no shifted picture has one of its subgroups"
+            "there is no probe: no validation picture or no shifted picture has one of its \
+             subgroups"
                 .to_owned(),
         ),
     }
@@ -120,7 +128,7 @@ fn named<'e, 'n>(
 ) -> Result<Vec<&'e LabelledImages<Test>>> {
     let find = |name: &String| {
         let found = embedded.get(name.as_str());
-        found.ok_or_else(|| Error::failed(format!("no test split {name:?}")))
+        found.ok_or_else(|| Error::failed(format!("there is no test split {name:?}")))
     };
     names.into_iter().map(find).collect()
 }

@@ -1,7 +1,7 @@
-//! A few text queries with the pictures they bring up, for the report's picture sheet.
+//! A few text queries with the pictures they find, for the report's picture sheet.
 //!
-//! The queries are drawn by the run seed before any model is seen: no cherry-picking, and
-//! the same queries for every model of a seed.
+//! The queries are drawn by the run's seed before any model is seen: nothing is picked for
+//! its result, and every model of a seed gets the same queries.
 
 use super::ranking::{rank_of, top_k};
 use super::{Bundle, Encoder, embed, similarity};
@@ -46,14 +46,18 @@ pub fn example_retrievals(
     let mut order: Vec<usize> = (0..split.len()).collect();
     order.shuffle(&mut rng::stream(seed, "eval/examples"));
     order.truncate(count);
+
     let images = embed::split(encoder, split, batch)?;
     let (texts, owner) =
         embed::captions(encoder, &bundle.vocabulary, split, &order, batch)?;
-    // The first caption of each picture: its owner appears there for the first time.
+
+    // Only the first caption of each picture is asked with: its owner appears there for the
+    // first time.
     let first: Vec<usize> =
         (0..order.len()).map(|i| owner.partition_point(|&o| o < i)).collect();
     let rows = first.iter().flat_map(|&row| texts.row(row).to_vec()).collect();
     let queries = Matrix::new(order.len(), texts.cols(), rows)?;
+
     let captions = split.captions.as_slice();
     similarity::map_rows(&queries, &images.embeddings, |query, scores| {
         let picture = order[query];

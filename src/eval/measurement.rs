@@ -1,11 +1,11 @@
-//! What an evaluation found: rows for `metrics.parquet`, and the same as JSON.
+//! What an evaluation found, for `metrics.parquet` and as JSON.
 
 use serde::Serialize;
 
 use super::Interval;
 use crate::error::{Context, Result};
 
-/// One number with its interval: a row of `metrics.parquet` but for the `point`.
+/// One number with its interval: a row of `metrics.parquet` without its `point`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Measurement {
     /// `concept`, `group`, `subgroup`, `heldout`, `retrieval`, `probe` or `summary`.
@@ -14,22 +14,22 @@ pub struct Measurement {
     pub split: String,
     /// Name of the metric.
     pub metric: String,
-    /// Share in 0..1.
+    /// Fraction in 0..1.
     pub value: f64,
     /// Low end of the 95 % bootstrap interval.
     pub low: f64,
     /// High end of the 95 % bootstrap interval.
     pub high: f64,
-    /// Examples (queries of the task), for probes the draws.
+    /// Number of examples (queries of the task), or of draws for probes.
     pub n: u32,
 }
 
-/// The ℓ2 weight a probe settled on, and what spoke for it.
+/// The ℓ2 weight that was chosen for a probe, and the accuracies it was chosen by.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Choice {
     /// `logistic` or `ridge`.
     pub probe: String,
-    /// Examples a class.
+    /// Examples per class.
     pub shots: usize,
     /// The chosen weight.
     pub l2: f64,
@@ -44,7 +44,7 @@ pub struct Choice {
 pub struct Evaluation {
     /// The numbers, in the order of the report.
     pub measurements: Vec<Measurement>,
-    /// How the probes were tuned.
+    /// The ℓ2 weights that were chosen for the probes.
     pub choices: Vec<Choice>,
     /// What could not be measured, and why.
     pub notes: Vec<String>,
@@ -65,7 +65,7 @@ impl Evaluation {
     }
 }
 
-/// Task and split, to which metrics are added.
+/// The task and split that metrics belong to.
 #[derive(Debug)]
 pub(super) struct Row<'a> {
     pub(super) task: &'a str,

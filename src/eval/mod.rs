@@ -1,11 +1,12 @@
-//! Evaluation of a trained model: zero-shot tasks, probes, and how sure the numbers are.
+//! Evaluation of a trained model: zero-shot tasks, probes, and the intervals of both.
 //!
-//! Two steps that never mix. *Embedding* asks an [`Encoder`] for unit vectors, once a
-//! picture and once a prompt. *Measuring* sees matrices and labels only: no model, no file,
-//! no split it was not handed. Splits carry their role in their type ([`Train`],
-//! [`Validation`], [`Test`]), so a probe cannot be tuned on the pictures that judge it.
+//! It has two steps that never mix. *Embedding* asks an [`Encoder`] for unit vectors, once
+//! per picture and once per prompt. *Measuring* sees matrices and labels only: no model, no
+//! file, and no split that it was not given. Splits carry their role in their type
+//! ([`Train`], [`Validation`], [`Test`]), so a probe cannot be tuned on the pictures that
+//! judge it.
 //!
-//! Measurements are those of METHOD §6, named as in `docs/artifacts.md`.
+//! Tasks and metrics are listed in `docs/artifacts.md`.
 
 mod bootstrap;
 mod bundle;
@@ -39,9 +40,9 @@ pub trait Encoder {
     /// Width P of the embeddings.
     fn embed_dim(&self) -> usize;
 
-    /// Unit embeddings [n, P] of `n` normalised pictures, `pixels` [n, 3, S, S].
+    /// Unit embeddings [n, P] of `n` normalized pictures, `pixels` [n, 3, S, S].
     fn images(&mut self, pixels: &[f32], n: usize) -> Result<Matrix>;
 
-    /// Unit embeddings [n, P] of `n` tokenised texts, `ids` [n, T].
+    /// Unit embeddings [n, P] of `n` tokenized texts, `ids` [n, T].
     fn texts(&mut self, ids: &[u32], n: usize) -> Result<Matrix>;
 }

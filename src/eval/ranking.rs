@@ -1,7 +1,8 @@
-//! The order of candidates under a score: higher first, ties by the lower index.
+//! The order of candidates by their scores: the higher score first, of equal scores the lower
+//! index.
 //!
-//! Recalls and accuracies at any k follow from one number a query, the rank of the right
-//! answer, which one pass over the scores gives: nothing is sorted.
+//! Recalls and accuracies at any k follow from one number per query, the rank of the right
+//! answer. One pass over the scores gives it without sorting them.
 
 use std::cmp::Ordering;
 

@@ -1,7 +1,7 @@
 //! The two tasks of `CLIP_benchmark` on embedded pictures, under its names.
 //!
-//! The pictures of such a set are too many to hold: they are embedded as they stream by, and
-//! only vectors come here. The numbers are those of the pipeline's own tasks.
+//! The pictures of such a data set are too many to keep: they are embedded as they stream by,
+//! and only vectors come here. The numbers are those of the pipeline's own tasks.
 
 use super::tasks::{self, ZeroShot};
 use super::{Bootstrap, Encoder, LabelledImages, Measurement, Test, Vocabulary, embed};
@@ -12,19 +12,19 @@ pub const CLASSIFICATION: &str = "zeroshot_classification";
 /// Name of the retrieval task.
 pub const RETRIEVAL: &str = "zeroshot_retrieval";
 
-/// How a set is measured.
+/// How a data set is measured.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Prompts or captions embedded at a time.
     pub batch: usize,
     /// Resampling of the intervals.
     pub bootstrap: Bootstrap,
-    /// k of the recalls.
+    /// The k of the recalls.
     pub recall_at: Vec<usize>,
 }
 
 /// acc1, acc5 (from five classes on) and `mean_per_class_recall` over all classes of
-/// `vocabulary`; the concepts of `images` are its numbers.
+/// `vocabulary`, whose numbers are the concepts of `images`.
 pub fn classification(
     encoder: &mut dyn Encoder,
     vocabulary: &Vocabulary<'_>,
@@ -49,8 +49,11 @@ pub fn retrieval(
 ) -> Result<Vec<Measurement>> {
     if captions.len() != images.len() {
         let (pictures, found) = (images.len(), captions.len());
-        return Err(Error::failed(format!("{pictures} pictures, {found} caption lists")));
+        return Err(Error::failed(format!(
+            "found {found} caption lists for {pictures} pictures, expected one per picture"
+        )));
     }
+
     let owner: Vec<usize> = captions
         .iter()
         .enumerate()
@@ -58,7 +61,7 @@ pub fn retrieval(
         .collect();
     let all: Vec<String> = captions.iter().flatten().cloned().collect();
     let texts = embed::texts(encoder, vocabulary, &all, settings.batch)?;
-    let pairs = (&texts, owner.as_slice());
+    let pairs = tasks::retrieval::Captions { texts: &texts, owner: &owner };
     let found = tasks::retrieval::measure(
         settings.bootstrap,
         images,

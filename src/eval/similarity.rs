@@ -1,10 +1,10 @@
-//! Dot products of every query with every candidate, a block of queries at a time.
+//! Dot products of every query with every candidate, one block of queries at a time.
 //!
-//! A plain blocked loop and not a library's matrix product, for one property: every score
-//! is the sum over the axis P in order, whatever its place in a tile. Equal vectors score
-//! equal to the last bit, so the tie rule of [`super::ranking`] is exact; a permutation of the
-//! candidates permutes the scores; and neither threads nor the processor's vector width
-//! changes a bit.
+//! This is a plain blocked loop instead of a library's matrix product for one property: every
+//! score is the sum over the axis P in order, whatever its place in a tile. So equal vectors
+//! have equal scores to the last bit, which makes the tie rule of [`super::ranking`] exact; a
+//! permutation of the candidates permutes the scores; and neither threads nor the processor's
+//! vector width changes a bit.
 
 use crate::error::{Error, Result};
 use crate::linalg::Matrix;
@@ -14,13 +14,14 @@ use crate::par;
 const LANES: usize = 8;
 /// Queries multiplied at a time with one panel.
 const ROWS: usize = 4;
-/// Queries a parallel piece takes; a multiple of [`ROWS`].
+/// Queries of a parallel task; a multiple of [`ROWS`].
 const BLOCK: usize = 32;
 
 /// Scores each row of `queries` [n, P] against all rows of `candidates` [C, P] and returns
 /// `work(query, scores [C])` of every query in order.
 ///
-/// Cost: n·C·P multiply-adds, memory C·(P + 32) floats a thread. Sums in f32.
+/// The cost is n·C·P multiply-adds and memory for C·(P + 32) floats per thread. Sums are in
+/// f32.
 pub fn map_rows<T: Send>(
     queries: &Matrix,
     candidates: &Matrix,
@@ -28,14 +29,18 @@ pub fn map_rows<T: Send>(
 ) -> Result<Vec<T>> {
     let (width, found) = (queries.cols(), candidates.cols());
     if width != found {
-        let message = format!("queries are {width} wide, candidates {found}");
-        return Err(Error::failed(message));
+        return Err(Error::failed(format!(
+            "candidates have {found} values, expected {width} as the queries have"
+        )));
     }
+
     let panels = pack(candidates);
     let count = candidates.rows();
-    let pieces = par::map(queries.rows().div_ceil(BLOCK), |piece| {
-        let first = piece * BLOCK;
+    let blocks = par::map(queries.rows().div_ceil(BLOCK), |block| {
+        let first = block * BLOCK;
         let last = (first + BLOCK).min(queries.rows());
+
+        // The scores of a few queries at a time fit the cache; all of them would not.
         let mut scores = vec![0.0; ROWS * count];
         let mut out = Vec::with_capacity(last - first);
         for start in (first..last).step_by(ROWS) {
@@ -47,7 +52,7 @@ pub fn map_rows<T: Send>(
         }
         out
     });
-    Ok(pieces.into_iter().flatten().collect())
+    Ok(blocks.into_iter().flatten().collect())
 }
 
 /// Rows of `matrix` scaled to unit length (norms in f64), refusing zero and non-finite rows;
@@ -55,11 +60,12 @@ pub fn map_rows<T: Send>(
 pub fn unit_rows(matrix: &Matrix, what: &str) -> Result<Matrix> {
     let mut out = matrix.clone();
     for (index, row) in matrix.iter_rows().enumerate() {
+        // A zero or a NaN would become a row of NaN, which every comparison passes over.
         let norm = norm(row);
         if !norm.is_finite() || norm <= 0.0 {
-            let message =
-                format!("row {index} of {what} has norm {norm}, not a direction");
-            return Err(Error::failed(message));
+            return Err(Error::failed(format!(
+                "row {index} of {what} has norm {norm}, expected a positive number"
+            )));
         }
         for (to, &from) in out.row_mut(index).iter_mut().zip(row) {
             *to = crate::num::round_f32(f64::from(from) / norm);
@@ -102,6 +108,8 @@ fn score(block: &[f32], panels: &[f32], count: usize, scores: &mut [f32]) {
     let panel_len = (block.len() / ROWS * LANES).max(1);
     for (index, panel) in panels.chunks_exact(panel_len).enumerate() {
         let sums = tile(block, panel);
+
+        // The last panel is padded: its surplus sums belong to no candidate.
         let (from, to) = (index * LANES, ((index + 1) * LANES).min(count));
         for (row, sum) in sums.iter().enumerate() {
             scores[row * count + from..row * count + to]

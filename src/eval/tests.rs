@@ -249,7 +249,10 @@ fn what_does_not_fit_is_refused_by_name() {
     refused(&|b, _| b.shifts.push("heldout".to_owned()), "heldout is not a test split");
     refused(&|b, _| b.held_out = Some("pair".to_owned()), "which is not held out");
     refused(&|b, _| b.vocabulary.templates[1] = "a picture".to_owned(), "has no {}");
-    refused(&|b, _| b.vocabulary.concepts.truncate(50), "has concept 50 of 50");
+    refused(
+        &|b, _| b.vocabulary.concepts.truncate(50),
+        "has concept 50, expected a number below 50",
+    );
     refused(
         &|b, _| b.splits[0].captions[4].clear(),
         "sample 2004 has no retrieval caption",

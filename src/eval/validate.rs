@@ -1,7 +1,7 @@
-//! The cheap look during training: three numbers on the validation split.
+//! The cheap evaluation during training: three numbers on the validation split.
 //!
-//! The same definitions as the final tasks, so that the curves lead to the final numbers;
-//! without bootstrap, probes and other splits.
+//! They are defined as in the final tasks, so that the curves lead to the final numbers. The
+//! bootstrap, the probes and the other splits are left out.
 
 use std::collections::BTreeSet;
 
@@ -13,9 +13,9 @@ use crate::linalg::Matrix;
 
 /// Concept accuracy and retrieval recall at 1 both ways, named for `validation.parquet`.
 ///
-/// Retrieval takes the first picture of each concept: pictures of one concept share their
-/// captions, and among equal captions nobody could be right. Cost: every prompt and every
-/// validation picture through the towers once.
+/// Retrieval takes only the first picture of each concept: pictures of one concept share
+/// their captions, and no model could tell equal captions apart. Every prompt and every
+/// validation picture goes through the towers once.
 pub fn validate(
     encoder: &mut dyn Encoder,
     vocabulary: &Vocabulary<'_>,
@@ -23,12 +23,14 @@ pub fn validate(
     batch: usize,
 ) -> Result<Vec<(String, f64)>> {
     validation.check(vocabulary.concepts.len())?;
+
     let prompts = embed::texts(encoder, vocabulary, &vocabulary.prompts()?, batch)?;
     let classes: Vec<Vec<usize>> =
         (0..vocabulary.concepts.len()).map(|c| vocabulary.rows(c).collect()).collect();
     let images = embed::split(encoder, validation, batch)?;
     let classifier = classifier::build(&prompts, &classes)?;
     let found = Classified::new(&images.embeddings, &classifier, &images.concept)?;
+
     let mut seen = BTreeSet::new();
     let first: Vec<usize> =
         (0..images.len()).filter(|&i| seen.insert(images.concept[i])).collect();
@@ -36,6 +38,7 @@ pub fn validate(
     let rows = first.iter().flat_map(|&i| images.embeddings.row(i).to_vec()).collect();
     let pictures = Matrix::new(first.len(), images.embeddings.cols(), rows)?;
     let pairs = Retrieval::new(&pictures, &texts, &owner)?;
+
     Ok(vec![
         ("concept/acc1".to_owned(), found.accuracy().acc1),
         (

@@ -1,74 +1,224 @@
-//! Picture files: PNG, JPEG and WebP in, PNG out.
+//! Picture files in, PNG out.
 //!
-//! Sizes are read from the header and refused before memory is taken for the pixels: a small
-//! file may declare a huge picture. EXIF orientation is ignored, as `open_clip` does; alpha
-//! is laid over white, because the drawings and cut-outs this crate meets stand on paper.
+//! Read are PNG, JPEG, WebP, GIF, BMP, TIFF and PNM, told by their first bytes and not by
+//! their names. Sizes are read from the header and refused before memory is taken for the
+//! pixels: a small file may declare a huge picture. EXIF orientation is ignored, as `open_clip`
+//! does; of an animation the first picture counts.
 
 use std::io::Cursor;
 
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
-use image::{DynamicImage, ExtendedColorType, ImageEncoder, ImageReader, Limits};
+use image::{
+    DynamicImage, ExtendedColorType, GrayImage, ImageDecoder, ImageEncoder, ImageFormat,
+    ImageReader, Limits, RgbImage, RgbaImage,
+};
+use png::{BitDepth, ColorType};
 
-use super::Picture;
+use super::{Picture, jpeg};
 use crate::error::{Context, Error, Result};
 use crate::num;
 
 /// Largest accepted picture, in pixels (`open_clip`'s limit against decompression bombs).
 pub const MAX_PIXELS: u64 = 25_000_000;
 
-/// Reads a PNG, JPEG or WebP file from memory; `name` is for the error.
-pub fn decode(bytes: &[u8], name: &str) -> Result<Picture> {
-    open(bytes, name).map(|image| flatten(&image))
+/// What a file holds, in the forms that Pillow resizes differently.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Pixels {
+    /// Colors; gray and palettes are colors already.
+    Color(Picture),
+    /// Colors and how opaque each pixel is [height, width].
+    Alpha {
+        /// The colors, laid over nothing.
+        color: Picture,
+        /// 0 is transparent.
+        alpha: Vec<u8>,
+        /// Where that stands in the file.
+        origin: Origin,
+    },
+    /// Cyan, magenta and yellow as if they were red, green and blue; black three times.
+    Print {
+        /// 255 is full ink.
+        inks: Picture,
+        /// 255 is full ink.
+        black: Picture,
+    },
+    /// Black and white, one bit a pixel in the file.
+    Bilevel(Picture),
 }
 
-/// Like [`decode`], but what the file holds: its colours, and its alpha [height, width] if it
-/// has any, neither laid over anything.
-pub fn decode_layers(bytes: &[u8], name: &str) -> Result<(Picture, Option<Vec<u8>>)> {
-    let image = open(bytes, name)?;
-    let (width, height) = (num::widen(image.width()), num::widen(image.height()));
-    if !image.color().has_alpha() {
-        return Ok((Picture { width, height, rgb: image.to_rgb8().into_raw() }, None));
-    }
-    let rgba = image.to_rgba8();
-    let rgb = rgba.pixels().flat_map(|p| [p.0[0], p.0[1], p.0[2]]).collect();
-    let alpha = rgba.pixels().map(|p| p.0[3]).collect();
-    Ok((Picture { width, height, rgb }, Some(alpha)))
+/// Where a file says that pixels are transparent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// In a channel of its own: Pillow resizes it with the colors.
+    Channel,
+    /// In a list of transparent colors (PNG's tRNS, GIF): Pillow's RGB does not know it.
+    Colors,
+}
+
+/// Reads a picture file from memory and lays it over white: the drawings and cut-outs that
+/// this crate meets stand on paper. `name` is for the error.
+pub fn decode(bytes: &[u8], name: &str) -> Result<Picture> {
+    Ok(open(bytes, name)?.over_white().into_color())
 }
 
 /// Decodes a file whose header declares an acceptable size.
-fn open(bytes: &[u8], name: &str) -> Result<DynamicImage> {
+pub(super) fn open(bytes: &[u8], name: &str) -> Result<Pixels> {
     let context = || format!("decoding picture {name}");
-    let reader = || ImageReader::new(Cursor::new(bytes)).with_guessed_format();
-    let (width, height) =
-        reader().context(context)?.into_dimensions().context(context)?;
-    let pixels = u64::from(width) * u64::from(height);
+    let format = image::guess_format(bytes).context(context)?;
+    if format == ImageFormat::Jpeg {
+        return jpeg::read(bytes, name);
+    }
+    if format == ImageFormat::WebP {
+        check_length(bytes).context(context)?;
+    }
+
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(16 * MAX_PIXELS);
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    reader.limits(limits.clone());
+    let mut decoder = reader.into_decoder().context(context)?;
+    let (width, height) = decoder.dimensions();
+    check_size([u64::from(width), u64::from(height)], name)?;
+    decoder.set_limits(limits).context(context)?;
+
+    // `image` does not tell how a PNG stores its pixels: its header does.
+    let stored = if format == ImageFormat::Png { stored(bytes) } else { None };
+    let is_bilevel = match stored {
+        Some(stored) => stored == (ColorType::Grayscale, BitDepth::One),
+        // A bitmap's two colors need not be black and white.
+        None => {
+            format != ImageFormat::Bmp
+                && decoder.original_color_type() == ExtendedColorType::L1
+        }
+    };
+    let origin = match stored {
+        Some((ColorType::GrayscaleAlpha | ColorType::Rgba, _)) => Origin::Channel,
+        Some(_) => Origin::Colors,
+        None if format == ImageFormat::Gif => Origin::Colors,
+        None => Origin::Channel,
+    };
+    let image = eight_bits(DynamicImage::from_decoder(decoder).context(context)?);
+    Ok(pixels(&image, is_bilevel, origin))
+}
+
+/// Refuses a declared size [width, height] that is nothing or a decompression bomb.
+pub(super) fn check_size([width, height]: [u64; 2], name: &str) -> Result<()> {
+    let pixels = width.saturating_mul(height);
     if pixels == 0 || pixels > MAX_PIXELS {
         return Err(Error::failed(format!(
             "picture {name} is {width} x {height} pixels; accepted are 1 to {MAX_PIXELS}"
         )));
     }
-    let mut decoder = reader().context(context)?;
-    let mut limits = Limits::default();
-    limits.max_alloc = Some(16 * MAX_PIXELS);
-    decoder.limits(limits);
-    decoder.decode().context(context)
+    Ok(())
 }
 
-/// Lays the picture over white.
-fn flatten(image: &DynamicImage) -> Picture {
-    let (width, height) = (num::widen(image.width()), num::widen(image.height()));
-    if !image.color().has_alpha() {
-        return Picture { width, height, rgb: image.to_rgb8().into_raw() };
+/// Refuses a WebP that is shorter than its first header says; the decoder does not look at it.
+fn check_length(webp: &[u8]) -> Result<()> {
+    let Some([.., a, b, c, d]) = webp.first_chunk::<8>() else { return Ok(()) };
+    let declared = u64::from(u32::from_le_bytes([*a, *b, *c, *d])) + 8;
+    if webp.len() as u64 >= declared {
+        return Ok(());
     }
-    let over = |value: u8, alpha: u8| {
-        let (value, alpha) = (u32::from(value), u32::from(alpha));
-        let level = (value * alpha + 255 * (255 - alpha) + 127) / 255;
-        u8::try_from(level).unwrap_or(u8::MAX)
+    let found = webp.len();
+    Err(Error::failed(format!(
+        "it has {found} bytes, expected {declared}: it is cut short"
+    )))
+}
+
+/// How the header of a PNG says that its pixels are stored.
+fn stored(png: &[u8]) -> Option<(ColorType, BitDepth)> {
+    let mut decoder = png::Decoder::new(Cursor::new(png));
+    let header = decoder.read_header_info().ok()?;
+    Some((header.color_type, header.bit_depth))
+}
+
+/// Values of 16 bits become their upper 8, as Pillow has it for colors.
+fn eight_bits(image: DynamicImage) -> DynamicImage {
+    let (width, height) = (image.width(), image.height());
+    let upper = |values: &[u16]| values.iter().map(|v| v.to_be_bytes()[0]).collect();
+    let eight = match &image {
+        DynamicImage::ImageLuma16(gray) => {
+            GrayImage::from_raw(width, height, upper(gray.as_raw())).map(Into::into)
+        }
+        DynamicImage::ImageRgb16(rgb) => {
+            RgbImage::from_raw(width, height, upper(rgb.as_raw())).map(Into::into)
+        }
+        DynamicImage::ImageRgba16(rgba) => {
+            RgbaImage::from_raw(width, height, upper(rgba.as_raw())).map(Into::into)
+        }
+        DynamicImage::ImageLumaA16(gray) => {
+            let values = upper(gray.as_raw());
+            image::GrayAlphaImage::from_raw(width, height, values).map(Into::into)
+        }
+        _ => None,
     };
+    eight.unwrap_or(image)
+}
+
+fn pixels(image: &DynamicImage, is_bilevel: bool, origin: Origin) -> Pixels {
+    let (width, height) = (num::widen(image.width()), num::widen(image.height()));
+    let picture = |rgb| Picture { width, height, rgb };
+    if is_bilevel {
+        return Pixels::Bilevel(picture(image.to_rgb8().into_raw()));
+    }
+    if !image.color().has_alpha() {
+        return Pixels::Color(picture(image.to_rgb8().into_raw()));
+    }
     let rgba = image.to_rgba8();
-    let rgb =
-        rgba.pixels().flat_map(|p| [0, 1, 2].map(|c| over(p.0[c], p.0[3]))).collect();
-    Picture { width, height, rgb }
+    let color = picture(rgba.pixels().flat_map(|p| [p.0[0], p.0[1], p.0[2]]).collect());
+    let alpha = rgba.pixels().map(|p| p.0[3]).collect();
+    Pixels::Alpha { color, alpha, origin }
+}
+
+impl Pixels {
+    /// Width and height.
+    pub(super) fn extents(&self) -> [usize; 2] {
+        let (Self::Color(picture)
+        | Self::Alpha { color: picture, .. }
+        | Self::Print { inks: picture, .. }
+        | Self::Bilevel(picture)) = self;
+        [picture.width, picture.height]
+    }
+
+    /// Colors before any resize: transparency is dropped and inks are mixed.
+    pub(super) fn into_color(self) -> Picture {
+        match self {
+            Self::Color(color) | Self::Alpha { color, .. } | Self::Bilevel(color) => {
+                color
+            }
+            Self::Print { inks, black } => mixed(&inks, &black),
+        }
+    }
+
+    /// The same without transparency, wherever it came from.
+    pub(super) fn over_white(self) -> Self {
+        let Self::Alpha { mut color, alpha, .. } = self else { return self };
+        for (pixel, &alpha) in color.rgb.chunks_exact_mut(3).zip(&alpha) {
+            for value in pixel {
+                let (level, alpha) = (u32::from(*value), u32::from(alpha));
+                let level = (level * alpha + 255 * (255 - alpha) + 127) / 255;
+                *value = u8::try_from(level).unwrap_or(u8::MAX);
+            }
+        }
+        Self::Color(color)
+    }
+}
+
+/// Inks of print as colors: what neither an ink nor black takes away from white.
+pub(super) fn mixed(inks: &Picture, black: &Picture) -> Picture {
+    let pairs = inks.rgb.iter().zip(&black.rgb);
+    let level = |(&ink, &black)| {
+        let paper = 255 - black;
+        paper - multiply(ink, paper)
+    };
+    let Picture { width, height, .. } = *inks;
+    Picture { width, height, rgb: pairs.map(level).collect() }
+}
+
+/// a · b / 255, rounded as Pillow does.
+pub(super) fn multiply(a: u8, b: u8) -> u8 {
+    let t = u32::from(a) * u32::from(b) + 128;
+    u8::try_from((t + (t >> 8)) >> 8).unwrap_or(u8::MAX)
 }
 
 /// Writes an RGB PNG; the bytes depend on the pixels only.
@@ -83,6 +233,8 @@ pub fn encode_png(picture: &Picture) -> Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -116,6 +268,28 @@ mod tests {
         for len in 0..bytes.len() - 12 {
             let error = decode(&bytes[..len], "cut.png").unwrap_err().to_string();
             assert!(error.contains("cut.png"), "{error}");
+        }
+    }
+
+    #[test]
+    fn files_of_every_format_are_refused_where_pixels_are_cut_off() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        for (name, may_lack) in [
+            ("pixels/color.bmp", 0),
+            ("pixels/color.tif", 0),
+            ("pixels/color.ppm", 0),
+            ("pixels/gray.pgm", 0),
+            ("preprocess/images/lossy.webp", 0),
+            ("preprocess/images/lossless.webp", 0),
+            // The first picture of an animation is whole without the others.
+            ("pixels/animated.gif", 360),
+            ("pixels/rgb16.png", 12),
+        ] {
+            let bytes = std::fs::read(folder.join(name)).unwrap();
+            assert!(decode(&bytes, name).is_ok(), "{name}");
+            for len in (0..bytes.len() - may_lack).rev().step_by(3) {
+                assert!(decode(&bytes[..len], name).is_err(), "{name} cut at {len}");
+            }
         }
     }
 

@@ -1,21 +1,22 @@
 //! Pictures: bytes to pixels, SVG to pixels, resizing, and the random changes of training.
 //!
-//! A [`Picture`] is 8-bit RGB, rows from the top, and nothing else: alpha is laid over white
-//! when a file is read, so that no later step has to know about it; [`square`] alone keeps it,
-//! because `open_clip`'s transform does.
+//! A [`Picture`] is 8-bit RGB, rows from the top, and nothing else. What else a file may hold
+//! (alpha, inks of print, one bit a pixel) ends in [`square`], which needs it because
+//! `open_clip`'s transform does, so that no later step has to know about it.
 
 mod augment;
 mod codec;
 mod drawing;
+mod jpeg;
 mod raster;
 mod resize;
 mod square;
 
 pub use augment::{Augmenter, Normalise};
-pub use codec::{MAX_PIXELS, decode, decode_layers, encode_png};
+pub use codec::{MAX_PIXELS, decode, encode_png};
 pub use raster::{rasterise, render};
-pub use resize::resize;
-pub use square::{Fit, fit_square, square};
+pub use resize::{Filter, resize};
+pub use square::{Convention, Fit, Framing, square, square_over_white};
 
 /// An 8-bit RGB picture: `rgb` holds `height` rows of `width` pixels of 3 bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]

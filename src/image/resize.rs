@@ -1,10 +1,12 @@
-//! Bicubic resizing that equals Pillow's bit for bit.
+//! Resizing that equals Pillow's bit for bit.
 //!
 //! Resamplers differ by up to 14 levels near black and white; published CLIP weights were
 //! trained on Pillow's. Its arithmetic: per axis scale = in/out, f = max(scale, 1); output i
-//! has centre c = (i + 0.5) scale and the taps j within 2f of it, with weights
-//! cubic((j - c + 0.5) / f), a = -0.5, normalised in f64 and rounded to 22-bit fixed point.
-//! The horizontal pass comes first and its result is rounded and clamped to 8 bits.
+//! has centre c = (i + 0.5) scale and the taps j within f times the filter's support of it,
+//! with weights filter((j - c + 0.5) / f), normalised in f64 and rounded to 22-bit fixed
+//! point. The horizontal pass comes first and its result is rounded and clamped to 8 bits.
+
+use serde::{Deserialize, Serialize};
 
 use super::Picture;
 use crate::num;
@@ -12,11 +14,62 @@ use crate::num;
 /// Fractional bits of a weight.
 const BITS: u32 = 22;
 
-/// Resizes to `width` x `height`. Cost: O(in height · width + height · width) · taps.
+/// How neighbouring pixels are weighted. The two that `open_clip` has for evaluation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Filter {
+    /// Keys' cubic with a = -0.5 (CLIP's default).
+    #[default]
+    Bicubic,
+    /// A triangle.
+    Bilinear,
+}
+
+impl Filter {
+    /// The name in files.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bicubic => "bicubic",
+            Self::Bilinear => "bilinear",
+        }
+    }
+
+    /// The distance, in pixels of the coarser side, beyond which the weight is zero.
+    fn support(self) -> f64 {
+        match self {
+            Self::Bicubic => 2.0,
+            Self::Bilinear => 1.0,
+        }
+    }
+
+    fn weight(self, x: f64) -> f64 {
+        match self {
+            Self::Bicubic => cubic(x),
+            Self::Bilinear => (1.0 - x.abs()).max(0.0),
+        }
+    }
+}
+
+/// Resizes to `width` x `height` with the bicubic filter.
+///
+/// Cost: O(in height · width + height · width) · taps.
 #[must_use]
 pub fn resize(picture: &Picture, width: usize, height: usize) -> Picture {
-    let columns = Taps::new(picture.width, width);
-    let rows = Taps::new(picture.height, height);
+    resize_with(picture, width, height, Filter::Bicubic)
+}
+
+/// [`resize`] with any filter.
+#[must_use]
+pub(super) fn resize_with(
+    picture: &Picture,
+    width: usize,
+    height: usize,
+    filter: Filter,
+) -> Picture {
+    let columns = Taps::new(picture.width, width, filter);
+    let rows = Taps::new(picture.height, height, filter);
+
     let mut middle = Picture::filled(width, picture.height, [0; 3]);
     for (from, to) in picture
         .rgb
@@ -34,6 +87,7 @@ pub fn resize(picture: &Picture, width: usize, height: usize) -> Picture {
             pixel.iter_mut().zip(sums).for_each(|(out, sum)| *out = level(sum));
         }
     }
+
     let mut out = Picture::filled(width, height, [0; 3]);
     let mut sums = vec![0_i32; width * 3];
     for (y, to) in out.rgb.chunks_exact_mut(width * 3).enumerate() {
@@ -62,16 +116,17 @@ struct Taps {
 }
 
 impl Taps {
-    fn new(from: usize, to: usize) -> Self {
+    fn new(from: usize, to: usize, filter: Filter) -> Self {
         let scale = from as f64 / to as f64;
         let stretch = scale.max(1.0);
+        let reach = filter.support() * stretch;
         let mut taps = Self { starts: Vec::new(), weights: Vec::new() };
         for i in 0..to {
             let centre = (i as f64 + 0.5) * scale;
-            let start = num::truncate_usize(centre - 2.0 * stretch + 0.5);
-            let end = num::truncate_usize(centre + 2.0 * stretch + 0.5).min(from);
+            let start = num::truncate_usize(centre - reach + 0.5);
+            let end = num::truncate_usize(centre + reach + 0.5).min(from);
             let raw: Vec<f64> = (start..end)
-                .map(|j| cubic((j as f64 - centre + 0.5) / stretch))
+                .map(|j| filter.weight((j as f64 - centre + 0.5) / stretch))
                 .collect();
             let total: f64 = raw.iter().sum();
             let one = f64::from(1_i32 << BITS);

@@ -31,13 +31,21 @@ const MOST_LEVELS: usize = 32;
 /// Longest header of a page; statistics of long texts stand in it.
 const LONGEST_HEADER: u64 = 1 << 20;
 
+/// What is said of a file that only its owner can read.
+const ENCRYPTED: &str = "it is encrypted, which is not supported";
+
 /// A reader of a Parquet file whose headers make sense.
 pub type Builder = ParquetRecordBatchReaderBuilder<File>;
 
 /// Opens a Parquet file. An error does not name it: the caller does.
 pub fn open(file: File) -> Result<Builder> {
     guarded(|| {
-        let not = |why: String| Error::corrupt(format!("not a Parquet file: {why}"));
+        let not = |why: String| {
+            if why == ENCRYPTED {
+                return Error::usage(why);
+            }
+            Error::corrupt(format!("not a Parquet file: {why}"))
+        };
         let size = file.metadata().map_err(|e| not(e.to_string()))?.len();
         check_footer(&file, size).map_err(not)?;
         let pages = file.try_clone().map_err(|e| not(e.to_string()))?;
@@ -61,6 +69,9 @@ fn check_footer(file: &File, size: u64) -> std::result::Result<(), String> {
     let at = size.checked_sub(8).ok_or("it is too short")?;
     file.read_exact_at(&mut tail, at).map_err(|e| e.to_string())?;
     let [a, b, c, d, magic @ ..] = tail;
+    if magic == *b"PARE" {
+        return Err(ENCRYPTED.to_owned());
+    }
     if magic != *b"PAR1" {
         return Err("it does not end in PAR1".to_owned());
     }

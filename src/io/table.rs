@@ -1,9 +1,12 @@
-//! Tables in Parquet: a few column types, whole or streamed, deterministic bytes.
+//! Tables in Parquet: a few column types, read and written whole or as a stream.
 //!
-//! The bytes of a Parquet file depend on the rows of every write call, on dictionary
-//! decisions and on the creator's name: here every write is a row group of [`GROUP`] rows,
-//! text is dictionary-coded, numbers are not, vectors are `FixedSizeList<f32>` stored
-//! as `BYTE_STREAM_SPLIT` + zstd without statistics, and the creator is always `upcycle`.
+//! Equal tables have equal bytes. As these depend on the rows of every write call, on
+//! dictionaries and on the creator's name, all of that is fixed: every write is a row group
+//! of [`GROUP`] rows; text has a dictionary and numbers have none; vectors are
+//! `FixedSizeList<f32>`, stored as `BYTE_STREAM_SPLIT` + zstd without statistics; and the
+//! creator is always `upcycle`.
+//!
+//! Which tables there are is the subject of [`tables`](crate::tables).
 
 mod column;
 mod stream;
@@ -42,16 +45,28 @@ impl Table {
         &self.columns
     }
 
-    /// Number of rows; columns of different lengths are refused when writing.
+    /// Number of rows, by the first column; columns of different lengths are refused when the
+    /// table is written.
     pub fn rows(&self) -> usize {
         self.columns.first().map_or(0, |(_, column)| column.rows())
     }
 
     /// The column of this name.
     pub fn column(&self, name: &str) -> Result<&Column> {
-        self.columns.iter().find(|(n, _)| n == name).map(|(_, c)| c).ok_or_else(|| {
-            let names: Vec<_> = self.columns.iter().map(|(n, _)| n.as_str()).collect();
-            Error::corrupt(format!("no column {name}; there are: {}", names.join(", ")))
+        Ok(&self.columns[self.position(name)?].1)
+    }
+
+    /// Removes the column of this name and returns it.
+    pub fn take(&mut self, name: &str) -> Result<Column> {
+        Ok(self.columns.remove(self.position(name)?).1)
+    }
+
+    fn position(&self, name: &str) -> Result<usize> {
+        self.columns.iter().position(|(own, _)| own == name).ok_or_else(|| {
+            let names: Vec<_> =
+                self.columns.iter().map(|(own, _)| own.as_str()).collect();
+            let names = names.join(", ");
+            Error::corrupt(format!("there is no column {name} among {names}"))
         })
     }
 
@@ -72,20 +87,13 @@ impl Table {
     /// Reads a whole Parquet file.
     pub fn read(path: &Path) -> Result<Self> {
         let mut reader = TableReader::open(path)?;
-        let mut whole: Option<Self> = None;
+        let mut whole = reader.empty()?;
         while let Some(part) = reader.next()? {
-            match &mut whole {
-                None => whole = Some(part),
-                Some(whole) => {
-                    for ((_, all), (_, more)) in
-                        whole.columns.iter_mut().zip(part.columns)
-                    {
-                        all.append(more)?;
-                    }
-                }
+            for ((_, all), (_, more)) in whole.columns.iter_mut().zip(part.columns) {
+                all.append(more)?;
             }
         }
-        whole.map_or_else(|| reader.empty(), Ok)
+        Ok(whole)
     }
 
     /// A u32 column.
@@ -148,7 +156,7 @@ impl Table {
     pub fn vectors(&self, name: &str) -> Result<(usize, &[f32])> {
         match self.column(name)? {
             Column::Vectors { width, data } => Ok((*width, data)),
-            other => Err(wrong(name, other, "vectors")),
+            other => Err(wrong(name, other, "vector")),
         }
     }
 }

@@ -143,7 +143,7 @@ impl VectorFile {
         wanted.dedup();
         if wanted.last().is_some_and(|&last| last >= self.rows) {
             let rows = self.rows;
-            return Err(Error::failed(format!("a row beyond the last of {rows}")))
+            return Err(Error::failed(format!("row index out of range ({rows} rows)")))
                 .context(place);
         }
         let values = match &self.place {
@@ -215,14 +215,14 @@ impl VectorFile {
         let builder = parquet(path)?;
         let fields = builder.schema().fields().clone();
         let names: Vec<&str> = fields.iter().map(|f| f.name().as_str()).collect();
-        let vectors = |index: &usize| match fields[*index].data_type() {
-            DataType::FixedSizeList(item, _)
-            | DataType::List(item)
-            | DataType::LargeList(item) => item.data_type() == &DataType::Float32,
-            _ => false,
-        };
+        let vectors =
+            |index: &usize| item(fields[*index].data_type()) == Some(&DataType::Float32);
+        let lists: Vec<usize> =
+            (0..names.len()).filter(|&i| item(fields[i].data_type()).is_some()).collect();
         let candidates: Vec<usize> = match name {
             Some(name) => (0..names.len()).filter(|&i| names[i] == name).collect(),
+            // The only column of lists is meant, whatever it holds: the error says what.
+            None if lists.len() == 1 => lists,
             None => (0..names.len()).filter(vectors).collect(),
         };
         let [index] = candidates[..] else {
@@ -247,8 +247,10 @@ impl VectorFile {
         };
         if !vectors(&index) || width == 0 {
             let found = fields[index].data_type();
+            let floats = [DataType::Float64, DataType::Float16];
+            let cast = cast(item(found).is_some_and(|item| floats.contains(item)));
             return Err(Error::corrupt(format!(
-                "column {name} holds {found}, expected lists of f32 of one length"
+                "column {name} holds {found}, expected lists of f32 of one length{cast}"
             )));
         }
         let place = Place::Column(index);
@@ -300,9 +302,12 @@ impl VectorFile {
                 name,
                 place: Place::Tensor(offset),
             }),
-            _ => Err(Error::corrupt(format!(
-                "a tensor of {dtype:?} {shape:?}, expected F32 [rows, width]"
-            ))),
+            _ => {
+                let cast = cast(matches!(dtype, Dtype::F64 | Dtype::F16 | Dtype::BF16));
+                Err(Error::corrupt(format!(
+                    "tensor {name} is {dtype:?} {shape:?}, expected F32 [rows, width]{cast}"
+                )))
+            }
         }
     }
 
@@ -326,6 +331,21 @@ impl VectorFile {
     }
 }
 
+/// What a column's lists hold; `None` if it holds no lists.
+fn item(column: &DataType) -> Option<&DataType> {
+    match column {
+        DataType::FixedSizeList(item, _)
+        | DataType::List(item)
+        | DataType::LargeList(item) => Some(item.data_type()),
+        _ => None,
+    }
+}
+
+/// The remedy for floats of another width.
+fn cast(is_float: bool) -> &'static str {
+    if is_float { "; cast it to f32" } else { "" }
+}
+
 /// The header entry of a tensor, by name or as the only one that is `wanted`: its name, its
 /// entry and the offset of its first byte. The file is as long as its header says.
 pub(super) fn tensor_info(
@@ -339,7 +359,11 @@ pub(super) fn tensor_info(
         Some(name) => key.as_str() == name,
         None => tensors.info(key).is_some_and(&wanted),
     };
-    let candidates: Vec<&String> = names.iter().filter(meant).collect();
+    let mut candidates: Vec<&String> = names.iter().filter(meant).collect();
+    if name.is_none() && candidates.is_empty() && names.len() == 1 {
+        // The only tensor is meant, whatever it holds: the error says what.
+        candidates = names.iter().collect();
+    }
     let ([key], Some(info)) =
         (&candidates[..], candidates.first().and_then(|key| tensors.info(key)))
     else {

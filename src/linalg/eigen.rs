@@ -9,7 +9,7 @@ use crate::error::{Context, Error, Result};
 pub struct SymmetricEigen {
     /// Eigenvalues, descending.
     pub values: Vec<f64>,
-    /// Orthonormal eigenvectors, one a column; the entry of largest magnitude (the first of
+    /// Orthonormal eigenvectors, one per column; the entry of largest magnitude (the first of
     /// equals) of each is positive.
     pub vectors: Mat<f64>,
 }
@@ -20,16 +20,20 @@ pub fn symmetric(a: MatRef<'_, f64>) -> Result<SymmetricEigen> {
     if n != a.ncols() || !a.is_all_finite() {
         let cols = a.ncols();
         return Err(Error::failed(format!(
-            "eigenvalues of a {n}×{cols} matrix: expected a square of finite values"
+            "cannot find the eigenvalues of a {n}×{cols} matrix: expected a square matrix of \
+             finite values"
         )));
     }
     if n == 0 {
         return Ok(SymmetricEigen { values: Vec::new(), vectors: Mat::zeros(0, 0) });
     }
+
     let found = a
         .self_adjoint_eigen(Side::Lower)
         .map_err(|cause| Error::failed(format!("{cause:?}")))
         .context(|| format!("eigenvalues of a symmetric {n}×{n} matrix"))?;
+
+    // faer's order is ascending, and its signs follow from the order of its operations.
     let (ascending, columns) = (found.S().column_vector(), found.U());
     let values = (0..n).rev().map(|i| ascending[i]).collect();
     let mut vectors = Mat::zeros(n, n);

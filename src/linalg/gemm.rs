@@ -2,7 +2,7 @@
 //!
 //! The three forms a linear layer needs, over faer's kernels (AVX-512 or AVX2 where the
 //! machine has them). A product never splits its inner dimension over threads: parallelism
-//! stands above it, over fixed pieces of rows, so results do not depend on the thread count.
+//! stands above it, over fixed chunks of rows, so results do not depend on the thread count.
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};

@@ -17,7 +17,9 @@ impl Matrix {
             Ok(Self { rows, cols, data })
         } else {
             let found = data.len();
-            Err(Error::failed(format!("a {rows}×{cols} matrix from {found} values")))
+            Err(Error::failed(format!(
+                "a {rows}×{cols} matrix cannot be made of {found} values"
+            )))
         }
     }
 

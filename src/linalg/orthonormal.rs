@@ -13,6 +13,8 @@ use crate::rng::{self, Stream};
 pub fn qr(a: MatRef<'_, f64>) -> (Mat<f64>, Mat<f64>) {
     let found = a.qr();
     let (mut q, mut r) = (found.compute_thin_Q(), found.thin_R().to_owned());
+
+    // With a non-negative diagonal the factorization is unique.
     for k in 0..r.nrows() {
         if r[(k, k)] < 0.0 {
             q.col_mut(k).iter_mut().for_each(|v| *v = -*v);
@@ -40,12 +42,12 @@ pub fn random(rows: usize, count: usize, stream: &mut Stream) -> Mat<f64> {
 /// the second removes it (Giraud et al., 2005: twice is enough).
 pub fn complement(kept: MatRef<'_, f64>, count: usize, stream: &mut Stream) -> Mat<f64> {
     let draws = Mat::from_fn(kept.nrows(), count, |_, _| rng::normal_f64(stream));
-    let once = orthonormalised(kept, &draws);
-    orthonormalised(kept, &once)
+    let once = orthonormalized(kept, &draws);
+    orthonormalized(kept, &once)
 }
 
 /// Removes the part in `kept` and takes the Q of QR.
-fn orthonormalised(kept: MatRef<'_, f64>, columns: &Mat<f64>) -> Mat<f64> {
+fn orthonormalized(kept: MatRef<'_, f64>, columns: &Mat<f64>) -> Mat<f64> {
     let inside = product(kept, product(kept.transpose(), columns.as_ref()).as_ref());
     qr((columns - inside).as_ref()).0
 }

@@ -21,14 +21,17 @@ pub fn thin(a: MatRef<'_, f64>) -> Result<ThinSvd> {
     let (m, n) = a.shape();
     if !a.is_all_finite() {
         return Err(Error::failed(format!(
-            "SVD of a {m}×{n} matrix with non-finite values"
+            "cannot decompose a {m}×{n} matrix: it has values that are not finite"
         )));
     }
+
     let found = a
         .thin_svd()
         .map_err(|cause| Error::failed(format!("SVD of a {m}×{n} matrix: {cause:?}")))?;
     let (mut left, mut right) = (found.U().to_owned(), found.V().to_owned());
     let values: Vec<f64> = found.S().column_vector().iter().copied().collect();
+
+    // The signs of a pair of vectors are free together: one rule fixes both.
     for k in 0..values.len() {
         if sign(left.col(k).iter().copied()) < 0.0 {
             left.col_mut(k).iter_mut().for_each(|v| *v = -*v);

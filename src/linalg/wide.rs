@@ -14,12 +14,19 @@ const TILE: usize = 16;
 
 /// The f64 copy of a matrix.
 pub fn widened(matrix: &Matrix) -> Mat<f64> {
-    let mut out = Mat::zeros(matrix.rows(), matrix.cols());
-    for first in (0..matrix.cols()).step_by(TILE) {
-        let count = TILE.min(matrix.cols() - first);
+    widened_rows(matrix.data(), matrix.cols())
+}
+
+/// The f64 copy of row-major values in rows of `cols`.
+pub fn widened_rows(values: &[f32], cols: usize) -> Mat<f64> {
+    let rows = values.len() / cols.max(1);
+    let mut out = Mat::zeros(rows, cols);
+    for first in (0..cols).step_by(TILE) {
+        let count = TILE.min(cols - first);
         let mut part = out.as_mut().subcols_mut(first, count);
-        for i in 0..matrix.rows() {
-            for (j, &value) in matrix.row(i)[first..first + count].iter().enumerate() {
+        for i in 0..rows {
+            let row = &values[i * cols + first..][..count];
+            for (j, &value) in row.iter().enumerate() {
                 part[(i, j)] = f64::from(value);
             }
         }
@@ -95,6 +102,8 @@ pub fn congruence(r: MatRef<'_, f64>, g: MatRef<'_, f64>) -> Mat<f64> {
             sequential,
         );
     };
+
+    // Each product skips the half of the terms that the triangle makes zero.
     multiply(half.as_mut(), Rectangular, r, TriangularUpper, g, Rectangular);
     let half = half.as_ref();
     let right = r.transpose();

@@ -1,7 +1,7 @@
 //! Coordinates for the outputs of a tall matrix: W = Q R [h, d], so that moments of `R x` stand
 //! for moments of `W x`, and a d × d problem for an h × h one.
 //!
-//! R comes from the Cholesky factorisation of Wᵀ W, which runs at the speed of a product, on
+//! R comes from the Cholesky factorization of Wᵀ W, which runs at the speed of a product, on
 //! all threads; Q is never formed, because W R⁻¹ acts as it. Its columns are orthonormal up to
 //! about ε cond(W)². Where that would be seen beside the rounding of a basis to f32, a
 //! Householder QR takes over, whose Q is orthonormal to rounding even without full rank.
@@ -58,16 +58,18 @@ impl Frame {
 /// R of Wᵀ W = Rᵀ R, if W is well conditioned.
 fn cholesky(w: MatRef<'_, f64>) -> Option<Mat<f64>> {
     let (h, d) = (w.nrows(), w.ncols());
-    let parts = par::map(h.div_ceil(ROWS), |piece| {
-        let rows = w.subrows(piece * ROWS, ROWS.min(h - piece * ROWS));
+    let parts = par::map(h.div_ceil(ROWS), |chunk| {
+        let rows = w.subrows(chunk * ROWS, ROWS.min(h - chunk * ROWS));
         let mut part = Mat::zeros(d, d);
         wide::add_gram(part.as_mut(), rows.transpose());
         part
     });
+    // Parts meet in order, so the sum does not depend on the threads.
     let mut gram = Mat::zeros(d, d);
     for part in parts {
         gram += part;
     }
+
     let lower = gram.llt(Side::Lower).ok()?.L().to_owned();
     is_well_conditioned(lower.as_ref()).then(|| lower.transpose().to_owned())
 }
@@ -75,21 +77,24 @@ fn cholesky(w: MatRef<'_, f64>) -> Option<Mat<f64>> {
 /// Whether the triangle's largest singular value is below the smallest one's multiple.
 fn is_well_conditioned(lower: MatRef<'_, f64>) -> bool {
     let d = lower.nrows();
-    let normalised = |vector: Mat<f64>| -> (f64, Mat<f64>) {
+    let normalized = |vector: Mat<f64>| -> (f64, Mat<f64>) {
         let norm = vector.col(0).norm_l2();
         (norm, vector * faer::Scale(1.0 / norm))
     };
     // No eigenvector is expected to be orthogonal to this.
-    let start = || normalised(Mat::from_fn(d, 1, |i, _| 1.0 + (i % 7) as f64)).1;
+    let start = || normalized(Mat::from_fn(d, 1, |i, _| 1.0 + (i % 7) as f64)).1;
+
     let (mut large, mut small) = (1.0, 1.0);
     let (mut along, mut across) = (start(), start());
     for _ in 0..ITERATIONS {
         let image = wide::product(lower.transpose(), along.as_ref());
-        (large, along) = normalised(wide::product(lower, image.as_ref()));
+        (large, along) = normalized(wide::product(lower, image.as_ref()));
+        // Solving is the power method of the inverse.
         solve_lower_triangular_in_place(lower, across.as_mut(), Par::Seq);
         solve_upper_triangular_in_place(lower.transpose(), across.as_mut(), Par::Seq);
-        (small, across) = normalised(across);
+        (small, across) = normalized(across);
     }
+
     // Squares of the largest singular value and of the inverse's.
     (large * small).sqrt() < WELL_CONDITIONED
 }

@@ -3,6 +3,7 @@
 //! The small side decides what is gathered: second moments of the inputs of a tall matrix, of
 //! the outputs of a wide one. Either way one moment is min(out, in) squared.
 
+use super::draws::Draws;
 use super::moments::{Block, Moment, Waiting, add_moments, finish};
 use super::subspace::{Solutions, Space, Subspace, check};
 use crate::config::SubspacesConfig;
@@ -12,7 +13,7 @@ use crate::linalg::{Matrix, wide};
 use crate::par;
 
 /// Rows of one product.
-const PIECE: usize = 512;
+const CHUNK: usize = 512;
 
 /// The moments of one matrix's outputs by cluster; made by [`MatrixMoments::builder`].
 #[derive(Debug, Clone)]
@@ -36,12 +37,14 @@ impl<'a> MatrixMoments<'a> {
         let (out, inputs) = (w.rows(), w.cols());
         if out == 0 || inputs == 0 || clusters == 0 {
             return Err(Error::failed(format!(
-                "subspaces of a matrix [{out}, {inputs}] on {clusters} clusters"
+                "subspaces of a matrix [{out}, {inputs}] on {clusters} clusters: expected at \
+                 least one row, one column and one cluster"
             )));
         }
         if w.data().iter().any(|value| !value.is_finite()) {
-            return Err(Error::failed("the matrix holds a value that is not finite"));
+            return Err(Error::failed("the matrix has a value that is not finite"));
         }
+
         Ok(MatrixMomentsBuilder {
             w,
             waiting: Waiting::new(inputs, clusters),
@@ -50,24 +53,31 @@ impl<'a> MatrixMoments<'a> {
         })
     }
 
-    /// The eigenproblems of all clusters, in parallel.
-    pub fn solve(self, config: &SubspacesConfig) -> Result<Solutions> {
+    /// The eigenproblems of all clusters, in parallel; `draws` serve random directions.
+    pub fn solve(self, config: &SubspacesConfig, draws: &Draws<'_>) -> Result<Solutions> {
         check(config)?;
         let Self { w, moments } = self;
         if moments.iter().all(|moment| moment.count == 0) {
-            return Err(Error::failed("subspaces of a matrix without a single input"));
+            return Err(Error::failed(
+                "cannot find subspaces of a matrix without a single input",
+            ));
         }
+
         let space = if w.rows() >= w.cols() {
             Space::of_inputs(wide::widened(w), &moments)
         } else {
             Space::new(None, w.rows(), moments)
         };
-        space.solved(config)
+        space.solved(config, draws)
     }
 
     /// The subspaces of all clusters: [`MatrixMoments::solve`], then [`Solutions::describe`].
-    pub fn subspaces(self, config: &SubspacesConfig) -> Result<Vec<Subspace>> {
-        Ok(self.solve(config)?.describe())
+    pub fn subspaces(
+        self,
+        config: &SubspacesConfig,
+        draws: &Draws<'_>,
+    ) -> Result<Vec<Subspace>> {
+        Ok(self.solve(config, draws)?.describe())
     }
 }
 
@@ -75,13 +85,13 @@ impl<'a> MatrixMomentsBuilder<'a> {
     /// Adds row-major inputs and their clusters. The cut into calls changes no bit.
     pub fn push(&mut self, rows: &[f32], labels: &[u32]) -> Result<()> {
         let Self { w, waiting, moments, outputs } = self;
-        waiting.push(rows, labels, |block| add_block(w, block, (moments, outputs)))
+        waiting.push(rows, labels, |block| add_block(w, block, moments, outputs))
     }
 
     /// The moments of all rows pushed.
     pub fn finish(mut self) -> Result<MatrixMoments<'a>> {
         let Self { w, waiting, moments, outputs } = &mut self;
-        add_block(w, waiting.rest(), (moments, outputs));
+        add_block(w, waiting.rest(), moments, outputs);
         finish(moments.iter_mut().collect())?;
         Ok(MatrixMoments { w: self.w, moments: self.moments })
     }
@@ -91,18 +101,21 @@ impl<'a> MatrixMomentsBuilder<'a> {
 fn add_block(
     w: &Matrix,
     block: Block<'_>,
-    (moments, outputs): (&mut [Moment], &mut Vec<f32>),
+    moments: &mut [Moment],
+    outputs: &mut Vec<f32>,
 ) {
     let (out, inputs) = (w.rows(), w.cols());
+    // The products of a chunk of rows run on one thread.
     if out < inputs {
         outputs.resize(block.labels.len() * out, 0.0);
-        par::for_each_piece(outputs, PIECE * out, |index, piece| {
-            let rows = piece.len() / out * inputs;
-            let rows = &block.rows[index * PIECE * inputs..][..rows];
+        par::for_each_chunk(outputs, CHUNK * out, |index, chunk| {
+            let rows = chunk.len() / out * inputs;
+            let rows = &block.rows[index * CHUNK * inputs..][..rows];
             let w = gemm::Rows::new(w.data(), inputs);
-            gemm::a_bt(piece, gemm::Rows::new(rows, inputs), w, Write::Replace);
+            gemm::a_bt(chunk, gemm::Rows::new(rows, inputs), w, Write::Replace);
         });
     }
+
     let values = if out < inputs { &outputs[..] } else { block.rows };
     let moments = moments.iter_mut().enumerate().map(|(i, m)| (i, m, values));
     add_moments(moments.collect(), block.labels);
@@ -111,8 +124,10 @@ fn add_block(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Centre, Labels};
+    use crate::config::{Center, Directions, Labels};
     use crate::rng;
+
+    const DRAWS: Draws<'_> = Draws { seed: 1, place: "matrix" };
 
     fn random(rows: usize, cols: usize, seed: u64) -> Matrix {
         let mut x = Matrix::zeros(rows, cols);
@@ -157,7 +172,8 @@ mod tests {
             let labels: Vec<u32> = (0..9000).map(|i| i % 3).collect();
             let fixed = |rank| SubspacesConfig {
                 labels: Labels::Clusters,
-                centre: Centre::None,
+                directions: Directions::Top,
+                center: Center::None,
                 tau: f64::MIN_POSITIVE,
                 min_rank: rank,
                 min_tokens: 0,
@@ -174,8 +190,8 @@ mod tests {
             };
             let moments = gathered(9000);
             for rank in [1, 4] {
-                let found = moments.clone().subspaces(&fixed(rank)).unwrap();
-                assert_eq!(found, gathered(777).subspaces(&fixed(rank)).unwrap());
+                let found = moments.clone().subspaces(&fixed(rank), &DRAWS).unwrap();
+                assert_eq!(found, gathered(777).subspaces(&fixed(rank), &DRAWS).unwrap());
                 for (cluster, s) in (0..3).zip(&found) {
                     let basis = s.basis.as_ref().unwrap();
                     assert_eq!((s.rank, basis.rows(), basis.cols()), (rank, out, rank));
@@ -185,7 +201,7 @@ mod tests {
                     assert!((tail - s.error_inside).abs() < 1e-9);
                 }
             }
-            assert!(moments.subspaces(&fixed(99)).unwrap()[0].basis.is_none());
+            assert!(moments.subspaces(&fixed(99), &DRAWS).unwrap()[0].basis.is_none());
             assert!(MatrixMoments::builder(&w, 0).is_err());
         }
     }

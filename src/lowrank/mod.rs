@@ -4,6 +4,7 @@
 //! ([`MomentsBuilder`]) and serve every variant ([`LayerMoments::subspaces`]); weights follow
 //! by [`project`] and [`affine_bias`].
 
+mod draws;
 mod frame;
 mod matrix;
 mod moments;
@@ -12,8 +13,9 @@ mod subspace;
 #[cfg(test)]
 mod tests;
 
+pub use draws::Draws;
 pub use matrix::{MatrixMoments, MatrixMomentsBuilder};
-pub use moments::{Ffn, LayerMoments, MomentsBuilder};
+pub use moments::{FfnFunction, LayerMoments, MomentsBuilder};
 pub use project::{affine_bias, project};
 pub use subspace::{Solutions, Subspace, rank_for};
 
@@ -35,28 +37,46 @@ pub struct ExpertSubspaces {
 
 impl LayerMoments {
     /// The subspaces of every expert; `config.labels` has been decided by the labels pushed.
+    /// Random directions are drawn for the layer `place`.
     ///
     /// One d × d eigenproblem per expert and matrix, in f64, independent of the number of
     /// threads. An empty cluster takes the pooled moments (shrinkage 1).
-    pub fn subspaces(&self, config: &SubspacesConfig) -> Result<Vec<ExpertSubspaces>> {
+    pub fn subspaces(
+        &self,
+        config: &SubspacesConfig,
+        seed: u64,
+        place: &str,
+    ) -> Result<Vec<ExpertSubspaces>> {
         check(config)?;
         if self.tokens().iter().all(|&tokens| tokens == 0) {
-            return Err(Error::failed("subspaces of an FFN without a single token"));
+            return Err(Error::failed(
+                "cannot find subspaces of an FFN without a single token",
+            ));
         }
+
         let full = self.fc1.ncols().min(self.hidden);
+        let (fc1_place, fc2_place) = (format!("{place}.fc1"), format!("{place}.fc2"));
         let (fc1, fc2) = par::join(
-            || Space::of_inputs(self.fc1.clone(), &self.inputs).solved(config),
-            || Space::new(None, full, self.outputs.clone()).solved(config),
+            || {
+                let draws = Draws { seed, place: &fc1_place };
+                Space::of_inputs(self.fc1.clone(), &self.inputs).solved(config, &draws)
+            },
+            || {
+                let draws = Draws { seed, place: &fc2_place };
+                Space::new(None, full, self.outputs.clone()).solved(config, &draws)
+            },
         );
+
         let (fc1, fc2) = (fc1?.describe(), fc2?.describe());
         let pairs = fc1.into_iter().zip(fc2);
         Ok(pairs.map(|(fc1, fc2)| ExpertSubspaces { fc1, fc2 }).collect())
     }
 }
 
-/// The subspaces of one FFN from all its labelled inputs at once.
+/// The subspaces of one FFN from all its labelled inputs at once; for random directions the
+/// seed is 0.
 pub fn subspaces(
-    ffn: Ffn<'_>,
+    ffn: FfnFunction<'_>,
     inputs: &Matrix,
     labels: &[u32],
     experts: usize,
@@ -64,5 +84,5 @@ pub fn subspaces(
 ) -> Result<Vec<ExpertSubspaces>> {
     let mut builder = LayerMoments::builder(ffn, experts)?;
     builder.push(inputs.data(), labels)?;
-    builder.finish()?.subspaces(config)
+    builder.finish()?.subspaces(config, 0, "ffn")
 }

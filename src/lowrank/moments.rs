@@ -9,12 +9,13 @@ use std::fmt;
 use faer::{Mat, MatRef};
 
 use crate::error::{Error, Result};
+use crate::ffn::FfnTensors;
 use crate::linalg::gemm::{self, Write};
-use crate::linalg::{Matrix, wide};
+use crate::linalg::wide;
 use crate::{num, par};
 
 /// Rows that are gathered before they are added; fixes the bits of the sums, whatever the
-/// size of the pieces handed in.
+/// size of the chunks handed in.
 const BLOCK: usize = 4096;
 
 /// Columns that are widened at a time: enough for the product to run at full speed, few enough
@@ -22,50 +23,42 @@ const BLOCK: usize = 4096;
 const COLUMNS: usize = 256;
 
 /// Rows of one FFN evaluation; its hidden activations are all that exist on a thread.
-const PIECE: usize = 256;
+const CHUNK: usize = 256;
 
 /// The FFN whose subspaces are sought: `W2 act(W1 x + b1)`; the outer bias plays no part.
 #[derive(Clone, Copy)]
-pub struct Ffn<'a> {
-    /// W1 [h, d].
-    pub fc1: &'a Matrix,
-    /// b1 `[h]`.
-    pub bias1: &'a [f32],
-    /// W2 [d, h].
-    pub fc2: &'a Matrix,
+pub struct FfnFunction<'a> {
+    /// The weights.
+    pub weights: FfnTensors<'a>,
     /// The activation, applied in place to any number of values.
     pub activation: &'a (dyn Fn(&mut [f32]) + Sync),
 }
 
-impl fmt::Debug for Ffn<'_> {
+impl fmt::Debug for FfnFunction<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (h, d) = (self.fc1.rows(), self.fc1.cols());
-        write!(f, "Ffn {{ d: {d}, h: {h} }}")
+        let (h, d) = (self.weights.hidden(), self.weights.width());
+        write!(f, "FfnFunction {{ d: {d}, h: {h} }}")
     }
 }
 
-impl Ffn<'_> {
+impl FfnFunction<'_> {
     /// `W2 act(W1 x + b1)` of each row.
     fn outputs(&self, x: &[f32]) -> Vec<f32> {
-        let (h, d) = (self.fc1.rows(), self.fc1.cols());
-        let mut hidden = vec![0.0; x.len() / d * h];
-        gemm::a_bt(
-            &mut hidden,
-            gemm::Rows::new(x, d),
-            gemm::Rows::new(self.fc1.data(), d),
-            Write::Replace,
-        );
+        let FfnTensors { fc1, fc1_bias, fc2, .. } = self.weights;
+        let (h, d) = (self.weights.hidden(), self.weights.width());
+        let rows = x.len() / d;
+
+        let mut hidden = vec![0.0; rows * h];
+        let (inputs, first) = (gemm::Rows::new(x, d), gemm::Rows::new(fc1, d));
+        gemm::a_bt(&mut hidden, inputs, first, Write::Replace);
         for row in hidden.chunks_exact_mut(h) {
-            row.iter_mut().zip(self.bias1).for_each(|(value, bias)| *value += bias);
+            row.iter_mut().zip(fc1_bias).for_each(|(value, bias)| *value += bias);
         }
         (self.activation)(&mut hidden);
-        let mut out = vec![0.0; x.len() / d * self.fc2.rows()];
-        gemm::a_bt(
-            &mut out,
-            gemm::Rows::new(&hidden, h),
-            gemm::Rows::new(self.fc2.data(), h),
-            Write::Replace,
-        );
+
+        let mut out = vec![0.0; rows * d];
+        let (hidden, second) = (gemm::Rows::new(&hidden, h), gemm::Rows::new(fc2, h));
+        gemm::a_bt(&mut out, hidden, second, Write::Replace);
         out
     }
 }
@@ -84,7 +77,7 @@ impl Moment {
         Self { count: 0, sum: vec![0.0; width], second: Mat::zeros(width, width) }
     }
 
-    /// Adds vectors, one a column, to the lower triangle.
+    /// Adds vectors, one per column, to the lower triangle.
     pub(super) fn add(&mut self, columns: MatRef<'_, f64>) {
         self.count += columns.ncols();
         for column in columns.col_iter() {
@@ -109,7 +102,7 @@ impl Moment {
 /// Gathers the moments; made by [`LayerMoments::builder`].
 #[derive(Debug)]
 pub struct MomentsBuilder<'a> {
-    ffn: Ffn<'a>,
+    ffn: FfnFunction<'a>,
     waiting: Waiting,
     inputs: Vec<Moment>,
     outputs: Vec<Moment>,
@@ -125,17 +118,20 @@ pub struct LayerMoments {
 }
 
 impl LayerMoments {
-    /// Starts without tokens. Refuses an FFN whose shapes contradict each other.
-    pub fn builder(ffn: Ffn<'_>, experts: usize) -> Result<MomentsBuilder<'_>> {
-        let (h, d) = (ffn.fc1.rows(), ffn.fc1.cols());
-        let found = (ffn.fc2.rows(), ffn.fc2.cols(), ffn.bias1.len());
-        if found != (d, h, h) || d == 0 || h == 0 || experts == 0 {
+    /// Starts without tokens. Refuses an FFN whose tensors contradict each other.
+    pub fn builder(ffn: FfnFunction<'_>, experts: usize) -> Result<MomentsBuilder<'_>> {
+        let FfnTensors { fc1, fc2, .. } = ffn.weights;
+        let (h, d) = (ffn.weights.hidden(), ffn.weights.width());
+        let fits = fc1.len() == h * d && fc2.len() == d * h;
+        if !fits || d == 0 || h == 0 || experts == 0 {
+            let (first, second) = (fc1.len(), fc2.len());
             return Err(Error::failed(format!(
-                "{experts} experts of an FFN with fc1 [{h}, {d}], bias [{}], fc2 [{}, {}]: \
-                 expected at least one, [{h}] and [{d}, {h}]",
-                found.2, found.0, found.1
+                "subspaces of {experts} experts: found an FFN with {first} values of fc1, \
+                 {h} of its bias, {second} of fc2 and {d} of its bias; expected at least one \
+                 expert, and {h} × {d} values in both matrices"
             )));
         }
+
         let moments = || vec![Moment::zeros(d); experts];
         Ok(MomentsBuilder {
             ffn,
@@ -160,29 +156,37 @@ impl MomentsBuilder<'_> {
     /// Adds row-major FFN inputs and their clusters. The cut into calls changes no bit.
     pub fn push(&mut self, rows: &[f32], labels: &[u32]) -> Result<()> {
         let Self { ffn, waiting, inputs, outputs } = self;
-        waiting.push(rows, labels, |block| add_block(*ffn, block, [inputs, outputs]))
+        waiting.push(rows, labels, |block| add_block(*ffn, block, inputs, outputs))
     }
 
     /// The moments of all rows pushed.
     pub fn finish(mut self) -> Result<LayerMoments> {
-        add_block(self.ffn, self.waiting.rest(), [&mut self.inputs, &mut self.outputs]);
+        let rest = self.waiting.rest();
+        add_block(self.ffn, rest, &mut self.inputs, &mut self.outputs);
         finish(self.inputs.iter_mut().chain(&mut self.outputs).collect())?;
         Ok(LayerMoments {
-            fc1: wide::widened(self.ffn.fc1),
-            hidden: self.ffn.fc1.rows(),
+            fc1: wide::widened_rows(self.ffn.weights.fc1, self.ffn.weights.width()),
+            hidden: self.ffn.weights.hidden(),
             inputs: self.inputs,
             outputs: self.outputs,
         })
     }
 }
 
-/// Adds gathered rows: outputs piece by piece, then every moment on its own thread.
-fn add_block(ffn: Ffn<'_>, block: Block<'_>, [inputs, outputs]: [&mut Vec<Moment>; 2]) {
-    let d = ffn.fc1.cols();
+/// Adds gathered rows: outputs chunk by chunk, then every moment on its own thread.
+fn add_block(
+    ffn: FfnFunction<'_>,
+    block: Block<'_>,
+    inputs: &mut [Moment],
+    outputs: &mut [Moment],
+) {
+    let d = ffn.weights.width();
+    // Outputs have the width of the inputs: one buffer of the same length holds them.
     let mut values = vec![0.0; block.rows.len()];
-    par::for_each_piece(&mut values, PIECE * d, |index, out| {
-        out.copy_from_slice(&ffn.outputs(&block.rows[index * PIECE * d..][..out.len()]));
+    par::for_each_chunk(&mut values, CHUNK * d, |index, out| {
+        out.copy_from_slice(&ffn.outputs(&block.rows[index * CHUNK * d..][..out.len()]));
     });
+
     let inputs = inputs.iter_mut().enumerate().map(|(i, m)| (i, m, block.rows));
     let outputs = outputs.iter_mut().enumerate().map(|(i, m)| (i, m, &values[..]));
     add_moments(inputs.chain(outputs).collect(), block.labels);
@@ -220,24 +224,27 @@ impl Waiting {
         if rows.len() != labels.len() * d {
             let (found, n) = (rows.len(), labels.len());
             return Err(Error::failed(format!(
-                "{found} values for {n} labelled rows of {d}"
+                "found {found} values for {n} labelled rows, expected {d} per row"
             )));
         }
         if let Some(bad) = labels.iter().find(|&&label| num::widen(label) >= experts) {
             return Err(Error::failed(format!(
-                "cluster {bad} of a layer with {experts}"
+                "found cluster {bad} among the labels, expected clusters below {experts}"
             )));
         }
+
         let (mut rows, mut labels) = (rows, labels);
         while !labels.is_empty() {
             let take = (BLOCK - self.labels.len()).min(labels.len());
             let part = Block { rows: &rows[..take * d], labels: &labels[..take] };
             (rows, labels) = (&rows[take * d..], &labels[take..]);
+
             if take == BLOCK {
                 // Nothing waits: no reason to copy.
                 full(part);
                 continue;
             }
+
             self.rows.extend_from_slice(part.rows);
             self.labels.extend_from_slice(part.labels);
             if self.labels.len() == BLOCK {
@@ -258,7 +265,7 @@ impl Waiting {
 /// Makes the moments whole once all rows are added. A value that was not finite is seen here
 /// and not when it came: it spoils a moment for good, and looking at every value costs time.
 pub(super) fn finish(mut moments: Vec<&mut Moment>) -> Result<()> {
-    par::try_for_each_piece(&mut moments, 1, |_, moments| {
+    par::try_for_each_chunk(&mut moments, 1, |_, moments| {
         for moment in moments {
             // The triangle above is zero until the last line.
             if !moment.second.is_all_finite() {
@@ -275,12 +282,15 @@ pub(super) fn add_moments(
     mut moments: Vec<(usize, &mut Moment, &[f32])>,
     labels: &[u32],
 ) {
-    par::for_each_piece(&mut moments, 1, |_, job| {
+    par::for_each_chunk(&mut moments, 1, |_, job| {
+        // One buffer serves all chunks of columns of a moment.
         let mut columns: Vec<f64> = Vec::new();
+
         for (cluster, moment, values) in job {
             let cluster = num::index_u32(*cluster);
             let own: Vec<usize> =
                 (0..labels.len()).filter(|&i| labels[i] == cluster).collect();
+
             let d = moment.sum.len();
             for own in own.chunks(COLUMNS) {
                 columns.resize(d * own.len(), 0.0);

@@ -17,13 +17,17 @@ pub fn project(w: &Matrix, subspace: &Subspace) -> Result<Matrix> {
     if basis.rows() != w.rows() {
         let (found, expected) = (basis.rows(), w.rows());
         return Err(Error::failed(format!(
-            "a basis of {found} rows for a matrix of {expected}"
+            "cannot project a matrix: its basis has {found} rows, expected {expected} as in \
+             the matrix"
         )));
     }
+
     let (cols, rank) = (w.cols(), basis.cols());
     if rank == 0 {
         return Ok(Matrix::zeros(w.rows(), cols));
     }
+
+    // Uᵀ W first: the out × out projector is never formed.
     let mut inner = Matrix::zeros(rank, cols);
     gemm::at_b(inner.data_mut(), view(basis), view(w), Write::Replace);
     let mut out = Matrix::zeros(w.rows(), cols);
@@ -44,9 +48,11 @@ pub fn affine_bias(bias: &[f32], subspace: &Subspace) -> Result<Vec<f32>> {
     if basis.rows() != bias.len() || mean.len() != bias.len() {
         let (rows, means, expected) = (basis.rows(), mean.len(), bias.len());
         return Err(Error::failed(format!(
-            "a basis of {rows} rows and {means} means for a bias of {expected}"
+            "cannot correct a bias: its basis has {rows} rows and its mean {means} values, \
+             expected {expected} of both as in the bias"
         )));
     }
+
     let basis = wide::widened(basis);
     let mean = Mat::from_fn(mean.len(), 1, |i, _| f64::from(mean[i]));
     let inner = wide::product(basis.transpose(), mean.as_ref());

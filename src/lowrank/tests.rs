@@ -9,13 +9,21 @@ use safetensors::SafeTensors;
 
 use super::moments::Moment;
 use super::*;
-use crate::config::{Centre, Labels};
+use crate::config::{Center, Directions, Labels};
+use crate::ffn::FfnTensors;
 use crate::linalg::{orthonormal, wide};
 use crate::rng::{self, RngExt};
 
-fn config(centre: Centre, tau: f64, min_rank: usize) -> SubspacesConfig {
-    let labels = Labels::Clusters;
-    SubspacesConfig { labels, centre, tau, min_rank, min_tokens: 0, shrinkage: 0.0 }
+fn config(center: Center, tau: f64, min_rank: usize) -> SubspacesConfig {
+    SubspacesConfig {
+        labels: Labels::Clusters,
+        directions: Directions::Top,
+        center,
+        tau,
+        min_rank,
+        min_tokens: 0,
+        shrinkage: 0.0,
+    }
 }
 
 fn random(rows: usize, cols: usize, seed: u64) -> Matrix {
@@ -60,9 +68,14 @@ impl Case {
         Self { fc1, bias1, fc2, inputs, labels }
     }
 
-    fn ffn(&self) -> Ffn<'_> {
-        let activation = &quick_gelu;
-        Ffn { fc1: &self.fc1, bias1: &self.bias1, fc2: &self.fc2, activation }
+    fn ffn(&self) -> FfnFunction<'_> {
+        let weights = FfnTensors {
+            fc1: self.fc1.data(),
+            fc1_bias: &self.bias1,
+            fc2: self.fc2.data(),
+            fc2_bias: &[0.0; D],
+        };
+        FfnFunction { weights, activation: &quick_gelu }
     }
 
     fn solve(&self, config: &SubspacesConfig) -> Vec<ExpertSubspaces> {
@@ -136,7 +149,7 @@ fn the_literal_definition_is_met_on_every_fixture_case() {
         let number = |key: &str| case[key].as_f64().unwrap();
         let cluster = usize::try_from(case["cluster"].as_u64().unwrap()).unwrap();
         let (tau, total) = (number("tau"), number("total_energy"));
-        let solved = space.solve(cluster, &config(Centre::None, tau, 1)).unwrap();
+        let solved = space.solve(cluster, &config(Center::None, tau, 1)).unwrap();
         let sigma = tensor(&file, &format!("sigma{cluster}"));
         for (k, &value) in solved.values.iter().enumerate() {
             let (found, expected) = (value.sqrt(), sigma[(k, 0)]);
@@ -162,7 +175,7 @@ fn the_literal_definition_is_met_on_every_fixture_case() {
         assert!((discarded - number("discarded_energy")).abs() < 1e-9 * total);
         if tau < 1.0 {
             let all =
-                [0, 1, 2].map(|c| space.solve(c, &config(Centre::None, tau, 1)).unwrap());
+                [0, 1, 2].map(|c| space.solve(c, &config(Center::None, tau, 1)).unwrap());
             let described = &space.describe(&all)[cluster];
             assert!((described.retained - number("retained")).abs() < 1e-9);
             for other in 0..3 {
@@ -177,14 +190,14 @@ fn the_literal_definition_is_met_on_every_fixture_case() {
 
 #[test]
 fn reported_errors_are_those_of_the_weights_on_the_tokens() {
-    for (hidden, centre, seed) in [
-        (20, Centre::None, 1),
-        (20, Centre::Mean, 2),
-        (6, Centre::None, 3),
-        (6, Centre::Mean, 4),
+    for (hidden, center, seed) in [
+        (20, Center::None, 1),
+        (20, Center::Mean, 2),
+        (6, Center::None, 3),
+        (6, Center::Mean, 4),
     ] {
         let case = Case::new(300, hidden, seed);
-        let found = case.solve(&config(centre, 0.9, 1));
+        let found = case.solve(&config(center, 0.9, 1));
         let (x, a) = (wide::widened(&case.inputs), case.hidden());
         for (i, expert) in found.iter().enumerate() {
             let pick = |j: usize, second: bool| {
@@ -201,7 +214,7 @@ fn reported_errors_are_those_of_the_weights_on_the_tokens() {
                     let (off, all) = error(own, j);
                     assert!(
                         (own.errors[j] - off / all).abs() < 2e-6,
-                        "{hidden} {centre:?}"
+                        "{hidden} {center:?}"
                     );
                     if i != j {
                         outside = (outside.0 + off, outside.1 + all);
@@ -211,7 +224,7 @@ fn reported_errors_are_those_of_the_weights_on_the_tokens() {
                 assert!((own.error_outside - outside.0 / outside.1).abs() < 2e-6);
                 assert!((own.error_inside - own.errors[i]).abs() < 1e-15);
                 assert!((own.cross - cross / error(own, i).1).abs() < 2e-6);
-                if centre == Centre::None {
+                if center == Center::None {
                     // The theorem: the error on the cluster is the discarded energy.
                     assert!((own.error_inside - (1.0 - own.retained)).abs() < 1e-12);
                 }
@@ -222,11 +235,11 @@ fn reported_errors_are_those_of_the_weights_on_the_tokens() {
 }
 
 #[test]
-fn centred_maps_are_exact_on_the_mean_and_never_worse_at_equal_rank() {
+fn centerd_maps_are_exact_on_the_mean_and_never_worse_at_equal_rank() {
     let case = Case::new(400, 20, 5);
     for rank in 1..D {
-        let none = case.solve(&config(Centre::None, 1e-9, rank));
-        let mean = case.solve(&config(Centre::Mean, 1e-9, rank));
+        let none = case.solve(&config(Center::None, 1e-9, rank));
+        let mean = case.solve(&config(Center::Mean, 1e-9, rank));
         for (none, mean) in none.iter().zip(&mean) {
             assert_eq!((none.fc1.rank, mean.fc2.rank), (rank, rank));
             assert!(mean.fc1.error_inside <= none.fc1.error_inside + 1e-12);
@@ -235,11 +248,11 @@ fn centred_maps_are_exact_on_the_mean_and_never_worse_at_equal_rank() {
         }
         let own = &mean[1].fc1;
         let members: Vec<usize> = (0..400).filter(|&i| case.labels[i] == 1).collect();
-        let centre = Mat::from_fn(1, D, |_, j| {
+        let center = Mat::from_fn(1, D, |_, j| {
             members.iter().map(|&i| f64::from(case.inputs.row(i)[j])).sum::<f64>()
                 / members.len() as f64
         });
-        let (off, all) = literal_error(centre.as_ref(), (&case.fc1, own), &[1], 1);
+        let (off, all) = literal_error(center.as_ref(), (&case.fc1, own), &[1], 1);
         assert!(off / all < 1e-12, "{rank}: {off} of {all}");
     }
 }
@@ -247,7 +260,7 @@ fn centred_maps_are_exact_on_the_mean_and_never_worse_at_equal_rank() {
 #[test]
 fn threads_and_the_cut_of_the_stream_change_no_bit() {
     let case = Case::new(9000, 20, 6);
-    let config = config(Centre::Mean, 0.95, 1);
+    let config = config(Center::Mean, 0.95, 1);
     let with = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| case.solve(&config))
@@ -259,13 +272,13 @@ fn threads_and_the_cut_of_the_stream_change_no_bit() {
     {
         builder.push(rows, labels).unwrap();
     }
-    assert_eq!(one, builder.finish().unwrap().subspaces(&config).unwrap());
+    assert_eq!(one, builder.finish().unwrap().subspaces(&config, 0, "ffn").unwrap());
 }
 
 #[test]
 fn full_rank_keeps_the_matrix_and_tau_one_is_full_rank() {
     let case = Case::new(100, 20, 7);
-    for expert in case.solve(&config(Centre::Mean, 1.0, 1)) {
+    for expert in case.solve(&config(Center::Mean, 1.0, 1)) {
         for (subspace, w) in [(&expert.fc1, &case.fc1), (&expert.fc2, &case.fc2)] {
             assert_eq!((subspace.rank, subspace.full_rank), (D, D));
             assert!(subspace.basis.is_none() && subspace.mean.is_none());
@@ -282,9 +295,9 @@ fn full_rank_keeps_the_matrix_and_tau_one_is_full_rank() {
 fn empty_and_small_clusters_lean_on_the_whole_and_say_so() {
     let mut case = Case::new(120, 20, 8);
     case.labels = (0..120).map(|i| u32::from(i < 4)).collect();
-    for centre in [Centre::None, Centre::Mean] {
+    for center in [Center::None, Center::Mean] {
         let config =
-            SubspacesConfig { min_tokens: 10, shrinkage: 0.1, ..config(centre, 0.9, 1) };
+            SubspacesConfig { min_tokens: 10, shrinkage: 0.1, ..config(center, 0.9, 1) };
         let found = case.solve(&config);
         let shrinkage: Vec<f64> = found.iter().map(|e| e.fc1.shrinkage).collect();
         assert_eq!(shrinkage, [0.0, 0.1, 1.0]);
@@ -300,7 +313,7 @@ fn empty_and_small_clusters_lean_on_the_whole_and_say_so() {
     }
     // One token, about its mean: no energy, so the smallest rank allowed.
     case.labels = (0..120).map(|i| u32::from(i < 1)).collect();
-    let found = case.solve(&config(Centre::Mean, 0.9, 2));
+    let found = case.solve(&config(Center::Mean, 0.9, 2));
     assert_eq!(found[1].fc1.rank, 2);
     assert!(found[1].fc1.error_inside < 1e-12);
 }
@@ -326,17 +339,138 @@ fn a_value_that_is_not_finite_is_refused_wherever_it_stands() {
 #[test]
 fn wrong_shapes_and_values_are_refused_in_a_sentence() {
     let case = Case::new(10, 20, 9);
-    let bad = Ffn { bias1: &case.bias1[1..], ..case.ffn() };
-    assert!(LayerMoments::builder(bad, 2).unwrap_err().message().contains("bias [19]"));
+    let mut bad = case.ffn();
+    bad.weights.fc1_bias = &case.bias1[1..];
+    let error = LayerMoments::builder(bad, 2).unwrap_err();
+    assert!(error.message().contains("19 of its bias"), "{error}");
     let mut builder = LayerMoments::builder(case.ffn(), 2).unwrap();
     assert!(builder.push(&[0.0; D], &[0, 1]).is_err());
     assert!(builder.push(&[0.0; D], &[2]).unwrap_err().message().contains("cluster 2"));
-    assert!(builder.finish().unwrap().subspaces(&config(Centre::None, 0.9, 1)).is_err());
+    let empty = builder.finish().unwrap();
+    assert!(empty.subspaces(&config(Center::None, 0.9, 1), 0, "ffn").is_err());
     let moments = LayerMoments::builder(case.ffn(), 2);
     let mut moments = moments.unwrap();
     moments.push(&[1.0; D], &[0]).unwrap();
     let moments = moments.finish().unwrap();
-    assert!(moments.subspaces(&config(Centre::None, 0.0, 1)).is_err());
+    assert!(moments.subspaces(&config(Center::None, 0.0, 1), 0, "ffn").is_err());
+}
+
+fn random_directions(
+    case: &Case,
+    directions: Directions,
+    tau: f64,
+    center: Center,
+) -> Vec<ExpertSubspaces> {
+    case.solve(&SubspacesConfig { directions, ..config(center, tau, 1) })
+}
+
+/// Energy retained: the fraction of a cluster's outputs (about their mean, if centered) that
+/// the basis keeps, literally from weights and tokens.
+fn literal_energy(
+    inputs: MatRef<'_, f64>,
+    w: &Matrix,
+    own: &Subspace,
+    center: Center,
+) -> f64 {
+    let y = wide::product(inputs, wide::widened(w).transpose());
+    let mean = |j: usize| -> f64 {
+        let sum: f64 = (0..y.nrows()).map(|i| y[(i, j)]).sum();
+        if center == Center::Mean { sum / y.nrows() as f64 } else { 0.0 }
+    };
+    let means: Vec<f64> = (0..y.ncols()).map(mean).collect();
+    let y = Mat::from_fn(y.nrows(), y.ncols(), |i, j| y[(i, j)] - means[j]);
+    let Some(basis) = &own.basis else { return 1.0 };
+    let kept = wide::product(y.as_ref(), wide::widened(basis).as_ref());
+    kept.squared_norm_l2() / y.squared_norm_l2()
+}
+
+fn rows_of(all: &Mat<f64>, labels: &[u32], cluster: usize) -> Mat<f64> {
+    let own: Vec<usize> =
+        (0..labels.len()).filter(|&i| crate::num::widen(labels[i]) == cluster).collect();
+    Mat::from_fn(own.len(), all.ncols(), |i, j| all[(own[i], j)])
+}
+
+#[test]
+fn random_directions_of_equal_rank_have_it_and_keep_less() {
+    for (hidden, center) in [(20, Center::None), (20, Center::Mean), (6, Center::None)] {
+        let case = Case::new(400, hidden, 11);
+        let top = case.solve(&config(center, 0.9, 1));
+        let drawn = random_directions(&case, Directions::RandomRank, 0.9, center);
+        for (top, drawn) in top.iter().zip(&drawn) {
+            for (top, drawn) in [(&top.fc1, &drawn.fc1), (&top.fc2, &drawn.fc2)] {
+                assert_eq!((drawn.rank, drawn.tokens), (top.rank, top.tokens));
+                assert_ne!(drawn.basis, top.basis);
+                // The top directions are the best of their rank.
+                assert!(drawn.retained <= top.retained + 1e-12);
+                assert!(drawn.error_inside >= top.error_inside - 1e-12);
+            }
+        }
+        assert_ne!(drawn[0].fc1.basis, drawn[1].fc1.basis);
+    }
+}
+
+#[test]
+fn random_directions_of_equal_energy_keep_it_with_no_direction_to_spare() {
+    for (hidden, center) in [(20, Center::None), (20, Center::Mean), (6, Center::None)] {
+        let case = Case::new(400, hidden, 12);
+        let (x, a) = (wide::widened(&case.inputs), case.hidden());
+        for tau in [0.5, 0.8] {
+            let top = case.solve(&config(center, tau, 1));
+            let drawn = random_directions(&case, Directions::RandomEnergy, tau, center);
+            for (i, (top, drawn)) in top.iter().zip(&drawn).enumerate() {
+                for (top, drawn, w, inputs) in [
+                    (&top.fc1, &drawn.fc1, &case.fc1, &x),
+                    (&top.fc2, &drawn.fc2, &case.fc2, &a),
+                ] {
+                    let own = rows_of(inputs, &case.labels, i);
+                    let energy = literal_energy(own.as_ref(), w, drawn, center);
+                    assert!((energy - drawn.retained).abs() < 1e-6, "{energy}");
+                    assert!(drawn.retained >= tau - 1e-12);
+                    let less: f64 = drawn.spectrum[..drawn.rank - 1].iter().sum();
+                    assert!(less < tau || drawn.rank == 1);
+                    assert!(drawn.rank >= top.rank);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn random_directions_stay_inside_the_column_space() {
+    for hidden in [20, 6] {
+        let case = Case::new(400, hidden, 13);
+        let drawn = random_directions(&case, Directions::RandomRank, 0.8, Center::None);
+        for expert in &drawn {
+            for (w, own) in [(&case.fc1, &expert.fc1), (&case.fc2, &expert.fc2)] {
+                let Some(basis) = &own.basis else { panic!("a rank below the full one") };
+                // Where W has no more rows than columns, that space is everything.
+                if w.rows() <= w.cols() {
+                    continue;
+                }
+                let basis = wide::widened(basis);
+                let (q, _) = orthonormal::qr(wide::widened(w).as_ref());
+                let inner = wide::product(q.transpose(), basis.as_ref());
+                let outside = &basis - wide::product(q.as_ref(), inner.as_ref());
+                assert!(outside.norm_max() < 1e-5, "{hidden}: {}", outside.norm_max());
+            }
+        }
+    }
+}
+
+#[test]
+fn random_directions_follow_the_seed_and_the_layer() {
+    let case = Case::new(200, 20, 14);
+    let mut builder = LayerMoments::builder(case.ffn(), E).unwrap();
+    builder.push(case.inputs.data(), &case.labels).unwrap();
+    let moments = builder.finish().unwrap();
+    let config = SubspacesConfig {
+        directions: Directions::RandomRank,
+        ..config(Center::None, 0.8, 1)
+    };
+    let at = |seed, place| moments.subspaces(&config, seed, place).unwrap();
+    assert_eq!(at(1, "vision.1"), at(1, "vision.1"));
+    assert_ne!(at(1, "vision.1"), at(2, "vision.1"));
+    assert_ne!(at(1, "vision.1"), at(1, "text.1"));
 }
 
 /// The Cholesky route of SVD-LLM, in nalgebra: slow, literal, for positive definite moments.
@@ -374,7 +508,7 @@ proptest! {
         let space = Space::of_inputs(w.clone(), &[moment]);
         let full = m.min(d);
         for rank in 1..=full {
-            let solved = space.solve(0, &config(Centre::None, 1e-9, rank)).unwrap();
+            let solved = space.solve(0, &config(Center::None, 1e-9, rank)).unwrap();
             prop_assert_eq!(solved.rank, rank);
             let basis = space.to_outputs(solved.vectors.subcols(0, rank));
             let inner = wide::product(basis.transpose(), w.as_ref());
@@ -393,7 +527,7 @@ proptest! {
         moment.add(x.transpose());
         wide::mirror(moment.second.as_mut());
         let space = Space::of_inputs(w.clone(), &[moment]);
-        let solved = space.solve(0, &config(Centre::None, 1e-9, rank)).unwrap();
+        let solved = space.solve(0, &config(Center::None, 1e-9, rank)).unwrap();
         let basis = space.to_outputs(solved.vectors.subcols(0, rank));
         let error = |basis: &Mat<f64>| {
             let inner = wide::product(basis.transpose(), y.as_ref());
@@ -413,7 +547,7 @@ proptest! {
     #[test]
     fn projecting_twice_is_projecting_once(seed in 0_u64..1000) {
         let case = Case::new(60, 20, seed);
-        for expert in case.solve(&config(Centre::None, 0.8, 1)) {
+        for expert in case.solve(&config(Center::None, 0.8, 1)) {
             let once = project(&case.fc1, &expert.fc1).unwrap();
             let twice = project(&once, &expert.fc1).unwrap();
             for (a, b) in once.data().iter().zip(twice.data()) {

@@ -66,7 +66,7 @@ pub struct TextConfig {
 pub struct Moe {
     /// Experts E of a layer.
     pub experts: usize,
-    /// Experts K a token visits; their weights are renormalised to sum to 1.
+    /// Experts K a token visits; their weights are renormalized to sum to 1.
     pub top_k: usize,
     /// Rank r, where experts are kept as one shared FFN plus a product of this rank each; see
     /// [`super::low_rank`].

@@ -1,6 +1,6 @@
-//! One FFN or MoE layer of a model as matrices: for those who upcycle or analyse it.
+//! One FFN or MoE layer of a model as tensors: for those who upcycle or analyze it.
 //!
-//! The engine works on flat buffers; methods and analyses want the matrices of one layer.
+//! The engine works on flat buffers; methods and analyses want the tensors of one layer.
 //! Here is the only place that cuts a stack of experts into its slices.
 
 use std::collections::BTreeMap;
@@ -11,20 +11,8 @@ use super::names::{self, Parameter, Part, Place};
 use super::params::Layout;
 use super::{ClipConfig, Moe, Tower};
 use crate::error::{Error, Result};
+pub use crate::ffn::{Ffn, FfnTensors};
 use crate::io::tensors::{self, Put};
-
-/// The flat tensors of one FFN: W1 `[h, d]`, b1 `[h]`, W2 `[d, h]`, b2 `[d]`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct FfnTensors<'a> {
-    /// W1.
-    pub fc1: &'a [f32],
-    /// b1.
-    pub fc1_bias: &'a [f32],
-    /// W2.
-    pub fc2: &'a [f32],
-    /// b2.
-    pub fc2_bias: &'a [f32],
-}
 
 /// An MoE layer: E FFNs and the router [E, d].
 #[derive(Debug, Clone, PartialEq)]
@@ -59,8 +47,9 @@ impl Checkpoint {
         };
         if !self.config.is_moe(tower, block) {
             let tower = tower.name();
-            return Err(Error::failed(format!("{tower}.{block} is no MoE layer")));
+            return Err(Error::failed(format!("{tower}.{block} is not an MoE layer")));
         }
+
         let layout = Layout::new(&self.config);
         let part = |part| &self.values[layout.range(Place::Block(tower, block, part))];
         let slice = |stack, e| {
@@ -68,6 +57,7 @@ impl Checkpoint {
             let len = all.len() / moe.experts;
             &all[e * len..(e + 1) * len]
         };
+
         let expert = |e| FfnTensors {
             fc1: slice(Part::ExpertFcWeight, e),
             fc1_bias: slice(Part::ExpertFcBias, e),
@@ -131,8 +121,8 @@ impl<'a, F: FnMut(Tower, usize) -> Result<MoeLayer>> Mixture<'a, F> {
         let layout = Layout::new(&self.config);
         let mut values = Vec::with_capacity(layout.len());
         for (parameter, range) in layout.iter() {
-            self.put(parameter, &mut |piece| {
-                values.extend_from_slice(piece);
+            self.put(parameter, &mut |chunk| {
+                values.extend_from_slice(chunk);
                 Ok(())
             })?;
             let (found, expected) = (values.len() - range.start, range.len());
@@ -163,30 +153,17 @@ pub struct MoeLayer {
     /// Router [E, d].
     pub router: Vec<f32>,
     /// The experts.
-    pub experts: Vec<Expert>,
+    pub experts: Vec<Ffn>,
     /// A of the deltas on W1 [E, r, d], where experts are kept as such.
     pub fc1_down: Vec<f32>,
     /// A of the deltas on W2 [E, r, h].
     pub fc2_down: Vec<f32>,
 }
 
-/// A new expert.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Expert {
-    /// W1 [h, d].
-    pub fc1: Vec<f32>,
-    /// b1 `[h]`.
-    pub fc1_bias: Vec<f32>,
-    /// W2 [d, h].
-    pub fc2: Vec<f32>,
-    /// b2 `[d]`.
-    pub fc2_bias: Vec<f32>,
-}
-
 impl MoeLayer {
-    /// A tensor of the layer in pieces: a stack is never made.
+    /// A tensor of the layer in chunks: a stack is never made.
     fn part(&self, part: Part) -> Vec<&[f32]> {
-        let stack = |of: fn(&Expert) -> &[f32]| self.experts.iter().map(of).collect();
+        let stack = |of: fn(&Ffn) -> &[f32]| self.experts.iter().map(of).collect();
         match part {
             Part::ExpertFcWeight => stack(|expert| &expert.fc1),
             Part::ExpertFcBias => stack(|expert| &expert.fc1_bias),

@@ -5,7 +5,7 @@
 //! other, and everything that runs or measures a model sees it merged. Only training and files
 //! know the form. A training step merges before its forward pass and pulls the gradient back
 //! through the same products after its backward pass, which is the chain rule and nothing
-//! else. Merging costs as much as a forward pass of `E r / K` more tokens a step, some dozens
+//! else. Merging costs as much as a forward pass of `E r / K` more tokens per step, some dozens
 //! of thousands; in return one set of kernels serves all methods. What is not saved this way
 //! is the memory of the merged experts during training.
 //!
@@ -35,7 +35,7 @@ pub struct LowRank {
 enum Made {
     /// The parameter itself.
     Copy(Range<usize>),
-    /// The shared bias, once an expert.
+    /// The shared bias, once per expert.
     Repeated(Range<usize>),
     /// The shared matrix plus B A, stacks over experts.
     Sum { base: Range<usize>, down: Range<usize>, up: Range<usize> },
@@ -75,6 +75,8 @@ impl LowRank {
             let Place::Block(tower, block, _) = place else { return 0..0 };
             layout.range(Place::Block(tower, block, part))
         };
+
+        // Forward: what each merged parameter is made of.
         let made = |place: Place| {
             let Place::Block(_, _, part) = place else {
                 return Made::Copy(low.range(place));
@@ -89,6 +91,8 @@ impl LowRank {
                 None => Made::Copy(low.range(place)),
             }
         };
+
+        // Backward: what the gradient of each parameter of low rank is made of.
         let pulled = |place: Place| {
             let copy = || Pulled::Copy(full.range(place));
             let Some((tower, block)) = place.block() else { return copy() };
@@ -111,6 +115,7 @@ impl LowRank {
                 None => copy(),
             }
         };
+
         let merged = full.iter().map(|(p, range)| (range, made(p.place))).collect();
         let kept = low.iter().map(|(p, range)| (range, pulled(p.place))).collect();
         Some(Self { experts, rank, merged, kept })
@@ -124,8 +129,9 @@ impl LowRank {
     /// Merges `values` of low rank; `out` is overwritten.
     pub fn merge(&self, values: &[f32], out: &mut [f32]) {
         let stacked = |made: &Made| !matches!(made, Made::Copy(_));
+
         let mut work = split(out, &self.merged, self.experts, stacked);
-        par::for_each_piece(&mut work, 1, |_, pieces| {
+        par::for_each_chunk(&mut work, 1, |_, pieces| {
             for (target, made, expert) in pieces {
                 match made {
                     Made::Copy(from) | Made::Repeated(from) => {
@@ -137,6 +143,7 @@ impl LowRank {
                             self.slice(values, down, *expert),
                             self.slice(values, up, *expert),
                         );
+
                         let cols = down.len() / self.rank;
                         let (up, down) =
                             (Rows::new(up, self.rank), Rows::new(down, cols));
@@ -151,8 +158,9 @@ impl LowRank {
     /// `out` is overwritten.
     pub fn pull_back(&self, values: &[f32], gradient: &[f32], out: &mut [f32]) {
         let stacked = |p: &Pulled| matches!(p, Pulled::Down { .. } | Pulled::Up { .. });
+
         let mut work = split(out, &self.kept, self.experts, stacked);
-        par::for_each_piece(&mut work, 1, |_, pieces| {
+        par::for_each_chunk(&mut work, 1, |_, pieces| {
             for (target, pulled, expert) in pieces {
                 match pulled {
                     Pulled::Copy(from) => target.copy_from_slice(&gradient[from.clone()]),
@@ -328,8 +336,8 @@ mod tests {
                 out
             };
             let (up, down) = (merged(0.5), merged(-0.5));
-            let slopes = up.iter().zip(&down).map(|(u, d)| f64::from(*u) - f64::from(*d));
-            let left: f64 = slopes.zip(&gradient).map(|(s, g)| s * f64::from(*g)).sum();
+            let rises = up.iter().zip(&down).map(|(u, d)| f64::from(*u) - f64::from(*d));
+            let left: f64 = rises.zip(&gradient).map(|(s, g)| s * f64::from(*g)).sum();
             let mut pulled = vec![f32::NAN; model.values.len()];
             form.pull_back(&model.values, &gradient, &mut pulled);
             let products = delta.iter().zip(&pulled).map(|(d, p)| f64::from(*d) * f64::from(*p));

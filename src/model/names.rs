@@ -1,6 +1,6 @@
 //! The one table of parameter names, shapes and roles.
 //!
-//! Everything that stores, loads, initialises or optimises a model asks this file: no other
+//! Everything that stores, loads, initializes or optimizes a model asks this file: no other
 //! file writes the name of a parameter. Names are `open_clip`'s, so that a dense checkpoint
 //! of ours is one of theirs; in an MoE block the two layers of the FFN are replaced by a
 //! router and stacked experts. Weight decay is decided by [`Role`], never by tensor rank:
@@ -385,9 +385,11 @@ pub fn parameters(config: &ClipConfig) -> Vec<Parameter> {
         Place::PreNormWeight,
         Place::PreNormBias,
     ]);
+
     places.extend(blocks_and_head(config, Tower::Vision));
     places.extend([Place::TokenEmbedding, Place::PositionEmbedding(Tower::Text)]);
     places.extend(blocks_and_head(config, Tower::Text));
+
     places
         .into_iter()
         .map(|place| Parameter {
@@ -462,6 +464,7 @@ pub(crate) fn account(
             complaints.push(format!("{} {word}: {named}{more}", names.len()));
         }
     }
+
     if complaints.is_empty() {
         Ok(())
     } else {

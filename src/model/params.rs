@@ -1,7 +1,7 @@
 //! One flat buffer for all parameters of a model.
 //!
 //! Parameters, gradients, both AdamW moments and the EMA are buffers of one [`Layout`]: the
-//! optimiser, clipping, averaging and checkpoints are each one pass over one buffer, and an
+//! optimizer, clipping, averaging and checkpoints are each one pass over one buffer, and an
 //! all-reduce would be one call. Tensors exist only at the border, in files.
 
 use std::collections::BTreeMap;
@@ -60,7 +60,7 @@ impl Layout {
         self.parameters[*index].1.clone()
     }
 
-    /// Copies tensors into a flat buffer; every name and shape must fit, none may lack.
+    /// Copies tensors into a flat buffer; every name and shape must fit, and none may be missing.
     pub fn flatten(&self, config: &ClipConfig, tensors: &Tensors) -> Result<Vec<f32>> {
         let found = tensors.iter().map(|(name, t)| (name.as_str(), t.shape.as_slice()));
         names::check(config, found)?;
@@ -124,7 +124,8 @@ impl Checkpoint {
         let text =
             std::fs::read_to_string(&path).context(|| format!("reading {place}"))?;
         let config: ClipConfig = serde_json::from_str(&text).map_err(|e| {
-            Error::corrupt(format!("{place} is no model's shape")).caused_by(e)
+            Error::corrupt(format!("{place} is not a valid model configuration"))
+                .caused_by(e)
         })?;
         let path = folder.join(weights);
         let values = Layout::new(&config).read(&config, &TensorFile::open(&path)?);

@@ -1,11 +1,12 @@
 //! The drive: decides for every node of one stage and runs those that must.
 //!
-//! Nodes of one stage never read each other, so they may run side by side, each in a thread
-//! pool of its own. Deciding comes first and alone, and costs milliseconds.
+//! The nodes of one stage never read each other, so they may run side by side, each in a
+//! thread pool of its own. The decision which of them run comes first, on its own, and costs
+//! milliseconds.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::memory;
@@ -13,7 +14,7 @@ use super::panics::{Panics, hold};
 use super::survey::{Resolved, one_line};
 use super::{Console, Job, Node, Stage, Survey, Verdict, Width};
 use crate::artifact::{Draft, Notice, Outcome, Place, Request, Store};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, did_you_mean};
 
 /// How a stage is to be driven.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +32,7 @@ pub enum Mode {
 pub struct Orders {
     /// What to do.
     pub mode: Mode,
-    /// Make, or plan to make, what is fresh too.
+    /// Make what is fresh too, or plan to.
     pub force: bool,
     /// Only these runs; all if empty.
     pub only: Vec<String>,
@@ -43,7 +44,7 @@ pub struct Orders {
     pub need: u64,
     /// Fail instead of waiting for another process.
     pub no_wait: bool,
-    /// Say that nothing was to do.
+    /// Say it when there was nothing to do.
     pub verbose: bool,
     /// Where panics leave their place in the code.
     pub panics: Panics,
@@ -69,16 +70,11 @@ pub struct Drive<'a> {
 /// A node that must run, or whose result must become current.
 struct Task<'a> {
     node: &'a Node,
-    resolved: Share,
+    resolved: Arc<Resolved>,
+    /// Why it is not fresh, for the history.
     reason: String,
-    announce: String,
-}
-
-/// What a worker needs of a resolution.
-struct Share {
-    expected: crate::artifact::Expected,
-    inputs: crate::artifact::Inputs,
-    externals: Vec<(crate::artifact::External, crate::artifact::Stat)>,
+    /// What is printed when its work begins.
+    announcement: String,
 }
 
 impl Drive<'_> {
@@ -92,42 +88,58 @@ impl Drive<'_> {
             Mode::Run => {
                 let tasks = self.tasks(&survey, &nodes)?;
                 if tasks.is_empty() && (self.orders.verbose || self.console.is_live()) {
-                    self.console.line(&format!(
-                        "{}: {} fresh",
-                        self.stage.name,
-                        nodes.len()
-                    ));
+                    let (name, count) = (self.stage.name, nodes.len());
+                    self.console.line(&format!("{name}: {count} fresh"));
                 }
                 self.work(tasks).map(|()| Vec::new())
             }
         }
     }
 
+    /// The nodes of the stage that `--only` leaves.
     fn select(&self) -> Result<Vec<&Node>> {
-        let mine: Vec<&Node> =
+        let of_stage: Vec<&Node> =
             self.nodes.iter().filter(|node| node.stage == self.stage.name).collect();
-        let runs = |node: &Node| node.place.run.clone().unwrap_or_default();
+        if self.orders.only.is_empty() {
+            return Ok(of_stage);
+        }
+
         let mut chosen = Vec::new();
         for only in &self.orders.only {
+            // A run is named after its configuration and its seed; the seed may be left out.
             let matching = |node: &&&Node| {
-                let run = runs(node);
-                run == *only
-                    || run.rsplit_once("-s").is_some_and(|(name, _)| name == only)
+                let run = node.place.run.as_deref().unwrap_or_default();
+                let unseeded = run.rsplit_once("-s").map(|(name, _)| name);
+                run == only || unseeded == Some(only)
             };
             let before = chosen.len();
-            chosen.extend(mine.iter().filter(matching).copied());
+            chosen.extend(of_stage.iter().filter(matching).copied());
             if chosen.len() == before {
-                let known: Vec<String> = mine.iter().map(|node| runs(node)).collect();
-                let known = known.join(", ");
-                let name = self.stage.name;
-                return Err(Error::usage(format!(
-                    "--only {only}: {name} has no such run; there are: {known}"
-                )));
+                return Err(self.unknown_run(only, &of_stage));
             }
         }
-        Ok(if self.orders.only.is_empty() { mine } else { chosen })
+        Ok(chosen)
     }
 
+    /// The error for a run that the stage does not have.
+    fn unknown_run(&self, only: &str, of_stage: &[&Node]) -> Error {
+        let runs: Vec<&str> =
+            of_stage.iter().filter_map(|node| node.place.run.as_deref()).collect();
+        let name = self.stage.name;
+        if runs.is_empty() {
+            return Error::usage(format!(
+                "--only {only}: the stage {name} has no runs, it is built as a whole: leave \
+                 --only out"
+            ));
+        }
+
+        let (hint, runs) = (did_you_mean(only, runs.iter().copied()), runs.join(", "));
+        Error::usage(format!(
+            "--only {only}: {name} has no such run; there are: {runs}{hint}"
+        ))
+    }
+
+    /// An error if anything is not fresh, after a line for each such node.
     fn check<'n>(&self, survey: &Survey<'n>, nodes: &[&'n Node]) -> Result<Vec<String>> {
         let mut stale = 0;
         for node in nodes {
@@ -137,16 +149,14 @@ impl Drive<'_> {
                 self.console.line(&describe(&node.place, &verdict));
             }
         }
-        match stale {
-            0 => Ok(Vec::new()),
-            _ => Err(Error::failed(format!(
-                "{}: {stale} of {} not fresh",
-                self.stage.name,
-                nodes.len()
-            ))),
+        if stale == 0 {
+            return Ok(Vec::new());
         }
+        let (name, count) = (self.stage.name, nodes.len());
+        Err(Error::failed(format!("{name}: {stale} of {count} are not fresh")))
     }
 
+    /// A line for each node that a run would make.
     fn dry_run<'n>(
         &self,
         survey: &Survey<'n>,
@@ -167,30 +177,35 @@ impl Drive<'_> {
         Ok(lines)
     }
 
+    /// The nodes that must run, with everything that running them needs.
     fn tasks<'n>(
         &self,
         survey: &Survey<'n>,
         nodes: &[&'n Node],
     ) -> Result<Vec<Task<'n>>> {
+        let forced = self.orders.force;
         let mut tasks = Vec::new();
         for node in nodes {
             let resolved = survey.resolve(node)?;
             let verdict = survey.verdict(node)?;
-            let forced = self.orders.force;
             if verdict == Verdict::Fresh && !forced {
                 continue;
             }
+
             let reason = match &verdict {
                 Verdict::Fresh => "forced".to_owned(),
                 Verdict::Runs(why) | Verdict::Reusable(why) | Verdict::Damaged(why) => {
                     one_line(why)
                 }
+                // Such nodes could not be resolved above.
                 Verdict::Waits(_) | Verdict::Blocked(_) => String::new(),
             };
-            let announce = describe(&node.place, &verdict).replace("would run", "runs");
-            let announce =
-                if forced { named(&node.place, "runs (forced)") } else { announce };
-            tasks.push(Task { node, resolved: share(&resolved), reason, announce });
+            let announcement = if forced {
+                named(&node.place, "runs (forced)")
+            } else {
+                describe(&node.place, &verdict).replace("would run", "runs")
+            };
+            tasks.push(Task { node, resolved, reason, announcement });
         }
         Ok(tasks)
     }
@@ -198,18 +213,11 @@ impl Drive<'_> {
     /// Runs the tasks, several at a time. After a failure nothing new begins; what runs is
     /// brought to its end.
     fn work(&self, tasks: Vec<Task<'_>>) -> Result<()> {
-        let workers = match (self.stage.width, self.orders.jobs) {
-            (Width::Whole, _) => 1,
-            (Width::Shared, 0) => {
-                let need = self.orders.need;
-                memory::fitting(self.orders.threads, need, memory::free())
-            }
-            (Width::Shared, jobs) => jobs,
-        };
-        let workers = workers.min(tasks.len()).max(1);
+        let workers = self.workers(tasks.len());
         let threads = (self.orders.threads / workers).max(1);
         let queue = Mutex::new(VecDeque::from(tasks));
         let failure = Mutex::new(None);
+
         std::thread::scope(|scope| {
             for _ in 0..workers {
                 scope.spawn(|| {
@@ -221,15 +229,25 @@ impl Drive<'_> {
                 });
             }
         });
-        match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            None => Ok(()),
-            Some(error) => Err(error),
-        }
+
+        failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
 
+    /// How many nodes run side by side: as many as were asked for, or as memory allows.
+    fn workers(&self, tasks: usize) -> usize {
+        let Orders { threads, jobs, need, .. } = *self.orders;
+        let workers = match (self.stage.width, jobs) {
+            (Width::Whole, _) => 1,
+            (Width::Shared, 0) => memory::fitting(threads, need, memory::free()),
+            (Width::Shared, jobs) => jobs,
+        };
+        workers.min(tasks).max(1)
+    }
+
+    /// Makes one result and says how it ended.
     fn make(&self, task: &Task<'_>, threads: usize) -> Result<()> {
         let place = &task.node.place;
-        let Share { expected, inputs, externals } = &task.resolved;
+        let Resolved { expected, inputs, externals } = &*task.resolved;
         let request = Request {
             expected,
             reason: task.reason.clone(),
@@ -239,37 +257,33 @@ impl Drive<'_> {
             no_wait: self.orders.no_wait,
             threads,
         };
+
         let clock = Instant::now();
         let outcome = self.store.produce(
             &request,
             &|notice| self.notify(place, &notice),
             |draft| self.compute(task, draft, threads),
         );
-        match outcome.context(|| named(place, "failed"))? {
-            Outcome::Fresh => self.console.line(&named(place, "made by another process")),
+        let text = match outcome.context(|| named(place, "failed"))? {
+            Outcome::Fresh => "was built by another process".to_owned(),
             Outcome::Reused => {
-                let text = format!("reuses {} ({})", expected.key.short(), task.reason);
-                self.console.line(&named(place, &text));
+                format!("reuses {} ({})", expected.key.short(), task.reason)
             }
-            Outcome::Ran(_) => {
-                let seconds = clock.elapsed().as_secs_f64();
-                self.console.line(&named(place, &format!("done in {seconds:.1} s")));
-            }
-        }
+            Outcome::Ran(_) => format!("done in {:.1} s", clock.elapsed().as_secs_f64()),
+        };
+        self.console.line(&named(place, &text));
         Ok(())
     }
 
+    /// Runs the stage's own code in a thread pool of its own.
     fn compute(&self, task: &Task<'_>, draft: &mut Draft, threads: usize) -> Result<()> {
         let place = &task.node.place;
-        self.console.line(&task.announce);
+        self.console.line(&task.announcement);
         let progress = self.console.bar(&place.to_string());
         let bar = progress.clone();
-        let externals: Vec<_> = task
-            .resolved
-            .externals
-            .iter()
-            .map(|(external, _)| external.clone())
-            .collect();
+
+        let outside = &task.resolved.externals;
+        let externals: Vec<_> = outside.iter().map(|(file, _)| file.clone()).collect();
         let mut job = Job {
             node: task.node,
             inputs: &task.resolved.inputs,
@@ -278,43 +292,43 @@ impl Drive<'_> {
             progress,
             threads,
         };
+
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .build()
             .context(|| format!("cannot start {threads} threads"))?;
         let run = self.stage.run;
+        // A panic ends this node with an error; the nodes beside it finish their work.
         let result = catch_unwind(AssertUnwindSafe(|| pool.install(|| run(&mut job))));
         bar.finish();
         result.unwrap_or_else(|_payload| Err(self.orders.panics.take()))
     }
 
+    /// Tells people what happened on the way to a result.
     fn notify(&self, place: &Place, notice: &Notice) {
         let text = match notice {
-            Notice::Waiting(holder) => format!("waits for {holder}, who makes it"),
-            Notice::Quarantined(what, to) => {
-                format!("was damaged ({}); moved to {}", one_line(what), to.display())
+            Notice::Waiting { holder } => {
+                format!("waiting for {holder}, which is building it")
             }
-            Notice::Differs(files, other) => {
-                let why = match other.as_deref() {
+            Notice::Quarantined { damage, moved_to } => {
+                let (damage, moved_to) = (one_line(damage), moved_to.display());
+                format!("was damaged ({damage}); moved to {moved_to}")
+            }
+            Notice::Differs { files, earlier_processor } => {
+                let why = match earlier_processor.as_deref() {
                     None => "is not deterministic".to_owned(),
                     Some("") => "was made by an older version".to_owned(),
                     Some(before) => format!("was made on another processor ({before})"),
                 };
-                format!("{why}: the forced run gave other bytes in {}", one_line(files))
+                let files = one_line(files);
+                format!("{why}: the forced run wrote other bytes to {files}")
             }
         };
         self.console.line(&named(place, &text));
     }
 }
 
-fn share(resolved: &Resolved) -> Share {
-    Share {
-        expected: resolved.expected.clone(),
-        inputs: resolved.inputs.clone(),
-        externals: resolved.externals.clone(),
-    }
-}
-
+/// The next task, unless another one has failed.
 fn next<'a>(
     queue: &Mutex<VecDeque<Task<'a>>>,
     failure: &Mutex<Option<Error>>,
@@ -325,6 +339,7 @@ fn next<'a>(
     hold(queue).pop_front()
 }
 
+/// A line about a place, with a blank between stage and run.
 fn named(place: &Place, text: &str) -> String {
     match &place.run {
         Some(run) => format!("{} {run}: {text}", place.stage),

@@ -1,4 +1,6 @@
-//! How much memory there is, how much was used, and how people write it.
+//! How much memory is free, and how people write sizes.
+
+use indicatif::HumanBytes;
 
 use crate::error::{Error, Result};
 
@@ -6,9 +8,10 @@ use crate::error::{Error, Result};
 pub fn parse(text: &str) -> Result<u64> {
     let bad = || {
         Error::usage(format!(
-            "memory {text:?}: expected a number and K, M, G or T, as 4G"
+            "memory {text:?} is not a size; expected a number and K, M, G or T, such as 4G"
         ))
     };
+
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let power = match text[digits.len()..].to_ascii_uppercase().as_str() {
         "" | "B" => 0,
@@ -22,9 +25,12 @@ pub fn parse(text: &str) -> Result<u64> {
     number.checked_mul(1 << power).ok_or_else(bad)
 }
 
-/// The memory that is free now, where the system says so.
+/// The memory that is free now, in bytes, where the system says so.
 pub fn free() -> Option<u64> {
-    line("/proc/meminfo", "MemAvailable:")
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kibibytes: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
+    Some(kibibytes * 1024)
 }
 
 /// Half of the memory that is free now; 4 GB where the system does not say.
@@ -32,41 +38,17 @@ pub fn half_of_free() -> u64 {
     free().map_or(4 << 30, |bytes| bytes / 2)
 }
 
-/// How many pieces of work of `need` bytes, of at most `wanted`, fit into nine tenths of
-/// `free`; at least one.
+/// How many jobs of `need` bytes fit into nine tenths of `free`: at most `wanted`, at least
+/// one.
 pub fn fitting(wanted: usize, need: u64, free: Option<u64>) -> usize {
     let Some(free) = free.filter(|_| need > 0) else { return wanted };
     let fits = usize::try_from(free / 10 * 9 / need).unwrap_or(wanted);
     wanted.min(fits).max(1)
 }
 
-/// The most memory this process has used so far, where the system says so.
-pub fn peak() -> Option<u64> {
-    line("/proc/self/status", "VmHWM:")
-}
-
-/// A line `name  123 kB`, in bytes.
-fn line(file: &str, name: &str) -> Option<u64> {
-    let text = std::fs::read_to_string(file).ok()?;
-    let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
-    let number: u64 = rest.trim().trim_end_matches("kB").trim().parse().ok()?;
-    Some(number * 1024)
-}
-
-/// Bytes for people.
+/// Bytes as people read them: `1.50 GiB`.
 pub fn size(bytes: u64) -> String {
-    let mut value = bytes as f64;
-    for unit in ["B", "KiB", "MiB"] {
-        if value < 1024.0 {
-            return if unit == "B" {
-                format!("{bytes} B")
-            } else {
-                format!("{value:.1} {unit}")
-            };
-        }
-        value /= 1024.0;
-    }
-    format!("{value:.1} GiB")
+    HumanBytes(bytes).to_string()
 }
 
 #[cfg(test)]

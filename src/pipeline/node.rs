@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::artifact::{External, Place};
-use crate::config::DatasetConfig;
-use crate::error::{Context as _, Result};
+use crate::config::{Compute, DatasetConfig};
+use crate::error::{Context as _, Error, Result};
 
-/// Lists the files that a source of pairs reads. A function and not a call, because the
-/// pipeline knows no stage.
+/// Lists the files that a source of pairs reads. A node holds it as a value, because the
+/// pipeline does not know the stage that has it.
 pub type ListPairs = fn(&DatasetConfig) -> Result<Vec<External>>;
 
 /// Which files of an upstream result a node reads.
@@ -18,7 +18,7 @@ pub type ListPairs = fn(&DatasetConfig) -> Result<Vec<External>>;
 pub enum Files {
     /// All of them.
     All,
-    /// These, which must be there.
+    /// These, all of which must exist.
     Listed(&'static [&'static str]),
 }
 
@@ -55,6 +55,10 @@ pub struct Node {
     pub place: Place,
     /// The stage's slice of the configuration; it enters the key.
     pub params: Value,
+    /// The name of what computes; it enters the key.
+    pub backend: &'static str,
+    /// The device and the precision that `backend` was chosen by.
+    pub compute: Compute,
     /// What it reads from the store.
     pub inputs: Vec<Upstream>,
     /// What it reads from outside.
@@ -88,6 +92,12 @@ impl Externals {
 /// Every file below a folder, links followed, hidden ones aside.
 fn walk(folder: &Path, prefix: &str, found: &mut Vec<External>) -> Result<()> {
     let unreadable = || format!("cannot list the folder {}", folder.display());
+    if !folder.exists() {
+        return Err(Error::failed(format!(
+            "the folder {} does not exist",
+            folder.display()
+        )));
+    }
     for entry in std::fs::read_dir(folder).context(unreadable)? {
         let path = entry.context(unreadable)?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();

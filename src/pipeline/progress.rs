@@ -1,7 +1,7 @@
 //! What people see while a stage works: bars on a terminal, plain lines elsewhere.
 //!
 //! Everything goes to standard error; standard output is for results. A closed or full
-//! standard error is no reason to stop working, so failures to print are dropped.
+//! standard error is not a reason to stop working, so failures to print are ignored.
 
 use std::io::{IsTerminal as _, Write as _};
 
@@ -42,7 +42,7 @@ impl Console {
             return;
         }
         let print = || {
-            // See the module: a message that cannot be printed is dropped.
+            // See the module: a message that cannot be printed is given up.
             let _ = writeln!(std::io::stderr().lock(), "{text}");
         };
         match &self.bars {
@@ -53,10 +53,13 @@ impl Console {
 
     /// Begins a bar; without a terminal it draws nothing.
     pub fn bar(&self, name: &str) -> Progress {
-        let Some(bars) = &self.bars else { return Progress::silent() };
+        let lines = Some((self.clone(), name.to_owned()));
+        let Some(bars) = &self.bars else {
+            return Progress { lines, ..Progress::silent() };
+        };
         let bar = bars.add(ProgressBar::no_length().with_prefix(name.to_owned()));
         bar.set_style(style("{prefix:<28!} {spinner} {elapsed} {wide_msg:.dim}"));
-        Progress { bar }
+        Progress { bar, lines }
     }
 }
 
@@ -64,12 +67,14 @@ impl Console {
 #[derive(Debug, Clone)]
 pub struct Progress {
     bar: ProgressBar,
+    /// Where lines go that stay, and the name before each.
+    lines: Option<(Console, String)>,
 }
 
 impl Progress {
     /// A bar that draws nothing, for tests.
     pub fn silent() -> Self {
-        Self { bar: ProgressBar::hidden() }
+        Self { bar: ProgressBar::hidden(), lines: None }
     }
 
     /// Begins a phase of `total` steps.
@@ -94,6 +99,13 @@ impl Progress {
     /// Shows a short message at the end of the bar, for example the loss.
     pub fn message(&self, text: impl Into<String>) {
         self.bar.set_message(text.into());
+    }
+
+    /// Prints a line that stays, for what people have to know of a result.
+    pub fn line(&self, text: &str) {
+        if let Some((console, name)) = &self.lines {
+            console.line(&format!("{name}: {text}"));
+        }
     }
 
     /// Removes the bar.

@@ -43,7 +43,7 @@ pub struct Job<'a> {
     pub externals: &'a [External],
     /// Where to write.
     pub draft: &'a mut Draft,
-    /// How far it is.
+    /// Where to show how far the work is.
     pub progress: Progress,
     /// Threads of the pool the work runs in; results must not depend on it.
     pub threads: usize,
@@ -53,13 +53,14 @@ impl Job<'_> {
     /// The stage's slice of the configuration.
     pub fn params<T: DeserializeOwned>(&self) -> Result<T> {
         T::deserialize(&self.node.params)
-            .context(|| format!("parameters of {}", self.node.place))
+            .context(|| format!("cannot read the parameters of {}", self.node.place))
     }
 
     /// A path that does not enter the key: `cache`, `folder`, `checkpoint`.
     pub fn path(&self, name: &str) -> Result<&Path> {
         self.node.paths.get(name).map(PathBuf::as_path).ok_or_else(|| {
-            Error::failed(format!("{} has no path named {name}", self.node.place))
+            let place = &self.node.place;
+            Error::failed(format!("the plan does not give {place} a path named {name}"))
         })
     }
 

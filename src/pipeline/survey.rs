@@ -1,14 +1,13 @@
 //! Which nodes are up to date, without running any.
 //!
-//! A node's key needs the digests of what it reads, so the survey follows the plan upwards.
-//! Every upstream node is found by the key *it should have*, not by where `current` points:
-//! a stage can therefore never read a result that the configuration does not ask for, and a
-//! dry run sees through results that exist already. What waits for an upstream run has no key
-//! yet, and the survey says so instead of guessing.
+//! The key of a node needs the digests of what it reads, so the survey follows the plan
+//! upstream. Every upstream node is found by the key *it should have*, and not by where
+//! `current` points: a stage can therefore never read a result that the configuration does not
+//! ask for, and a dry run sees through results that exist already. A node that waits for an
+//! upstream run does not have a key yet, and the survey says so instead of guessing.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use super::{Externals, Files, Node, Stage, Upstream, source};
@@ -19,7 +18,7 @@ use crate::artifact::{
 use crate::error::{Error, Result};
 
 /// Raised by hand when a change outside of `src/stage/<stage>.rs` and the modules it uses
-/// changes results: everything is made anew.
+/// changes results: all results are stale then.
 const FRAMEWORK_VERSION: u32 = 1;
 
 /// What a run of a node would do.
@@ -33,7 +32,7 @@ pub enum Verdict {
     Runs(Vec<String>),
     /// Run because its result is damaged.
     Damaged(Vec<String>),
-    /// Nobody knows before this upstream node has run.
+    /// It depends on what this upstream node will write.
     Waits(Place),
     /// It cannot run: what is missing.
     Blocked(String),
@@ -66,7 +65,16 @@ enum Unresolved {
     Blocked(String),
 }
 
-type Resolution = std::result::Result<Rc<Resolved>, Unresolved>;
+/// What a node reads from outside the store.
+#[derive(Debug, Default)]
+struct Outside {
+    /// The files with their stats; none where the digests are taken from a manifest.
+    files: Vec<(External, Stat)>,
+    /// The digests of the files, by name.
+    digests: BTreeMap<String, Digest>,
+}
+
+type Resolution = std::result::Result<Arc<Resolved>, Unresolved>;
 
 /// The state of all nodes of a plan.
 #[derive(Debug)]
@@ -101,25 +109,26 @@ impl<'a> Survey<'a> {
     }
 
     /// The node's key and inputs; an error that says what to do if there are none.
-    pub fn resolve(&self, node: &'a Node) -> Result<Rc<Resolved>> {
+    pub fn resolve(&self, node: &'a Node) -> Result<Arc<Resolved>> {
         self.resolution(node, Depth::Full).map_err(|why| match why {
             Unresolved::Waits(up) => {
                 let (place, stage) = (&node.place, node.stage);
                 Error::failed(format!(
-                    "{place} needs {up}, which is not up to date: `make {stage}` makes both"
+                    "{place} needs {up}, which is not up to date; `make {stage}` builds both"
                 ))
             }
             Unresolved::Blocked(why) => Error::failed(format!("{}: {why}", node.place)),
         })
     }
 
+    /// The key and inputs of a node, worked out once.
     fn resolution(&self, node: &'a Node, depth: Depth) -> Resolution {
-        let place = (&node.place, depth);
-        if let Some(known) = self.known.borrow().get(&place) {
+        let question = (&node.place, depth);
+        if let Some(known) = self.known.borrow().get(&question) {
             return known.clone();
         }
-        let resolution = self.work_out(node, depth).map(Rc::new);
-        self.known.borrow_mut().insert(place, resolution.clone());
+        let resolution = self.work_out(node, depth).map(Arc::new);
+        self.known.borrow_mut().insert(question, resolution.clone());
         resolution
     }
 
@@ -133,7 +142,9 @@ impl<'a> Survey<'a> {
             inputs.push(self.input(upstream)?);
         }
         let inputs = Inputs::new(inputs);
-        let (externals, digests) = self.externals(node, depth)?;
+        let Outside { files: externals, digests } = self.outside(node, depth)?;
+
+        // Everything that may change a byte of the result, and nothing else.
         let stage = self.stages.iter().find(|stage| stage.name == node.stage);
         let version = stage.map_or(0, |stage| stage.version);
         let preimage = Preimage {
@@ -144,7 +155,7 @@ impl<'a> Survey<'a> {
                 .iter()
                 .map(|(name, version)| ((*name).to_owned(), (*version).to_owned()))
                 .collect(),
-            backend: backend().to_owned(),
+            backend: node.backend.to_owned(),
             params: node.params.clone(),
             inputs: inputs
                 .iter()
@@ -158,14 +169,15 @@ impl<'a> Survey<'a> {
 
     /// The result an upstream node should have, if it has it.
     fn input(&self, upstream: &Upstream) -> std::result::Result<Input, Unresolved> {
-        let blocked = |e: &Error| Unresolved::Blocked(e.message().to_owned());
+        let blocked = |e: &Error| Unresolved::Blocked(e.chain());
         let waits = || Unresolved::Waits(upstream.place.clone());
         let node = self.nodes.get(&upstream.place).copied().ok_or_else(|| {
             Unresolved::Blocked(format!("{} is not in the plan", upstream.place))
         })?;
         let resolved = self.resolution(node, Depth::Recorded)?;
         let Expected { place, key, .. } = &resolved.expected;
-        // A damaged manifest is the upstream stage's to report and repair.
+
+        // The upstream stage reports and repairs a damaged manifest; for us there is none.
         let Ok(Some(brief)) = self.store.brief(place, key) else { return Err(waits()) };
         let files = select(&brief, upstream).map_err(|e| blocked(&e))?;
         Ok(Input {
@@ -177,29 +189,28 @@ impl<'a> Survey<'a> {
         })
     }
 
-    #[expect(clippy::type_complexity, reason = "two parallel results of one look")]
-    fn externals(
+    /// Files from outside and their digests.
+    fn outside(
         &self,
         node: &Node,
         depth: Depth,
-    ) -> std::result::Result<(Vec<(External, Stat)>, BTreeMap<String, Digest>), Unresolved>
-    {
+    ) -> std::result::Result<Outside, Unresolved> {
         if depth == Depth::Recorded
             && let Some(digests) = self.recorded_externals(node)
         {
-            return Ok((Vec::new(), digests));
+            return Ok(Outside { files: Vec::new(), digests });
         }
         let look = || {
             let listed = node.externals.list()?;
             let found = self.store.externals(&listed)?;
-            let (mut stats, mut digests) = (Vec::new(), BTreeMap::new());
+            let mut outside = Outside::default();
             for (external, (stat, digest)) in listed.into_iter().zip(found) {
-                digests.insert(external.name.clone(), digest);
-                stats.push((external, stat));
+                outside.digests.insert(external.name.clone(), digest);
+                outside.files.push((external, stat));
             }
-            Ok((stats, digests))
+            Ok(outside)
         };
-        look().map_err(|e: Error| Unresolved::Blocked(e.message().to_owned()))
+        look().map_err(|e: Error| Unresolved::Blocked(e.chain()))
     }
 
     /// The digests of outside files that the current result was made from, if it was made
@@ -217,6 +228,8 @@ impl<'a> Survey<'a> {
                     Some((name.clone(), Digest::parse(digest.as_str()?)?))
                 })
                 .collect::<Option<_>>()?;
+
+        // Names of a folder or of a table are not looked up here: that is what costs time.
         match &node.externals {
             Externals::Files(files) => {
                 let same = files.len() == recorded.len()
@@ -241,11 +254,7 @@ fn select(brief: &Brief, upstream: &Upstream) -> Result<Arc<BTreeMap<String, Dig
     listed.iter().map(file).collect::<Result<_>>().map(Arc::new)
 }
 
-/// What computes, where that changes bytes.
-fn backend() -> &'static str {
-    "cpu-f32"
-}
-
+/// A reason as people read it, one line for each change.
 fn lines(reason: &Reason) -> Vec<String> {
     match reason {
         Reason::First => vec!["first run".to_owned()],

@@ -1,9 +1,12 @@
 //! The report as data: sections of tables, figures and notes. HTML and Markdown are two
 //! templates over the same tree, so they cannot disagree.
 //!
-//! Text fields are plain; `` `code` `` is the only markup. Templates escape.
+//! Texts are plain, with `` `code` `` as the only markup; the templates escape them.
 
 use serde::Serialize;
+
+use super::stats::{Difference, Sign};
+use super::words::signed;
 
 /// The whole report.
 #[derive(Debug, Serialize)]
@@ -42,7 +45,7 @@ pub(super) enum Block {
     Figures {
         /// The figures.
         figures: Vec<Figure>,
-        /// Figures in a row on a wide screen.
+        /// Number of figures in a row on a wide screen.
         columns: usize,
         /// A caption for all of them; empty where each has its own.
         caption: String,
@@ -54,9 +57,9 @@ pub(super) enum Block {
     },
     /// A folded part.
     Details {
-        /// What stands on the fold.
+        /// What is shown while it is folded.
         summary: String,
-        /// What is under it.
+        /// What is folded.
         blocks: Vec<Block>,
     },
     /// Example retrievals.
@@ -73,12 +76,12 @@ impl Block {
     pub(super) fn figures(mut figures: Vec<Figure>, columns: usize) -> Option<Self> {
         let first = figures.first()?.caption.clone();
         let shared = figures.len() > 1 && figures.iter().all(|f| f.caption == first);
+        let caption = if shared { first } else { String::new() };
         if shared {
             for figure in &mut figures {
                 figure.caption.clear();
             }
         }
-        let caption = if shared { first } else { String::new() };
         Some(Self::Figures { figures, columns, caption })
     }
 }
@@ -87,11 +90,11 @@ impl Block {
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Table {
     pub(super) title: String,
-    /// What the figures are, in a line.
+    /// What the numbers are, in a line.
     pub(super) note: String,
     pub(super) head: Vec<Cell>,
     pub(super) rows: Vec<Vec<Cell>>,
-    /// Marks a table that is not ours.
+    /// Whether the numbers are somebody else's.
     pub(super) foreign: bool,
 }
 
@@ -103,15 +106,34 @@ pub(super) struct Cell {
     pub(super) sub: String,
     /// Tooltip.
     pub(super) title: String,
-    /// Best of its column.
+    /// Whether it stands out: the best of its column, or a difference that is shown.
     pub(super) best: bool,
-    /// Words, not numbers: aligned left.
+    /// Whether it holds words, which are aligned left, and not a number.
     pub(super) words: bool,
-    /// CSS class of a colour mark before the text.
+    /// CSS class of a color mark before the text.
     pub(super) mark: String,
 }
 
 impl Cell {
+    /// A cell that says that there is no number.
+    pub(super) fn nothing() -> Self {
+        Self::number(super::words::NOTHING)
+    }
+
+    /// A difference with its interval below, bold where the interval excludes zero.
+    pub(super) fn difference(difference: Option<Difference>) -> Self {
+        let Some(difference) = difference else { return Self::nothing() };
+        let interval = difference.interval.map_or_else(
+            || "no interval".to_owned(),
+            |(low, high)| format!("{} \u{2026} {}", signed(low, 1), signed(high, 1)),
+        );
+        Self {
+            sub: interval,
+            best: matches!(difference.sign(), Sign::Above | Sign::Below),
+            ..Self::number(signed(difference.mean, 1))
+        }
+    }
+
     /// A cell of words.
     pub(super) fn words(text: impl Into<String>) -> Self {
         Self { text: text.into(), words: true, ..Self::default() }
@@ -136,7 +158,7 @@ impl Cell {
         self
     }
 
-    /// Adds a colour mark.
+    /// Adds a color mark.
     #[must_use]
     pub(super) fn with_mark(mut self, mark: impl Into<String>) -> Self {
         self.mark = mark.into();
@@ -168,18 +190,18 @@ pub(super) struct Sheet {
     pub(super) queries: Vec<Query>,
 }
 
-/// A caption and what it found.
+/// A caption and the pictures it found.
 #[derive(Debug, Serialize)]
 pub(super) struct Query {
     pub(super) text: String,
-    /// Where the own picture came, in words.
+    /// The rank of the caption's own picture, in words.
     pub(super) outcome: String,
     pub(super) hits: Vec<Hit>,
-    /// The own picture, where it is not among the hits.
+    /// The caption's own picture, where it is not among the hits.
     pub(super) missed: Option<Hit>,
 }
 
-/// A picture found.
+/// A picture that was found.
 #[derive(Debug, Serialize)]
 pub(super) struct Hit {
     pub(super) sample: u32,

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::stats::BySeed;
-use super::study::Study;
+use super::study::{MetricKey, Study};
+use super::words;
 
 /// What a headline metric speaks about in the verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,95 +32,183 @@ pub(super) struct Headline {
 }
 
 impl Headline {
-    /// The figure of one run by seed: the mean over the splits, where all are there.
+    /// The figure of one run by seed: the mean over the splits. A seed that lacks one of the
+    /// splits has no figure, because a mean over fewer would be another metric.
     pub(super) fn values(&self, study: &Study<'_>, run: &str, point: &str) -> BySeed {
         let mut collected: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
         for split in &self.splits {
+            let (task, metric) = (self.task, self.metric.as_str());
             for (seed, value) in
-                study.metric(run, point, (self.task, split, &self.metric))
+                study.metric(MetricKey { run, point, task, split, metric })
             {
                 collected.entry(seed).or_default().push(value);
             }
         }
-        let complete = |values: &Vec<f64>| values.len() == self.splits.len();
-        let complete = collected.into_iter().filter(|(_, values)| complete(values));
-        complete.map(|(seed, values)| (seed, crate::num::mean(&values))).collect()
+
+        collected.retain(|_, values| values.len() == self.splits.len());
+        let means = collected.into_iter();
+        means.map(|(seed, values)| (seed, crate::num::mean(&values))).collect()
+    }
+
+    /// Finds the splits of a metric; `None` if no run has it.
+    fn placed(mut self, study: &Study<'_>, prefer: &str) -> Option<Self> {
+        self.splits = splits(study, self.task, &self.metric, prefer);
+
+        // Where the definition does not name its splits, they are added to it.
+        let on = self.splits.join(", ");
+        match (self.splits.len(), self.task) {
+            (0, _) => return None,
+            (1, "subgroup" | "retrieval") => {
+                self.definition = format!("{}; on `{on}`", self.definition);
+            }
+            (1, _) => {}
+            _ => self.definition = format!("{}; mean over {on}", self.definition),
+        }
+        Some(self)
     }
 }
 
 /// The headline metrics that any run has, in report order.
 pub(super) fn headlines(study: &Study<'_>) -> Vec<Headline> {
     let meta = &study.inputs.dataset;
-    let config = &study.config().evaluate;
     let pair = meta.retrieval.as_str();
-    let k = config.recall_at.iter().min().copied().unwrap_or(1);
-    let place =
-        if k == 1 { "comes first".to_owned() } else { format!("is among the first {k}") };
-    let shifts = super::words::list(&meta.shifts);
     let held_out = meta.held_out.as_deref().unwrap_or("heldout");
-    let mut wanted = vec![
-        (Area::Shift, "summary", "shift".to_owned(), "Shift".to_owned(), "",
-         format!("mean zero-shot top-1 accuracy over all concepts on {shifts}, splits of styles never trained on")),
-        (Area::Other, "concept", "acc1".to_owned(), "Pair acc@1".to_owned(), pair,
-         format!("zero-shot top-1 accuracy over all concepts on `{pair}`: unseen pictures in styles of the training data")),
-        (Area::Other, "heldout", "acc1".to_owned(), "Held-out acc@1".to_owned(), held_out,
-         "zero-shot top-1 accuracy among concepts that no training picture shows".to_owned()),
-        (Area::Retrieval, "retrieval", format!("image_retrieval_recall@{k}"), format!("Text\u{2192}image R@{k}"), pair,
-         format!("`image_retrieval_recall@{k}`: share of captions whose own picture {place}")),
-        (Area::Retrieval, "retrieval", format!("text_retrieval_recall@{k}"), format!("Image\u{2192}text R@{k}"), pair,
-         format!("`text_retrieval_recall@{k}`: share of pictures with any own caption that {place}")),
-        (Area::Other, "subgroup", "acc1".to_owned(), "Subgroup acc@1".to_owned(), pair,
-         "zero-shot top-1 accuracy over subgroups; a subgroup is the mean of its concepts' prompts".to_owned()),
-    ];
-    for shots in &config.shots {
-        wanted.push((Area::Probes, "probe", format!("logistic-{shots}"), format!("{shots}-shot"), "",
-            format!("`logistic-{shots}`: logistic regression on frozen features with {shots} pictures a class, mean over draws")));
+
+    let mut all = Vec::new();
+    all.extend(shift(&meta.shifts).placed(study, ""));
+    all.extend(concepts(pair).placed(study, pair));
+    all.extend(held_out_concepts().placed(study, held_out));
+    let smallest = study.config().evaluate.recall_at.iter().min();
+    for headline in retrieval(smallest.copied().unwrap_or(1)) {
+        all.extend(headline.placed(study, pair));
     }
-    wanted
-        .into_iter()
-        .filter_map(|(area, task, metric, label, prefer, definition)| {
-            let splits = splits(study, task, &metric, prefer);
-            let several = splits.len() > 1;
-            let on = splits.join(", ");
-            let definition = match (several, task) {
-                (true, _) => format!("{definition}; mean over {on}"),
-                (false, "subgroup" | "retrieval") => format!("{definition}; on `{on}`"),
-                (false, _) => definition,
-            };
-            let splits_found = !splits.is_empty();
-            splits_found.then_some(Headline {
-                label,
-                definition,
-                area,
-                task,
-                metric,
-                splits,
-            })
-        })
-        .collect()
+    all.extend(subgroups().placed(study, pair));
+    for &shots in &study.config().evaluate.shots {
+        all.extend(probe(shots).placed(study, ""));
+    }
+    all
 }
 
-/// Where a metric is read: the preferred split; else the only one; else the shift splits;
-/// else the first of the tests.
+fn shift(shifts: &[String]) -> Headline {
+    let shifts = words::list(shifts);
+    Headline {
+        label: "Shift".to_owned(),
+        definition: format!(
+            "mean zero-shot top-1 accuracy over all concepts on {shifts}, splits of styles \
+             never trained on"
+        ),
+        area: Area::Shift,
+        task: "summary",
+        metric: "shift".to_owned(),
+        splits: Vec::new(),
+    }
+}
+
+fn concepts(pair: &str) -> Headline {
+    Headline {
+        label: "Pair acc@1".to_owned(),
+        definition: format!(
+            "zero-shot top-1 accuracy over all concepts on `{pair}`: unseen pictures in \
+             styles of the training data"
+        ),
+        area: Area::Other,
+        task: "concept",
+        metric: "acc1".to_owned(),
+        splits: Vec::new(),
+    }
+}
+
+fn held_out_concepts() -> Headline {
+    Headline {
+        label: "Held-out acc@1".to_owned(),
+        definition:
+            "zero-shot top-1 accuracy among concepts that no training picture shows"
+                .to_owned(),
+        area: Area::Other,
+        task: "heldout",
+        metric: "acc1".to_owned(),
+        splits: Vec::new(),
+    }
+}
+
+fn retrieval(k: usize) -> [Headline; 2] {
+    let place =
+        if k == 1 { "comes first".to_owned() } else { format!("is among the first {k}") };
+    let headline = |label: String, metric: String, what: String| Headline {
+        label,
+        definition: format!("`{metric}`: {what} {place}"),
+        area: Area::Retrieval,
+        task: "retrieval",
+        metric,
+        splits: Vec::new(),
+    };
+    [
+        headline(
+            format!("Text\u{2192}image R@{k}"),
+            format!("image_retrieval_recall@{k}"),
+            "fraction of captions whose own picture".to_owned(),
+        ),
+        headline(
+            format!("Image\u{2192}text R@{k}"),
+            format!("text_retrieval_recall@{k}"),
+            "fraction of pictures for which one of their own captions".to_owned(),
+        ),
+    ]
+}
+
+fn subgroups() -> Headline {
+    Headline {
+        label: "Subgroup acc@1".to_owned(),
+        definition:
+            "zero-shot top-1 accuracy over subgroups; a subgroup is the mean of the \
+                     prompts of its concepts"
+                .to_owned(),
+        area: Area::Other,
+        task: "subgroup",
+        metric: "acc1".to_owned(),
+        splits: Vec::new(),
+    }
+}
+
+fn probe(shots: usize) -> Headline {
+    Headline {
+        label: format!("{shots}-shot"),
+        definition: format!(
+            "`logistic-{shots}`: logistic regression on frozen features with {shots} \
+             pictures per class, mean over draws"
+        ),
+        area: Area::Probes,
+        task: "probe",
+        metric: format!("logistic-{shots}"),
+        splits: Vec::new(),
+    }
+}
+
+/// Where a metric is read: on the preferred split, else on the only one, else on the shift
+/// splits, else on the first of the tests.
 fn splits(study: &Study<'_>, task: &str, metric: &str, prefer: &str) -> Vec<String> {
-    let found: BTreeSet<&str> = study
-        .metrics()
-        .keys()
-        .filter(|key| key.2 == task && key.4 == metric)
-        .map(|key| key.3)
+    let keys = study.metrics().keys();
+    let found: BTreeSet<&str> = keys
+        .filter(|key| key.task == task && key.metric == metric)
+        .map(|key| key.split)
         .collect();
-    let meta = &study.inputs.dataset;
     let owned = |split: &str| vec![split.to_owned()];
+
     if found.len() <= 1 || found.contains(prefer) {
         let one = found.get(prefer).or_else(|| found.first());
         return one.map_or_else(Vec::new, |split| owned(split));
     }
-    if let Some(joint) = found.get("shift") {
-        return owned(joint);
+
+    // Probes are measured on all shift splits together, under this name.
+    if found.contains("shift") {
+        return owned("shift");
     }
+
+    let meta = &study.inputs.dataset;
     if !meta.shifts.is_empty() && meta.shifts.iter().all(|s| found.contains(s.as_str())) {
         return meta.shifts.clone();
     }
     let first = meta.tests.iter().find(|split| found.contains(split.as_str()));
-    first.map_or_else(|| found.first().map_or_else(Vec::new, |s| owned(s)), |s| owned(s))
+    let first = first.map(String::as_str).or_else(|| found.first().copied());
+    first.map_or_else(Vec::new, owned)
 }

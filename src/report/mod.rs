@@ -1,9 +1,9 @@
 //! The report: what the runs show, in words, tables and figures, as one HTML file, its
 //! Markdown twin and `comparison.parquet`.
 //!
-//! [`load`] reads the tables of all stages into [`ReportInputs`]; [`render`] is a pure
-//! function of them: no clock, no host, no paths, no network. A claim is made only where the
-//! 95 % interval of a paired difference over seeds excludes zero.
+//! [`load`] reads the tables of all stages into [`ReportInputs`]. [`render`] is a pure
+//! function of these: it knows no clock, host, path or network. It claims a difference only
+//! where the 95 % interval of the paired difference over seeds excludes zero.
 
 mod chart;
 mod comparison;
@@ -23,10 +23,6 @@ mod study;
 mod tests;
 mod words;
 
-pub use inputs::{
-    AnalysisRow, ClusterRow, Clustering, DatasetMeta, Facts, IterationRow, LogRow,
-    MetricRow, ReportInputs, RetrievalRow, RoutingRow, RunInputs, SimilarityRow,
-    SpectrumRow, SubspaceRow, Subspaces, ValidationRow, WHOLE_LAYER,
-};
+pub use inputs::{Clustering, DatasetMeta, Facts, ReportInputs, RunInputs, Subspaces};
 pub use load::{Find, load};
 pub use render::{Rendered, render};

@@ -1,4 +1,4 @@
-//! From inputs to files: builds the document and lays it through two templates.
+//! From inputs to files: builds the document and renders it through two templates.
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
@@ -12,7 +12,7 @@ use super::section;
 use super::study::Study;
 use super::words;
 use crate::error::{Context, Result};
-use crate::io::table::Table;
+use crate::tables::ComparisonRow;
 
 const HTML: &str = include_str!("templates/report.html");
 const MARKDOWN: &str = include_str!("templates/report.md");
@@ -25,16 +25,17 @@ pub struct Rendered {
     pub html: String,
     /// `report.md`: the same words and tables without the drawings.
     pub markdown: String,
-    /// `comparison.parquet`.
-    pub comparison: Table,
+    /// The rows of `comparison.parquet`.
+    pub comparison: Vec<ComparisonRow>,
 }
 
 /// Renders the report: pure, and the same bytes for the same inputs.
 pub fn render(inputs: &ReportInputs) -> Result<Rendered> {
     let study = Study::new(inputs)?;
     let document = document(&study);
-    let context = || "laying out the report".to_owned();
+    let context = || "rendering the report".to_owned();
     let tree = value(&serde_json::to_value(&document).context(context)?);
+
     let environment = environment().context(context)?;
     let fill = |name: &str| -> std::result::Result<String, minijinja::Error> {
         let template = environment.get_template(name)?;
@@ -47,6 +48,7 @@ pub fn render(inputs: &ReportInputs) -> Result<Rendered> {
     })
 }
 
+/// The sections in their order; those that have nothing to show are left out.
 fn document(study: &Study<'_>) -> Document {
     let headlines = headlines(study);
     let mut sections = vec![section::comparison::section(study, &headlines)];
@@ -57,6 +59,7 @@ fn document(study: &Study<'_>) -> Document {
     sections.extend(section::retrieval::section(study));
     sections.push(section::choices::section(study));
     sections.push(section::paper::section());
+
     Document {
         title: study.config().report.title.clone(),
         subtitle: subtitle(study),
@@ -65,11 +68,11 @@ fn document(study: &Study<'_>) -> Document {
     }
 }
 
+/// The size of the study in a line.
 fn subtitle(study: &Study<'_>) -> String {
     let config = study.config();
     let runs = words::count(study.runs.len(), "run");
-    let seeds = study.runs.iter().map(|run| study.seeds(run).len()).max().unwrap_or(0);
-    let seeds = words::count(seeds, "seed");
+    let seeds = words::count(study.most_seeds(), "seed");
     let steps = words::grouped(config.train.optim.steps as f64);
     let (experts, k) = (config.moe.experts, config.moe.top_k);
     let size = config.dataset.image_size;
@@ -78,6 +81,7 @@ fn subtitle(study: &Study<'_>) -> String {
     )
 }
 
+/// Both templates with their filters. Only HTML is escaped by itself.
 fn environment() -> std::result::Result<Environment<'static>, minijinja::Error> {
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|name| {
@@ -99,6 +103,7 @@ fn prose(text: &str) -> String {
     let mut out = String::with_capacity(escaped.len());
     let parts: Vec<&str> = escaped.split('`').collect();
     for (index, part) in parts.iter().enumerate() {
+        // Odd parts lie between two marks, unless the second mark is missing.
         match index % 2 {
             1 if index + 1 < parts.len() => {
                 out.push_str("<code>");
@@ -118,6 +123,8 @@ fn prose(text: &str) -> String {
 /// Escapes for Markdown outside `` `code` ``; line breaks and pipes cannot break a table.
 fn markdown(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
+
+    // An odd number of marks opens code that nothing closes: then they are plain text.
     let mut code = false;
     let balanced = text.matches('`').count().is_multiple_of(2);
     for character in text.chars() {

@@ -7,9 +7,17 @@ use rand::RngExt as _;
 use super::inputs::*;
 use crate::config::{Config, Overrides, load_default};
 use crate::num::{index_u32, round_f32};
+use crate::tables::{
+    AnalysisRow, ClusterRow, IterationRow, Layer, LogRow, MetricRow, RetrievalRow,
+    RoutingRow, SimilarityRow, SpectrumRow, SubspaceRow, ValidationRow, WHOLE_LAYER,
+};
 
 /// The MoE layers of the default configuration.
-const LAYERS: [(&str, u32); 3] = [("vision", 1), ("vision", 3), ("text", 1)];
+fn layers() -> [Layer; 3] {
+    [("vision", 1), ("vision", 3), ("text", 1)]
+        .map(|(tower, block)| Layer::new(tower, block))
+}
+
 const SHIFTS: [&str; 4] = ["v2", "3d", "sketch", "blob"];
 
 /// Inputs of the shipped configuration with overrides.
@@ -147,6 +155,7 @@ fn metrics(
             split: split.to_owned(),
             metric: metric.to_owned(),
             value,
+            ..MetricRow::default()
         };
         let loss = if cut { 0.95 } else { 1.0 };
         rows.push(row("init", init * loss + luck));
@@ -164,17 +173,19 @@ fn curves(
     let (steps, experts) = (config.train.optim.steps, config.moe.experts);
     let level = 0.95 + 0.01 * noise(rng);
     for step in 0..steps {
-        let share = step as f64 / steps as f64;
-        let bump = 0.6 * (-(share * 40.0)).exp()
-            + 0.25 * (-((share - 0.12) / 0.09).powi(2)).exp();
-        let clip = level + 0.35 * (1.0 - share) + bump + 0.06 * noise(rng);
+        let done = step as f64 / steps as f64;
+        let bump =
+            0.6 * (-(done * 40.0)).exp() + 0.25 * (-((done - 0.12) / 0.09).powi(2)).exp();
+        let clip = level + 0.35 * (1.0 - done) + bump + 0.06 * noise(rng);
         let step = index_u32(step);
-        out.log.push(LogRow { step, loss: clip + 0.02, clip, balance: 1.02, eesd: 0.0 });
+        let row =
+            LogRow { step, loss: clip + 0.02, clip, balance: 1.02, ..LogRow::default() };
+        out.log.push(row);
         if dense || !step.is_multiple_of(10) {
             continue;
         }
-        for (tower, layer) in LAYERS {
-            let rise = 1.0 - (-share * 8.0).exp();
+        for layer in layers() {
+            let rise = 1.0 - (-done * 8.0).exp();
             let value = entropy.0 + (entropy.1 - entropy.0) * rise + 0.004 * noise(rng);
             let loads: Vec<f64> = (0..experts)
                 .map(|e| 1.0 + 0.08 * (e as f64 - 1.5) + 0.02 * noise(rng))
@@ -182,16 +193,15 @@ fn curves(
             let total: f64 = loads.iter().sum();
             out.routing.push(RoutingRow {
                 step,
-                tower: tower.to_owned(),
-                layer,
+                layer: layer.clone(),
                 entropy: value.min(1.0) * (experts as f64).ln(),
                 utilisation: loads.iter().map(|l| round_f32(l / total)).collect(),
             });
         }
     }
     for step in (0..=steps).step_by(config.train.optim.validate_every.max(1)) {
-        let share = step as f64 / steps as f64;
-        let value = 0.19 + 0.06 * share.sqrt() + 0.003 * noise(rng);
+        let done = step as f64 / steps as f64;
+        let value = 0.19 + 0.06 * done.sqrt() + 0.003 * noise(rng);
         out.validation.push(ValidationRow {
             step: index_u32(step),
             metric: "acc1".into(),
@@ -207,7 +217,7 @@ fn analyse(
     (similar, entropy): ((f64, f64), (f64, f64)),
 ) {
     let experts = config.moe.experts;
-    for (depth, (tower, layer)) in LAYERS.into_iter().enumerate() {
+    for (depth, layer) in layers().into_iter().enumerate() {
         for (point, similar, entropy) in
             [("init", similar.0, entropy.0), ("final", similar.1, entropy.1)]
         {
@@ -216,8 +226,7 @@ fn analyse(
             let mut push = |metric: &str, expert: u32, value: f64| {
                 out.analysis.push(AnalysisRow {
                     point: point.to_owned(),
-                    tower: tower.to_owned(),
-                    layer,
+                    layer: layer.clone(),
                     metric: metric.to_owned(),
                     expert,
                     value,
@@ -265,8 +274,7 @@ fn analyse(
                     };
                     out.similarity.push(SimilarityRow {
                         point: point.to_owned(),
-                        tower: tower.to_owned(),
-                        layer,
+                        layer: layer.clone(),
                         expert: index_u32(expert),
                         other: index_u32(other),
                         cosine,
@@ -280,11 +288,10 @@ fn analyse(
 fn clustering(config: &Config, seed: u64) -> Clustering {
     let mut rng = crate::rng::stream(seed, "sample/cluster");
     let mut out = Clustering { seed, ..Clustering::default() };
-    for (tower, layer) in LAYERS {
+    for layer in layers() {
         for cluster in 0..config.moe.experts {
             out.clusters.push(ClusterRow {
-                tower: tower.to_owned(),
-                layer,
+                layer: layer.clone(),
                 cluster: index_u32(cluster),
                 size: rng.random_range(4_000..12_000),
                 mean_cosine: 0.6 + 0.2 * rng.random::<f64>(),
@@ -295,11 +302,11 @@ fn clustering(config: &Config, seed: u64) -> Clustering {
                 0.62 + 0.01 * rng.random::<f64>() + if restart == 2 { 0.01 } else { 0.0 };
             for iteration in 0..rng.random_range(12..30_u32) {
                 out.iterations.push(IterationRow {
-                    tower: tower.to_owned(),
-                    layer,
+                    layer: layer.clone(),
                     restart: index_u32(restart),
                     iteration,
                     objective: top - 0.08 * (-f64::from(iteration) * 0.35).exp(),
+                    refilled: 0,
                     chosen: restart == 2,
                 });
             }
@@ -311,8 +318,8 @@ fn clustering(config: &Config, seed: u64) -> Clustering {
 fn subspaces(config: &Config, variant: &str, seed: u64) -> Subspaces {
     let mut rng = crate::rng::stream(seed, &format!("sample/subspaces/{variant}"));
     let mut out = Subspaces { variant: variant.to_owned(), seed, ..Subspaces::default() };
-    for ((tower, layer), matrix) in
-        LAYERS.into_iter().flat_map(|l| [(l, "fc1"), (l, "fc2")])
+    for (layer, matrix) in
+        layers().into_iter().flat_map(|l| [(l.clone(), "fc1"), (l, "fc2")])
     {
         for expert in 0..index_u32(config.moe.experts) {
             let fall = 0.12 + 0.04 * rng.random::<f64>();
@@ -329,8 +336,7 @@ fn subspaces(config: &Config, variant: &str, seed: u64) -> Subspaces {
                     rank = index_u32(index) + 1;
                 }
                 out.spectra.push(SpectrumRow {
-                    tower: tower.to_owned(),
-                    layer,
+                    layer: layer.clone(),
                     expert,
                     matrix: matrix.to_owned(),
                     index: index_u32(index),
@@ -338,8 +344,7 @@ fn subspaces(config: &Config, variant: &str, seed: u64) -> Subspaces {
                 });
             }
             out.experts.push(SubspaceRow {
-                tower: tower.to_owned(),
-                layer,
+                layer: layer.clone(),
                 expert,
                 matrix: matrix.to_owned(),
                 tokens: rng.random_range(4_000..12_000),
@@ -349,6 +354,7 @@ fn subspaces(config: &Config, variant: &str, seed: u64) -> Subspaces {
                 error_inside: 1.0 - kept,
                 error_outside: 3.0 * (1.0 - kept),
                 shrinkage: 0.0,
+                cross: 0.0,
             });
         }
     }
@@ -377,7 +383,7 @@ fn retrievals() -> Vec<RetrievalRow> {
                 query,
                 text: text.to_owned(),
                 sample: query,
-                own_rank: Some(own),
+                own_rank: own,
                 rank,
                 retrieved,
                 score: 0.62 - 0.03 * round_f32(f64::from(rank)),
@@ -387,11 +393,11 @@ fn retrievals() -> Vec<RetrievalRow> {
     rows
 }
 
-/// A disc on a square, coloured by its number.
+/// A disc on a square, colored by its number.
 fn picture(sample: u32) -> Vec<u8> {
     let mut rng = crate::rng::stream(u64::from(sample), "sample/picture");
-    let mut colour = || image::Rgb([rng.random(), rng.random(), rng.random::<u8>()]);
-    let (disc, eye) = (colour(), colour());
+    let mut color = || image::Rgb([rng.random(), rng.random(), rng.random::<u8>()]);
+    let (disc, eye) = (color(), color());
     let canvas = image::RgbImage::from_fn(32, 32, |x, y| {
         let from =
             |cx: i64, cy: i64| (i64::from(x) - cx).pow(2) + (i64::from(y) - cy).pow(2);

@@ -1,11 +1,14 @@
 //! Means, spreads and paired intervals over training seeds.
 //!
-//! The report's claims rest on this file, so it is small and tested against tables. Values
-//! that are not finite are left out and the n that remains is returned with every figure.
+//! The report's claims rest on this file, so it is small and tested against printed tables.
+//! Values that are not finite are left out, and the n that remains is returned with every
+//! figure.
 
 use std::collections::BTreeMap;
 
-/// Values of one figure, one a seed.
+use statrs::distribution::{ContinuousCDF as _, StudentsT};
+
+/// Values of one figure, one per seed.
 pub type BySeed = BTreeMap<u64, f64>;
 
 /// Coverage of every interval in the report.
@@ -41,7 +44,7 @@ pub enum Sign {
     Above,
     /// The whole interval is below zero.
     Below,
-    /// The interval contains zero: the noise covers the difference.
+    /// The interval contains zero: the difference is within the noise.
     Covered,
     /// There is no interval.
     Unknown,
@@ -83,6 +86,9 @@ pub fn one_sample(
     coverage: f64,
 ) -> Option<Difference> {
     let Summary { n, mean, std } = summary(values)?;
+
+    // Values that agree to the last digit tell nothing about their spread, and an interval
+    // of no width would claim too much.
     let interval = std.filter(|&std| std > 0.0 || mean == 0.0).map(|std| {
         let half = t_quantile(0.5 + coverage / 2.0, n - 1) * std / (n as f64).sqrt();
         (mean - half, mean + half)
@@ -90,86 +96,11 @@ pub fn one_sample(
     Some(Difference { n, mean, interval })
 }
 
-/// Quantile of Student's t for a probability in (0.5, 1), by bisection on the distribution
-/// function; absolute error below 1e-9 of the value.
-///
-/// # Panics
-/// Never: below one degree of freedom it returns infinity.
+/// Quantile of Student's t for a probability in (0.5, 1); infinite below one degree of
+/// freedom.
 pub fn t_quantile(probability: f64, degrees: usize) -> f64 {
-    if degrees == 0 {
-        return f64::INFINITY;
-    }
-    let (mut low, mut high) = (0.0, 1.0);
-    while t_cdf(high, degrees) < probability && high < 1e12 {
-        high *= 2.0;
-    }
-    for _ in 0..200 {
-        let middle = 0.5 * (low + high);
-        if t_cdf(middle, degrees) < probability { low = middle } else { high = middle }
-    }
-    0.5 * (low + high)
-}
-
-/// Distribution function of Student's t for t ≥ 0: `1 - I_x(ν/2, 1/2)/2` with `x = ν/(ν+t²)`.
-fn t_cdf(t: f64, degrees: usize) -> f64 {
-    let nu = degrees as f64;
-    1.0 - 0.5 * incomplete_beta(nu / 2.0, 0.5, nu / (nu + t * t))
-}
-
-/// The regularised incomplete beta function `I_x(a, b)`, by Lentz's continued fraction
-/// (Abramowitz & Stegun 26.5.8).
-fn incomplete_beta(a: f64, b: f64, x: f64) -> f64 {
-    if x <= 0.0 || x >= 1.0 {
-        return if x <= 0.0 { 0.0 } else { 1.0 };
-    }
-    if x > (a + 1.0) / (a + b + 2.0) {
-        return 1.0 - incomplete_beta(b, a, 1.0 - x);
-    }
-    let front =
-        ln_gamma(a + b) - ln_gamma(a) - ln_gamma(b) + a * x.ln() + b * (-x).ln_1p();
-    let guard = |v: f64| if v.abs() < 1e-300 { 1e-300 } else { v };
-    let (mut c, mut d) = (1.0, 1.0 / guard(1.0 - (a + b) * x / (a + 1.0)));
-    let mut fraction = d;
-    for m in 1..300_u32 {
-        let m = f64::from(m);
-        let even = m * (b - m) * x / ((a + 2.0 * m - 1.0) * (a + 2.0 * m));
-        let odd = -(a + m) * (a + b + m) * x / ((a + 2.0 * m) * (a + 2.0 * m + 1.0));
-        for term in [even, odd] {
-            d = 1.0 / guard(term.mul_add(d, 1.0));
-            c = guard(1.0 + term / c);
-            fraction *= c * d;
-        }
-        if (c * d - 1.0).abs() < 1e-15 {
-            break;
-        }
-    }
-    front.exp() * fraction / a
-}
-
-/// ln Γ(x) for x > 0: Lanczos' series with g = 7 and nine terms, error about 1e-15.
-fn ln_gamma(x: f64) -> f64 {
-    const TERMS: [f64; 9] = [
-        0.999_999_999_999_809_9,
-        676.520_368_121_885_1,
-        -1_259.139_216_722_402_8,
-        771.323_428_777_653_1,
-        -176.615_029_162_140_6,
-        12.507_343_278_686_905,
-        -0.138_571_095_265_720_12,
-        9.984_369_578_019_572e-6,
-        1.505_632_735_149_311_6e-7,
-    ];
-    if x < 0.5 {
-        let reflected = (std::f64::consts::PI * x).sin();
-        return (std::f64::consts::PI / reflected).ln() - ln_gamma(1.0 - x);
-    }
-    let x = x - 1.0;
-    let mut series = TERMS[0];
-    for (index, term) in TERMS.iter().enumerate().skip(1) {
-        series += term / (x + index as f64);
-    }
-    let t = x + 7.5;
-    0.5 * (2.0 * std::f64::consts::PI).ln() + (x + 0.5) * t.ln() - t + series.ln()
+    let t = StudentsT::new(0.0, 1.0, degrees as f64);
+    t.map_or(f64::INFINITY, |t| t.inverse_cdf(probability))
 }
 
 #[cfg(test)]

@@ -1,24 +1,40 @@
-//! The inputs indexed: which runs there are, how they are called and coloured, and every
-//! figure as a map over seeds.
+//! The inputs indexed: which runs there are, their names and colors, and every figure as a
+//! map over seeds.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::chart::layers::Layer;
-use super::inputs::{ReportInputs, RunInputs, WHOLE_LAYER, is_dense, ordered_runs};
+use super::inputs::{ReportInputs, RunInputs, is_dense, ordered_runs};
 use super::stats::{BySeed, COVERAGE, Difference, Summary, paired, summary};
-use crate::config::Config;
+use crate::config::{Config, RunConfig};
 use crate::error::{Error, Result};
+use crate::tables::{Layer, WHOLE_LAYER};
 
 /// The point before training.
 pub(super) const INIT: &str = "init";
 /// The point after training.
 pub(super) const FINAL: &str = "final";
 
-/// Hues in the style sheet; further runs use them again, dashed.
+/// Number of hues in the style sheet; further runs use them again, dashed.
 const HUES: usize = 8;
 
-type MetricKey<'a> = (&'a str, &'a str, &'a str, &'a str, &'a str);
-type LayerKey<'a> = (&'a str, &'a str, &'a str, u32, &'a str);
+/// What one figure of `metrics.parquet` is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct MetricKey<'a> {
+    pub(super) run: &'a str,
+    pub(super) point: &'a str,
+    pub(super) task: &'a str,
+    pub(super) split: &'a str,
+    pub(super) metric: &'a str,
+}
+
+/// What one figure of `analysis.parquet` is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct LayerKey<'a> {
+    pub(super) run: &'a str,
+    pub(super) point: &'a str,
+    pub(super) layer: &'a Layer,
+    pub(super) metric: &'a str,
+}
 
 /// The inputs with their indices.
 #[derive(Debug)]
@@ -40,9 +56,11 @@ impl<'a> Study<'a> {
         runs.retain(|run| present.contains(run.as_str()));
         if runs.is_empty() {
             return Err(Error::failed(
-                "the report has no run of the configuration to show",
+                "the report has no run to show: none of the runs in the configuration has \
+                 results",
             ));
         }
+
         let mut study = Self {
             inputs,
             runs,
@@ -57,18 +75,29 @@ impl<'a> Study<'a> {
         Ok(study)
     }
 
-    fn index(&mut self, run: &'a RunInputs) {
-        for row in &run.metrics {
-            let key = (&*run.run, &*row.point, &*row.task, &*row.split, &*row.metric);
-            self.metrics.entry(key).or_default().insert(run.seed, row.value);
+    fn index(&mut self, inputs: &'a RunInputs) {
+        let RunInputs { run, seed, .. } = inputs;
+        for row in &inputs.metrics {
+            let key = MetricKey {
+                run,
+                point: &row.point,
+                task: &row.task,
+                split: &row.split,
+                metric: &row.metric,
+            };
+            self.metrics.entry(key).or_default().insert(*seed, row.value);
         }
-        for row in &run.analysis {
-            let key = (&*run.run, &*row.point, &*row.tower, row.layer, &*row.metric);
+
+        for row in &inputs.analysis {
+            let (layer, metric) = (&row.layer, row.metric.as_str());
+            let key = LayerKey { run, point: &row.point, layer, metric };
+
+            // Experts' values are a list per seed: their numbers mean nothing across seeds.
             if row.expert == WHOLE_LAYER {
-                self.layers.entry(key).or_default().insert(run.seed, row.value);
+                self.layers.entry(key).or_default().insert(*seed, row.value);
             } else {
                 let seeds = self.experts.entry(key).or_default();
-                seeds.entry(run.seed).or_default().push(row.value);
+                seeds.entry(*seed).or_default().push(row.value);
             }
         }
     }
@@ -83,44 +112,25 @@ impl<'a> Study<'a> {
     }
 
     /// One metric of one run, by seed.
-    pub(super) fn metric(
-        &self,
-        run: &str,
-        point: &str,
-        (task, split, metric): (&str, &str, &str),
-    ) -> BySeed {
-        self.metrics.get(&(run, point, task, split, metric)).cloned().unwrap_or_default()
+    pub(super) fn metric(&self, key: MetricKey<'_>) -> BySeed {
+        self.metrics.get(&key).cloned().unwrap_or_default()
     }
 
     /// One analysis of a whole layer, by seed.
-    pub(super) fn layer(
-        &self,
-        run: &str,
-        point: &str,
-        layer: &Layer,
-        metric: &str,
-    ) -> BySeed {
-        let key = (run, point, layer.0.as_str(), layer.1, metric);
+    pub(super) fn layer(&self, key: LayerKey<'_>) -> BySeed {
         self.layers.get(&key).cloned().unwrap_or_default()
     }
 
     /// Experts' values in descending order within each seed, averaged over seeds: expert
     /// numbers mean nothing across seeds.
-    pub(super) fn ranked_experts(
-        &self,
-        run: &str,
-        point: &str,
-        layer: &Layer,
-        metric: &str,
-    ) -> Vec<f64> {
-        let key = (run, point, layer.0.as_str(), layer.1, metric);
+    pub(super) fn ranked_experts(&self, key: LayerKey<'_>) -> Vec<f64> {
         self.experts.get(&key).map_or_else(Vec::new, ranked)
     }
 
-    /// The MoE layers that any run was analysed at, image tower first.
+    /// The MoE layers that any run was analyzed at, image tower first.
     pub(super) fn moe_layers(&self) -> Vec<Layer> {
         let keys = self.layers.keys().chain(self.experts.keys());
-        in_tower_order(keys.map(|key| (key.2.to_owned(), key.3)))
+        distinct(keys.map(|key| key.layer))
     }
 
     /// Seeds of a run, ascending.
@@ -129,18 +139,24 @@ impl<'a> Study<'a> {
         seeds.into_iter().collect()
     }
 
-    /// The inputs of a run, one a seed.
+    /// The number of seeds of the run that has most.
+    pub(super) fn most_seeds(&self) -> usize {
+        self.runs.iter().map(|run| self.seeds(run).len()).max().unwrap_or(0)
+    }
+
+    /// The inputs of a run, one per seed.
     pub(super) fn of(&self, run: &str) -> impl Iterator<Item = &'a RunInputs> {
         self.inputs.runs.iter().filter(move |r| r.run == run)
     }
 
-    /// How a run is called: `Cluster-aware + EESD`.
+    /// The readable name of a run: `Cluster-aware + EESD`.
     pub(super) fn name(&self, run: &str) -> String {
         self.names.get(run).cloned().unwrap_or_else(|| run.to_owned())
     }
 
-    /// CSS classes of a run's colour.
+    /// CSS classes of a run's color.
     pub(super) fn class(&self, run: &str) -> String {
+        // By the place among all configured runs, so that a missing one changes no color.
         let order = ordered_runs(self.config());
         let index = order.iter().position(|r| r == run).unwrap_or(0);
         let dash = if index >= HUES { " dashed" } else { "" };
@@ -165,48 +181,47 @@ impl<'a> Study<'a> {
     /// The runs of the main figures: dense, ablation, reference and showcase.
     pub(super) fn focus(&self) -> Vec<String> {
         let report = &self.config().report;
-        let named = |run: &String| *run == report.reference || *run == report.showcase;
-        let wanted = |run: &String| {
-            !self.is_moe(run) || report.ablation.contains(run) || named(run)
+        let wanted = |run: &&String| {
+            !self.is_moe(run)
+                || report.ablation.contains(run)
+                || **run == report.reference
+                || **run == report.showcase
         };
-        self.runs.iter().filter(|run| wanted(run)).cloned().collect()
+        self.runs.iter().filter(wanted).cloned().collect()
     }
 
     /// Reference and showcase, where they have experts and data.
     pub(super) fn pair(&self) -> Vec<String> {
         let report = &self.config().report;
-        let mut pair = vec![report.reference.clone()];
-        if report.showcase != report.reference {
-            pair.push(report.showcase.clone());
-        }
+        let mut pair = vec![report.reference.clone(), report.showcase.clone()];
+        pair.dedup();
         pair.retain(|run| self.has(run) && self.is_moe(run));
         pair
     }
 }
 
-/// Sorted descending within each seed, then averaged place by place.
+/// Values sorted in descending order within each seed, then averaged rank by rank.
 pub(super) fn ranked(seeds: &BTreeMap<u64, Vec<f64>>) -> Vec<f64> {
-    let mut places: Vec<Vec<f64>> = Vec::new();
+    let mut ranks: Vec<Vec<f64>> = Vec::new();
     for values in seeds.values() {
-        let mut values: Vec<f64> =
-            values.iter().copied().filter(|v| v.is_finite()).collect();
+        let finite = values.iter().copied().filter(|v| v.is_finite());
+        let mut values: Vec<f64> = finite.collect();
         values.sort_by(|a, b| b.total_cmp(a));
-        for (place, value) in values.into_iter().enumerate() {
-            match places.get_mut(place) {
+
+        for (rank, value) in values.into_iter().enumerate() {
+            match ranks.get_mut(rank) {
                 Some(list) => list.push(value),
-                None => places.push(vec![value]),
+                None => ranks.push(vec![value]),
             }
         }
     }
-    places.iter().map(|values| crate::num::mean(values)).collect()
+    ranks.iter().map(|values| crate::num::mean(values)).collect()
 }
 
-/// Distinct layers, the image tower before the text tower.
-pub(super) fn in_tower_order(layers: impl Iterator<Item = Layer>) -> Vec<Layer> {
-    let distinct: BTreeSet<_> = layers.collect();
-    let mut layers: Vec<Layer> = distinct.into_iter().collect();
-    layers.sort_by(|a, b| (a.0 != "vision", a).cmp(&(b.0 != "vision", b)));
-    layers
+/// The layers that occur, in their order.
+pub(super) fn distinct<'l>(layers: impl Iterator<Item = &'l Layer>) -> Vec<Layer> {
+    let distinct: BTreeSet<&Layer> = layers.collect();
+    distinct.into_iter().cloned().collect()
 }
 
 /// Mean and spread over seeds.
@@ -214,36 +229,37 @@ pub(super) fn over_seeds(values: &BySeed) -> Option<Summary> {
     summary(values.values().copied())
 }
 
-/// The paired difference of two shares in points of percent.
+/// The paired difference of two fractions in percentage points.
 pub(super) fn difference_points(a: &BySeed, b: &BySeed) -> Option<Difference> {
     paired(a, b, COVERAGE).map(in_points)
 }
 
-/// A difference of shares as points of percent.
+/// A difference of fractions as percentage points.
 pub(super) fn in_points(difference: Difference) -> Difference {
     let interval = difference.interval.map(|(low, high)| (100.0 * low, 100.0 * high));
     Difference { mean: 100.0 * difference.mean, interval, ..difference }
 }
 
-/// Readable names of runs, unless two would read the same.
+/// Readable names of runs. Where two would be equal, both keep their key.
 fn names(config: &Config) -> BTreeMap<String, String> {
-    let pretty = |run: &crate::config::RunConfig| {
-        let init =
-            match run.init.strip_prefix("svd").or(run.init.strip_prefix("drop-svd")) {
-                Some(rest) if run.init.starts_with("svd") => format!("SVD{rest}"),
-                Some(rest) => format!("Drop-SVD{rest}"),
-                None => super::words::capital(&run.init),
-            };
-        if run.eesd > 0.0 { format!("{init} + EESD") } else { init }
+    let all: Vec<String> = config.runs.values().map(readable).collect();
+    let unique = |name: &String| all.iter().filter(|other| *other == name).count() == 1;
+    let name = |(run, name): (&String, &String)| {
+        (run.clone(), if unique(name) { name } else { run }.clone())
     };
-    let all: Vec<String> = config.runs.values().map(pretty).collect();
-    let unique = |name: &String| all.iter().filter(|n| *n == name).count() == 1;
-    config
-        .runs
-        .keys()
-        .zip(&all)
-        .map(|(run, name)| (run.clone(), if unique(name) { name } else { run }.clone()))
-        .collect()
+    config.runs.keys().zip(&all).map(name).collect()
+}
+
+/// `Cluster-aware + EESD`, from the name of the initialization and whether it has EESD.
+fn readable(run: &RunConfig) -> String {
+    let init = if let Some(rest) = run.init.strip_prefix("svd") {
+        format!("SVD{rest}")
+    } else if let Some(rest) = run.init.strip_prefix("drop-svd") {
+        format!("Drop-SVD{rest}")
+    } else {
+        super::words::capital(&run.init)
+    };
+    if run.eesd > 0.0 { format!("{init} + EESD") } else { init }
 }
 
 #[cfg(test)]
@@ -262,8 +278,9 @@ mod tests {
     #[test]
     fn the_image_tower_comes_first() {
         let layers = [("text", 1), ("vision", 3), ("vision", 1), ("text", 1)];
-        let layers = in_tower_order(layers.into_iter().map(|(t, l)| (t.to_owned(), l)));
-        let order: Vec<_> = layers.iter().map(|(t, l)| (t.as_str(), *l)).collect();
+        let layers = layers.map(|(tower, block)| Layer::new(tower, block));
+        let layers = distinct(layers.iter());
+        let order: Vec<_> = layers.iter().map(|l| (l.tower.as_str(), l.block)).collect();
         assert_eq!(order, [("vision", 1), ("vision", 3), ("text", 1)]);
     }
 }

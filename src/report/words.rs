@@ -1,8 +1,8 @@
-//! Numbers and names as people read them.
+//! Numbers, counts and lists written for people.
 
 use super::stats::{Difference, Summary};
 
-/// What stands where there is no number.
+/// What is printed where there is no number.
 pub(super) const NOTHING: &str = "\u{2013}";
 
 /// A number with `decimals` and a true minus sign.
@@ -22,22 +22,22 @@ pub(super) fn signed(value: f64, decimals: usize) -> String {
     if value > 0.0 && digits { format!("+{text}") } else { text }
 }
 
-/// A share in percent with one decimal.
-pub(super) fn percent(share: f64) -> String {
-    number(100.0 * share, 1)
+/// A fraction in percent with one decimal.
+pub(super) fn percent(fraction: f64) -> String {
+    number(100.0 * fraction, 1)
 }
 
-/// Mean of shares in percent.
+/// Mean of fractions in percent.
 pub(super) fn mean_percent(summary: Option<Summary>) -> String {
     summary.map_or_else(|| NOTHING.to_owned(), |s| percent(s.mean))
 }
 
-/// Mean and standard deviation of shares in percent.
+/// Mean and standard deviation of fractions in percent.
 pub(super) fn spread_percent(summary: Option<Summary>) -> String {
     spread(summary, 100.0, 1)
 }
 
-/// Mean and standard deviation after a factor.
+/// Mean and standard deviation, both times a factor.
 pub(super) fn spread(summary: Option<Summary>, factor: f64, decimals: usize) -> String {
     match summary {
         None => NOTHING.to_owned(),
@@ -49,7 +49,7 @@ pub(super) fn spread(summary: Option<Summary>, factor: f64, decimals: usize) -> 
     }
 }
 
-/// A difference in points with its interval: `+0.8 [−0.3, +1.9]`.
+/// A difference in percentage points with its interval: `+0.8 [−0.3, +1.9]`.
 pub(super) fn points(difference: &Difference) -> String {
     let mean = signed(difference.mean, 1);
     match difference.interval {

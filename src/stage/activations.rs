@@ -5,9 +5,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::files;
-use crate::activations::{self, Plan};
+use crate::activations::{self, Recording};
 use crate::config::ActivationsConfig;
 use crate::data::Dataset;
+use crate::engine;
 use crate::error::Result;
 use crate::model::{Checkpoint, Tower};
 use crate::pipeline::{Job, Stage, Width};
@@ -45,19 +46,23 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     let layers = towers
         .into_iter()
         .flat_map(|(tower, blocks)| blocks.into_iter().map(move |block| (tower, block)));
-    let plan = Plan {
+    let recording = Recording {
         samples: params.activations.samples,
         tokens_per_sample: params.activations.tokens_per_sample,
         batch: params.activations.batch,
         layers: layers.collect(),
         seed: params.seed,
     };
+
     let progress = job.progress.clone();
-    progress.start(plan.samples, "samples");
+    progress.start(recording.samples, "samples");
     let out = job.draft.folder().to_owned();
-    let rows =
-        activations::record(&model, &data, &plan, &out, &mut |done| progress.set(done))?;
-    for ((tower, layer), rows) in plan.layers.iter().zip(rows) {
+    let mut engine = engine::open_model(model, files::backend(job)?)?;
+    let rows = activations::record(&mut *engine, &data, &recording, &out, &mut |done| {
+        progress.set(done);
+    })?;
+
+    for ((tower, layer), rows) in recording.layers.iter().zip(rows) {
         job.draft.metric(&format!("rows_{}_{layer}", tower.name()), rows as f64);
     }
     Ok(())

@@ -6,19 +6,18 @@
 use serde::{Deserialize, Serialize};
 
 use super::files;
-use crate::analysis::{self, ExpertWeights, LayerAnalysis, LayerView};
+use crate::analysis::{self, LayerAnalysis, LayerView};
 use crate::config::AnalyzeConfig;
 use crate::data::Dataset;
-use crate::engine::cpu::clip::{Clip, Engine, Pairs};
 use crate::engine::cpu::ops::{activation, linear};
-use crate::engine::cpu::tower::Teacher;
+use crate::engine::{self, LayerRouting, TowerInput};
 use crate::error::Result;
-use crate::io::table::{Column, Table};
 use crate::linalg::Matrix;
 use crate::model::layers::{FfnTensors, MoeTensors};
-use crate::model::{Checkpoint, Tower};
+use crate::model::{Checkpoint, ClipConfig, Tower};
 use crate::num::{index_u32, widen};
 use crate::pipeline::{Job, Stage, Width};
+use crate::tables::{self, AnalysisRow, Layer, Row as _, SimilarityRow, WHOLE_LAYER};
 
 /// This stage.
 pub const STAGE: Stage = Stage {
@@ -39,35 +38,39 @@ pub struct AnalyzeParams {
     pub seed: u64,
 }
 
-/// Stands for the whole layer in the column `expert`.
-const LAYER: u32 = u32::MAX;
-
 /// Does the work of one node.
 pub fn run(job: &mut Job<'_>) -> Result<()> {
     let AnalyzeParams { analyze, .. } = job.params()?;
     let dense = Checkpoint::read(files::folder(job, "pretrain")?, "model.safetensors")?;
     let (pixels, ids) = validation(job, analyze.samples)?;
-    let mut rows = Rows::default();
+    let backend = files::backend(job)?;
+    let mut out = Outputs::default();
     for (point, weights) in [("init", "init.safetensors"), ("final", "model.safetensors")]
     {
         let model = Checkpoint::read(files::folder(job, "train")?, weights)?;
         if model.config.moe.is_none() {
             continue;
         }
-        let mut engine = Engine::new(Clip::new(&model.config));
-        engine.forward(
-            &model.values,
-            Pairs { pixels: &pixels, ids: &ids },
-            Teacher::None,
-        );
-        for (tower, block) in files::moe_layers(&model) {
-            let layer = model.moe_layer(tower, block)?;
-            let base = dense.dense_ffn(tower, block)?;
-            let found = analyse((&model, &engine), (tower, block), &layer, &base)?;
-            rows.add(point, (tower, block), &found);
+        let mut engine = engine::open_model(model, backend)?;
+        let routing = [
+            engine.routing(TowerInput::Pixels(&pixels))?,
+            engine.routing(TowerInput::Ids(&ids))?,
+        ];
+
+        // The weights come back from the engine: they are in memory once.
+        let config = engine.config().clone();
+        let model = Checkpoint { config, values: engine.into_values()? };
+        for (tower, layers) in Tower::BOTH.into_iter().zip(&routing) {
+            for routing in layers {
+                let layer = model.moe_layer(tower, routing.block)?;
+                let base = dense.dense_ffn(tower, routing.block)?;
+                let found =
+                    analyze_layer(&model.config, tower, routing, (&layer, &base))?;
+                out.add(point, &Layer::new(tower.name(), routing.block), &found);
+            }
         }
     }
-    rows.write(job)
+    out.write(job)
 }
 
 /// Pixels and ids of the first samples of the validation split, first caption each.
@@ -82,47 +85,40 @@ fn validation(job: &Job<'_>, samples: usize) -> Result<(Vec<f32>, Vec<u32>)> {
     Ok((pixels, data.tokenizer.encode_all(&texts, data.meta.context)?))
 }
 
-/// Gathers one layer's counted tokens over all groups and analyses them.
-fn analyse(
-    (model, engine): (&Checkpoint, &Engine),
-    (tower, block): (Tower, usize),
-    layer: &MoeTensors<'_>,
-    base: &FfnTensors<'_>,
+/// Analyzes one layer over its counted tokens.
+fn analyze_layer(
+    config: &ClipConfig,
+    tower: Tower,
+    routing: &LayerRouting,
+    (layer, base): (&MoeTensors<'_>, &FfnTensors<'_>),
 ) -> Result<LayerAnalysis> {
-    let shape = model.config.tower(tower);
-    let (d, e) = (shape.width, layer.experts.len());
-    let top_k = model.config.moe.as_ref().map_or(1, |moe| moe.top_k);
-    let (mut probs, mut assigned, mut outputs) = (Vec::new(), Vec::new(), Vec::new());
-    for group in engine.groups() {
-        let state = group.tower(tower);
-        let own = &state.blocks[block];
-        for row in (0..state.counted.len()).filter(|&row| state.counted[row]) {
-            let routing = &own.ffn.routing;
-            probs.extend_from_slice(&routing.probabilities[row * e..(row + 1) * e]);
-            let chosen = &routing.chosen[row * top_k..(row + 1) * top_k];
-            assigned.extend_from_slice(chosen);
-            let input = &own.ffn_input[row * d..(row + 1) * d];
-            outputs.extend(output(model, &layer.experts[widen(chosen[0])], input));
-        }
+    let (d, e) = (config.tower(tower).width, layer.experts.len());
+    let top_k = config.moe.as_ref().map_or(1, |moe| moe.top_k);
+
+    // The output of a token's best expert alone: compactness compares experts.
+    let mut outputs = Vec::with_capacity(routing.inputs.len());
+    for (input, chosen) in
+        routing.inputs.chunks_exact(d).zip(routing.chosen.chunks_exact(top_k))
+    {
+        outputs.extend(output(config, &layer.experts[widen(chosen[0])], input));
     }
-    let n = probs.len() / e;
-    let experts: Vec<ExpertWeights<'_>> =
-        layer.experts.iter().map(|t| ExpertWeights { fc1: t.fc1, fc2: t.fc2 }).collect();
-    analysis::analyse_layer(&LayerView {
-        probs: &Matrix::new(n, e, probs)?,
+
+    let n = outputs.len() / d;
+    analysis::analyze_layer(&LayerView {
+        probs: &Matrix::new(n, e, routing.probabilities.clone())?,
         top_k,
-        assigned: &assigned,
+        assigned: &routing.chosen,
         outputs: &Matrix::new(n, d, outputs)?,
-        experts: &experts,
-        dense: Some(ExpertWeights { fc1: base.fc1, fc2: base.fc2 }),
+        experts: &layer.experts,
+        dense: Some(*base),
     })
 }
 
 /// One expert on one row.
-fn output(model: &Checkpoint, expert: &FfnTensors<'_>, input: &[f32]) -> Vec<f32> {
+fn output(config: &ClipConfig, expert: &FfnTensors<'_>, input: &[f32]) -> Vec<f32> {
     let mut hidden = vec![0.0; expert.fc1_bias.len()];
     linear::forward(&mut hidden, input, expert.fc1, expert.fc1_bias);
-    activation::apply(model.config.activation, &mut hidden);
+    activation::apply(config.activation, &mut hidden);
     let mut out = vec![0.0; expert.fc2_bias.len()];
     linear::forward(&mut out, &hidden, expert.fc2, expert.fc2_bias);
     out
@@ -130,80 +126,34 @@ fn output(model: &Checkpoint, expert: &FfnTensors<'_>, input: &[f32]) -> Vec<f32
 
 /// The rows of both tables.
 #[derive(Debug, Default)]
-struct Rows {
-    readings: Readings,
-    cosines: Cosines,
+struct Outputs {
+    readings: Vec<AnalysisRow>,
+    cosines: Vec<SimilarityRow>,
 }
 
-/// Columns of `analysis.parquet`.
-#[derive(Debug, Default)]
-struct Readings {
-    point: Vec<String>,
-    tower: Vec<String>,
-    layer: Vec<u32>,
-    metric: Vec<String>,
-    expert: Vec<u32>,
-    value: Vec<f64>,
-}
+impl Outputs {
+    fn add(&mut self, point: &str, layer: &Layer, found: &LayerAnalysis) {
+        self.readings.extend(found.readings.iter().map(|reading| AnalysisRow {
+            point: point.to_owned(),
+            layer: layer.clone(),
+            metric: reading.metric.to_owned(),
+            expert: reading.expert.map_or(WHOLE_LAYER, index_u32),
+            value: reading.value,
+        }));
 
-/// Columns of `similarity_matrix.parquet`.
-#[derive(Debug, Default)]
-struct Cosines {
-    point: Vec<String>,
-    tower: Vec<String>,
-    layer: Vec<u32>,
-    expert: Vec<u32>,
-    other: Vec<u32>,
-    cosine: Vec<f64>,
-}
-
-impl Rows {
-    fn add(
-        &mut self,
-        point: &str,
-        (tower, block): (Tower, usize),
-        found: &LayerAnalysis,
-    ) {
-        let layer = index_u32(block);
-        for reading in &found.readings {
-            let rows = &mut self.readings;
-            rows.point.push(point.to_owned());
-            rows.tower.push(tower.name().to_owned());
-            rows.layer.push(layer);
-            rows.metric.push(reading.metric.to_owned());
-            rows.expert.push(reading.expert.map_or(LAYER, index_u32));
-            rows.value.push(reading.value);
-        }
         let e = found.cosines.experts();
-        for (expert, other) in (0..e * e).map(|i| (i / e, i % e)) {
-            let rows = &mut self.cosines;
-            rows.point.push(point.to_owned());
-            rows.tower.push(tower.name().to_owned());
-            rows.layer.push(layer);
-            rows.expert.push(index_u32(expert));
-            rows.other.push(index_u32(other));
-            rows.cosine.push(found.cosines.get(expert, other));
-        }
+        let pairs = (0..e * e).map(|i| (i / e, i % e));
+        self.cosines.extend(pairs.map(|(expert, other)| SimilarityRow {
+            point: point.to_owned(),
+            layer: layer.clone(),
+            expert: index_u32(expert),
+            other: index_u32(other),
+            cosine: found.cosines.get(expert, other),
+        }));
     }
 
     fn write(self, job: &Job<'_>) -> Result<()> {
-        let rows = self.readings;
-        Table::new()
-            .with("point", Column::Text(rows.point))
-            .with("tower", Column::Text(rows.tower))
-            .with("layer", Column::U32(rows.layer))
-            .with("metric", Column::Text(rows.metric))
-            .with("expert", Column::U32(rows.expert))
-            .with("value", Column::F64(rows.value))
-            .write(&job.output("analysis.parquet"))?;
-        let rows = self.cosines;
-        Table::new()
-            .with("point", Column::Text(rows.point))
-            .with("tower", Column::Text(rows.tower))
-            .with("layer", Column::U32(rows.layer))
-            .with("expert", Column::U32(rows.expert))
-            .with("other", Column::U32(rows.other))
-            .with("cosine", Column::F64(rows.cosine))
-            .write(&job.output("similarity_matrix.parquet"))
+        tables::write(&job.output(AnalysisRow::FILE), self.readings)?;
+        tables::write(&job.output(SimilarityRow::FILE), self.cosines)
     }
 }

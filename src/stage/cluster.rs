@@ -4,18 +4,18 @@
 //! `iterations.parquet`.
 
 use linfa::ParamGuard;
-
 use serde::{Deserialize, Serialize};
 
 use super::files;
-use crate::cluster::{Rows, SphericalKMeans, SphericalKMeansModel};
+use crate::cluster::{RowSlice, SphericalKMeans, SphericalKMeansModel};
 use crate::config::ClusterConfig;
 use crate::error::{Context, Error, Result};
-use crate::io::table::{Column, Table};
+use crate::io::table::Table;
 use crate::io::tensors::{self, Tensor, Tensors};
 use crate::model::Tower;
 use crate::num::index_u32;
 use crate::pipeline::{Job, Stage, Width};
+use crate::tables::{self, AssignmentRow, ClusterRow, IterationRow, Layer, Row as _};
 
 /// This stage.
 pub const STAGE: Stage = Stage {
@@ -32,7 +32,7 @@ pub const STAGE: Stage = Stage {
 pub struct ClusterParams {
     /// Section `cluster`.
     pub cluster: ClusterConfig,
-    /// Clusters of a layer: `moe.experts`.
+    /// Number of clusters of each layer: `moe.experts`.
     pub clusters: usize,
     /// Seed of this base.
     pub seed: u64,
@@ -43,6 +43,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     let params: ClusterParams = job.params()?;
     let layers = layers(job)?;
     job.progress.start(layers.len(), "layers");
+
     let mut out = Outputs::default();
     let mut centroids = Tensors::new();
     for (tower, layer) in layers {
@@ -50,6 +51,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
         let file = format!("{}-{layer}.parquet", tower.name());
         let table = Table::read(&job.input("activations", &file)?)?;
         let (width, data) = table.vectors("x")?;
+
         let checked = SphericalKMeans::params(params.clusters)
             .iterations(params.cluster.iterations)
             .restarts(params.cluster.restarts)
@@ -57,14 +59,16 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
             .seed(layer_seed(params.seed, &name))
             .check()?;
         let model = checked
-            .fit_rows(&Rows::new(width, data)?)
+            .fit_rows(&RowSlice::new(width, data)?)
             .context(|| format!("clustering {name}"))?;
+
         job.draft.metric(&format!("objective_{name}"), model.objective);
         let shape = vec![params.clusters, width];
         centroids.insert(name, Tensor::new(shape, model.centroids.data().to_vec())?);
-        out.add(tower, layer, &table, &model)?;
+        out.add(&Layer::new(tower.name(), layer), &table, &model)?;
         job.progress.advance(1);
     }
+
     tensors::write(&job.output("centroids.safetensors"), &centroids)?;
     out.write(job)
 }
@@ -86,119 +90,64 @@ fn layers(job: &Job<'_>) -> Result<Vec<(Tower, usize)>> {
             }
         }
     }
+
     if layers.is_empty() {
         let folder = folder.display();
-        return Err(Error::corrupt(format!("no recorded layer in {folder}")));
+        return Err(Error::corrupt(format!(
+            "{folder} has no recorded layer, expected files like vision-1.parquet; make the \
+             stage activations again"
+        )));
     }
     Ok(layers)
 }
 
-/// The three tables, row by row.
+/// The rows of the three tables.
 #[derive(Debug, Default)]
 struct Outputs {
-    assignments: Assignments,
-    clusters: Clusters,
-    iterations: Iterations,
-}
-
-/// Columns of `assignments.parquet`.
-#[derive(Debug, Default)]
-struct Assignments {
-    tower: Vec<String>,
-    layer: Vec<u32>,
-    sample: Vec<u32>,
-    position: Vec<u32>,
-    cluster: Vec<u32>,
-    cosine: Vec<f32>,
-}
-
-/// Columns of `clusters.parquet`.
-#[derive(Debug, Default)]
-struct Clusters {
-    tower: Vec<String>,
-    layer: Vec<u32>,
-    cluster: Vec<u32>,
-    size: Vec<u32>,
-    mean_cosine: Vec<f64>,
-}
-
-/// Columns of `iterations.parquet`.
-#[derive(Debug, Default)]
-struct Iterations {
-    tower: Vec<String>,
-    layer: Vec<u32>,
-    restart: Vec<u32>,
-    iteration: Vec<u32>,
-    objective: Vec<f64>,
-    refilled: Vec<u32>,
-    chosen: Vec<bool>,
+    assignments: Vec<AssignmentRow>,
+    clusters: Vec<ClusterRow>,
+    iterations: Vec<IterationRow>,
 }
 
 impl Outputs {
     fn add(
         &mut self,
-        tower: Tower,
-        layer: usize,
+        layer: &Layer,
         table: &Table,
         model: &SphericalKMeansModel,
     ) -> Result<()> {
-        let (tower, layer, n) = (tower.name().to_owned(), index_u32(layer), table.rows());
-        let rows = &mut self.assignments;
-        rows.tower.extend(std::iter::repeat_n(tower.clone(), n));
-        rows.layer.extend(std::iter::repeat_n(layer, n));
-        rows.sample.extend_from_slice(table.u32s("sample")?);
-        rows.position.extend_from_slice(table.u32s("position")?);
-        rows.cluster.extend_from_slice(&model.assignments);
-        rows.cosine.extend_from_slice(&model.cosines);
-        let means = model.mean_cosines();
-        for (cluster, (&size, mean)) in model.sizes.iter().zip(means).enumerate() {
-            let rows = &mut self.clusters;
-            rows.tower.push(tower.clone());
-            rows.layer.push(layer);
-            rows.cluster.push(index_u32(cluster));
-            rows.size.push(index_u32(size));
-            rows.mean_cosine.push(mean);
-        }
-        for stats in &model.history {
-            let rows = &mut self.iterations;
-            rows.tower.push(tower.clone());
-            rows.layer.push(layer);
-            rows.restart.push(index_u32(stats.restart));
-            rows.iteration.push(index_u32(stats.iteration));
-            rows.objective.push(stats.objective);
-            rows.refilled.push(index_u32(stats.refilled));
-            rows.chosen.push(stats.restart == model.restart);
-        }
+        let tokens = table.u32s("sample")?.iter().zip(table.u32s("position")?);
+        let found = model.assignments.iter().zip(&model.cosines);
+        self.assignments.extend(tokens.zip(found).map(
+            |((&sample, &position), (&cluster, &cosine))| AssignmentRow {
+                layer: layer.clone(),
+                sample,
+                position,
+                cluster,
+                cosine,
+            },
+        ));
+
+        let clusters = model.sizes.iter().zip(model.mean_cosines()).enumerate();
+        self.clusters.extend(clusters.map(|(cluster, (&size, mean_cosine))| {
+            let (cluster, size) = (index_u32(cluster), index_u32(size));
+            ClusterRow { layer: layer.clone(), cluster, size, mean_cosine }
+        }));
+
+        self.iterations.extend(model.history.iter().map(|stats| IterationRow {
+            layer: layer.clone(),
+            restart: index_u32(stats.restart),
+            iteration: index_u32(stats.iteration),
+            objective: stats.objective,
+            refilled: index_u32(stats.refilled),
+            chosen: stats.restart == model.restart,
+        }));
         Ok(())
     }
 
     fn write(self, job: &Job<'_>) -> Result<()> {
-        let rows = self.assignments;
-        Table::new()
-            .with("tower", Column::Text(rows.tower))
-            .with("layer", Column::U32(rows.layer))
-            .with("sample", Column::U32(rows.sample))
-            .with("position", Column::U32(rows.position))
-            .with("cluster", Column::U32(rows.cluster))
-            .with("cosine", Column::F32(rows.cosine))
-            .write(&job.output("assignments.parquet"))?;
-        let rows = self.clusters;
-        Table::new()
-            .with("tower", Column::Text(rows.tower))
-            .with("layer", Column::U32(rows.layer))
-            .with("cluster", Column::U32(rows.cluster))
-            .with("size", Column::U32(rows.size))
-            .with("mean_cosine", Column::F64(rows.mean_cosine))
-            .write(&job.output("clusters.parquet"))?;
-        let rows = self.iterations;
-        Table::new()
-            .with("tower", Column::Text(rows.tower))
-            .with("layer", Column::U32(rows.layer))
-            .with("restart", Column::U32(rows.restart))
-            .with("iteration", Column::U32(rows.iteration))
-            .with("objective", Column::F64(rows.objective))
-            .with("refilled", Column::U32(rows.refilled))
-            .with("chosen", Column::Bool(rows.chosen))
-            .write(&job.output("iterations.parquet"))
+        tables::write(&job.output(AssignmentRow::FILE), self.assignments)?;
+        tables::write(&job.output(ClusterRow::FILE), self.clusters)?;
+        tables::write(&job.output(IterationRow::FILE), self.iterations)
     }
 }

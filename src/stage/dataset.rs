@@ -2,6 +2,7 @@
 //!
 //! Writes what `docs/artifacts.md` says under *dataset*.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::artifact::External;
 use crate::checkpoint::{PREPROCESS, Preprocessing};
 use crate::config::{DatasetConfig, Source};
-use crate::data::{self, emoji};
+use crate::data::{self, Reading, Summary, emoji};
 use crate::error::{Context as _, Result};
 use crate::pipeline::{Job, Stage, Width};
 use crate::text::{self, Tokenizer};
@@ -42,6 +43,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     let mut params: DatasetParams = job.params()?;
     params.dataset.folder = job.path("folder")?.display().to_string();
     params.dataset.file = job.path("file")?.display().to_string();
+
     let progress = job.progress.clone();
     let mut started = false;
     let mut told = |done: usize, total: usize| {
@@ -51,25 +53,59 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
         }
         progress.set(done);
     };
+
+    // A model that frames its pictures otherwise is refused before any work.
+    let like = Some(job.path("like")?).filter(|like| !like.as_os_str().is_empty());
+    let adopted = like.map(Adopted::read).transpose()?;
+    if let Some(adopted) =
+        adopted.as_ref().filter(|_| params.dataset.source.reads_pairs())
+    {
+        adopted.pictures.check_usual().context(|| "dataset.like".to_owned())?;
+    }
+
     let out = job.draft.folder().to_owned();
     let cache = job.path("cache")?.to_owned();
     let summary = data::build(&params.dataset, &cache, SEED, &out, &mut told)?;
-    let like = job.path("like")?;
-    if !like.as_os_str().is_empty() {
-        adopt(like, &out)?;
+    if let Some(Adopted { tokenizer, pictures }) = adopted {
+        data::adopt(&out, &tokenizer, pictures.normalise())?;
     }
+
     for (split, count) in &summary.splits {
         job.draft.metric(&format!("pictures_{split}"), *count as f64);
-    }
-    for bad in summary.skipped.iter().take(SHOWN) {
-        job.progress.message(format!("skipped {}: {}", bad.key, bad.reason));
     }
     if params.dataset.source.reads_pairs() {
         job.draft.metric("pictures_skipped", summary.skipped.len() as f64);
     }
     job.draft.metric("concepts", summary.concepts as f64);
     job.draft.metric("vocabulary", summary.vocabulary as f64);
+
+    for bad in summary.skipped.iter().take(SHOWN) {
+        job.progress.line(&format!("skipped {}: {}", bad.key, bad.reason));
+    }
+    job.progress.line(&counts(&summary));
     Ok(())
+}
+
+/// What became of everything in the source, in one line.
+fn counts(summary: &Summary) -> String {
+    let each = |counts: &BTreeMap<String, usize>| -> String {
+        let each = counts.iter().map(|(name, count)| format!("{count} {name}"));
+        each.collect::<Vec<_>>().join(", ")
+    };
+    let total = |counts: &BTreeMap<String, usize>| counts.values().sum::<usize>();
+    let Reading { read, skipped, left_out } = &summary.reading;
+    let kept = format!("kept {} ({})", total(&summary.splits), each(&summary.splits));
+    let mut line = format!("read {read} pictures, {kept}, skipped {}", total(skipped));
+    if !skipped.is_empty() {
+        line = format!("{line} ({})", each(skipped));
+    }
+    if !left_out.is_empty() {
+        line = format!("{line}; left out, not read: {}", each(left_out));
+    }
+    if total(&summary.splits) + total(skipped) != *read {
+        line = format!("{line}; dataset.weights repeat or drop training pictures");
+    }
+    line
 }
 
 /// The files from outside that `source: emoji` reads: the package archives in `cache`.
@@ -96,12 +132,19 @@ pub fn adopted(like: &Path) -> Vec<External> {
     names.iter().filter(|name| like.join(name).is_file()).map(file).collect()
 }
 
-/// Lets the data set be encoded and normalised as a model's own was.
-fn adopt(like: &Path, out: &Path) -> Result<()> {
-    let tokenizer = Tokenizer::open(like).context(|| "dataset.like".to_owned())?;
-    let pictures = Preprocessing::read(&like.join(PREPROCESS))
-        .context(|| "dataset.like".to_owned())?;
-    data::adopt(out, &tokenizer, pictures.normalise())
+/// What lets a data set be encoded and normalized as a model's own was.
+struct Adopted {
+    tokenizer: Tokenizer,
+    pictures: Preprocessing,
+}
+
+impl Adopted {
+    fn read(like: &Path) -> Result<Self> {
+        let place = || "dataset.like".to_owned();
+        let tokenizer = Tokenizer::open(like).context(place)?;
+        let pictures = Preprocessing::read(&like.join(PREPROCESS)).context(place)?;
+        Ok(Self { tokenizer, pictures })
+    }
 }
 
 /// The packages that must be fetched before this stage can run: `name version file` each.

@@ -6,15 +6,15 @@ use serde_json::{Map, Value};
 
 use serde::{Deserialize, Serialize};
 
-use super::files::{self, ModelEncoder, Pictures};
+use super::files::{self, Pictures};
 use crate::config::EvaluateConfig;
-use crate::engine::cpu::clip::Clip;
+use crate::engine;
 use crate::error::{Context as _, Result};
 use crate::eval::{self, Bundle, Evaluation, Example};
-use crate::io::table::{Column, Table};
 use crate::model::Checkpoint;
 use crate::num::index_u32;
 use crate::pipeline::{Job, Stage, Width};
+use crate::tables::{self, MetricRow, RetrievalRow, Row as _};
 
 /// This stage.
 pub const STAGE: Stage = Stage {
@@ -44,10 +44,13 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     let pictures = open(job)?;
     let tokenise = |texts: &[String]| pictures.tokenise(texts);
     let bundle = bundle(&pictures, &tokenise)?;
+    let backend = files::backend(job)?;
+
     job.progress.start(2, "evaluations");
     let mut json = Map::new();
-    let mut rows = Rows::default();
+    let mut metrics = Vec::new();
     let mut examples = Vec::new();
+
     // Probes are two thirds of an evaluation's time, and nobody compares initialisations by
     // them: several runs share one.
     let unprobed = EvaluateConfig { shots: Vec::new(), ..evaluate.clone() };
@@ -57,26 +60,27 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     ];
     for (point, weights, config) in points {
         let model = Checkpoint::read(files::folder(job, "train")?, weights)?;
-        let clip = Clip::new(&model.config);
-        let mut encoder = ModelEncoder { clip: &clip, values: &model.values };
-        let found = eval::evaluate(&mut encoder, &bundle, config, seed)?;
+        let mut opened = engine::open_model(model, backend)?;
+        let mut engine = &mut *opened;
+        let found = eval::evaluate(&mut engine, &bundle, config, seed)?;
         if point == "final" {
             let batch = evaluate.batch;
             examples =
-                eval::example_retrievals(&mut encoder, &bundle, EXAMPLES, batch, seed)?;
+                eval::example_retrievals(&mut engine, &bundle, EXAMPLES, batch, seed)?;
             for m in found.measurements.iter().filter(|m| m.task == "summary") {
                 job.draft.metric(&m.metric, m.value);
             }
         }
-        rows.add(point, &found);
+        metrics.extend(rows(point, &found));
         let text = found.to_json()?;
         let value: Value =
             serde_json::from_str(&text).context(|| "metrics".to_owned())?;
         json.insert(point.to_owned(), value);
         job.progress.advance(1);
     }
-    rows.table().write(&job.output("metrics.parquet"))?;
-    retrievals(&examples).write(&job.output("retrievals.parquet"))?;
+
+    tables::write(&job.output(MetricRow::FILE), metrics)?;
+    tables::write(&job.output(RetrievalRow::FILE), retrievals(&examples))?;
     let text =
         serde_json::to_string_pretty(&json).context(|| "metrics".to_owned())? + "\n";
     let path = job.output("metrics.json");
@@ -105,6 +109,7 @@ fn bundle<'a>(
     tests.extend(layout.held_out.clone());
     tests.sort_unstable();
     tests.dedup();
+
     let splits = tests.iter().map(|name| pictures.role(name)).collect::<Result<_>>()?;
     Ok(Bundle {
         vocabulary: pictures.vocabulary(tokenise),
@@ -118,64 +123,35 @@ fn bundle<'a>(
     })
 }
 
-/// The rows of `metrics.parquet`.
-#[derive(Debug, Default)]
-struct Rows {
-    /// Point, task, split, metric.
-    names: [Vec<String>; 4],
-    /// Value, low, high.
-    values: [Vec<f64>; 3],
-    n: Vec<u32>,
+/// The measurements of one point in time.
+fn rows(point: &str, found: &Evaluation) -> impl Iterator<Item = MetricRow> {
+    found.measurements.iter().map(move |m| MetricRow {
+        point: point.to_owned(),
+        task: m.task.clone(),
+        split: m.split.clone(),
+        metric: m.metric.clone(),
+        value: m.value,
+        low: m.low,
+        high: m.high,
+        n: m.n,
+    })
 }
 
-impl Rows {
-    fn add(&mut self, point: &str, found: &Evaluation) {
-        for m in &found.measurements {
-            let names = [point, &m.task, &m.split, &m.metric];
-            let columns = self.names.iter_mut().zip(names);
-            columns.for_each(|(column, name)| column.push(name.to_owned()));
-            let values = self.values.iter_mut().zip([m.value, m.low, m.high]);
-            values.for_each(|(column, value)| column.push(value));
-            self.n.push(m.n);
-        }
-    }
-
-    fn table(self) -> Table {
-        let [point, task, split, metric] = self.names;
-        let [value, low, high] = self.values;
-        Table::new()
-            .with("point", Column::Text(point))
-            .with("task", Column::Text(task))
-            .with("split", Column::Text(split))
-            .with("metric", Column::Text(metric))
-            .with("value", Column::F64(value))
-            .with("low", Column::F64(low))
-            .with("high", Column::F64(high))
-            .with("n", Column::U32(self.n))
-    }
-}
-
-fn retrievals(examples: &[Example]) -> Table {
-    let (mut query, mut text, mut score) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut sample, mut own_rank) = (Vec::new(), Vec::new());
-    let (mut rank, mut retrieved) = (Vec::new(), Vec::new());
-    for (index, example) in examples.iter().enumerate() {
-        for (place, found) in example.retrieved.iter().enumerate() {
-            query.push(index_u32(index));
-            text.push(example.text.clone());
-            sample.push(example.sample);
-            own_rank.push(example.own_rank);
-            rank.push(index_u32(place));
-            retrieved.push(found.sample);
-            score.push(found.score);
-        }
-    }
-    Table::new()
-        .with("query", Column::U32(query))
-        .with("text", Column::Text(text))
-        .with("sample", Column::U32(sample))
-        .with("own_rank", Column::U32(own_rank))
-        .with("rank", Column::U32(rank))
-        .with("retrieved", Column::U32(retrieved))
-        .with("score", Column::F32(score))
+/// One row per picture found.
+fn retrievals(examples: &[Example]) -> Vec<RetrievalRow> {
+    let of = |(query, example): (usize, &Example)| -> Vec<RetrievalRow> {
+        let found = example.retrieved.iter().enumerate();
+        found
+            .map(|(rank, found)| RetrievalRow {
+                query: index_u32(query),
+                text: example.text.clone(),
+                sample: example.sample,
+                own_rank: example.own_rank,
+                rank: index_u32(rank),
+                retrieved: found.sample,
+                score: found.score,
+            })
+            .collect()
+    };
+    examples.iter().enumerate().flat_map(of).collect()
 }

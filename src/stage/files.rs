@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::data::{Dataset, Split};
-use crate::engine::cpu::clip::Clip;
+use crate::engine::{Backend, Engine};
 use crate::error::{Context as _, Result};
 use crate::eval::{self, Encoder};
 use crate::linalg::Matrix;
@@ -38,30 +38,24 @@ pub(crate) fn layer_name(tower: Tower, block: usize) -> String {
     format!("{}.{block}", tower.name())
 }
 
-/// Every MoE block of a model: the towers in order, blocks ascending.
-pub(crate) fn moe_layers(model: &Checkpoint) -> Vec<(Tower, usize)> {
-    let blocks = |tower| model.config.moe_blocks(tower).iter().map(move |&b| (tower, b));
-    Tower::BOTH.into_iter().flat_map(blocks).collect()
+/// What runs the models of a node: its device and precision were checked when the plan was
+/// made.
+pub(crate) fn backend(job: &Job<'_>) -> Result<Backend> {
+    Backend::choose(job.node.compute)
 }
 
-/// A model as evaluation sees it.
-#[derive(Debug)]
-pub(crate) struct ModelEncoder<'a> {
-    pub(crate) clip: &'a Clip,
-    pub(crate) values: &'a [f32],
-}
-
-impl Encoder for ModelEncoder<'_> {
+/// Evaluation asks any engine for embeddings.
+impl Encoder for &mut (dyn Engine + '_) {
     fn embed_dim(&self) -> usize {
-        self.clip.config().embed_dim
+        self.config().embed_dim
     }
 
     fn images(&mut self, pixels: &[f32], n: usize) -> Result<Matrix> {
-        Matrix::new(n, self.embed_dim(), self.clip.encode_images(self.values, pixels))
+        Matrix::new(n, self.embed_dim(), self.encode_images(pixels)?)
     }
 
     fn texts(&mut self, ids: &[u32], n: usize) -> Result<Matrix> {
-        Matrix::new(n, self.embed_dim(), self.clip.encode_texts(self.values, ids))
+        Matrix::new(n, self.embed_dim(), self.encode_texts(ids)?)
     }
 }
 

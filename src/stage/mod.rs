@@ -1,8 +1,9 @@
 //! The ten stages: procedures wired to artifacts. The only place that knows file names.
 //!
-//! A stage's file holds its slice of the configuration, says which files it reads and writes,
-//! and calls one procedure. [`plan`] is the graph: who reads whom. How a stage is found stale
-//! and run is the business of [`crate::pipeline`], which knows no stage by name.
+//! The file of a stage holds its slice of the configuration, says which files it reads and
+//! writes, and calls one procedure. [`plan`] is the graph: which stage reads which. Finding out
+//! whether a stage is stale, and running it, is left to [`crate::pipeline`], which does not
+//! know any stage by name.
 
 pub mod plan;
 

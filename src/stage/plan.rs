@@ -1,8 +1,8 @@
 //! The graph: every node of the pipeline, in an order in which they can run.
 //!
 //! A node is one stage for one run. The plan follows from the configuration alone; what is on
-//! disk does not matter here. Only initialisations and variants that some run uses are
-//! planned. The Makefile holds the same graph stage by stage, and a test compares the two.
+//! disk does not matter here. Only initializations and variants that some run uses are
+//! planned. The Makefile has the same graph stage by stage, and a test compares the two.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -20,13 +20,17 @@ use super::subspaces::SubspacesParams;
 use super::train::TrainParams;
 use super::upcycle::UpcycleParams;
 use crate::artifact::Place;
-use crate::config::{Config, InitConfig, Source};
+use crate::config::{Compute, Config, Device, InitConfig, Source};
+use crate::engine::Backend;
 use crate::error::{Context, Error, Result};
 use crate::pipeline::{Externals, Files, Node, Upstream};
 use crate::upcycle::{self, Needs};
 
 /// Files of a model that a reader of its final weights needs.
 const MODEL: &[&str] = &["config.json", "model.safetensors"];
+
+/// Files of a trained model with the weights at its start and at its end.
+const TRAINED: &[&str] = &["config.json", "init.safetensors", "model.safetensors"];
 
 /// Files of the data set that training reads.
 const TRAINING_DATA: &[&str] = &[
@@ -38,19 +42,42 @@ const TRAINING_DATA: &[&str] = &[
     "tokenizer.json",
 ];
 
+/// Files of the data set that the recording of FFN inputs reads.
+const CALIBRATION_DATA: &[&str] = &[
+    "concepts.parquet",
+    "dataset.json",
+    "labels.parquet",
+    "samples-train.parquet",
+    "tokenizer.json",
+];
+
+/// Files of the data set that the analysis of experts reads.
+const ANALYSIS_DATA: &[&str] = &[
+    "concepts.parquet",
+    "dataset.json",
+    "labels.parquet",
+    "samples-val.parquet",
+    "tokenizer.json",
+];
+
+/// Stages that the report does not read: weights and raw activations.
+const UNREPORTED: &[&str] = &["activations", "upcycle"];
+
 /// Plans the whole pipeline. `cache` is the folder of downloaded packages.
 pub fn plan(config: &Config, cache: &Path) -> Result<Vec<Node>> {
     upcycle::check_inits(&config.inits, &config.subspaces)?;
     let planner = Planner { config, cache };
-    let mut nodes = vec![planner.dataset()?];
-    let bases = config.base_seeds();
     let inits = planner.used_inits()?;
+    let bases = config.base_seeds();
+    let mut nodes = vec![planner.dataset()?];
+    for &seed in bases {
+        nodes.push(planner.pretrain(seed)?);
+    }
+
+    // Activations and clusters are only needed by methods that ask for evidence.
     let mut clusters = false;
     for (_, init) in &inits {
         clusters |= upcycle::find(&init.method)?.needs() != Needs::default();
-    }
-    for &seed in bases {
-        nodes.push(planner.pretrain(seed)?);
     }
     if clusters {
         for &seed in bases {
@@ -65,15 +92,17 @@ pub fn plan(config: &Config, cache: &Path) -> Result<Vec<Node>> {
             nodes.push(planner.subspaces(variant, seed)?);
         }
     }
+
     for (name, init) in &inits {
         for &seed in &config.seeds {
             nodes.push(planner.upcycle(name, init, seed)?);
         }
     }
-    for stage in ["train", "evaluate", "analyze"] {
+    let of_every_run = [Planner::train, Planner::evaluate, Planner::analyze];
+    for stage in of_every_run {
         for run in config.runs.keys() {
             for &seed in &config.seeds {
-                nodes.push(planner.of_run(stage, run, seed)?);
+                nodes.push(stage(&planner, run, seed)?);
             }
         }
     }
@@ -88,11 +117,13 @@ struct Planner<'a> {
 
 impl<'a> Planner<'a> {
     fn dataset(&self) -> Result<Node> {
+        // Paths are taken out of the parameters: where files lie must not reach the key.
         let mut dataset = self.config.dataset.clone();
-        let named = dataset.clone();
+        let with_paths = dataset.clone();
         let folder = PathBuf::from(std::mem::take(&mut dataset.folder));
         let file = PathBuf::from(std::mem::take(&mut dataset.file));
         let like = PathBuf::from(std::mem::take(&mut dataset.like));
+
         let adopted = super::dataset::adopted(&like);
         let externals = match dataset.source {
             Source::Emoji => {
@@ -106,9 +137,10 @@ impl<'a> Planner<'a> {
             | Source::Parquet
             | Source::Coco
             | Source::Webdataset => {
-                Externals::Pairs(Box::new(named), super::dataset::pairs, adopted)
+                Externals::Pairs(Box::new(with_paths), super::dataset::pairs, adopted)
             }
         };
+
         let mut node = node("dataset", None, &DatasetParams { dataset }, vec![])?;
         node.externals = externals;
         node.paths = BTreeMap::from([
@@ -125,10 +157,13 @@ impl<'a> Planner<'a> {
         let run = base_name(seed);
         if pretrain.checkpoint.is_empty() {
             let model = self.config.model.clone();
-            let params =
-                PretrainParams::Train { model, optim: pretrain.optim.clone(), seed };
-            return node("pretrain", run, &params, vec![dataset(TRAINING_DATA)]);
+            let optim = Box::new(pretrain.optim.clone());
+            let params = PretrainParams::Train { model, optim, seed };
+            let node = node("pretrain", run, &params, vec![dataset(TRAINING_DATA)])?;
+            return self.with_engine(node);
         }
+
+        // A checkpoint that is not the configured model is refused before anything runs.
         pretrain::dense(self.config)?;
         let folder = PathBuf::from(&pretrain.checkpoint);
         let data = dataset(TRAINING_DATA);
@@ -146,15 +181,9 @@ impl<'a> Planner<'a> {
             text_blocks: moe.text_blocks.indices(model.text.layers),
             seed,
         };
-        let data = dataset(&[
-            "concepts.parquet",
-            "dataset.json",
-            "labels.parquet",
-            "samples-train.parquet",
-            "tokenizer.json",
-        ]);
-        let inputs = vec![data, input("pretrain", base_name(seed), MODEL)];
-        node("activations", base_name(seed), &params, inputs)
+        let inputs =
+            vec![dataset(CALIBRATION_DATA), input("pretrain", base_name(seed), MODEL)];
+        self.with_engine(node("activations", base_name(seed), &params, inputs)?)
     }
 
     fn cluster(&self, seed: u64) -> Result<Node> {
@@ -166,7 +195,7 @@ impl<'a> Planner<'a> {
 
     fn subspaces(&self, variant: &str, seed: u64) -> Result<Node> {
         let subspaces = self.config.subspaces.get(variant).cloned().ok_or_else(|| {
-            Error::usage(format!("subspaces: no variant named {variant}"))
+            Error::usage(format!("subspaces does not have a variant named {variant}"))
         })?;
         let inputs = vec![
             input("pretrain", base_name(seed), MODEL),
@@ -184,6 +213,7 @@ impl<'a> Planner<'a> {
     fn upcycle(&self, name: &str, init: &InitConfig, seed: u64) -> Result<Node> {
         let base = self.config.base_of(seed);
         let mut inputs = vec![input("pretrain", base_name(base), MODEL)];
+
         let needs = upcycle::find(&init.method)?.needs();
         if needs.centroids {
             inputs.push(input("cluster", base_name(base), &["centroids.safetensors"]));
@@ -192,56 +222,62 @@ impl<'a> Planner<'a> {
             let run = run_name(variant_of(name, init)?, base);
             inputs.push(input("subspaces", run, &["bases.safetensors"]));
         }
+
+        // Which variant is read shows in the digests of its files; its name does not count.
         let init = InitConfig { subspaces: None, ..init.clone() };
         let params = UpcycleParams { init, moe: self.config.moe.clone(), seed };
         node("upcycle", run_name(name, seed), &params, inputs)
     }
 
-    /// The stages that exist once for every run and seed.
-    fn of_run(&self, stage: &'static str, run: &str, seed: u64) -> Result<Node> {
-        let config = self.config;
+    fn train(&self, run: &str, seed: u64) -> Result<Node> {
+        let train = self.config.train.clone();
         let named = run_name(run, seed);
-        let trained: &[_] = &["config.json", "init.safetensors", "model.safetensors"];
-        match stage {
-            "train" => {
-                let run = &config.runs[run];
-                let params =
-                    TrainParams { train: config.train.clone(), eesd: run.eesd, seed };
-                let init = input("upcycle", run_name(&run.init, seed), MODEL);
-                node(stage, named, &params, vec![dataset(TRAINING_DATA), init])
-            }
-            "evaluate" => {
-                let params = EvaluateParams { evaluate: config.evaluate.clone(), seed };
-                let inputs =
-                    vec![all("dataset", None), input("train", named.clone(), trained)];
-                node(stage, named, &params, inputs)
-            }
-            _ => {
-                let params = AnalyzeParams { analyze: config.analyze.clone(), seed };
-                let data = dataset(&[
-                    "concepts.parquet",
-                    "dataset.json",
-                    "labels.parquet",
-                    "samples-val.parquet",
-                    "tokenizer.json",
-                ]);
-                let base = input("pretrain", base_name(self.config.base_of(seed)), MODEL);
-                let inputs = vec![data, base, input("train", named.clone(), trained)];
-                node(stage, named, &params, inputs)
-            }
-        }
+        let run = &self.config.runs[run];
+        let params = TrainParams { train, eesd: run.eesd, seed };
+        let init = input("upcycle", run_name(&run.init, seed), MODEL);
+        self.with_engine(node(
+            "train",
+            named,
+            &params,
+            vec![dataset(TRAINING_DATA), init],
+        )?)
     }
 
-    /// The report reads every result there is but the weights and the raw activations.
+    /// A node that runs a model: the engine's name enters its key.
+    fn with_engine(&self, node: Node) -> Result<Node> {
+        let compute = self.config.compute();
+        Ok(Node { backend: Backend::choose(compute)?.name(), compute, ..node })
+    }
+
+    fn evaluate(&self, run: &str, seed: u64) -> Result<Node> {
+        let named = run_name(run, seed);
+        let params = EvaluateParams { evaluate: self.config.evaluate.clone(), seed };
+        let inputs = vec![all("dataset", None), input("train", named.clone(), TRAINED)];
+        self.with_engine(node("evaluate", named, &params, inputs)?)
+    }
+
+    fn analyze(&self, run: &str, seed: u64) -> Result<Node> {
+        let named = run_name(run, seed);
+        let params = AnalyzeParams { analyze: self.config.analyze.clone(), seed };
+        let inputs = vec![
+            dataset(ANALYSIS_DATA),
+            input("pretrain", base_name(self.config.base_of(seed)), MODEL),
+            input("train", named.clone(), TRAINED),
+        ];
+        self.with_engine(node("analyze", named, &params, inputs)?)
+    }
+
+    /// The report reads every result but the weights and the raw activations.
     fn report(&self, nodes: &[Node]) -> Result<Node> {
         let mut config = self.config.clone();
         config.dataset.folder.clear();
         config.dataset.file.clear();
         config.pretrain.checkpoint.clear();
-        let read = |node: &&Node| !["activations", "upcycle"].contains(&node.stage);
+        // What ran the models stands in the keys of the results that are read.
+        config.device = Device::Auto;
         let inputs = nodes
             .iter()
-            .filter(read)
+            .filter(|node| !UNREPORTED.contains(&node.stage))
             .map(|node| Upstream {
                 name: node.place.to_string(),
                 place: node.place.clone(),
@@ -251,6 +287,7 @@ impl<'a> Planner<'a> {
         node("report", None, &ReportParams { config }, inputs)
     }
 
+    /// The initializations that some run uses, by name.
     fn used_inits(&self) -> Result<Vec<(&'a str, &'a InitConfig)>> {
         let used: BTreeSet<&str> =
             self.config.runs.values().map(|r| r.init.as_str()).collect();
@@ -258,22 +295,26 @@ impl<'a> Planner<'a> {
             .map(|name| {
                 let init = self.config.inits.get(name);
                 init.map(|init| (name, init)).ok_or_else(|| {
-                    Error::usage(format!("runs: no initialisation named {name}"))
+                    Error::usage(format!(
+                        "runs names the initialization {name}, which inits does not have"
+                    ))
                 })
             })
             .collect()
     }
 }
 
+/// The variant of subspaces that an initialization names.
 fn variant_of<'a>(name: &str, init: &'a InitConfig) -> Result<&'a str> {
     init.subspaces.as_deref().ok_or_else(|| {
         let method = &init.method;
         Error::usage(format!(
-            "inits.{name}: method {method} needs `subspaces: <variant>`"
+            "inits.{name}: the method {method} needs `subspaces: <variant>`"
         ))
     })
 }
 
+/// The variants of subspaces that some run's method asks for.
 fn used_variants<'a>(inits: &[(&str, &'a InitConfig)]) -> Result<BTreeSet<&'a str>> {
     let mut used = BTreeSet::new();
     for (name, init) in inits {
@@ -284,16 +325,19 @@ fn used_variants<'a>(inits: &[(&str, &'a InitConfig)]) -> Result<BTreeSet<&'a st
     Ok(used)
 }
 
+/// The run of a stage that exists once per dense model.
 #[expect(clippy::unnecessary_wraps, reason = "stages without runs pass None instead")]
 fn base_name(seed: u64) -> Option<String> {
     Some(format!("s{seed}"))
 }
 
+/// The run of a stage that exists once per name and seed.
 #[expect(clippy::unnecessary_wraps, reason = "stages without runs pass None instead")]
 fn run_name(name: &str, seed: u64) -> Option<String> {
     Some(format!("{name}-s{seed}"))
 }
 
+/// Some files of the data set.
 fn dataset(files: &'static [&'static str]) -> Upstream {
     input("dataset", None, files)
 }
@@ -307,6 +351,7 @@ fn input(
     Upstream { name: stage.to_owned(), place, files: Files::Listed(files) }
 }
 
+/// A result that is read whole.
 fn all(stage: &'static str, run: Option<String>) -> Upstream {
     Upstream { files: Files::All, ..input(stage, run, &[]) }
 }
@@ -318,11 +363,14 @@ fn node(
     inputs: Vec<Upstream>,
 ) -> Result<Node> {
     let params = serde_json::to_value(params)
-        .context(|| format!("parameters of stage {stage} to JSON"))?;
+        .context(|| format!("cannot write the parameters of {stage} as JSON"))?;
     Ok(Node {
         stage,
         place: Place::new(stage, run),
         params,
+        // Stages without a model run on processors, whatever the device.
+        backend: Backend::Cpu.name(),
+        compute: Compute::default(),
         inputs,
         externals: Externals::None,
         paths: BTreeMap::new(),

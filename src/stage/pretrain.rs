@@ -8,13 +8,14 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{files, training};
-use crate::checkpoint;
+use crate::checkpoint::{self, Hints};
 use crate::config::{Config, ModelConfig, OptimConfig};
+use crate::engine::{Objective, Trainable, Training};
 use crate::error::{Error, Result};
 use crate::model::params::Layout;
 use crate::model::{Checkpoint, ClipConfig, TextConfig, VisionConfig, init};
 use crate::pipeline::{Job, Stage, Width};
-use crate::train::{self, Objective};
+use crate::train;
 
 /// This stage.
 pub const STAGE: Stage = Stage {
@@ -34,7 +35,7 @@ pub enum PretrainParams {
         /// Section `model`.
         model: ModelConfig,
         /// Section `pretrain.optim`.
-        optim: OptimConfig,
+        optim: Box<OptimConfig>,
         /// Seed of this base.
         seed: u64,
     },
@@ -46,7 +47,7 @@ pub enum PretrainParams {
 pub fn run(job: &mut Job<'_>) -> Result<()> {
     match job.params()? {
         PretrainParams::Train { model, optim, seed } => {
-            train_dense(job, &model, optim, seed)
+            train_dense(job, &model, *optim, seed)
         }
         PretrainParams::Import {} => take_over(job),
     }
@@ -63,15 +64,19 @@ fn train_dense(
     let config = shape(model, [data.image_size, data.context, data.vocabulary]);
     let batches = training::batches(&pictures, &optim, seed)?;
     let steps = optim.steps;
-    let plan = train::Plan {
+    let training = Training {
         optim,
+        trainable: Trainable::all(&config),
         objective: Objective::default(),
         teacher: None,
-        scratch: Some(job.draft.scratch()?),
     };
+    let backend = files::backend(job)?;
+    let plan = train::Plan { training, backend, scratch: Some(job.draft.scratch()?) };
+
     let mut watch = training::Watch::new(&pictures, job.progress.clone(), steps);
     let start = init::dense(&config, seed);
     let trained = train::train(start, &batches, &plan, &mut watch)?;
+
     job.draft.metric("parameters", trained.checkpoint.values.len() as f64);
     job.draft.metric("data_wait_share", trained.waited);
     training::write_record(job, &trained.record)?;
@@ -107,7 +112,10 @@ pub(crate) fn shape(model: &ModelConfig, data: [usize; 3]) -> ClipConfig {
 }
 
 fn take_over(job: &Job<'_>) -> Result<()> {
-    let (config, tensors) = checkpoint::import(job.path("checkpoint")?, None)?;
+    let (config, tensors) =
+        checkpoint::import(job.path("checkpoint")?, &Hints::default())?;
+
+    // Tokens and pictures of the data set must be what the model was trained on.
     let pictures = training::open(job)?;
     let data = &pictures.dataset.meta;
     for (what, model, found) in [
@@ -117,10 +125,12 @@ fn take_over(job: &Job<'_>) -> Result<()> {
     ] {
         if model != found {
             return Err(Error::usage(format!(
-                "pretrain.checkpoint: {what} of the model is {model}, of the data set {found}"
+                "pretrain.checkpoint: the model has {what} {model}, the data set {found}; set the \
+                 data set's to the model's"
             )));
         }
     }
+
     let values = Layout::new(&config).flatten(&config, &tensors)?;
     files::write_model(job, &Checkpoint { config, values }, "model.safetensors")
 }
@@ -135,7 +145,7 @@ pub(crate) fn dense(config: &Config) -> Result<ClipConfig> {
     if config.pretrain.checkpoint.is_empty() || !folder.is_dir() {
         return Ok(own);
     }
-    let given = checkpoint::shape(folder, None)?;
+    let given = checkpoint::shape(folder, &Hints::default())?;
     refuse_others(&own, &given)?;
     Ok(given)
 }
@@ -168,6 +178,7 @@ fn refuse_others(own: &ClipConfig, given: &ClipConfig) -> Result<()> {
     if keys.is_empty() {
         return Ok(());
     }
+
     let keys = keys.join(" ");
     Err(Error::usage(format!(
         "pretrain.checkpoint is another model than the configuration describes; set: {keys}"

@@ -8,6 +8,7 @@ use crate::config::Config;
 use crate::error::{Context as _, Result};
 use crate::pipeline::{Job, Stage, Width};
 use crate::report;
+use crate::tables::{self, ComparisonRow, Row as _};
 
 /// This stage.
 pub const STAGE: Stage = Stage {
@@ -29,16 +30,20 @@ pub struct ReportParams {
 /// Does the work of one node.
 pub fn run(job: &mut Job<'_>) -> Result<()> {
     let ReportParams { config } = job.params()?;
+
+    // The plan names the inputs of the report after their places.
     let find = |stage: &str, run: &str| {
         let name =
             if run.is_empty() { stage.to_owned() } else { format!("{stage}/{run}") };
         job.inputs.dir(&name).map(std::path::Path::to_owned)
     };
+
     let rendered = report::render(&report::load(&config, &find)?)?;
     for (file, text) in [("report.html", rendered.html), ("report.md", rendered.markdown)]
     {
         let path = job.output(file);
-        std::fs::write(&path, text).context(|| format!("writing {}", path.display()))?;
+        std::fs::write(&path, text)
+            .context(|| format!("cannot write {}", path.display()))?;
     }
-    rendered.comparison.write(&job.output("comparison.parquet"))
+    tables::write(&job.output(ComparisonRow::FILE), rendered.comparison)
 }

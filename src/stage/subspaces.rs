@@ -10,14 +10,14 @@ use super::files;
 use crate::config::{Labels, SubspacesConfig};
 use crate::engine::cpu::ops::activation;
 use crate::error::{Error, Result};
-use crate::io::table::{Column, Table, TableReader};
+use crate::io::table::TableReader;
 use crate::io::tensors::{self, Tensor, Tensors};
-use crate::linalg::Matrix;
-use crate::lowrank::{ExpertSubspaces, Ffn, LayerMoments, Subspace};
+use crate::lowrank::{ExpertSubspaces, FfnFunction, LayerMoments};
 use crate::model::{Checkpoint, Tower};
 use crate::num::index_u32;
 use crate::pipeline::{Job, Stage, Width};
 use crate::rng::{self, SliceRandom};
+use crate::tables::{self, Layer, Row as _, SpectrumRow, SubspaceRow};
 
 /// This stage.
 pub const STAGE: Stage = Stage {
@@ -38,6 +38,13 @@ pub struct SubspacesParams {
     pub seed: u64,
 }
 
+/// Where a layer stands.
+#[derive(Debug, Clone, Copy)]
+struct LayerAt {
+    tower: Tower,
+    block: usize,
+}
+
 /// Labels of each layer's rows, in the order of its activations.
 type LayerLabels = BTreeMap<(String, u32), Vec<u32>>;
 
@@ -48,32 +55,41 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     let centroids = tensors::read(&job.input("cluster", "centroids.safetensors")?)?;
     let mut labels = labels(job)?;
     job.progress.start(labels.len(), "layers");
-    let mut bases = Tensors::new();
+
+    let mut subspace_bases = Tensors::new();
     let mut out = Outputs::default();
     for tower in Tower::BOTH {
         for block in 0..model.config.tower(tower).layers {
             let key = (tower.name().to_owned(), index_u32(block));
             let Some(own) = labels.get_mut(&key) else { continue };
             let name = files::layer_name(tower, block);
+
+            // Groups of the same sizes whose tokens have nothing in common.
             if params.subspaces.labels == Labels::Shuffled {
                 let stream = format!("subspaces/shuffle/{name}");
                 own.shuffle(&mut rng::stream(params.seed, &stream));
             }
+
             let experts = centroids.get(&name).and_then(|t| t.shape.first().copied());
             let experts = experts.ok_or_else(|| {
-                Error::corrupt(format!("centroids.safetensors has no {name}"))
+                Error::corrupt(format!(
+                    "centroids.safetensors has no tensor {name}, expected one per MoE layer"
+                ))
             })?;
-            let moments = moments(job, &model, (tower, block), own, experts)?;
-            for (expert, found) in
-                moments.subspaces(&params.subspaces)?.iter().enumerate()
-            {
-                keep(&mut bases, &format!("{name}.{expert}"), found)?;
-                out.add((tower, block, expert), found);
+
+            let at = LayerAt { tower, block };
+            let moments = moments(job, &model, at, own, experts)?;
+            let (config, seed) = (&params.subspaces, params.seed);
+            let found = moments.subspaces(config, seed, &name)?;
+            for (expert, found) in found.iter().enumerate() {
+                keep(&mut subspace_bases, &format!("{name}.{expert}"), found)?;
+                out.add(&Layer::new(tower.name(), block), expert, found);
             }
             job.progress.advance(1);
         }
     }
-    tensors::write(&job.output("bases.safetensors"), &bases)?;
+
+    tensors::write(&job.output("bases.safetensors"), &subspace_bases)?;
     out.write(job)
 }
 
@@ -81,26 +97,28 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
 fn moments(
     job: &Job<'_>,
     model: &Checkpoint,
-    (tower, block): (Tower, usize),
+    at: LayerAt,
     labels: &[u32],
     experts: usize,
 ) -> Result<LayerMoments> {
-    let shape = model.config.tower(tower);
-    let dense = model.dense_ffn(tower, block)?;
-    let fc1 = Matrix::new(shape.hidden, shape.width, dense.fc1.to_vec())?;
-    let fc2 = Matrix::new(shape.width, shape.hidden, dense.fc2.to_vec())?;
     let kind = model.config.activation;
     let apply = |values: &mut [f32]| activation::apply(kind, values);
-    let ffn = Ffn { fc1: &fc1, bias1: dense.fc1_bias, fc2: &fc2, activation: &apply };
+    let weights = model.dense_ffn(at.tower, at.block)?;
+    let ffn = FfnFunction { weights, activation: &apply };
     let mut builder = LayerMoments::builder(ffn, experts)?;
-    let file = job.input("activations", &format!("{}-{block}.parquet", tower.name()))?;
+
+    let file =
+        job.input("activations", &format!("{}-{}.parquet", at.tower.name(), at.block))?;
     let mut reader = TableReader::open(&file)?;
     let mut from = 0;
     while let Some(part) = reader.next()? {
         let to = from + part.rows();
         let own = labels.get(from..to).ok_or_else(|| {
             let (file, found) = (file.display(), labels.len());
-            Error::corrupt(format!("{file}: {found} assignments, more rows"))
+            Error::corrupt(format!(
+                "{file} has more rows than the {found} assignments of its layer, expected \
+                 one assignment per row; make the stage cluster again"
+            ))
         })?;
         builder.push(part.vectors("x")?.1, own)?;
         from = to;
@@ -121,83 +139,59 @@ fn labels(job: &Job<'_>) -> Result<LayerLabels> {
     Ok(labels)
 }
 
-fn keep(bases: &mut Tensors, name: &str, found: &ExpertSubspaces) -> Result<()> {
+fn keep(subspace_bases: &mut Tensors, name: &str, found: &ExpertSubspaces) -> Result<()> {
     for (matrix, subspace) in [("fc1", &found.fc1), ("fc2", &found.fc2)] {
         if let Some(basis) = &subspace.basis {
             let shape = vec![basis.rows(), basis.cols()];
             let tensor = Tensor::new(shape, basis.data().to_vec())?;
-            bases.insert(format!("{name}.{matrix}"), tensor);
+            subspace_bases.insert(format!("{name}.{matrix}"), tensor);
         }
         if let Some(mean) = &subspace.mean {
             let tensor = Tensor::new(vec![mean.len()], mean.clone())?;
-            bases.insert(format!("{name}.{matrix}.mean"), tensor);
+            subspace_bases.insert(format!("{name}.{matrix}.mean"), tensor);
         }
     }
     Ok(())
 }
 
-/// Both tables, row by row.
+/// The rows of both tables.
 #[derive(Debug, Default)]
 struct Outputs {
-    towers: Vec<String>,
-    matrices: Vec<String>,
-    /// Layer, expert, tokens, rank, full rank.
-    counts: [Vec<u32>; 5],
-    /// Retained, error inside, error outside, shrinkage, cross.
-    shares: [Vec<f64>; 5],
-    spectra: (Vec<String>, [Vec<u32>; 3], Vec<String>, Vec<f64>),
+    subspaces: Vec<SubspaceRow>,
+    spectra: Vec<SpectrumRow>,
 }
 
 impl Outputs {
-    fn add(&mut self, at: (Tower, usize, usize), found: &ExpertSubspaces) {
-        self.add_matrix(at, "fc1", &found.fc1);
-        self.add_matrix(at, "fc2", &found.fc2);
-    }
+    fn add(&mut self, layer: &Layer, expert: usize, found: &ExpertSubspaces) {
+        let expert = index_u32(expert);
+        for (matrix, s) in [("fc1", &found.fc1), ("fc2", &found.fc2)] {
+            self.subspaces.push(SubspaceRow {
+                layer: layer.clone(),
+                expert,
+                matrix: matrix.to_owned(),
+                tokens: index_u32(s.tokens),
+                rank: index_u32(s.rank),
+                full_rank: index_u32(s.full_rank),
+                retained: s.retained,
+                error_inside: s.error_inside,
+                error_outside: s.error_outside,
+                shrinkage: s.shrinkage,
+                cross: s.cross,
+            });
 
-    fn add_matrix(&mut self, at: (Tower, usize, usize), matrix: &str, s: &Subspace) {
-        let (tower, layer, expert) = (at.0.name(), index_u32(at.1), index_u32(at.2));
-        self.towers.push(tower.to_owned());
-        self.matrices.push(matrix.to_owned());
-        let counts = [layer, expert, index_u32(s.tokens), index_u32(s.rank)];
-        let counts = counts.into_iter().chain([index_u32(s.full_rank)]);
-        self.counts.iter_mut().zip(counts).for_each(|(column, v)| column.push(v));
-        let shares = [s.retained, s.error_inside, s.error_outside, s.shrinkage, s.cross];
-        self.shares.iter_mut().zip(shares).for_each(|(column, v)| column.push(v));
-        for (index, energy) in s.spectrum.iter().enumerate() {
-            let rows = &mut self.spectra;
-            rows.0.push(tower.to_owned());
-            let values = [layer, expert, index_u32(index)];
-            rows.1.iter_mut().zip(values).for_each(|(column, v)| column.push(v));
-            rows.2.push(matrix.to_owned());
-            rows.3.push(*energy);
+            let spectrum = s.spectrum.iter().enumerate();
+            self.spectra.extend(spectrum.map(|(index, &energy)| SpectrumRow {
+                layer: layer.clone(),
+                expert,
+                matrix: matrix.to_owned(),
+                index: index_u32(index),
+                energy,
+            }));
         }
     }
 
     fn write(self, job: &Job<'_>) -> Result<()> {
-        let [layer, expert, tokens, rank, full_rank] = self.counts;
-        let [retained, inside, outside, shrinkage, cross] = self.shares;
-        Table::new()
-            .with("tower", Column::Text(self.towers))
-            .with("layer", Column::U32(layer))
-            .with("expert", Column::U32(expert))
-            .with("matrix", Column::Text(self.matrices))
-            .with("tokens", Column::U32(tokens))
-            .with("rank", Column::U32(rank))
-            .with("full_rank", Column::U32(full_rank))
-            .with("retained", Column::F64(retained))
-            .with("error_inside", Column::F64(inside))
-            .with("error_outside", Column::F64(outside))
-            .with("shrinkage", Column::F64(shrinkage))
-            .with("cross", Column::F64(cross))
-            .write(&job.output("subspaces.parquet"))?;
-        let (tower, [layer, expert, index], matrix, energy) = self.spectra;
-        Table::new()
-            .with("tower", Column::Text(tower))
-            .with("layer", Column::U32(layer))
-            .with("expert", Column::U32(expert))
-            .with("matrix", Column::Text(matrix))
-            .with("index", Column::U32(index))
-            .with("energy", Column::F64(energy))
-            .write(&job.output("spectra.parquet"))
+        tables::write(&job.output(SubspaceRow::FILE), self.subspaces)?;
+        tables::write(&job.output(SpectrumRow::FILE), self.spectra)
     }
 }

@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{files, training};
 use crate::config::TrainConfig;
+use crate::engine::{Objective, TeacherPlan, Trainable, Training};
 use crate::error::Result;
 use crate::model::Checkpoint;
 use crate::pipeline::{Job, Stage, Width};
-use crate::train::{self, Objective, TeacherPlan};
+use crate::train;
 
 /// This stage.
 pub const STAGE: Stage = Stage {
@@ -42,21 +43,30 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     // Another order than the dense model saw, the same for every run of a seed.
     let batches = training::batches(&pictures, &train.optim, order_seed(seed))?;
     let steps = train.optim.steps;
-    let distils = start.config.moe.is_some() && eesd > 0.0;
+    let distills = start.config.moe.is_some() && eesd > 0.0;
     let teacher = TeacherPlan {
         target: train.eesd.target,
         share: train.eesd.tokens,
         decay: train.eesd.decay,
     };
-    let plan = train::Plan {
-        objective: Objective { balance: train.balance, router_z: train.router_z, eesd },
+    let training = Training {
+        trainable: Trainable::all(&start.config),
+        objective: Objective {
+            balance: train.balance,
+            router_z: train.router_z,
+            eesd,
+            label_smoothing: 0.0,
+        },
         optim: train.optim,
-        teacher: distils.then_some(teacher),
-        scratch: Some(job.draft.scratch()?),
+        teacher: distills.then_some(teacher),
     };
+    let backend = files::backend(job)?;
+    let plan = train::Plan { training, backend, scratch: Some(job.draft.scratch()?) };
+
     files::write_model(job, &start, "init.safetensors")?;
     let mut watch = training::Watch::new(&pictures, job.progress.clone(), steps);
     let trained = train::train(start, &batches, &plan, &mut watch)?;
+
     let (total, active) = trained.checkpoint.counts();
     job.draft.metric("parameters_total", total as f64);
     job.draft.metric("parameters_active", active as f64);

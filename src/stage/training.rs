@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::files::{ModelEncoder, Pictures};
+use super::files::Pictures;
 use crate::config::OptimConfig;
-use crate::data::{Batches, Plan};
-use crate::engine::cpu::clip::Clip;
+use crate::data::{BatchSettings, Batches};
+use crate::engine::Engine;
 use crate::error::Result;
 use crate::eval;
 use crate::pipeline::{Job, Progress};
@@ -25,8 +25,9 @@ pub(super) fn batches(
 ) -> Result<Arc<Batches>> {
     let split = Arc::new(pictures.dataset.split("train")?);
     let context = pictures.dataset.meta.context;
-    let plan = Plan { batch: optim.batch, context, seed, augment: optim.augment };
-    Ok(Arc::new(Batches::new(split, &pictures.dataset.tokenizer, plan)?))
+    let settings =
+        BatchSettings { batch: optim.batch, context, seed, augment: optim.augment };
+    Ok(Arc::new(Batches::new(split, &pictures.dataset.tokenizer, settings)?))
 }
 
 /// Opens the data set for training: the validation split is decoded at once.
@@ -64,13 +65,12 @@ impl Watcher for Watch<'_> {
             .message(format!("loss {smooth:.3}{}", accuracy.unwrap_or_default()));
     }
 
-    fn validate(&mut self, clip: &Clip, values: &[f32]) -> Result<Vec<(String, f64)>> {
+    fn validate(&mut self, mut engine: &mut dyn Engine) -> Result<Vec<(String, f64)>> {
         let tokenise = |texts: &[String]| self.pictures.tokenise(texts);
         let vocabulary = self.pictures.vocabulary(&tokenise);
         let validation = self.pictures.role::<eval::Validation>(VALIDATION)?;
-        let mut encoder = ModelEncoder { clip, values };
         let metrics =
-            eval::validate(&mut encoder, &vocabulary, &validation, VALIDATION_BATCH)?;
+            eval::validate(&mut engine, &vocabulary, &validation, VALIDATION_BATCH)?;
         self.accuracy = metrics.first().map(|(_, value)| *value);
         Ok(metrics)
     }
@@ -78,11 +78,7 @@ impl Watcher for Watch<'_> {
 
 /// Writes the tables of a record, and its last loss as a metric.
 pub(super) fn write_record(job: &mut Job<'_>, record: &Record) -> Result<()> {
-    record.log().write(&job.output("log.parquet"))?;
-    record.validations().write(&job.output("validation.parquet"))?;
-    if let Some(routing) = record.routing() {
-        routing.write(&job.output("routing.parquet"))?;
-    }
+    record.write(|file| job.output(file))?;
     job.draft.metric("loss", record.recent_loss(50));
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Stage `upcycle`: one initialisation of a mixture from a dense model.
+//! Stage `upcycle`: one initialization of a mixture from a dense model.
 //!
 //! Writes `model.safetensors` and `config.json`.
 
@@ -7,14 +7,16 @@ use serde::{Deserialize, Serialize};
 use super::files;
 use crate::config::{InitConfig, MoeConfig};
 use crate::error::{Context as _, Error, Result};
+use crate::ffn::FfnTensors;
 use crate::io::tensors::{Tensor, TensorFile};
 use crate::linalg::Matrix;
-use crate::model::layers::{Expert, Mixture, MoeLayer};
+use crate::model::layers::{Mixture, MoeLayer};
 use crate::model::params::parameter_counts;
 use crate::model::{Checkpoint, Moe, Tower};
 use crate::pipeline::{Job, Stage, Width};
 use crate::upcycle::{
-    self, DenseFfn, Evidence, ExpertBases, MatrixBasis, Method, Needs, Settings, Streams,
+    self, Evidence, ExpertSpaces, KeptSpace, LayerInput, Method, Needs, Settings,
+    Streams, Upcycled,
 };
 
 /// This stage.
@@ -30,7 +32,7 @@ pub const STAGE: Stage = Stage {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UpcycleParams {
-    /// One entry of section `inits`, without the name of its variant.
+    /// One entry of section `inits`, without the name of its subspace variant.
     pub init: InitConfig,
     /// Section `moe`.
     pub moe: MoeConfig,
@@ -43,11 +45,13 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     let UpcycleParams { init, moe, seed } = job.params()?;
     let dense = Checkpoint::read(files::folder(job, "pretrain")?, "model.safetensors")?;
     let method = upcycle::find(&init.method)?;
+
     // The plan has resolved the variant into an input; the method's check wants it named.
-    let named = method.needs().subspaces.map(|_| job.node.place.to_string());
-    let init = crate::config::InitConfig { subspaces: named, ..init };
+    let named = method.subspaces().map(|_| job.node.place.to_string());
+    let init = InitConfig { subspaces: named, ..init };
     let settings = Settings::new(method, &init, moe.experts)?;
-    let (total, active) = if method.is_dense() {
+
+    let (total, active) = if method.form().is_dense() {
         files::write_model(job, &dense, "model.safetensors")?;
         dense.counts()
     } else {
@@ -56,7 +60,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
             method,
             settings,
             centroids: optional(job, centroids, "cluster", "centroids")?,
-            bases: optional(job, subspaces.is_some(), "subspaces", "bases")?,
+            subspaces: optional(job, subspaces.is_some(), "subspaces", "bases")?,
             seed,
         };
         let mixture = mixture(&dense, &moe, &recipe);
@@ -65,6 +69,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
         mixture.write(&job.output("model.safetensors"))?;
         counts
     };
+
     job.draft.metric("parameters_total", total as f64);
     job.draft.metric("parameters_active", active as f64);
     job.progress.message(format!("{total} parameters, {active} active"));
@@ -76,8 +81,10 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
 pub(crate) struct Recipe {
     pub(crate) method: &'static dyn Method,
     pub(crate) settings: Settings,
+    /// `centroids.safetensors`, if the method needs them.
     pub(crate) centroids: Option<TensorFile>,
-    pub(crate) bases: Option<TensorFile>,
+    /// `bases.safetensors` of a subspace variant, if the method needs one.
+    pub(crate) subspaces: Option<TensorFile>,
     pub(crate) seed: u64,
 }
 
@@ -90,34 +97,54 @@ pub(crate) fn mixture<'a>(
     let placement = placement(moe, dense, recipe.settings.rank());
     Mixture::new(dense, placement, |tower, block| {
         let name = files::layer_name(tower, block);
-        recipe.layer(&dense_ffn(dense, tower, block)?, &name, moe.experts)
+        recipe.layer(dense.dense_ffn(tower, block)?, &name)
     })
 }
 
 impl Recipe {
     /// The named layer.
-    fn layer(&self, ffn: &DenseFfn, name: &str, experts: usize) -> Result<MoeLayer> {
+    fn layer(&self, dense: FfnTensors<'_>, name: &str) -> Result<MoeLayer> {
         let centroids = self.centroids.as_ref();
         let centroids = centroids.map(|file| matrix(file, name)).transpose()?;
-        let bases = self.bases.as_ref();
-        let bases = bases.map(|file| expert_bases(file, name, experts)).transpose()?;
-        let evidence =
-            Evidence { centroids: centroids.as_ref(), subspaces: bases.as_deref() };
-        let streams = Streams::new(self.seed, name);
-        let (method, settings) = (self.method, &self.settings);
-        let made = upcycle::upcycle_layer(method, ffn, &evidence, settings, &streams)?;
-        let mut layer =
-            MoeLayer { router: made.router.into_data(), ..MoeLayer::default() };
-        layer.experts.extend(made.experts.into_iter().map(|expert| Expert {
-            fc1: expert.fc1.into_data(),
-            fc1_bias: expert.fc1_bias,
-            fc2: expert.fc2.into_data(),
-            fc2_bias: expert.fc2_bias,
-        }));
-        if let Some(deltas) = method.deltas(ffn, settings, &streams)? {
-            (layer.fc1_down, layer.fc2_down) = (deltas.fc1_down, deltas.fc2_down);
+        let subspaces = self.subspaces.as_ref();
+        let experts = self.settings.experts();
+        let subspaces =
+            subspaces.map(|file| expert_spaces(file, name, experts)).transpose()?;
+
+        let made = upcycle::upcycle_layer(
+            self.method,
+            &LayerInput {
+                dense,
+                evidence: Evidence {
+                    centroids: centroids.as_ref(),
+                    subspaces: subspaces.as_deref(),
+                },
+                settings: &self.settings,
+                streams: Streams::new(self.seed, name),
+            },
+        )?;
+
+        match made {
+            Upcycled::Dense => {
+                let method = self.method.name();
+                Err(Error::failed(format!(
+                    "{name}: method {method} leaves the FFN dense, expected experts for an \
+                     MoE layer"
+                )))
+            }
+            Upcycled::Experts(made) => Ok(MoeLayer {
+                router: made.router.into_data(),
+                experts: made.experts,
+                ..MoeLayer::default()
+            }),
+            // The mixture keeps the dense FFN as the shared one.
+            Upcycled::LowRank(made) => Ok(MoeLayer {
+                router: made.router.into_data(),
+                fc1_down: made.deltas.fc1_down,
+                fc2_down: made.deltas.fc2_down,
+                ..MoeLayer::default()
+            }),
         }
-        Ok(layer)
     }
 }
 
@@ -145,7 +172,9 @@ fn optional(
 
 fn matrix(file: &TensorFile, name: &str) -> Result<Matrix> {
     as_matrix(file.read(name)?.ok_or_else(|| {
-        Error::corrupt(format!("centroids.safetensors has no tensor {name}"))
+        Error::corrupt(format!(
+            "centroids.safetensors has no tensor {name}, expected one per MoE layer"
+        ))
     })?)
     .context(|| format!("tensor {name}"))
 }
@@ -157,29 +186,18 @@ fn as_matrix(tensor: Tensor) -> Result<Matrix> {
     }
 }
 
-/// The bases of every expert of a layer; an absent one means full rank.
-fn expert_bases(
+/// The spaces that every expert of a layer keeps; an absent basis means full rank.
+fn expert_spaces(
     file: &TensorFile,
     layer: &str,
     experts: usize,
-) -> Result<Vec<ExpertBases>> {
-    let of = |expert: usize, part: &str| -> Result<MatrixBasis> {
+) -> Result<Vec<ExpertSpaces>> {
+    let of = |expert: usize, part: &str| -> Result<KeptSpace> {
         let name = format!("{layer}.{expert}.{part}");
         let basis = file.read(&name)?.map(as_matrix).transpose();
         let mean = file.read(&format!("{name}.mean"))?.map(|tensor| tensor.data);
-        Ok(MatrixBasis { basis: basis.context(|| format!("tensor {name}"))?, mean })
+        Ok(KeptSpace { basis: basis.context(|| format!("tensor {name}"))?, mean })
     };
-    let both = |e| Ok(ExpertBases { fc1: of(e, "fc1")?, fc2: of(e, "fc2")? });
+    let both = |e| Ok(ExpertSpaces { fc1: of(e, "fc1")?, fc2: of(e, "fc2")? });
     (0..experts).map(both).collect()
-}
-
-fn dense_ffn(model: &Checkpoint, tower: Tower, block: usize) -> Result<DenseFfn> {
-    let shape = model.config.tower(tower);
-    let ffn = model.dense_ffn(tower, block)?;
-    Ok(DenseFfn {
-        fc1: Matrix::new(shape.hidden, shape.width, ffn.fc1.to_vec())?,
-        fc1_bias: ffn.fc1_bias.to_vec(),
-        fc2: Matrix::new(shape.width, shape.hidden, ffn.fc2.to_vec())?,
-        fc2_bias: ffn.fc2_bias.to_vec(),
-    })
 }

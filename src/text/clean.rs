@@ -12,12 +12,40 @@ use super::html;
 /// Most rounds of repairs; every text met so far is stable after three.
 const ROUNDS: usize = 16;
 
-/// A caption as CLIP's vocabulary knows it.
-pub(super) fn clean(text: &str) -> String {
-    let repaired: String = text.split_inclusive('\n').map(repair).collect();
-    let plain = html::unescape(&html::unescape(&repaired));
-    let words: Vec<&str> = plain.split_whitespace().collect();
-    words.join(" ").to_lowercase()
+/// What is done to a repaired caption: `open_clip`'s argument `clean`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Cleaning {
+    /// White space is collapsed, letters become lower case (CLIP's way).
+    #[default]
+    Lower,
+    /// White space is collapsed.
+    Whitespace,
+    /// ASCII punctuation is removed, underscores are spaces, letters become lower case.
+    Canonicalize,
+}
+
+impl Cleaning {
+    /// A caption as the vocabulary knows it.
+    pub(super) fn apply(self, text: &str) -> String {
+        let repaired: String = text.split_inclusive('\n').map(repair).collect();
+        let plain = html::unescape(&html::unescape(&repaired));
+        match self {
+            Self::Lower => collapse(&plain).to_lowercase(),
+            Self::Whitespace => collapse(&plain),
+            Self::Canonicalize => {
+                let spaced = plain.replace('_', " ");
+                collapse(
+                    &spaced
+                        .replace(|c: char| c.is_ascii_punctuation(), "")
+                        .to_lowercase(),
+                )
+            }
+        }
+    }
+}
+
+fn collapse(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Repairs one line until nothing changes, in the order of `ftfy` 6.
@@ -159,6 +187,25 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn clean(text: &str) -> String {
+        Cleaning::Lower.apply(text)
+    }
+
+    /// What `open_clip` 3.3 gives: `get_clean_fn(name)(text)`.
+    #[test]
+    fn every_cleaning_equals_open_clips() {
+        let text = " A Dog's  snow_ball, RED-hot (50%)! &lt;B&gt; \u{201c}Q\u{201d} ";
+        assert_eq!(
+            Cleaning::Lower.apply(text),
+            "a dog's snow_ball, red-hot (50%)! <b> \"q\""
+        );
+        assert_eq!(
+            Cleaning::Whitespace.apply(text),
+            "A Dog's snow_ball, RED-hot (50%)! <B> \"Q\""
+        );
+        assert_eq!(Cleaning::Canonicalize.apply(text), "a dogs snow ball redhot 50 b q");
+    }
 
     #[test]
     fn repairs_meet() {

@@ -18,7 +18,7 @@ use tokenizers::tokenizer::{
     SplitDelimiterBehavior,
 };
 
-use super::clean::clean;
+use super::clean::Cleaning;
 use crate::error::{Context, Error, Result};
 use crate::num;
 
@@ -41,6 +41,7 @@ pub(super) struct Clip {
     words: Split,
     alphabet: [char; 256],
     vocabulary: usize,
+    cleaning: Cleaning,
 }
 
 impl Clip {
@@ -51,7 +52,16 @@ impl Clip {
 
     /// Reads a `tokenizer.json`.
     pub(super) fn from_json(json: &Value) -> Result<Self> {
-        Self::new(&json["model"]["vocab"], &json["model"]["merges"])
+        let clip = Self::new(&json["model"]["vocab"], &json["model"]["merges"])?;
+        let others = [Cleaning::Whitespace, Cleaning::Canonicalize];
+        let stated =
+            others.into_iter().find(|other| json["normalizer"] == normalizer(*other));
+        Ok(clip.with_cleaning(stated.unwrap_or_default()))
+    }
+
+    /// The same vocabulary for captions that are cleaned in another way.
+    pub(super) fn with_cleaning(self, cleaning: Cleaning) -> Self {
+        Self { cleaning, ..self }
     }
 
     /// Reads `vocab.json`; `merges.txt` lies beside it.
@@ -124,7 +134,7 @@ impl Clip {
                 return Err(Error::corrupt(format!("byte {byte} has no entry")));
             }
         }
-        Ok(Self { bpe, words, alphabet, vocabulary })
+        Ok(Self { bpe, words, alphabet, vocabulary, cleaning: Cleaning::default() })
     }
 
     pub(super) fn vocabulary(&self) -> usize {
@@ -133,7 +143,7 @@ impl Clip {
 
     /// The ids of a caption, without marks.
     pub(super) fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let cleaned = clean(text);
+        let cleaned = self.cleaning.apply(text);
         let failed =
             |e| Error::failed(format!("encoding the text {text:?}")).caused_by(e);
         let mut pieces = PreTokenizedString::from(cleaned.as_str());
@@ -172,11 +182,7 @@ impl Clip {
             "truncation": null,
             "padding": null,
             "added_tokens": [mark(first, start), mark(last, end)],
-            "normalizer": {"type": "Sequence", "normalizers": [
-                {"type": "NFC"},
-                {"type": "Replace", "pattern": {"Regex": "\\s+"}, "content": " "},
-                {"type": "Lowercase"},
-            ]},
+            "normalizer": normalizer(self.cleaning),
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
                 {"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Removed", "invert": true},
                 {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
@@ -191,6 +197,23 @@ impl Clip {
         let text = serde_json::to_string(&document);
         Ok(text.context(|| "storing the tokenizer".to_owned())? + "\n")
     }
+}
+
+/// The nearest that Hugging Face's library has to a cleaning; it also tells which it is when
+/// a `tokenizer.json` is read back.
+fn normalizer(cleaning: Cleaning) -> Value {
+    let replace = |pattern: &str, content: &str| json!({"type": "Replace", "pattern": {"Regex": pattern}, "content": content});
+    let (nfc, spaces) = (json!({"type": "NFC"}), replace("\\s+", " "));
+    let lower = json!({"type": "Lowercase"});
+    let steps = match cleaning {
+        Cleaning::Lower => vec![nfc, spaces, lower],
+        Cleaning::Whitespace => vec![nfc, spaces],
+        Cleaning::Canonicalize => {
+            let punctuation = "[!-/:-@\\[-`{-~]";
+            vec![nfc, replace("_", " "), replace(punctuation, ""), spaces, lower]
+        }
+    };
+    json!({"type": "Sequence", "normalizers": steps})
 }
 
 /// Bytes and the printable characters that stand for them, in the order of their ids.
@@ -294,7 +317,7 @@ mod tests {
                 assert!(!same, "{:?} is no known difference any more", case.text);
                 continue;
             }
-            let cleaned = clean(&case.text);
+            let cleaned = Cleaning::Lower.apply(&case.text);
             assert_eq!(Some(&cleaned), case.clean.as_ref(), "{:?}", case.text);
             assert!(same, "{:?}: {ids:?}", case.text);
             let length = clip.words(&case.text).unwrap().len() + 2;
@@ -313,6 +336,25 @@ mod tests {
             let ids = clip.encode(&case.text, cases.context).unwrap();
             assert_eq!(ids, padded(&case.ids, cases.context), "{:?}", case.text);
         }
+    }
+
+    /// The cleaning is kept in `tokenizer.json`, and so in every key that a file enters.
+    #[test]
+    fn a_cleaning_is_stored_with_the_vocabulary() {
+        let lower = Tokenizer::open(&fixture("toy_bpe.txt.gz")).unwrap();
+        let text = "A Red_Dog, don't!";
+        let mut seen = vec![lower.words(text).unwrap()];
+        for cleaning in [Cleaning::Whitespace, Cleaning::Canonicalize] {
+            let other = lower.clone().with_cleaning(cleaning).unwrap();
+            let ids = other.words(text).unwrap();
+            assert!(!seen.contains(&ids), "{cleaning:?}");
+            let stored = Tokenizer::parse(other.json().unwrap().as_bytes()).unwrap();
+            assert_eq!(stored.words(text).unwrap(), ids, "{cleaning:?}");
+            assert_eq!(stored.json().unwrap(), other.json().unwrap());
+            seen.push(ids);
+        }
+        let plain = lower.words("a red dog dont").unwrap();
+        assert_eq!(seen[2], plain);
     }
 
     /// `tokenizer.json` as we write it, and Hugging Face's two files, are the same.

@@ -5,4 +5,5 @@ mod clip;
 mod html;
 mod tokenizer;
 
+pub use clean::Cleaning;
 pub use tokenizer::{FILES, Tokenizer, train};

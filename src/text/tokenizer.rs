@@ -18,6 +18,7 @@ use tokenizers::tokenizer::{
     OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer,
 };
 
+use super::clean::Cleaning;
 use super::clip::Clip;
 use crate::error::{Context, Error, Result};
 use crate::num;
@@ -191,6 +192,17 @@ impl Tokenizer {
             }
         }
         Ok(Self { kind: Kind::Own(Box::new(inner)), vocabulary })
+    }
+
+    /// The same vocabulary for captions that are cleaned in another way, as `open_clip`'s
+    /// `tokenizer_kwargs` ask for.
+    pub fn with_cleaning(self, cleaning: Cleaning) -> Result<Self> {
+        match self.kind {
+            Kind::Clip(clip) => Ok(Self::of_clip(clip.with_cleaning(cleaning))),
+            Kind::Own(_) => Err(Error::usage(format!(
+                "the tokenizer is not CLIP's, so the cleaning {cleaning:?} cannot be applied"
+            ))),
+        }
     }
 
     fn of_clip(clip: Clip) -> Self {

@@ -1,7 +1,8 @@
-//! Training: the step, the loop, and what it records.
+//! Training: the loop and what it records.
 //!
 //! One loop serves dense pretraining and MoE training after upcycling: the same data order,
-//! the same budget, and evaluation through a hook.
+//! the same budget, and evaluation through a hook. What a step computes is the engine's
+//! business.
 
 mod record;
 mod resume;
@@ -9,10 +10,6 @@ mod run;
 #[cfg(test)]
 mod run_tests;
 mod schedule;
-mod step;
-#[cfg(test)]
-mod step_tests;
 
 pub use record::Record;
-pub use run::{Plan, TeacherPlan, Trained, Watcher, averaging, train};
-pub use step::{Distiller, Losses, Objective, Stepper};
+pub use run::{Plan, Trained, Watcher, train};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::*;
 use crate::config::{Activation, EesdTarget, OptimConfig};
 use crate::data::{Batches, Dataset};
-use crate::engine::cpu::clip::Clip;
+use crate::engine::{Backend, Engine, Objective, TeacherPlan, Trainable, Training};
 use crate::error::Error;
 use crate::model::params::Layout;
 use crate::model::{ClipConfig, Moe, TextConfig, VisionConfig, init};
@@ -23,13 +23,12 @@ impl Watcher for Killer {
 
     fn validate(
         &mut self,
-        _: &Clip,
-        values: &[f32],
+        engine: &mut dyn Engine,
     ) -> crate::error::Result<Vec<(String, f64)>> {
         if self.losses.len() >= self.at {
             return Err(Error::failed("killed"));
         }
-        Ok(vec![("sum".to_owned(), crate::num::sum(values))])
+        Ok(vec![("sum".to_owned(), crate::num::sum(&engine.values()?))])
     }
 }
 
@@ -76,13 +75,13 @@ fn a_killed_run_ends_with_the_bits_of_an_uninterrupted_one() {
     });
     let split = Arc::new(data.split("train").unwrap());
     let optim = optim(14);
-    let plan = crate::data::Plan {
+    let settings = crate::data::BatchSettings {
         batch: optim.batch,
         context: data.meta.context,
         seed: 5,
         augment: optim.augment,
     };
-    let batches = Arc::new(Batches::new(split, &data.tokenizer, plan).unwrap());
+    let batches = Arc::new(Batches::new(split, &data.tokenizer, settings).unwrap());
     let cases = [
         (EesdTarget::Layer, None),
         (EesdTarget::Embedding, None),
@@ -99,9 +98,18 @@ fn a_killed_run_ends_with_the_bits_of_an_uninterrupted_one() {
         let scratch = tempfile::tempdir().unwrap();
         let teacher = TeacherPlan { target, share: 0.5, decay: 0.9 };
         let plan = |scratch: Option<&std::path::Path>| Plan {
-            optim: optim.clone(),
-            objective: Objective { balance: 0.1, router_z: 0.01, eesd: 0.5 },
-            teacher: Some(teacher),
+            training: Training {
+                optim: optim.clone(),
+                trainable: Trainable::all(&config),
+                objective: Objective {
+                    balance: 0.1,
+                    router_z: 0.01,
+                    eesd: 0.5,
+                    label_smoothing: 0.0,
+                },
+                teacher: Some(teacher),
+            },
+            backend: Backend::Cpu,
             scratch: scratch.map(std::path::Path::to_owned),
         };
         let run = |at, scratch: Option<&std::path::Path>| {
@@ -135,15 +143,20 @@ fn training_on_shapes_lowers_the_loss_well_below_guessing() {
     let (data, config) = world(folder.path());
     let split = Arc::new(data.split("train").unwrap());
     let optim = optim(120);
-    let plan = crate::data::Plan {
+    let settings = crate::data::BatchSettings {
         batch: optim.batch,
         context: data.meta.context,
         seed: 5,
         augment: optim.augment,
     };
-    let batches = Arc::new(Batches::new(split, &data.tokenizer, plan).unwrap());
-    let plan =
-        Plan { optim, objective: Objective::default(), teacher: None, scratch: None };
+    let batches = Arc::new(Batches::new(split, &data.tokenizer, settings).unwrap());
+    let training = Training {
+        optim,
+        trainable: Trainable::all(&config),
+        objective: Objective::default(),
+        teacher: None,
+    };
+    let plan = Plan { training, backend: Backend::Cpu, scratch: None };
     let mut watcher = Killer { at: usize::MAX, losses: Vec::new() };
     let trained = train(init::dense(&config, 1), &batches, &plan, &mut watcher).unwrap();
     let guessing = 32.0_f64.ln();

@@ -1,7 +1,6 @@
 //! No experts: the dense model trained for the same extra steps, the first baseline.
 
-use super::{DenseFfn, Evidence, Experts, Method, Needs, Parameter, Settings, Streams};
-use crate::error::{Error, Result};
+use super::{Form, Method};
 
 /// Method `dense`: the model stays as it is.
 #[derive(Debug)]
@@ -21,45 +20,21 @@ impl Method for Dense {
         "no experts: the dense model, trained for the same extra steps"
     }
 
-    fn needs(&self) -> Needs {
-        Needs::default()
-    }
-
-    fn parameters(&self) -> &'static [Parameter] {
-        &[]
-    }
-
-    fn is_dense(&self) -> bool {
-        true
-    }
-
-    fn experts(
-        &self,
-        _dense: &DenseFfn,
-        _evidence: &Evidence<'_>,
-        _settings: &Settings,
-        streams: &Streams<'_>,
-    ) -> Result<Experts> {
-        let place = streams.place();
-        Err(Error::failed(format!(
-            "{place}: method dense makes no experts; copy the model"
-        )))
+    fn form(&self) -> Form<'_> {
+        Form::Dense
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::samples::{Parts, settings};
-    use super::super::upcycle_layer;
+    use super::super::Upcycled;
+    use super::super::samples::{Parts, settings, upcycle};
     use super::*;
 
     #[test]
-    fn asking_it_for_experts_is_an_error() {
+    fn it_makes_no_experts() {
         let parts = Parts::new(3, 4, 2, 1);
-        let streams = Streams::new(1, "text.1");
-        let settings = settings(&Dense, 2);
-        let made =
-            upcycle_layer(&Dense, &parts.dense, &parts.evidence(), &settings, &streams);
-        assert!(made.unwrap_err().message().starts_with("text.1: method dense"));
+        let made = upcycle(&Dense, &parts, &settings(&Dense, 2), 1, "text.1");
+        assert_eq!(made.unwrap(), Upcycled::Dense);
     }
 }

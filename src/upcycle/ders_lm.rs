@@ -5,24 +5,13 @@
 //! upcycling does, and the shared W and all A and B are trained. Biases are shared. The
 //! deviation of A, 1 / sqrt(inputs), is our choice: A x then has about the size of x's values.
 
-use super::{
-    DenseFfn, Evidence, Experts, Method, Needs, Parameter, Settings, Sparse, Streams,
-};
+use super::{Deltas, Form, LayerInput, MakeDeltas, Method, Parameter, Router};
 use crate::error::{Error, Result};
 use crate::rng;
 
 /// Method `ders-lm`: exact copies that share their weights up to a trained product.
 #[derive(Debug)]
 pub struct DersLm;
-
-/// The A of a layer's experts; their B begin at zero.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Deltas {
-    /// Of the first layer `[E, r, d]`.
-    pub fc1_down: Vec<f32>,
-    /// Of the second layer `[E, r, h]`.
-    pub fc2_down: Vec<f32>,
-}
 
 impl Method for DersLm {
     fn name(&self) -> &'static str {
@@ -38,36 +27,30 @@ impl Method for DersLm {
         "experts share the dense FFN and differ by a trained product of low rank; random router"
     }
 
-    fn needs(&self) -> Needs {
-        Needs::default()
-    }
-
     fn parameters(&self) -> &'static [Parameter] {
-        &[Parameter::Rank, Parameter::RouterStd]
+        &[Parameter::Rank]
     }
 
-    fn copies(&self) -> bool {
-        true
+    fn form(&self) -> Form<'_> {
+        Form::LowRank(Router::Random, self)
     }
+}
 
-    fn deltas(
-        &self,
-        dense: &DenseFfn,
-        settings: &Settings,
-        streams: &Streams<'_>,
-    ) -> Result<Option<Deltas>> {
-        let Some(rank) = settings.rank() else { return Ok(None) };
-        let (d, h) = (dense.width(), dense.hidden());
+impl MakeDeltas for DersLm {
+    fn deltas(&self, layer: &LayerInput<'_>, rank: usize) -> Result<Deltas> {
+        let (d, h) = (layer.dense.width(), layer.dense.hidden());
         let most = d.min(h);
         if rank > most {
-            let place = streams.place();
+            let place = layer.streams.place();
             return Err(Error::usage(format!(
                 "rank: found {rank}, expected at most {most}, the smaller width of {place}"
             )));
         }
+
         let mut deltas = Deltas { fc1_down: Vec::new(), fc2_down: Vec::new() };
-        for expert in 0..settings.experts() {
-            let mut stream = streams.expert(self.name(), expert);
+        for expert in 0..layer.settings.experts() {
+            // One stream per expert, W1 first: more experts change no earlier one.
+            let mut stream = layer.streams.expert(self.name(), expert);
             for (down, inputs) in [(&mut deltas.fc1_down, d), (&mut deltas.fc2_down, h)] {
                 let start = down.len();
                 down.resize(start + rank * inputs, 0.0);
@@ -75,34 +58,29 @@ impl Method for DersLm {
                 rng::fill_normal(&mut stream, std, &mut down[start..]);
             }
         }
-        Ok(Some(deltas))
-    }
-
-    fn experts(
-        &self,
-        dense: &DenseFfn,
-        evidence: &Evidence<'_>,
-        settings: &Settings,
-        streams: &Streams<'_>,
-    ) -> Result<Experts> {
-        Sparse.experts(dense, evidence, settings, streams)
+        Ok(deltas)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::samples::{ffn, settings_with};
+    use super::super::Upcycled;
+    use super::super::samples::{Parts, settings_with, upcycle};
     use super::*;
     use crate::num;
 
+    fn deltas(parts: &Parts, experts: usize, rank: usize) -> Result<Deltas> {
+        let settings = settings_with(&DersLm, experts, |init| init.rank = Some(rank));
+        match upcycle(&DersLm, parts, &settings, 3, "text.0")? {
+            Upcycled::LowRank(made) => Ok(made.deltas),
+            other => panic!("expected experts of low rank, found {other:?}"),
+        }
+    }
+
     #[test]
     fn the_a_have_their_deviation_and_belong_to_their_expert() {
-        let (dense, streams) = (ffn(50, 80, 1), Streams::new(3, "vision.1"));
-        let deltas = |experts| {
-            let settings = settings_with(&DersLm, experts, |init| init.rank = Some(20));
-            DersLm.deltas(&dense, &settings, &streams).unwrap().unwrap()
-        };
-        let four = deltas(4);
+        let parts = Parts::new(50, 80, 4, 2);
+        let four = deltas(&parts, 4, 20).unwrap();
         let cases = [(&four.fc1_down, 50), (&four.fc2_down, 80)];
         for (down, inputs) in cases {
             assert_eq!(down.len(), 4 * 20 * inputs);
@@ -110,7 +88,7 @@ mod tests {
             let expected = (inputs as f64).powf(-0.5);
             assert!((num::std_dev(&values) / expected - 1.0).abs() < 0.1);
         }
-        let two = deltas(2);
+        let two = deltas(&parts, 2, 20).unwrap();
         assert_eq!(two.fc1_down, four.fc1_down[..two.fc1_down.len()]);
         assert_eq!(two.fc2_down, four.fc2_down[..two.fc2_down.len()]);
         assert_ne!(two.fc1_down[..1000], two.fc1_down[1000..]);
@@ -118,9 +96,7 @@ mod tests {
 
     #[test]
     fn a_rank_above_the_width_is_refused() {
-        let settings = settings_with(&DersLm, 2, |init| init.rank = Some(6));
-        let streams = Streams::new(3, "text.0");
-        let error = DersLm.deltas(&ffn(5, 9, 1), &settings, &streams).unwrap_err();
+        let error = deltas(&Parts::new(5, 9, 2, 1), 2, 6).unwrap_err();
         assert!(
             error.message().contains("at most 5, the smaller width of text.0"),
             "{error}"

@@ -6,19 +6,17 @@
 //! other entries stay bit for bit. Statistics are taken in f64 before anything changes.
 //!
 //! Departures from the authors' converter, which the paper's text leaves open: it draws one
-//! set a matrix (`independent_indices: true` here), takes int(h·r) units, permutes the
-//! hidden units of every expert, and knows no biases.
+//! set per matrix (`independent_indices: true` here), takes int(h·r) units, permutes the
+//! hidden units of every expert, and has no biases.
 
-use super::router::random_router;
-use super::{
-    DenseFfn, Evidence, Experts, Indices, Method, Needs, Parameter, Settings, Streams,
-};
+use super::{Form, Indices, LayerInput, MakeExperts, Method, Parameter, Router};
 use crate::error::Result;
+use crate::ffn::{Ffn, FfnTensors};
 use crate::num;
 use crate::par;
 use crate::rng::{self, SliceRandom, Stream};
 
-/// Method `drop`: a share of every expert's hidden units is redrawn.
+/// Method `drop`: a fraction of every expert's hidden units is redrawn.
 #[derive(Debug)]
 pub struct Drop;
 
@@ -33,51 +31,48 @@ impl Method for Drop {
     }
 
     fn describe(&self) -> &'static str {
-        "a share `ratio` of every expert's hidden units is redrawn; random router"
-    }
-
-    fn needs(&self) -> Needs {
-        Needs::default()
+        "a fraction `ratio` of every expert's hidden units is redrawn; random router"
     }
 
     fn parameters(&self) -> &'static [Parameter] {
-        &[Parameter::Ratio, Parameter::IndependentIndices, Parameter::RouterStd]
+        &[Parameter::Ratio, Parameter::IndependentIndices]
     }
 
-    fn experts(
-        &self,
-        dense: &DenseFfn,
-        _evidence: &Evidence<'_>,
-        settings: &Settings,
-        streams: &Streams<'_>,
-    ) -> Result<Experts> {
-        let experts = par::map(settings.experts(), |index| {
-            let mut stream = streams.expert(self.name(), index);
-            dropped(dense, settings.ratio(), settings.indices(), &mut stream)
-        });
-        let router = random_router(settings, streams, dense.width());
-        Ok(Experts { experts, router })
+    fn form(&self) -> Form<'_> {
+        Form::Experts(Router::Random, self)
+    }
+}
+
+impl MakeExperts for Drop {
+    fn experts(&self, layer: &LayerInput<'_>) -> Result<Vec<Ffn>> {
+        let settings = layer.settings;
+        Ok(par::map(settings.experts(), |index| {
+            let mut stream = layer.streams.expert(self.name(), index);
+            dropped(layer.dense, settings.ratio(), settings.indices(), &mut stream)
+        }))
     }
 }
 
 /// One expert: the dense FFN with some hidden units redrawn.
 fn dropped(
-    dense: &DenseFfn,
+    dense: FfnTensors<'_>,
     ratio: f64,
     indices: Indices,
     stream: &mut Stream,
-) -> DenseFfn {
-    let h = dense.hidden();
+) -> Ffn {
+    let (h, d) = (dense.hidden(), dense.width());
     let count = redrawn_units(ratio, h);
     let fc1_units = select(h, count, stream);
     let fc2_units = match indices {
         Indices::Shared => fc1_units.clone(),
         Indices::Independent => select(h, count, stream),
     };
-    let mut expert = dense.clone();
-    redraw(expert.fc1.data_mut(), rows(&fc1_units, dense.width()), stream);
+
+    // The order of these lines is the order of the draws.
+    let mut expert = dense.copied();
+    redraw(&mut expert.fc1, rows(&fc1_units, d), stream);
     redraw(&mut expert.fc1_bias, fc1_units.iter().copied(), stream);
-    redraw(expert.fc2.data_mut(), columns(&fc2_units, h, dense.width()), stream);
+    redraw(&mut expert.fc2, columns(&fc2_units, h, d), stream);
     expert
 }
 
@@ -219,8 +214,12 @@ mod tests {
         assert_eq!(found, [3, 2, 4, 0, 9, 0, 1]);
     }
 
-    fn changed_units(dense: &DenseFfn, expert: &DenseFfn) -> [Vec<usize>; 3] {
-        let h = dense.hidden();
+    fn matrix(values: &[f32], rows: usize) -> Matrix {
+        Matrix::new(rows, values.len() / rows, values.to_vec()).unwrap()
+    }
+
+    fn changed_units(dense: &Ffn, expert: &Ffn) -> [Vec<usize>; 3] {
+        let (h, d) = (dense.fc1_bias.len(), dense.fc2_bias.len());
         let rows = |a: &Matrix, b: &Matrix| -> Vec<usize> {
             (0..h).filter(|&i| a.row(i) != b.row(i)).collect()
         };
@@ -228,10 +227,12 @@ mod tests {
             let mut pairs = a.row(unit).iter().zip(b.row(unit));
             pairs.all(|(x, y)| x.to_bits() != y.to_bits())
         };
-        let (fc2, new_fc2) = (dense.fc2.transposed(), expert.fc2.transposed());
-        let fc1_rows = rows(&dense.fc1, &expert.fc1);
+        let (fc1, new_fc1) = (matrix(&dense.fc1, h), matrix(&expert.fc1, h));
+        let fc2 = matrix(&dense.fc2, d).transposed();
+        let new_fc2 = matrix(&expert.fc2, d).transposed();
+        let fc1_rows = rows(&fc1, &new_fc1);
         let fc2_columns = rows(&fc2, &new_fc2);
-        assert!(fc1_rows.iter().all(|&unit| whole(&dense.fc1, &expert.fc1, unit)));
+        assert!(fc1_rows.iter().all(|&unit| whole(&fc1, &new_fc1, unit)));
         assert!(fc2_columns.iter().all(|&unit| whole(&fc2, &new_fc2, unit)));
         assert_eq!(dense.fc2_bias, expert.fc2_bias);
         let bits = |values: &[f32], i: usize| values[i].to_bits();
@@ -246,7 +247,7 @@ mod tests {
         let dense = ffn(6, 40, 2);
         for (ratio, touched) in [(0.25, 10), (0.5, 20), (0.75, 30)] {
             let mut stream = rng::stream(1, "mask");
-            let expert = dropped(&dense, ratio, Indices::Shared, &mut stream);
+            let expert = dropped(dense.tensors(), ratio, Indices::Shared, &mut stream);
             let [rows, bias, columns] = changed_units(&dense, &expert);
             assert_eq!(rows, bias);
             assert_eq!(rows, columns);
@@ -259,11 +260,15 @@ mod tests {
     fn independent_indices_touch_more_units() {
         let dense = ffn(2, 40, 2);
         for ratio in [0.25, 0.5, 0.75] {
-            let shares: Vec<f64> = (0..400)
+            let untouched: Vec<f64> = (0..400)
                 .map(|seed| {
                     let mut stream = rng::stream(seed, "independent");
-                    let expert =
-                        dropped(&dense, ratio, Indices::Independent, &mut stream);
+                    let expert = dropped(
+                        dense.tensors(),
+                        ratio,
+                        Indices::Independent,
+                        &mut stream,
+                    );
                     let [rows, bias, columns] = changed_units(&dense, &expert);
                     assert_eq!(rows, bias);
                     assert_eq!((rows.len(), columns.len()), (bias.len(), bias.len()));
@@ -272,9 +277,9 @@ mod tests {
                     (0..40).filter(|unit| !touched(unit)).count() as f64 / 40.0
                 })
                 .collect();
-            let error = num::std_dev(&shares) / 20.0;
+            let error = num::std_dev(&untouched) / 20.0;
             let expected = (1.0 - ratio) * (1.0 - ratio);
-            assert!((num::mean(&shares) - expected).abs() < 4.5 * error, "{ratio}");
+            assert!((num::mean(&untouched) - expected).abs() < 4.5 * error, "{ratio}");
         }
     }
 
@@ -282,16 +287,16 @@ mod tests {
     fn the_ends_of_the_ratio_copy_and_replace() {
         let dense = ffn(3, 8, 2);
         let mut stream = rng::stream(1, "ends");
-        assert_eq!(dropped(&dense, 0.0, Indices::Shared, &mut stream), dense);
-        let all = dropped(&dense, 1.0, Indices::Independent, &mut stream);
+        assert_eq!(dropped(dense.tensors(), 0.0, Indices::Shared, &mut stream), dense);
+        let all = dropped(dense.tensors(), 1.0, Indices::Independent, &mut stream);
         let [rows, bias, columns] = changed_units(&dense, &all);
         assert_eq!((rows.len(), bias.len(), columns.len()), (8, 8, 8));
     }
 
     fn moments(values: &[f64], mean: f64, std: f64) -> (f64, f64) {
         let power = |k: i32| {
-            let standardised = values.iter().map(|v| ((v - mean) / std).powi(k));
-            standardised.sum::<f64>() / values.len() as f64
+            let standardized = values.iter().map(|v| ((v - mean) / std).powi(k));
+            standardized.sum::<f64>() / values.len() as f64
         };
         (power(3), power(4) - 3.0)
     }
@@ -301,20 +306,21 @@ mod tests {
     #[test]
     fn new_values_are_normal_with_the_statistics_of_the_old_block() {
         let mut dense = ffn(64, 400, 6);
-        for v in dense.fc1.data_mut().iter_mut() {
+        for v in &mut dense.fc1 {
             *v = 0.7 + v.powi(3);
         }
-        for v in dense.fc2.data_mut().iter_mut() {
+        for v in &mut dense.fc2 {
             *v = *v * 0.01 - 3.0;
         }
-        let expert = dropped(&dense, 0.5, Indices::Shared, &mut rng::stream(4, "normal"));
+        let expert =
+            dropped(dense.tensors(), 0.5, Indices::Shared, &mut rng::stream(4, "normal"));
         let [selected, _, _] = changed_units(&dense, &expert);
         let fc1: Vec<usize> = rows(&selected, 64).collect();
         let fc2: Vec<usize> = columns(&selected, 400, 64).collect();
         for (old, new, block) in [
-            (dense.fc1.data(), expert.fc1.data(), &fc1),
-            (dense.fc1_bias.as_slice(), expert.fc1_bias.as_slice(), &selected),
-            (dense.fc2.data(), expert.fc2.data(), &fc2),
+            (&dense.fc1, &expert.fc1, &fc1),
+            (&dense.fc1_bias, &expert.fc1_bias, &selected),
+            (&dense.fc2, &expert.fc2, &fc2),
         ] {
             let n = block.len() as f64;
             let (mean, std) = block_statistics(old, block.iter().copied());
@@ -328,10 +334,11 @@ mod tests {
                 assert!(kurtosis.abs() <= 4.5 * (24.0 / n).sqrt(), "{kurtosis}");
             }
         }
+        let row_bits = |row: &[f32]| row.iter().map(|v| v.to_bits()).collect();
         let mut new_rows: Vec<Vec<u32>> = selected
             .iter()
-            .map(|&unit| expert.fc1.row(unit).iter().map(|v| v.to_bits()).collect())
-            .chain(dense.fc1.iter_rows().map(|r| r.iter().map(|v| v.to_bits()).collect()))
+            .map(|&unit| row_bits(&expert.fc1[unit * 64..(unit + 1) * 64]))
+            .chain(dense.fc1.chunks(64).map(row_bits))
             .collect();
         let before = new_rows.len();
         new_rows.sort();

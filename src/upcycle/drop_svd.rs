@@ -9,11 +9,11 @@
 
 use faer::{Mat, MatRef};
 
-use super::router::random_router;
-use super::{DenseFfn, Evidence, Experts, Method, Needs, Parameter, Settings, Streams};
+use super::{Form, LayerInput, MakeExperts, Method, Parameter, Router};
 use crate::error::{Context as _, Result};
-use crate::linalg::wide::{narrowed, widened};
-use crate::linalg::{Matrix, orthonormal, svd};
+use crate::ffn::Ffn;
+use crate::linalg::wide::{narrowed, widened_rows};
+use crate::linalg::{orthonormal, svd};
 use crate::num;
 use crate::par;
 use crate::rng::Stream;
@@ -33,63 +33,64 @@ impl Method for DropSvd {
     }
 
     fn describe(&self) -> &'static str {
-        "the share `ratio` of lowest singular directions is redrawn; random router"
-    }
-
-    fn needs(&self) -> Needs {
-        Needs::default()
+        "the fraction `ratio` of lowest singular directions is redrawn; random router"
     }
 
     fn parameters(&self) -> &'static [Parameter] {
-        &[Parameter::Ratio, Parameter::RouterStd]
+        &[Parameter::Ratio]
     }
 
-    fn experts(
-        &self,
-        dense: &DenseFfn,
-        _evidence: &Evidence<'_>,
-        settings: &Settings,
-        streams: &Streams<'_>,
-    ) -> Result<Experts> {
-        let (ratio, place) = (settings.ratio(), streams.place());
-        let (fc1, fc2) = par::join(
-            || Split::of(&dense.fc1, ratio, place, "fc1"),
-            || Split::of(&dense.fc2, ratio, place, "fc2"),
-        );
-        let (fc1, fc2) = (fc1?, fc2?);
-        let experts = par::map(settings.experts(), |index| {
-            let mut stream = streams.expert(self.name(), index);
-            DenseFfn {
-                fc1: fc1.redrawn(&mut stream),
-                fc1_bias: dense.fc1_bias.clone(),
-                fc2: fc2.redrawn(&mut stream),
-                fc2_bias: dense.fc2_bias.clone(),
-            }
-        });
-        let router = random_router(settings, streams, dense.width());
-        Ok(Experts { experts, router })
+    fn form(&self) -> Form<'_> {
+        Form::Experts(Router::Random, self)
     }
 }
 
-/// A matrix split at a singular value: computed once a layer, used by every expert.
+impl MakeExperts for DropSvd {
+    fn experts(&self, layer: &LayerInput<'_>) -> Result<Vec<Ffn>> {
+        let (dense, ratio) = (layer.dense, layer.settings.ratio());
+        let split = |weight, cols, tensor: &str| {
+            let found = Split::of(widened_rows(weight, cols), ratio);
+            found.context(|| format!("{}: {tensor}", layer.streams.place()))
+        };
+
+        // The decompositions serve all experts: only the draws differ.
+        let (fc1, fc2) = par::join(
+            || split(dense.fc1, dense.width(), "fc1"),
+            || split(dense.fc2, dense.hidden(), "fc2"),
+        );
+        let (fc1, fc2) = (fc1?, fc2?);
+
+        Ok(par::map(layer.settings.experts(), |index| {
+            let mut stream = layer.streams.expert(self.name(), index);
+            Ffn {
+                fc1: fc1.redrawn(&mut stream),
+                fc1_bias: dense.fc1_bias.to_vec(),
+                fc2: fc2.redrawn(&mut stream),
+                fc2_bias: dense.fc2_bias.to_vec(),
+            }
+        }))
+    }
+}
+
+/// A matrix split at a singular value: computed once per layer, used by every expert.
 #[derive(Debug)]
-struct Split<'a> {
-    weight: &'a Matrix,
-    /// The part of the matrix that is replaced, W minus its kept part [out,in].
+struct Split {
+    /// W [out, in].
+    weight: Mat<f64>,
+    /// The part of the matrix that is replaced, W minus its kept part [out, in].
     low: Mat<f64>,
-    /// Kept left vectors [out,k].
+    /// Kept left vectors [out, k].
     left: Mat<f64>,
-    /// Kept right vectors [in,k].
+    /// Kept right vectors [in, k].
     right: Mat<f64>,
     /// The singular values whose vectors are replaced, descending.
     values: Vec<f64>,
 }
 
-impl<'a> Split<'a> {
-    fn of(weight: &'a Matrix, ratio: f64, place: &str, tensor: &str) -> Result<Self> {
-        let found = svd::thin(widened(weight).as_ref());
-        let svd::ThinSvd { left: u, values, right: v } =
-            found.context(|| format!("{place}: {tensor}"))?;
+impl Split {
+    fn of(weight: Mat<f64>, ratio: f64) -> Result<Self> {
+        let svd::ThinSvd { left: u, values, right: v } = svd::thin(weight.as_ref())?;
+        // The smallest values come last.
         let kept = values.len() - redrawn_directions(ratio, values.len());
         let values = values[kept..].to_vec();
         Ok(Self {
@@ -103,12 +104,12 @@ impl<'a> Split<'a> {
 
     /// W with its low part along new random directions. Nothing replaced, nothing changed:
     /// a ratio of 0 returns W bit for bit.
-    fn redrawn(&self, stream: &mut Stream) -> Matrix {
+    fn redrawn(&self, stream: &mut Stream) -> Vec<f32> {
         let count = self.values.len();
         let left = orthonormal::complement(self.left.as_ref(), count, stream);
         let right = orthonormal::complement(self.right.as_ref(), count, stream);
         let new = recomposed(left.as_ref(), &self.values, right.as_ref());
-        narrowed((widened(self.weight) - &self.low + new).as_ref())
+        narrowed((&self.weight - &self.low + new).as_ref()).into_data()
     }
 }
 
@@ -128,6 +129,8 @@ fn recomposed(u: MatRef<'_, f64>, values: &[f64], v: MatRef<'_, f64>) -> Mat<f64
 mod tests {
     use super::super::samples::{Parts, matrix, run};
     use super::*;
+    use crate::linalg::Matrix;
+    use crate::linalg::wide::widened;
     use crate::rng;
 
     fn parts_of(w: &Matrix) -> (Mat<f64>, Vec<f64>, Mat<f64>) {
@@ -136,8 +139,9 @@ mod tests {
     }
 
     fn redrawn(w: &Matrix, ratio: f64, seed: u64) -> Matrix {
-        let split = Split::of(w, ratio, "test", "w").unwrap();
-        split.redrawn(&mut rng::stream(seed, "drop-svd"))
+        let split = Split::of(widened(w), ratio).unwrap();
+        let values = split.redrawn(&mut rng::stream(seed, "drop-svd"));
+        Matrix::new(w.rows(), w.cols(), values).unwrap()
     }
 
     /// The projector on the columns of `u`.
@@ -175,7 +179,7 @@ mod tests {
     #[test]
     fn new_directions_avoid_the_kept_ones() {
         let w = matrix(24, 9, 0.3, 5);
-        let split = Split::of(&w, 0.25, "test", "w").unwrap();
+        let split = Split::of(widened(&w), 0.25).unwrap();
         let new = widened(&redrawn(&w, 0.25, 1)) - (widened(&w) - &split.low);
         assert!((split.left.transpose() * &new).norm_max() < 1e-6);
         assert!((&new * &split.right).norm_max() < 1e-6);

@@ -3,9 +3,10 @@
 //! Evidence arrives from files, so nothing of it is believed: counts, shapes, finiteness,
 //! and the two promises the methods compute with, unit centroids and orthonormal bases.
 
-use super::ffn::{check_matrix, check_vector, wrong};
-use super::{DenseFfn, Method};
+use super::check::{check_matrix, check_vector, wrong};
+use super::{Method, Needs};
 use crate::error::{Error, Result};
+use crate::ffn::FfnTensors;
 use crate::linalg::Matrix;
 
 /// How far a centroid's norm, or an entry of `UᵀU`, may be from its exact value. Rounding to
@@ -17,22 +18,22 @@ const TOLERANCE: f64 = 1e-3;
 pub struct Evidence<'a> {
     /// Unit centroids `[E, d]`.
     pub centroids: Option<&'a Matrix>,
-    /// Subspaces, one entry an expert.
-    pub subspaces: Option<&'a [ExpertBases]>,
+    /// The subspaces that the experts keep, one entry per expert.
+    pub subspaces: Option<&'a [ExpertSpaces]>,
 }
 
-/// The subspaces of one expert.
+/// The subspaces that one expert keeps.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct ExpertBases {
+pub struct ExpertSpaces {
     /// Of the outputs of W1 `[h]`.
-    pub fc1: MatrixBasis,
+    pub fc1: KeptSpace,
     /// Of the outputs of W2 `[d]`.
-    pub fc2: MatrixBasis,
+    pub fc2: KeptSpace,
 }
 
-/// The subspace of one matrix' outputs that an expert keeps.
+/// The subspace that an expert keeps of one matrix's outputs.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct MatrixBasis {
+pub struct KeptSpace {
     /// U `[out, r]`, orthonormal columns; `None` where the rank is full and W stays as
     /// it is.
     pub basis: Option<Matrix>,
@@ -41,7 +42,7 @@ pub struct MatrixBasis {
 }
 
 impl<'a> Evidence<'a> {
-    /// The centroids, or an error that says who wants them.
+    /// The centroids, or an error that says which method needs them.
     pub(super) fn centroids(
         &self,
         method: &dyn Method,
@@ -50,44 +51,47 @@ impl<'a> Evidence<'a> {
         self.centroids.ok_or_else(|| missing(place, method, "the clusters' centroids"))
     }
 
-    /// The subspaces, or an error that says who wants them.
+    /// The subspaces, or an error that says which method needs them.
     pub(super) fn subspaces(
         &self,
         method: &dyn Method,
         place: &str,
-    ) -> Result<&'a [ExpertBases]> {
+    ) -> Result<&'a [ExpertSpaces]> {
         self.subspaces.ok_or_else(|| missing(place, method, "the experts' subspaces"))
     }
 
-    /// Checks what the method needs and lets alone what it does not.
+    /// Checks what the method needs and ignores what it does not need.
     pub(super) fn check(
         &self,
         method: &dyn Method,
-        dense: &DenseFfn,
+        dense: FfnTensors<'_>,
         n_experts: usize,
         place: &str,
     ) -> Result<()> {
-        let needs = method.needs();
-        if needs.centroids {
-            check_centroids(self.centroids(method, place)?, n_experts, dense, place)?;
+        let Needs { centroids, subspaces } = method.needs();
+
+        if centroids {
+            let centroids = self.centroids(method, place)?;
+            check_centroids(centroids, [n_experts, dense.width()], place)?;
         }
-        if needs.subspaces.is_some() {
+
+        if subspaces.is_some() {
             let subspaces = self.subspaces(method, place)?;
             if subspaces.len() != n_experts {
-                let expected = format!("{n_experts}, one an expert");
+                let expected = format!("{n_experts} (one per expert)");
                 return Err(wrong(place, "subspaces", &subspaces.len(), &expected));
             }
-            for (index, bases) in subspaces.iter().enumerate() {
+            for (index, spaces) in subspaces.iter().enumerate() {
                 let here = format!("{place}, expert {index}");
-                bases.fc1.check(dense.hidden(), "fc1", &here)?;
-                bases.fc2.check(dense.width(), "fc2", &here)?;
+                spaces.fc1.check(dense.hidden(), "fc1", &here)?;
+                spaces.fc2.check(dense.width(), "fc2", &here)?;
             }
         }
         Ok(())
     }
 }
 
-impl MatrixBasis {
+impl KeptSpace {
     /// Rank kept of `outputs` dimensions.
     pub(super) fn rank(&self, outputs: usize) -> usize {
         self.basis.as_ref().map_or(outputs, Matrix::cols)
@@ -98,38 +102,28 @@ impl MatrixBasis {
             check_vector(mean, outputs, &format!("mean output of {matrix}"), place)?;
         }
         let Some(basis) = &self.basis else { return Ok(()) };
+
         let tensor = format!("basis of {matrix}");
         let rank = basis.cols();
         if !(1..=outputs).contains(&rank) {
-            return Err(wrong(
-                place,
-                &tensor,
-                &format!("rank {rank}"),
-                &format!("1 to {outputs}"),
-            ));
+            let (found, expected) = (format!("rank {rank}"), format!("1 to {outputs}"));
+            return Err(wrong(place, &tensor, &found, &expected));
         }
         check_matrix(basis, [outputs, rank], &tensor, place)?;
+
+        // A basis that is not orthonormal would scale what it should only select.
         let worst = distance_from_orthonormal(basis);
         if worst > TOLERANCE {
             let found = format!("columns {worst:.1e} from orthonormal");
-            return Err(wrong(
-                place,
-                &tensor,
-                &found,
-                &format!("at most {TOLERANCE:.0e}"),
-            ));
+            let expected = format!("at most {TOLERANCE:.0e}");
+            return Err(wrong(place, &tensor, &found, &expected));
         }
         Ok(())
     }
 }
 
-fn check_centroids(
-    centroids: &Matrix,
-    n_experts: usize,
-    dense: &DenseFfn,
-    place: &str,
-) -> Result<()> {
-    check_matrix(centroids, [n_experts, dense.width()], "centroids", place)?;
+fn check_centroids(centroids: &Matrix, shape: [usize; 2], place: &str) -> Result<()> {
+    check_matrix(centroids, shape, "centroids", place)?;
     for (index, row) in centroids.iter_rows().enumerate() {
         let norm = row.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
         if (norm - 1.0).abs() > TOLERANCE {
@@ -152,30 +146,22 @@ fn distance_from_orthonormal(basis: &Matrix) -> f64 {
 }
 
 fn missing(place: &str, method: &dyn Method, what: &str) -> Error {
-    Error::failed(format!("{place}: method {} needs {what}, found none", method.name()))
+    let name = method.name();
+    Error::failed(format!("{place}: method {name} needs {what}, but found none"))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::samples::{Parts, settings};
-    use super::super::{Streams, find, upcycle_layer};
+    use super::super::find;
+    use super::super::samples::{Parts, settings, upcycle};
     use super::*;
 
     fn refusal(spoil: impl Fn(&mut Parts)) -> String {
         let mut parts = Parts::new(4, 6, 3, 2);
         spoil(&mut parts);
         let method = find("cluster-aware").unwrap();
-        let streams = Streams::new(1, "vision.3");
-        upcycle_layer(
-            method,
-            &parts.dense,
-            &parts.evidence(),
-            &settings(method, 3),
-            &streams,
-        )
-        .unwrap_err()
-        .message()
-        .to_owned()
+        let made = upcycle(method, &parts, &settings(method, 3), 1, "vision.3");
+        made.unwrap_err().message().to_owned()
     }
 
     #[test]
@@ -190,7 +176,7 @@ mod tests {
             refusal(|p| {
                 p.subspaces.pop();
             }),
-            "vision.3: subspaces: found 2, expected 3, one an expert"
+            "vision.3: subspaces: found 2, expected 3 (one per expert)"
         );
         assert_eq!(
             refusal(|p| p.subspaces[1].fc2.basis = Some(Matrix::zeros(5, 2))),

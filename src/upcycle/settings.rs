@@ -1,13 +1,13 @@
-//! The parameters of one initialisation: typed as in `pipeline.yaml`, checked once against
+//! The parameters of one initialization: typed as in `pipeline.yaml`, checked once against
 //! what its method takes.
 //!
-//! A parameter that a method ignores would make two runs look different that are equal, so
-//! it is an error and not a default.
+//! A parameter that a method ignores would make two equal runs look different, so it is an
+//! error and not a default.
 
 use std::collections::BTreeMap;
 
-use super::{Method, find};
-use crate::config::{InitConfig, Labels, SubspacesConfig};
+use super::{Form, Method, Router, find};
+use crate::config::{InitConfig, SubspacesConfig};
 use crate::error::{Error, Result};
 
 /// Standard deviation of random routers unless the configuration says otherwise
@@ -21,6 +21,8 @@ pub enum Parameter {
     Ratio,
     /// `rank`; a method that takes it needs it.
     Rank,
+    /// `alpha`; a method that takes it needs it.
+    Alpha,
     /// `independent_indices`.
     IndependentIndices,
     /// `router_scale`.
@@ -35,6 +37,7 @@ impl Parameter {
         match self {
             Self::Ratio => "ratio",
             Self::Rank => "rank",
+            Self::Alpha => "alpha",
             Self::IndependentIndices => "independent_indices",
             Self::RouterScale => "router_scale",
             Self::RouterStd => "router_std",
@@ -47,7 +50,7 @@ impl Parameter {
 pub enum Indices {
     /// One index set for the rows of `fc1` and the columns of `fc2`.
     Shared,
-    /// One index set each.
+    /// One index set for each matrix.
     Independent,
 }
 
@@ -57,6 +60,7 @@ pub struct Settings {
     experts: usize,
     ratio: f64,
     rank: Option<usize>,
+    alpha: f64,
     indices: Indices,
     router_scale: f64,
     router_std: f64,
@@ -67,31 +71,21 @@ impl Settings {
     /// Checks the parameters of `init` for `method` and fills in the defaults.
     ///
     /// # Errors
-    /// A parameter the method does not take, a missing `ratio`, `subspaces` given to a
-    /// method that reads none or absent for one that does, and values out of range.
+    /// A parameter that the method does not take, a missing `ratio`, `rank` or `alpha`,
+    /// `subspaces` given to a method that reads none or absent for one that does, and values
+    /// out of range.
     pub fn new(method: &dyn Method, init: &InitConfig, experts: usize) -> Result<Self> {
         if experts == 0 {
             return Err(Error::usage("moe.experts: found 0, expected at least 1"));
         }
         refuse_others(method, init)?;
-        let takes_ratio = method.parameters().contains(&Parameter::Ratio);
-        if takes_ratio && init.ratio.is_none() {
-            return Err(Error::usage(format!(
-                "ratio: found none, expected a number from 0 to 1 for method {}",
-                method.name()
-            )));
-        }
-        if method.parameters().contains(&Parameter::Rank) && init.rank.unwrap_or(0) == 0 {
-            return Err(Error::usage(format!(
-                "rank: found {}, expected at least 1 for method {}",
-                init.rank.map_or("none".to_owned(), |rank| rank.to_string()),
-                method.name()
-            )));
-        }
+        refuse_missing(method, init)?;
+
         let settings = Self {
             experts,
             ratio: init.ratio.unwrap_or(0.0),
             rank: init.rank,
+            alpha: init.alpha.unwrap_or(1.0),
             indices: match init.independent_indices {
                 Some(true) => Indices::Independent,
                 Some(false) | None => Indices::Shared,
@@ -101,15 +95,7 @@ impl Settings {
             identical: init.allow_identical.unwrap_or(false),
         };
         settings.check_ranges()?;
-        let random = method.parameters().contains(&Parameter::RouterStd);
-        if random && method.copies() && settings.router_std <= 0.0 && !settings.identical
-        {
-            return Err(Error::usage(format!(
-                "router_std: found 0, but method {} makes equal experts, which training can \
-                 tell apart by the router alone; expected above 0, or allow_identical: true",
-                method.name()
-            )));
-        }
+        settings.refuse_twins(method)?;
         Ok(settings)
     }
 
@@ -118,7 +104,7 @@ impl Settings {
         self.experts
     }
 
-    /// Share of hidden units or singular directions drawn anew, 0 to 1.
+    /// Fraction of hidden units or singular directions that is drawn anew, 0 to 1.
     pub fn ratio(&self) -> f64 {
         self.ratio
     }
@@ -126,6 +112,11 @@ impl Settings {
     /// Rank of the experts' deltas, at least 1, of a method that makes them.
     pub fn rank(&self) -> Option<usize> {
         self.rank
+    }
+
+    /// Part of the discarded outputs that is taken away, 0 to 1.
+    pub fn alpha(&self) -> f64 {
+        self.alpha
     }
 
     /// Whether both matrices lose the same hidden units.
@@ -151,15 +142,35 @@ impl Settings {
     fn check_ranges(&self) -> Result<()> {
         let ratio = (0.0..=1.0).contains(&self.ratio);
         in_range(ratio, Parameter::Ratio, self.ratio, "0 to 1")?;
+        let alpha = (0.0..=1.0).contains(&self.alpha);
+        in_range(alpha, Parameter::Alpha, self.alpha, "0 to 1")?;
         let scale = self.router_scale > 0.0 && self.router_scale.is_finite();
         in_range(scale, Parameter::RouterScale, self.router_scale, "above 0")?;
         let std = self.router_std >= 0.0 && self.router_std.is_finite();
         in_range(std, Parameter::RouterStd, self.router_std, "0 or more")
     }
+
+    /// Refuses equal experts behind a router of zeros, before any layer is made: training
+    /// could never tell them apart.
+    fn refuse_twins(&self, method: &dyn Method) -> Result<()> {
+        let form = method.form();
+        let twins = matches!(
+            form,
+            Form::Copies(Router::Random) | Form::LowRank(Router::Random, _)
+        );
+        if !twins || self.router_std > 0.0 || self.identical {
+            return Ok(());
+        }
+        let name = method.name();
+        Err(Error::usage(format!(
+            "router_std: found 0, but method {name} makes equal experts, which training can \
+             tell apart by the router alone; expected above 0, or allow_identical: true"
+        )))
+    }
 }
 
 /// Checks every entry of `inits`: its method exists, takes the entry's parameters, and the
-/// subspaces it names come from the labels it needs.
+/// subspaces it names are of the kind that it needs.
 pub fn check_inits(
     inits: &BTreeMap<String, InitConfig>,
     variants: &BTreeMap<String, SubspacesConfig>,
@@ -177,23 +188,30 @@ fn check_init(
     variants: &BTreeMap<String, SubspacesConfig>,
 ) -> Result<()> {
     let method = find(&init.method)?;
+    // No check depends on the number of experts, which stands in another section.
     Settings::new(method, init, 1)?;
-    let (Some(needed), Some(variant)) = (method.needs().subspaces, &init.subspaces)
-    else {
+
+    let (Some(needed), Some(variant)) = (method.subspaces(), &init.subspaces) else {
         return Ok(());
     };
     let Some(found) = variants.get(variant) else {
         return Err(Error::usage(format!("subspaces: found no variant named {variant}")));
     };
-    if found.labels == needed {
-        return Ok(());
+
+    // A control that read the wrong subspaces would look like the method itself.
+    let name = method.name();
+    for (key, found, expected) in [
+        ("labels", found.labels.name(), needed.labels.name()),
+        ("directions", found.directions.name(), needed.directions.name()),
+    ] {
+        if found != expected {
+            return Err(Error::usage(format!(
+                "subspaces: {variant} has {key}: {found}, method {name} expects \
+                 {key}: {expected}"
+            )));
+        }
     }
-    Err(Error::usage(format!(
-        "subspaces: {variant} has labels: {}, method {} expects labels: {}",
-        label_name(found.labels),
-        method.name(),
-        label_name(needed),
-    )))
+    Ok(())
 }
 
 /// Refuses the parameters that `method` does not take, and a lack or excess of `subspaces`.
@@ -202,11 +220,13 @@ fn refuse_others(method: &dyn Method, init: &InitConfig) -> Result<()> {
     let given = [
         (Parameter::Ratio, init.ratio.is_some()),
         (Parameter::Rank, init.rank.is_some()),
+        (Parameter::Alpha, init.alpha.is_some()),
         (Parameter::IndependentIndices, init.independent_indices.is_some()),
         (Parameter::RouterScale, init.router_scale.is_some()),
         (Parameter::RouterStd, init.router_std.is_some()),
     ];
-    let takes = method.parameters();
+
+    let takes = taken(method);
     if let Some((other, _)) = given.iter().find(|(p, there)| *there && !takes.contains(p))
     {
         let list: Vec<_> = takes.iter().map(|p| p.key()).collect();
@@ -216,7 +236,8 @@ fn refuse_others(method: &dyn Method, init: &InitConfig) -> Result<()> {
             "{key}: method {name} takes no {key}; its parameters: {list}"
         )));
     }
-    match (&init.subspaces, method.needs().subspaces) {
+
+    match (&init.subspaces, method.subspaces()) {
         (Some(_), None) => {
             Err(Error::usage(format!("subspaces: method {name} reads no subspaces")))
         }
@@ -227,19 +248,40 @@ fn refuse_others(method: &dyn Method, init: &InitConfig) -> Result<()> {
     }
 }
 
+/// Refuses the absence of a parameter that has no default.
+fn refuse_missing(method: &dyn Method, init: &InitConfig) -> Result<()> {
+    let (takes, name) = (taken(method), method.name());
+    for (key, given) in [(Parameter::Ratio, init.ratio), (Parameter::Alpha, init.alpha)] {
+        if takes.contains(&key) && given.is_none() {
+            let key = key.key();
+            return Err(Error::usage(format!(
+                "{key}: found none, expected a number from 0 to 1 for method {name}"
+            )));
+        }
+    }
+
+    // A product of rank 0 would leave the experts equal forever.
+    if takes.contains(&Parameter::Rank) && init.rank.unwrap_or(0) == 0 {
+        let found = init.rank.map_or("none".to_owned(), |rank| rank.to_string());
+        return Err(Error::usage(format!(
+            "rank: found {found}, expected at least 1 for method {name}"
+        )));
+    }
+    Ok(())
+}
+
+/// All parameters of a method: its own, then its router's.
+fn taken(method: &dyn Method) -> Vec<Parameter> {
+    let router = method.form().router().map(Router::parameter);
+    method.parameters().iter().copied().chain(router).collect()
+}
+
 fn in_range(holds: bool, key: Parameter, found: f64, expected: &str) -> Result<()> {
     if holds {
         Ok(())
     } else {
         let key = key.key();
         Err(Error::usage(format!("{key}: found {found}, expected {expected}")))
-    }
-}
-
-fn label_name(labels: Labels) -> &'static str {
-    match labels {
-        Labels::Clusters => "clusters",
-        Labels::Shuffled => "shuffled",
     }
 }
 
@@ -282,6 +324,10 @@ mod tests {
             refusal("drop", |init| init.ratio = None),
             refusal("drop", |init| init.ratio = Some(1.5)),
             refusal("drop-svd", |init| init.ratio = Some(f64::NAN)),
+            refusal("soft-truncation", |init| init.alpha = None),
+            refusal("soft-truncation", |init| init.alpha = Some(1.1)),
+            refusal("soft-truncation", |init| init.alpha = Some(f64::NAN)),
+            refusal("cluster-aware", |init| init.alpha = Some(0.5)),
             refusal("ders-lm", |init| init.rank = None),
             refusal("ders-lm", |init| init.rank = Some(0)),
             refusal("sparse", |init| init.rank = Some(4)),
@@ -309,6 +355,20 @@ mod tests {
             error.message(),
             "inits.random-clusters: subspaces: paper has labels: clusters, method \
              random-clusters expects labels: shuffled"
+        );
+    }
+
+    #[test]
+    fn a_random_subspace_must_not_read_the_top_directions() {
+        let config =
+            crate::config::load_default(&crate::config::Overrides::default()).unwrap();
+        let method = find("random-subspace-energy").unwrap();
+        let init = InitConfig { subspaces: Some("paper".into()), ..init_of(method) };
+        let inits = [("energy".to_owned(), init)].into();
+        assert_eq!(
+            check_inits(&inits, &config.subspaces).unwrap_err().message(),
+            "inits.energy: subspaces: paper has directions: top, method \
+             random-subspace-energy expects directions: random-energy"
         );
     }
 }

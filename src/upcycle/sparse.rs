@@ -1,8 +1,6 @@
 //! Sparse upcycling: every expert is the dense FFN, only the router is random.
 
-use super::router::random_router;
-use super::{DenseFfn, Evidence, Experts, Method, Needs, Parameter, Settings, Streams};
-use crate::error::Result;
+use super::{Form, Method, Router};
 
 /// Method `sparse`: E exact copies behind a random router.
 #[derive(Debug)]
@@ -22,29 +20,8 @@ impl Method for Sparse {
         "every expert is an exact copy of the dense FFN; random router"
     }
 
-    fn needs(&self) -> Needs {
-        Needs::default()
-    }
-
-    fn parameters(&self) -> &'static [Parameter] {
-        &[Parameter::RouterStd]
-    }
-
-    fn copies(&self) -> bool {
-        true
-    }
-
-    fn experts(
-        &self,
-        dense: &DenseFfn,
-        _evidence: &Evidence<'_>,
-        settings: &Settings,
-        streams: &Streams<'_>,
-    ) -> Result<Experts> {
-        Ok(Experts {
-            experts: vec![dense.clone(); settings.experts()],
-            router: random_router(settings, streams, dense.width()),
-        })
+    fn form(&self) -> Form<'_> {
+        Form::Copies(Router::Random)
     }
 }
 

@@ -1,5 +1,5 @@
 //! The random streams of one layer: every draw comes from the run seed, the method, the
-//! layer and the expert, so no expert can move another.
+//! layer and the expert, so no expert can change another.
 
 use crate::rng::{self, Stream};
 
@@ -19,6 +19,11 @@ impl<'a> Streams<'a> {
     /// The layer, as in `vision.1`; errors begin with it.
     pub fn place(&self) -> &'a str {
         self.place
+    }
+
+    /// The stream `upcycle/<method>/<place>`, for draws that belong to all experts together.
+    pub fn layer(&self, method: &str) -> Stream {
+        rng::stream(self.seed, &format!("upcycle/{method}/{}", self.place))
     }
 
     /// The stream `upcycle/<method>/<place>/expert.<index>`.

@@ -1,14 +1,16 @@
 //! The whole engine against the CPU engine on tiny models.
 
+use upcycle::config::Precision;
 use upcycle::config::{EesdTarget, OptimConfig};
-use upcycle::engine::cpu::clip::{Clip, Engine as CpuEngine, Pairs as CpuPairs};
-use upcycle::engine::cuda::{Cuda, Precision};
+use upcycle::engine::cpu::Cpu;
+use upcycle::engine::cuda::Cuda;
 use upcycle::engine::{
-    Engine as _, Losses, Objective, Pairs, TeacherPlan, TowerInput, Trainable, Training,
+    Engine, Losses, Objective, Pairs, TeacherPlan, TowerInput, Trainable, Training,
+    TrainingState,
 };
+use upcycle::model::names::Place;
 use upcycle::model::params::Layout;
 use upcycle::model::{ClipConfig, Tower};
-use upcycle::train::{Distiller, Stepper};
 
 use crate::emulator::{Order, session, session_in};
 use crate::models::{config, pairs, values};
@@ -20,6 +22,7 @@ fn optim() -> OptimConfig {
     OptimConfig {
         steps: 3,
         batch: 40,
+        micro_batch: 0,
         learning_rate: 1e-2,
         final_learning_rate: 0.0,
         warmup: 0,
@@ -35,12 +38,10 @@ fn optim() -> OptimConfig {
 }
 
 fn training(config: &ClipConfig, target: Option<EesdTarget>) -> Training {
-    let decays = |decay| Trainable::Train { decay };
-    let layout = Layout::new(config);
     let (balance, router_z, eesd) = WEIGHTS;
     Training {
         optim: optim(),
-        trainable: layout.iter().map(|(p, _)| decays(p.role.decays())).collect(),
+        trainable: Trainable::all(config),
         objective: Objective { balance, router_z, eesd, label_smoothing: 0.0 },
         teacher: target.map(|target| TeacherPlan { target, share: 0.4, decay: 0.9 }),
     }
@@ -50,17 +51,30 @@ fn training(config: &ClipConfig, target: Option<EesdTarget>) -> Training {
 fn open(
     config: &ClipConfig,
     precision: Precision,
-    (values, taught): (&[f32], &[f32]),
+    weights: (&[f32], &[f32]),
     target: Option<EesdTarget>,
 ) -> Cuda {
     let mut engine = Cuda::open(config, 0, precision).unwrap();
-    engine.load(taught).unwrap();
-    engine.start_training(&training(config, target)).unwrap();
-    engine.load(values).unwrap();
+    start(&mut engine, &training(config, target), weights);
     engine
 }
 
-fn step(engine: &mut Cuda, (pixels, ids): &(Vec<f32>, Vec<u32>)) -> (Losses, Vec<f32>) {
+/// Makes an engine ready to train `values`, with a teacher at `taught`.
+fn start(
+    engine: &mut dyn Engine,
+    training: &Training,
+    (values, taught): (&[f32], &[f32]),
+) {
+    engine.load(taught).unwrap();
+    engine.start_training(training).unwrap();
+    let state = engine.training_state().unwrap();
+    engine.restore(&TrainingState { values: values.to_vec(), ..state }).unwrap();
+}
+
+fn step(
+    engine: &mut dyn Engine,
+    (pixels, ids): &(Vec<f32>, Vec<u32>),
+) -> (Losses, Vec<f32>) {
     let losses = engine.step(Pairs { pixels, ids }).unwrap();
     (losses, engine.gradient().unwrap())
 }
@@ -68,22 +82,13 @@ fn step(engine: &mut Cuda, (pixels, ids): &(Vec<f32>, Vec<u32>)) -> (Losses, Vec
 /// Losses and gradient of the CPU engine.
 fn reference(
     config: &ClipConfig,
-    (values, taught): (&[f32], &[f32]),
+    weights: (&[f32], &[f32]),
     target: Option<EesdTarget>,
-    (pixels, ids): &(Vec<f32>, Vec<u32>),
-) -> (upcycle::train::Losses, Vec<f32>) {
-    let mut stepper = Stepper::new(CpuEngine::new(Clip::new(config)));
-    let mut gradient = vec![0.0; values.len()];
-    let (balance, router_z, eesd) = WEIGHTS;
-    let objective = upcycle::train::Objective { balance, router_z, eesd };
-    let distiller = match target {
-        None => Distiller::None,
-        Some(EesdTarget::Layer) => Distiller::Layers(taught, 0.4),
-        Some(EesdTarget::Embedding) => Distiller::Embeddings(taught),
-    };
-    let own = CpuPairs { pixels, ids };
-    let losses = stepper.run((values, &mut gradient), own, &objective, distiller);
-    (losses, gradient)
+    batch: &(Vec<f32>, Vec<u32>),
+) -> (Losses, Vec<f32>) {
+    let mut engine = Cpu::new(config);
+    start(&mut engine, &training(config, target), weights);
+    step(&mut engine, batch)
 }
 
 fn wide(values: &[f32]) -> Vec<f64> {
@@ -179,7 +184,9 @@ fn micro_batches_have_the_gradient_of_the_whole_batch() {
         let batch = pairs(&config, 37);
         let mut engine = open(&config, Precision::F32, weights, target);
         let (whole, truth) = step(&mut engine, &batch);
-        engine.set_micro_batch(Some(16));
+        let mut plan = training(&config, target);
+        plan.optim.micro_batch = 16;
+        start(&mut engine, &plan, weights);
         let (losses, gradient) = step(&mut engine, &batch);
         assert!((whole.total - losses.total).abs() < 1e-5 * (1.0 + whole.total));
         let (off, name) = worst(&config, &gradient, &truth);
@@ -196,52 +203,34 @@ fn encoding_recording_and_routing_equal_the_cpu() {
     let mut engine = Cuda::open(&config, 0, Precision::F32).unwrap();
     engine.load(&weights).unwrap();
     assert_eq!(engine.values().unwrap(), weights);
-    let clip = Clip::new(&config);
-    let images = engine.encode_images(&pixels).unwrap();
-    assert!(gap(&images, &wide(&clip.encode_images(&weights, &pixels))) < 1e-5);
-    let texts = engine.encode_texts(&ids).unwrap();
-    assert!(gap(&texts, &wide(&clip.encode_texts(&weights, &ids))) < 1e-5);
+    let mut cpu = Cpu::new(&config);
+    cpu.load(&weights).unwrap();
+    let truth = cpu.encode_images(&pixels).unwrap();
+    assert!(gap(&engine.encode_images(&pixels).unwrap(), &wide(&truth)) < 1e-5);
+    let truth = cpu.encode_texts(&ids).unwrap();
+    assert!(gap(&engine.encode_texts(&ids).unwrap(), &wide(&truth)) < 1e-5);
 
-    let mut cpu = CpuEngine::new(clip);
-    let pairs = CpuPairs { pixels: &pixels, ids: &ids };
-    cpu.forward(&weights, pairs, upcycle::engine::cpu::tower::Teacher::None);
     for (tower, input) in [
         (Tower::Vision, TowerInput::Pixels(&pixels)),
         (Tower::Text, TowerInput::Ids(&ids)),
     ] {
         let inputs = engine.ffn_inputs(input, &[0, 2]).unwrap();
-        assert_eq!(inputs.rows.keys().copied().collect::<Vec<_>>(), [0, 2]);
-        let groups = cpu.groups();
-        let counted: Vec<bool> =
-            groups.iter().flat_map(|g| g.tower(tower).counted.clone()).collect();
-        assert_eq!(inputs.counted, counted);
-        assert_eq!(inputs.starts.len(), 22);
+        let truth = cpu.ffn_inputs(input, &[0, 2]).unwrap();
+        assert_eq!(inputs.counted, truth.counted);
+        assert_eq!(inputs.starts, truth.starts);
+        assert_eq!(inputs.rows.len(), 2);
         for (block, rows) in &inputs.rows {
-            let truth: Vec<f32> = groups
-                .iter()
-                .flat_map(|g| g.tower(tower).blocks[*block].ffn_input.clone())
-                .collect();
-            assert!(gap(rows, &wide(&truth)) < 1e-5, "{tower:?} {block}");
+            assert!(gap(rows, &wide(&truth.rows[block])) < 1e-5, "{tower:?} {block}");
         }
+
         let layers = engine.routing(input).unwrap();
-        let blocks: Vec<usize> = layers.iter().map(|layer| layer.block).collect();
-        assert_eq!(blocks, config.moe_blocks(tower));
-        for layer in layers {
-            let state = |g: &'_ upcycle::engine::cpu::clip::GroupState| {
-                let state = g.tower(tower);
-                let routing = state.blocks[layer.block].ffn.routing.clone();
-                (routing, state.counted.clone())
-            };
-            let (mut p, mut chosen) = (Vec::new(), Vec::new());
-            for (routing, counted) in groups.iter().map(state) {
-                for (row, _) in counted.iter().enumerate().filter(|(_, own)| **own) {
-                    p.extend_from_slice(&routing.probabilities[row * 3..row * 3 + 3]);
-                    chosen.extend_from_slice(&routing.chosen[row * 2..row * 2 + 2]);
-                }
-            }
-            assert!(gap(&layer.probabilities, &wide(&p)) < 1e-5);
-            assert_eq!(layer.chosen, chosen);
-            assert_eq!(layer.inputs.len() / config.tower(tower).width, chosen.len() / 2);
+        let truth = cpu.routing(input).unwrap();
+        assert_eq!(layers.len(), config.moe_blocks(tower).len());
+        for (layer, truth) in layers.iter().zip(&truth) {
+            assert_eq!(layer.block, truth.block);
+            assert_eq!(layer.chosen, truth.chosen);
+            assert!(gap(&layer.probabilities, &wide(&truth.probabilities)) < 1e-5);
+            assert!(gap(&layer.inputs, &wide(&truth.inputs)) < 1e-5);
         }
     }
 }
@@ -268,20 +257,110 @@ fn trained(
 
 #[test]
 fn three_steps_equal_those_of_the_cpu() {
-    use upcycle::engine::cpu::optim::AdamW;
     let Some(_session) = session() else { return };
-    let (numbers, state) = trained(Precision::F32, None);
-    let config = config(true);
-    let (mut weights, batch) = (values(&config, "student"), pairs(&config, 40));
-    let layout = Layout::new(&config);
-    let mut adam = AdamW::new(layout.iter().map(|(p, r)| (r, p.role.decays())).collect());
-    for step in 0..3 {
-        let (losses, gradient) = reference(&config, (&weights, &weights), None, &batch);
-        assert!((losses.total - numbers[2 * step]).abs() < 1e-3, "{step}");
-        let norm = adam.step(&mut weights, &gradient, 1e-2, &optim());
-        assert!((norm / numbers[2 * step + 1] - 1.0).abs() < 1e-3, "{step}");
+    for target in [None, Some(EesdTarget::Layer), Some(EesdTarget::Embedding)] {
+        let (numbers, state) = trained(Precision::F32, target);
+        let config = config(true);
+        let (weights, batch) = (values(&config, "student"), pairs(&config, 40));
+        let mut cpu = Cpu::new(&config);
+        start(&mut cpu, &training(&config, target), (&weights, &weights));
+        for step in 0..3 {
+            let total = self::step(&mut cpu, &batch).0.total;
+            assert!((total - numbers[2 * step]).abs() < 1e-3, "{target:?} {step}");
+            let norm = cpu.update(1e-2).unwrap();
+            let ratio = norm / numbers[2 * step + 1];
+            assert!((ratio - 1.0).abs() < 1e-3, "{target:?} {step}: {ratio}");
+        }
+        let truth = cpu.training_state().unwrap();
+        assert!(distance(&state[0], &truth.values) < 1e-3, "{target:?}");
+        assert_eq!(state[3].len(), truth.average.as_ref().map_or(0, Vec::len));
+        if let Some(average) = truth.average {
+            assert!(distance(&state[3], &average) < 1e-3, "{target:?}");
+        }
     }
-    assert!(distance(&state[0], &weights) < 1e-3);
+}
+
+/// CLIP-MoE's constant scale may lie beyond what training allows.
+#[test]
+fn a_frozen_logit_scale_is_not_clamped() {
+    let Some(_session) = session() else { return };
+    let config = config(false);
+    let mut weights = values(&config, "student");
+    let scale = Layout::new(&config).range(Place::LogitScale).start;
+    weights[scale] = 5.0;
+    for frozen in [true, false] {
+        let mut plan = training(&config, None);
+        for (own, (parameter, _)) in
+            plan.trainable.iter_mut().zip(Layout::new(&config).iter())
+        {
+            if frozen && parameter.place == Place::LogitScale {
+                *own = Trainable::Frozen;
+            }
+        }
+        let mut engine = Cuda::open(&config, 0, Precision::F32).unwrap();
+        start(&mut engine, &plan, (&weights, &weights));
+        step(&mut engine, &pairs(&config, 16));
+        engine.update(1e-3).unwrap();
+        let found = engine.values().unwrap()[scale];
+        let expected = if frozen { 5.0 } else { 100.0_f32.ln() };
+        assert!((found - expected).abs() < 1e-6, "{frozen}: {found}");
+    }
+}
+
+#[test]
+fn calls_in_the_wrong_order_are_refused_with_a_sentence() {
+    let Some(_session) = session() else { return };
+    let config = config(false);
+    let (pixels, ids) = pairs(&config, 2);
+    let batch = Pairs { pixels: &pixels, ids: &ids };
+    let plan = training(&config, None);
+    let mut engine = Cuda::open(&config, 0, Precision::F32).unwrap();
+    let refused = |error: upcycle::error::Error, part: &str| {
+        assert!(error.to_string().contains(part), "{error}");
+    };
+    refused(engine.encode_images(&pixels).unwrap_err(), "no weights yet");
+    refused(engine.values().unwrap_err(), "no weights yet");
+    refused(engine.start_training(&plan).unwrap_err(), "no weights yet");
+    refused(engine.load(&[0.0; 3]).unwrap_err(), "3 weights, expected");
+
+    engine.load(&values(&config, "student")).unwrap();
+    refused(engine.step(batch).unwrap_err(), "does not train yet");
+    engine.start_training(&plan).unwrap();
+    refused(engine.update(0.1).unwrap_err(), "call step first");
+    refused(engine.gradient().unwrap_err(), "call step first");
+    let short = Pairs { pixels: &pixels[1..], ids: &ids };
+    refused(engine.step(short).unwrap_err(), "expected");
+    let low_rank = ClipConfig {
+        moe: self::config(true)
+            .moe
+            .map(|moe| upcycle::model::Moe { rank: Some(2), ..moe }),
+        ..config
+    };
+    let error = Cuda::open(&low_rank, 0, Precision::F32).unwrap_err();
+    refused(error, "low rank");
+}
+
+/// `device: cuda:0` opens what is there, and the plan names it in keys.
+#[test]
+fn the_engine_is_chosen_by_device_and_precision() {
+    use upcycle::config::{Compute, Device};
+    use upcycle::engine::Backend;
+    let Some(_session) = session() else { return };
+    for (precision, name) in
+        [(Precision::F32, "cuda-f32"), (Precision::Bf16, "cuda-bf16")]
+    {
+        for device in [Device::Auto, Device::Cuda(0)] {
+            let backend = Backend::choose(Compute { device, precision }).unwrap();
+            assert_eq!(backend.name(), name);
+            let engine = upcycle::engine::open(&config(true), backend).unwrap();
+            assert_eq!(engine.backend(), name);
+        }
+    }
+    let compute = Compute { device: Device::Cpu, precision: Precision::F32 };
+    assert_eq!(Backend::choose(compute).unwrap().name(), "cpu-f32");
+    let compute = Compute { device: Device::Cuda(999), precision: Precision::F32 };
+    let error = Backend::choose(compute).unwrap_err().to_string();
+    assert!(error.contains("cuda:999") && error.contains("set `device: cpu`"), "{error}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Single kernels against definitions in f64, in both precisions.
 
-use upcycle::engine::cuda::Precision;
+use upcycle::config::Precision;
 use upcycle::engine::cuda::device::{Buffer, Device, Extents, Grid, Kind, Operand};
 
 use crate::emulator::session;

@@ -76,7 +76,7 @@ fn programs_that_build_no_tensors_are_refused() {
             "no state dict",
         ),
         ("an instance", b"(i__main__\nEvil\n.".to_vec(), "operation 0x69"),
-        ("protocol 4", b"\x80\x04\x95\x01\0\0\0\0\0\0\0}.".to_vec(), "operation 0x95"),
+        ("protocol 4", b"\x80\x04\x95\x01\0\0\0\0\0\0\0}.".to_vec(), "protocol 4"),
         ("a huge text", b"X\xff\xff\xff\xff".to_vec(), "ends too early"),
         ("a copy of a copy", doubling, "more than 4000000 objects"),
         ("a deep nest", deep, "nested deeper"),
@@ -94,7 +94,7 @@ fn tensors_that_are_not_in_the_archive_are_refused() {
     let fine = tensor("FloatStorage", b"K\x00", b"K\x04\x85", one, b"K\x04");
     // It is read, and then misses the rest of the model.
     let error = refusal("pickle", &pickle(&fine));
-    assert!(error.contains("missing"), "{error}");
+    assert!(error.contains("its tensors begin with w"), "{error}");
     let huge = b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f";
     for (what, program) in [
         (
@@ -117,8 +117,8 @@ fn tensors_that_are_not_in_the_archive_are_refused() {
         ),
         ("a huge offset", tensor("FloatStorage", huge, b"K\x04\x85", one, b"K\x04")),
         (
-            "a stride of zero",
-            tensor("FloatStorage", b"K\x00", b"K\x04\x85", b"K\x00\x85", b"K\x04"),
+            "a stride beyond the file",
+            tensor("FloatStorage", b"K\x00", b"K\x04\x85", b"M\xff\xff\x85", b"K\x04"),
         ),
         (
             "a missing stride",
@@ -163,8 +163,18 @@ fn archives_that_are_none_are_refused() {
     refusal("pickle", &archive(&[("archive/other.pkl", b".")]));
     let two = archive(&[("a/data.pkl", b"}."), ("b/data.pkl", b"}.")]);
     assert!(refusal("pickle", &two).contains("more than one"));
-    // The old format of PyTorch: pickles without a zip.
-    refusal("pickle", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.");
+    // The old format of PyTorch, cut after its version; with a list of storages that nothing
+    // names; and with a storage that is longer than the file.
+    let old = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.";
+    assert!(refusal("pickle", old).contains("ends too early"));
+    let keys = b"\x80\x02}.\x80\x02}.\x80\x02]X\x01\0\0\0".to_vec();
+    let unnamed = [&old[..], &keys, b"0a.", &[9; 40]].concat();
+    assert!(refusal("pickle", &unnamed).contains("unknown type"));
+    let one = b"K\x01\x85";
+    let mut object = tensor("FloatStorage", b"K\x00", b"K\x04\x85", one, b"K\x04");
+    object.splice(..0, *b"\x80\x02}.");
+    let long = [&old[..], &object, b"\x80\x02]X\x01\0\0\0", b"0a.", &[0xff; 8]].concat();
+    assert!(refusal("pickle", &long).contains("w"));
     // A count of entries that is a lie.
     let mut lie = archive(&[("archive/data.pkl", b"}.")]);
     let end = lie.len() - 22;

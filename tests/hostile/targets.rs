@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use upcycle::artifact::{Digest, Expected, Manifest, Place, Preimage};
-use upcycle::checkpoint::{self, Preprocessing};
+use upcycle::checkpoint::{self, Hints, Preprocessing};
 use upcycle::config::{Activation, DatasetConfig, Overrides, Source, load, load_default};
 use upcycle::data::pairs::EvaluationSet;
 use upcycle::data::{self, Dataset};
@@ -236,6 +236,19 @@ fn picture_seeds() -> Vec<Vec<u8>> {
     let files = ["rgba.png", "palette.png", "exif.jpg", "lossy.webp", "lossless.webp"];
     let mut seeds: Vec<Vec<u8>> =
         files.iter().map(|file| fixture(&format!("preprocess/images/{file}"))).collect();
+    let forms = [
+        "progressive.jpg",
+        "restarts.jpg",
+        "inks.jpg",
+        "rgb16.png",
+        "one_bit.png",
+        "animated.gif",
+        "color.bmp",
+        "bilevel.tif",
+        "color.tif",
+        "gray.pgm",
+    ];
+    seeds.extend(forms.iter().map(|file| fixture(&format!("pixels/{file}"))));
     seeds.push(png(3, 2));
     seeds
 }
@@ -320,13 +333,14 @@ fn vocabulary_seeds() -> Vec<Vec<u8>> {
 }
 
 fn weights(path: &Path) -> Result<()> {
-    checkpoint::read(path, Some(Activation::Gelu)).map(drop)
+    let activation = Some(Activation::Gelu);
+    checkpoint::read(path, &Hints { activation, ..Hints::default() }).map(drop)
 }
 
 fn folder(path: &Path) -> Result<()> {
     let folder = path.parent().expect("a folder");
-    checkpoint::shape(folder, None)?;
-    checkpoint::read(folder, None).map(drop)
+    checkpoint::shape(folder, &Hints::default())?;
+    checkpoint::read(folder, &Hints::default()).map(drop)
 }
 
 fn pickle_seeds() -> Vec<Vec<u8>> {
@@ -372,7 +386,7 @@ fn shards_seeds() -> Vec<Vec<u8>> {
 }
 
 fn preprocess_seeds() -> Vec<Vec<u8>> {
-    vec![Preprocessing::OPENAI.json().into_bytes()]
+    vec![Preprocessing::OPENAI.json().expect("text").into_bytes()]
 }
 
 fn expected() -> Expected {

@@ -38,8 +38,44 @@ fn wrong_usage_and_configuration_exit_with_2() {
         let text = errors(&output);
         assert!(text.starts_with("error: ") && !text.contains("panicked"), "{text}");
     }
+
     let text = errors(&run(CLUSTER, &["--set", "train.balanse=1"]));
     assert!(text.contains("did you mean balance?"), "{text}");
+}
+
+#[test]
+fn every_assignment_of_makes_set_is_taken() {
+    let set = "train.balance=0.5 report.title='My study' seeds=[1, 1]";
+    let text = errors(&run(CLUSTER, &["--assignments", set, "--dry-run"]));
+    assert!(text.contains("seeds: found [1, 1], expected every entry once"), "{text}");
+    let set = "report.title='My study' seeds=[7, 8]";
+    let output = run(CLUSTER, &["--assignments", set, "--dry-run"]);
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("s7") && !text.contains("s1"), "{text}");
+}
+
+#[test]
+fn only_lists_the_runs_or_says_that_there_are_none() {
+    let text = errors(&run(CLUSTER, &["--only", "s9"]));
+    assert!(text.contains("cluster has no such run; there are: s1"), "{text}");
+    let dataset = env!("CARGO_BIN_EXE_upcycle-dataset");
+    let text = errors(&run(dataset, &["--only", "s1"]));
+    assert!(text.contains("the stage dataset has no runs"), "{text}");
+}
+
+#[test]
+fn the_help_of_the_stage_upcycle_lists_every_method() {
+    let output = run(env!("CARGO_BIN_EXE_upcycle-upcycle"), &["--help"]);
+    // Long lines are wrapped.
+    let text = String::from_utf8_lossy(&output.stdout);
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    for method in upcycle::upcycle::methods() {
+        let line = format!("{} {}", method.name(), method.describe());
+        assert!(text.contains(&line), "{line}: {text}");
+    }
+    let other = run(CLUSTER, &["--help"]);
+    assert!(!String::from_utf8_lossy(&other.stdout).contains("drop-svd"));
 }
 
 #[test]
@@ -79,6 +115,7 @@ fn a_closed_standard_output_ends_quietly_with_141() {
         child.stdout.take().unwrap().read_to_string(&mut code).unwrap();
         child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
         child.wait().unwrap();
+
         // The reader may also have been slower than we are: then all is well.
         assert!(["0", "141"].contains(&code.trim()), "{code}");
         assert!(!errors.contains("panicked") && !errors.contains("error"), "{errors}");
@@ -96,6 +133,7 @@ fn a_reader_that_is_already_gone_gives_141_every_time() {
     ] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
+
         let output = Command::new(program)
             .args(["--config", concat!(env!("CARGO_MANIFEST_DIR"), "/pipeline.yaml")])
             .args(args)
@@ -117,6 +155,7 @@ fn inspect_answers_in_lines_and_in_json() {
     assert!(output.status.success(), "{output:?}");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(text.contains("dataset") && text.contains("first run"), "{text}");
+
     for ask in [&["status"][..], &["why"], &["dag"], &["verify"], &["gc"]] {
         let output = run(INSPECT, &[ask, &["--json", "--profile", "smoke"]].concat());
         let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -125,6 +164,7 @@ fn inspect_answers_in_lines_and_in_json() {
     for format in ["ascii", "dot", "mermaid"] {
         assert!(run(INSPECT, &["dag", "--format", format]).status.success());
     }
+
     let output = run(INSPECT, &["show", "trian/sparse-s1"]);
     assert!(errors(&output).contains("did you mean train/sparse-s1?"), "{output:?}");
 }
@@ -139,6 +179,7 @@ fn the_speed_of_a_training_step_can_be_asked_for() {
     assert_eq!(names, ["dense", "moe", "moe-eesd"]);
     assert!(rows.iter().all(|row| row["median_ms"].as_f64().unwrap() > 0.0));
     assert!(value["peak_bytes"].as_u64().unwrap() > 1 << 20);
+
     let output = run(INSPECT, &["speed", "--steps", "0"]);
     assert!(errors(&output).contains("--steps must be positive"), "{output:?}");
 }

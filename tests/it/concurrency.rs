@@ -12,7 +12,7 @@ use upcycle::pipeline::drive::Orders;
 use crate::harness::{Settings, World, answer, orders};
 
 fn slow() -> Settings {
-    Settings { behaviour: "is slow", ..Settings::default() }
+    Settings { behavior: "is slow", ..Settings::default() }
 }
 
 #[test]
@@ -41,6 +41,7 @@ fn of_twenty_equal_processes_at_once_one_computes() {
             .unwrap()
     };
     let children: Vec<_> = (0..20).map(|_| start()).collect();
+
     let mut ran = 0;
     for child in children {
         let output = child.wait_with_output().unwrap();
@@ -49,6 +50,7 @@ fn of_twenty_equal_processes_at_once_one_computes() {
         ran += usize::from(said.contains("runs (first run)"));
     }
     assert_eq!(ran, 1);
+
     let results = fs::read_dir(folder.path().join("dataset")).unwrap();
     let keys = results
         .filter(|e| !e.as_ref().unwrap().file_name().as_encoded_bytes().starts_with(b"."))
@@ -93,6 +95,7 @@ fn sweeping_without_end_fails_no_run_and_loses_nothing_current() {
             }
             swept
         });
+
         for round in 0..40 {
             let settings = Settings { cap: 20 + 10 * (round % 5), ..Settings::default() };
             let made = world.try_make(&settings, &orders());

@@ -44,6 +44,7 @@ fn after_a_crash_at_any_step_a_run_ends_like_an_undisturbed_one() {
         world.make(&Settings::default());
         assert_eq!(world.contents(), undisturbed.contents(), "{step}");
         assert_eq!(world.make(&Settings::default()), [""; 0], "{step}");
+
         let staged: Vec<String> = world
             .leftovers()
             .into_iter()

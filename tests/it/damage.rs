@@ -38,7 +38,7 @@ fn delete(path: &Path) {
     fs::remove_file(path).unwrap();
 }
 
-fn add_neighbour(path: &Path) {
+fn add_neighbor(path: &Path) {
     fs::write(path.with_file_name("stray.txt"), "x").unwrap();
 }
 
@@ -69,7 +69,7 @@ fn every_kind_of_damage_is_repaired_without_touching_others() {
         ("edited with restored time", flip_keeping_times),
         ("truncated", truncate),
         ("deleted", delete),
-        ("joined by a stray file", add_neighbour),
+        ("joined by a stray file", add_neighbor),
         ("replaced by a link", replace_by_link),
         ("replaced by a folder", replace_by_folder),
         ("without manifest", delete_manifest),
@@ -78,6 +78,7 @@ fn every_kind_of_damage_is_repaired_without_touching_others() {
     let world = World::new();
     world.make(&Settings::default());
     let good = world.contents();
+
     for (count, (what, damage)) in damages.iter().enumerate() {
         damage(&world.dir("squares", None).join("square.txt"));
         assert_eq!(world.make(&Settings::default()), ["squares"], "{what}");
@@ -85,6 +86,7 @@ fn every_kind_of_damage_is_repaired_without_touching_others() {
         let kept = fs::read_dir(world.artifacts().join(".corrupt")).unwrap().count();
         assert_eq!(kept, count + 1, "{what}");
     }
+
     fs::remove_dir_all(world.artifacts().join(".state")).unwrap();
     assert_eq!(world.make(&Settings::default()), [""; 0], "a cold cache runs nothing");
 }
@@ -126,6 +128,7 @@ fn a_manifest_truncated_at_any_length_is_damage() {
     writable(&path);
     let whole = fs::read(&path).unwrap();
     let nodes = world.nodes(&Settings::default());
+
     for length in 0..whole.len() {
         fs::write(&path, &whole[..length]).unwrap();
         let store = world.store();
@@ -153,17 +156,18 @@ fn a_corrupt_stat_cache_is_a_cold_one() {
 
 #[test]
 fn failing_stages_publish_nothing_and_say_why_in_one_line() {
-    for (behaviour, expected) in [
+    for (behavior, expected) in [
         ("fails", "told to fail"),
-        ("panics", "internal error"),
-        ("empty", "wrote no file"),
+        ("panics", "this is a bug in upcycle"),
+        ("empty", "did not write any file"),
     ] {
         let world = World::new();
-        let settings = Settings { behaviour, ..Settings::default() };
+        let settings = Settings { behavior, ..Settings::default() };
         let orders = orders();
         orders.panics.install();
         let result = world.try_make(&settings, &orders);
         let _ = std::panic::take_hook();
+
         let text = format!("{:?}", result.unwrap_err());
         assert!(text.contains("numbers: failed") && text.contains(expected), "{text}");
         assert!(world.store().results().is_empty());

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
-use upcycle::checkpoint;
+use upcycle::checkpoint::{self, Card, Package};
 use upcycle::engine::cpu::clip::Clip;
 use upcycle::image::{self, Fit, Normalise, Picture};
 use upcycle::io::table::{Column, Table};
@@ -109,14 +109,13 @@ fn checkpoints(here: &Path) -> [Checkpoint; 2] {
     {
         *value = f32::from(u8::try_from(i * 7919 % 101).unwrap()) / 400.0 - 0.125;
     }
-    let pictures = checkpoint::Preprocessing { mean: [0.5; 3], std: [0.25; 3] };
+    let pictures = checkpoint::Preprocessing::new([0.5; 3], [0.25; 3]);
     for (name, model) in [("dense", &dense), ("moe", &mixture)] {
         let folder = here.join(name);
-        checkpoint::export_upcycle(&folder, model, None).unwrap();
-        fs::write(folder.join("preprocess.json"), pictures.json()).unwrap();
-        let vocabulary = fixture("tokenizer/toy_bpe.txt.gz");
-        let json = Tokenizer::open(&vocabulary).unwrap().json().unwrap();
-        fs::write(folder.join("tokenizer.json"), json).unwrap();
+        let tokenizer = Tokenizer::open(&fixture("tokenizer/toy_bpe.txt.gz")).unwrap();
+        let (pictures, card) = (&pictures, &Card::default());
+        let package = Package { model, tokenizer: &tokenizer, pictures, card };
+        checkpoint::export_package(&folder, &package, None).unwrap();
     }
     [dense, mixture]
 }

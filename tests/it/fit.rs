@@ -144,10 +144,10 @@ fn bad_input_is_one_clear_error_and_leaves_nothing_behind() {
         ("--vectors x.parquet --column y --clusters 2", "no column y"),
         ("--vectors x.parquet --column id --clusters 2", "expected lists of f32"),
         ("--vectors x.parquet --clusters 2", "which column?"),
-        ("--vectors x.parquet --column bad --clusters 2", "row 1 holds a value"),
+        ("--vectors x.parquet --column bad --clusters 2", "row 1 has a value"),
         ("--vectors x.parquet --column nothing --clusters 2", "all 50 rows are zero"),
-        ("--vectors x.parquet --column x --clusters 51", "51 clusters of 50 rows"),
-        ("--vectors x.parquet --column x --clusters 0", "clusters is 0"),
+        ("--vectors x.parquet --column x --clusters 51", "51 clusters from 50 rows"),
+        ("--vectors x.parquet --column x --clusters 0", "clusters: found 0"),
         ("--vectors none.parquet --clusters 2", "none.parquet"),
         ("--vectors x.safetensors --clusters 2 --memory lots", "lots"),
         ("--vectors x.safetensors --clusters 2 --dtype f16", "f16"),
@@ -164,7 +164,7 @@ fn bad_input_is_one_clear_error_and_leaves_nothing_behind() {
     for (args, told) in [
         (
             "--weight w.safetensors:tall --labels short.parquet",
-            "49 labels for 50 vectors",
+            "found 49 labels, expected 50",
         ),
         ("--weight w.safetensors:tall --labels wild.parquet", "4294967296 clusters"),
         ("--weight w.safetensors:other --labels short.parquet", "vectors of 6 values"),
@@ -178,6 +178,7 @@ fn bad_input_is_one_clear_error_and_leaves_nothing_behind() {
     }
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), before + 2);
     fs::create_dir(folder.path().join("o")).unwrap();
+    fs::write(folder.path().join("o/kept"), "x").unwrap();
     let args = ["--vectors", "x.safetensors", "--clusters", "2", "--out", "o"];
     assert!(refused(&fit(CLUSTER, folder.path(), &args)).contains("--force"));
 }

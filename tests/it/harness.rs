@@ -1,7 +1,7 @@
 //! A pipeline of three made-up stages that leave a note whenever they really run.
 //!
-//! `numbers` writes n plus the length of an outside file; `squares` its square, cut off at
-//! `cap`; `total`, for two runs, adds an offset. The answer is known without any store.
+//! `numbers` writes n plus the length of an outside file; `squares` writes its square, cut off
+//! at `cap`; `total`, for two runs, adds an offset. The answer is known without any store.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use upcycle::artifact::{External, Key, Manifest, Options, Place, Store};
+use upcycle::config::Compute;
 use upcycle::error::{Error, Result};
 use upcycle::pipeline::drive::{Drive, Mode, Orders};
 use upcycle::pipeline::{
@@ -37,12 +38,12 @@ pub(crate) struct Settings {
     pub(crate) n: Value,
     pub(crate) cap: i64,
     pub(crate) offset: i64,
-    pub(crate) behaviour: &'static str,
+    pub(crate) behavior: &'static str,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { n: json!(3), cap: 100, offset: 1, behaviour: "good" }
+        Self { n: json!(3), cap: 100, offset: 1, behavior: "good" }
     }
 }
 
@@ -127,21 +128,21 @@ impl World {
             stage,
             place: Place::new(stage, run.map(str::to_owned)),
             params,
+            backend: "cpu-f32",
+            compute: Compute::default(),
             inputs: reads.iter().map(|stage| upstream(stage)).collect(),
             externals: Externals::None,
             paths: paths.clone(),
         };
-        let behaviour = settings.behaviour;
-        let mut numbers = node(
-            "numbers",
-            None,
-            json!({ "n": settings.n, "behaviour": behaviour }),
-            &[],
-        );
+
+        let behavior = settings.behavior;
+        let mut numbers =
+            node("numbers", None, json!({ "n": settings.n, "behavior": behavior }), &[]);
         numbers.externals = Externals::Files(vec![External {
             name: "outside.txt".to_owned(),
             path: self.outside(),
         }]);
+
         let squares = node("squares", None, json!({ "cap": settings.cap }), &["numbers"]);
         let total = |run: &str, offset: i64| {
             node("total", Some(run), json!({ "offset": offset }), &["squares"])
@@ -174,6 +175,7 @@ impl World {
             let key = Key::parse(dir.file_name().unwrap().to_str().unwrap()).unwrap();
             let manifest = Manifest::read(&dir.join("manifest.json"), &key).unwrap();
             found.insert(format!("{stage}{run:?} {key}"), manifest.tree.as_str().into());
+
             for output in &manifest.outputs {
                 let bytes = fs::read(dir.join(&output.path)).unwrap();
                 found.insert(format!("{stage}{run:?} {}", output.path), bytes);
@@ -239,9 +241,11 @@ fn numbers(job: &mut Job<'_>) -> Result<()> {
     let outside = &job.externals[0].path;
     let length = fs::read_to_string(outside).unwrap().len();
     let n = params["n"].as_i64().unwrap_or(0);
+
+    // What a resumable stage does, and then everything that may go wrong.
     let scratch = job.draft.scratch()?;
     fs::write(scratch.join("checkpoint"), "half").unwrap();
-    match params["behaviour"].as_str().unwrap() {
+    match params["behavior"].as_str().unwrap() {
         "fails" => return Err(Error::failed("it was told to fail")),
         "panics" => panic!("it was told to panic"),
         "empty" => return Ok(()),
@@ -252,6 +256,7 @@ fn numbers(job: &mut Job<'_>) -> Result<()> {
         }
         _ => {}
     }
+
     write(&job.output("number.txt"), n + i64::try_from(length).unwrap());
     // A file that no stage reads: it must not reach the keys downstream.
     write(&job.output("more/unread.txt"), n);

@@ -5,8 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use upcycle::checkpoint;
+use upcycle::checkpoint::{self, Hints, Preprocessing};
 use upcycle::config::Activation;
+use upcycle::image::Fit;
 use upcycle::io::foreign::{self, Values};
 use upcycle::io::tensors;
 use upcycle::model::{ClipConfig, TextConfig, VisionConfig, init};
@@ -94,30 +95,84 @@ fn a_published_model_computes_its_numbers_through_the_binaries() {
     }
 }
 
+/// Heads and activation of a bare file are said, by flags, a file or a name.
+#[test]
+fn a_bare_file_of_weights_is_read_with_what_it_does_not_say() {
+    let base = tempfile::tempdir().unwrap();
+    let here = base.path();
+    let legacy = fixture("containers/legacy.pt");
+    let legacy = legacy.to_str().unwrap();
+    let flags = ["--activation", "gelu", "--heads", "2", "--text-heads", "1"];
+    let args = ["--from", legacy, "--preprocess", "openai", "--out", "dense"];
+    let lines = good(here, IMPORT, &[&args[..], &flags].concat());
+    assert!(lines.contains("width 8, 2 heads"), "{lines}");
+
+    // The configuration says all of it, pictures included.
+    let config = serde_json::json!({
+        "model_cfg": {
+            "embed_dim": 4,
+            "vision_cfg": {"image_size": 4, "patch_size": 2, "width": 8, "layers": 1,
+                           "head_width": 4, "mlp_ratio": 1.25},
+            "text_cfg": {"context_length": 5, "vocab_size": 12, "width": 6, "heads": 1,
+                         "layers": 1, "mlp_ratio": 1.7}},
+        "preprocess_cfg": {"mean": 0.5, "std": 0.5, "resize_mode": "squash"},
+    });
+    fs::write(here.join("said.json"), config.to_string()).unwrap();
+    let args = ["--from", legacy, "--config", "said.json", "--out", "same"];
+    good(here, IMPORT, &args);
+    let read =
+        |name: &str| checkpoint::read(&here.join(name), &Hints::default()).unwrap();
+    assert!(read("dense") == read("same"));
+    let pictures = Preprocessing::of_checkpoint(&here.join("same")).unwrap().unwrap();
+    assert_eq!((pictures.mean, pictures.size), ([0.5; 3], Some(4)));
+    assert_eq!(pictures.resize_mode, Fit::Squash);
+}
+
 #[test]
 fn what_goes_out_comes_back() {
     let base = tempfile::tempdir().unwrap();
     let here = base.path();
     let from = fixture("clip-tiny-quickgelu/hf");
     let from = from.to_str().unwrap();
-    let (config, weights) = checkpoint::import(Path::new(from), None).unwrap();
-    for (layout, more) in [
-        ("hf", &["--shard-size", "50kB"][..]),
-        ("hf", &[]),
-        ("open_clip", &[]),
-        ("upcycle", &["--shard-size", "64KiB"]),
-    ] {
+    let (config, weights) =
+        checkpoint::import(Path::new(from), &Hints::default()).unwrap();
+    for (layout, more) in
+        [("hf", &["--shard-size", "50kB"][..]), ("hf", &[]), ("open_clip", &[])]
+    {
         let out = format!("{layout}{}", more.len());
         let args = ["--checkpoint", from, "--layout", layout, "--out", &out];
+        // The fixture does not say how pictures are prepared, and nobody guesses.
+        let (code, error) = bad(here, EXPORT, &[&args[..], more].concat());
+        assert!(error.contains("give --preprocess") && code == 2, "{error}");
+        let args = [&args[..], &["--preprocess", "openai"]].concat();
         good(here, EXPORT, &[&args[..], more].concat());
         assert!(
-            checkpoint::import(&here.join(&out), None).unwrap()
+            checkpoint::import(&here.join(&out), &Hints::default()).unwrap()
                 == (config.clone(), weights.clone())
         );
         let own = format!("own-{out}");
         good(here, IMPORT, &["--from", &out, "--out", &own]);
-        assert!(checkpoint::import(&here.join(&own), None).unwrap().1 == weights);
+        assert!(
+            checkpoint::import(&here.join(&own), &Hints::default()).unwrap().1 == weights
+        );
     }
+}
+
+/// Its folder is to need nothing else, and the fixture has no tokenizer.
+#[test]
+fn a_package_without_a_tokenizer_is_refused() {
+    let base = tempfile::tempdir().unwrap();
+    let here = base.path();
+    let from = fixture("clip-tiny-quickgelu/hf");
+    let from = from.to_str().unwrap();
+    let args = ["--checkpoint", from, "--layout", "upcycle", "--preprocess", "openai"];
+    let (code, error) = bad(here, EXPORT, &[&args[..], &["--out", "x"]].concat());
+    assert!(error.contains("give --tokenizer") && code == 2, "{error}");
+    let toy = fixture("tokenizer/toy_bpe.txt.gz");
+    let other = ["--tokenizer", toy.to_str().unwrap(), "--out", "x"];
+    let (code, error) = bad(here, EXPORT, &[&args[..], &other].concat());
+    assert!(error.contains("661 entries, the model expects 160"), "{error}");
+    assert!(code == 2 && !here.join("x").exists());
 }
 
 #[test]
@@ -128,7 +183,7 @@ fn refusals_write_nothing_and_name_what_is_wrong() {
     fs::copy(&weights, here.join("bare.safetensors")).unwrap();
     let (code, error) = bad(here, IMPORT, &["--from", "bare.safetensors", "--out", "x"]);
     assert_eq!(code, 2);
-    assert!(error.contains("the activation must be given"), "{error}");
+    assert!(error.contains("give --activation"), "{error}");
     let hf = fixture("clip-tiny-gelu/hf");
     let hf = hf.to_str().unwrap();
     let quick = ["--from", hf, "--activation", "quick_gelu", "--out", "x"];
@@ -140,7 +195,7 @@ fn refusals_write_nothing_and_name_what_is_wrong() {
     assert!(bad(here, EXPORT, &sharded).1.contains("one file only"));
     assert_eq!(names(here), ["bare.safetensors"]);
     // One error for all tensors that do not fit.
-    let mut tensors = checkpoint::import(Path::new(hf), None).unwrap().1;
+    let mut tensors = checkpoint::import(Path::new(hf), &Hints::default()).unwrap().1;
     tensors.remove("visual.proj");
     tensors.remove("ln_final.bias");
     tensors.insert("surplus".to_owned(), tensors["logit_scale"].clone());
@@ -206,7 +261,7 @@ fn an_imported_model_goes_through_the_pipeline() {
     let base = tempfile::tempdir().unwrap();
     let here = base.path();
     let model = init::dense(&toy(), 3);
-    let pictures = checkpoint::Preprocessing { mean: [0.5; 3], std: [0.25; 3] };
+    let pictures = Preprocessing::new([0.5; 3], [0.25; 3]);
     let published = here.join("published");
     checkpoint::export_open_clip(&published, &model.config, &model.tensors(), &pictures)
         .unwrap();
@@ -248,19 +303,32 @@ fn an_imported_model_goes_through_the_pipeline() {
     assert_eq!(dataset["vocabulary"], 661);
     assert_eq!(dataset["mean"], serde_json::json!([0.5, 0.5, 0.5]));
     let taken =
-        checkpoint::read(&here.join("artifacts/pretrain/s1/current"), None).unwrap();
+        checkpoint::read(&here.join("artifacts/pretrain/s1/current"), &Hints::default())
+            .unwrap();
     assert!(taken == model);
+    // An export says what the data set says that the checkpoint was trained on.
+    let dense = "artifacts/pretrain/s1/current";
+    good(here, EXPORT, &["--checkpoint", dense, "--layout", "hf", "--out", "dense-hf"]);
+    let exported = Preprocessing::of_checkpoint(&here.join("dense-hf")).unwrap().unwrap();
+    assert_eq!((exported.mean, exported.std), ([0.5; 3], [0.25; 3]));
+    assert_eq!(exported.size, Some(16));
     // The mixture runs through the same doors as a dense model.
     let moe = "artifacts/upcycle/cluster-aware-s1/current";
     let args = ["--checkpoint", moe, "--layout", "upcycle", "--out", "moe"];
     good(here, EXPORT, &[&args[..], &["--shard-size", "100kB"]].concat());
     assert!(here.join("moe/model.safetensors.index.json").exists());
+    good(here, IMPORT, &["--from", "moe", "--out", "back"]);
+    let [kept, back] = [moe, "back"]
+        .map(|at| checkpoint::read(&here.join(at), &Hints::default()).unwrap());
+    assert!(kept == back && here.join("back/tokenizer.json").exists());
+    let of_moe = Preprocessing::of_checkpoint(&here.join("moe")).unwrap().unwrap();
+    assert_eq!((of_moe.mean, of_moe.std), ([0.5; 3], [0.25; 3]));
     let (code, error) =
         bad(here, EXPORT, &["--checkpoint", moe, "--layout", "hf", "--out", "hf"]);
     assert!(code == 2 && error.contains("MoE layers"), "{error}");
     // An edit of the imported folder is seen.
-    fs::write(here.join("dense/preprocess.json"), pictures.json().replace("0.5", "0.4"))
-        .unwrap();
+    let edited = pictures.json().unwrap().replace("0.5", "0.4");
+    fs::write(here.join("dense/preprocess.json"), edited).unwrap();
     let check = [&flags[..], &["--check"]].concat();
     let stale = run(here, env!("CARGO_BIN_EXE_upcycle-dataset"), &check);
     assert_eq!(stale.status.code(), Some(1), "{stale:?}");

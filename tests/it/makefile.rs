@@ -21,6 +21,7 @@ fn the_makefile_has_the_graph_of_the_plan() {
         let reads = planned.entry(node.stage.to_owned()).or_default();
         reads.extend(node.inputs.iter().map(|upstream| upstream.place.stage.clone()));
     }
+
     let text = fs::read_to_string(root().join("Makefile")).unwrap();
     let mut written: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for line in text.lines() {
@@ -36,15 +37,18 @@ fn the_makefile_has_the_graph_of_the_plan() {
 /// Runs make over binaries that only say how they were called.
 fn make(args: &[&str]) -> Output {
     let folder = tempfile::tempdir().unwrap();
+    // Arguments are shown with bars between them, so that blanks inside of one can be told.
     let script = "#!/bin/sh\ncase \"$*\" in *--missing-packages*) exit 0;; esac\n\
-                  echo \"${0##*/} $*\"\n";
+                  printf '%s' \"${0##*/} $*\"; printf ' |%s' \"$@\"; echo\n";
     for name in ALL.iter().map(|stage| stage.name).chain(["inspect"]) {
         let path = folder.path().join(format!("upcycle-{name}"));
         fs::write(&path, script).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     }
+    // The stamp says that the build is newer than its sources.
     let stamp = folder.path().join(".upcycle-built");
     fs::write(&stamp, "").unwrap();
+
     Command::new("make")
         .arg("-C")
         .arg(root())
@@ -89,6 +93,7 @@ fn flags_of_make_become_flags_of_the_stages() {
             );
         }
     }
+
     for plain in [vec![], vec!["-k"], vec!["-s"], vec!["THREADS=2"], vec!["SET=a.n=q"]] {
         let lines = lines(&make(&plain));
         let clean = |l: &String| !l.contains("--dry-run") && !l.contains("--check");
@@ -106,15 +111,38 @@ fn touching_is_refused() {
 
 #[test]
 fn variables_reach_the_stages_they_name() {
-    let lines =
-        lines(&make(&["FORCE=train", "PROFILE=smoke", "SET=a.b=c d.e=[1]", "THREADS=3"]));
+    let lines = lines(&make(&[
+        "FORCE=train",
+        "PROFILE=smoke",
+        "SET=a.b=c d.e=[1]",
+        "DEVICE=cuda:1",
+        "THREADS=3",
+    ]));
     for line in &lines {
-        let mark = line.contains("--profile smoke --set a.b=c --set d.e=[1]");
+        let mark = line
+            .contains("--profile smoke --assignments a.b=c d.e=[1] --set device=cuda:1");
         assert!(mark && line.contains("--threads 3"), "{line}");
         assert_eq!(
             line.contains("--force"),
             line.starts_with("upcycle-train "),
             "{line}"
         );
+    }
+}
+
+/// Quotes, blanks and commas of a value pass make and the shell as they were typed.
+#[test]
+fn a_value_with_blanks_reaches_the_stages_unchanged() {
+    for set in [
+        "report.title='My study'",
+        "report.title=\"My, own; study\" seeds=[1, 2]",
+        "report.title='It''s mine' train.balance=0.5",
+    ] {
+        let output = make(&[&format!("SET={set}")]);
+        let lines = lines(&output);
+        assert_eq!(lines.len(), ALL.len(), "{output:?}");
+        for line in lines {
+            assert!(line.contains(&format!("|--assignments |{set}")), "{line}");
+        }
     }
 }

@@ -33,22 +33,37 @@ fn run_with(artifacts: &Path, threads: usize, set: &[&str]) -> String {
 fn run_in(home: &Path, artifacts: &Path, threads: usize, set: &[&str]) -> String {
     let mut said = String::new();
     for (stage, binary) in STAGES {
-        let output = Command::new(binary)
-            .current_dir(home)
-            .env("HOME", home)
-            .env("TZ", if threads == 1 { "UTC" } else { "Asia/Kathmandu" })
-            .args(["--profile", "smoke", "--threads", &threads.to_string()])
-            .args(["--set", "pretrain.optim.steps=60", "--set", "train.optim.steps=12"])
-            .args(set.iter().flat_map(|set| ["--set", set]))
-            .arg("--artifacts")
-            .arg(artifacts)
-            .output()
-            .expect(stage);
-        let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{stage}: {text}");
-        said.push_str(&text);
+        said.push_str(&finish(
+            stage,
+            command(binary, artifacts, set)
+                .current_dir(home)
+                .env("HOME", home)
+                .env("TZ", if threads == 1 { "UTC" } else { "Asia/Kathmandu" })
+                .args(["--threads", &threads.to_string()]),
+        ));
     }
     said
+}
+
+/// A stage of the shortened smoke profile.
+fn command(binary: &str, artifacts: &Path, set: &[&str]) -> Command {
+    let mut command = Command::new(binary);
+    command
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(["--profile", "smoke"])
+        .args(["--set", "pretrain.optim.steps=60", "--set", "train.optim.steps=12"])
+        .args(set.iter().flat_map(|set| ["--set", set]))
+        .arg("--artifacts")
+        .arg(artifacts);
+    command
+}
+
+/// Runs a stage that must succeed; what it said comes back.
+fn finish(stage: &str, command: &mut Command) -> String {
+    let output = command.output().expect(stage);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{stage}: {text}");
+    text
 }
 
 /// The tree digest of every present result, by stage and run.
@@ -58,6 +73,7 @@ fn digests(root: &Path) -> BTreeMap<String, String> {
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).unwrap() {
             let path = entry.unwrap().path();
+            // Folders named by a key are reached through the link alone.
             if path.file_name().is_some_and(|name| name == "current") {
                 let text = std::fs::read_to_string(path.join("manifest.json")).unwrap();
                 let manifest: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -77,6 +93,7 @@ fn the_pipeline_gives_the_same_bytes_for_any_thread_count_and_rests_when_done() 
     let two = tempfile::tempdir().unwrap();
     let first = run(one.path(), 1);
     assert!(first.contains("runs"), "{first}");
+
     let clone = tempfile::tempdir().unwrap();
     let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/pipeline.yaml");
     std::fs::copy(shipped, clone.path().join("pipeline.yaml")).unwrap();
@@ -84,47 +101,33 @@ fn the_pipeline_gives_the_same_bytes_for_any_thread_count_and_rests_when_done() 
     let (a, b) = (digests(one.path()), digests(two.path()));
     assert!(a.len() > 100, "only {} results", a.len());
     assert_eq!(a, b);
+    crate::tables::are_as_documented(one.path());
+
     let again = run(one.path(), 2);
     assert!(!again.contains("runs"), "{again}");
     sizes_of_batches_change_no_bytes(one.path(), &a);
+
     let report = one.path().join("report/current/report.html");
     let html = std::fs::read_to_string(report).unwrap();
     assert!(html.contains("cluster-aware") && !html.contains("<script"));
 }
 
 /// Batches of the stages that only compute forward are a matter of memory; those of
-/// `evaluate` in multiples of 16, since a piece of one row may end in other last bits.
+/// `evaluate` in multiples of 16, since a chunk of one row may give other last bits.
 fn sizes_of_batches_change_no_bytes(artifacts: &Path, truth: &BTreeMap<String, String>) {
     for (stage, set) in
         [("activations", "activations.batch=37"), ("evaluate", "evaluate.batch=32")]
     {
         let (_, binary) = STAGES.iter().find(|(name, _)| *name == stage).unwrap();
-        let run = |set: &[&str]| {
-            let output = Command::new(binary)
-                .current_dir(env!("CARGO_MANIFEST_DIR"))
-                .args(["--profile", "smoke", "--artifacts"])
-                .arg(artifacts)
-                .args([
-                    "--set",
-                    "pretrain.optim.steps=60",
-                    "--set",
-                    "train.optim.steps=12",
-                ])
-                .args(set)
-                .output()
-                .expect(stage);
-            let text = String::from_utf8_lossy(&output.stderr).into_owned();
-            assert!(output.status.success(), "{stage}: {text}");
-            text
-        };
-        assert!(run(&["--set", set]).contains("runs"), "{set}");
+        let run = |set: &[&str]| finish(stage, &mut command(binary, artifacts, set));
+        assert!(run(&[set]).contains("runs"), "{set}");
         let other = digests(artifacts);
         assert_eq!(truth, &other, "{set}");
         assert!(!run(&[]).contains("runs"), "{set} and back");
     }
 }
 
-/// Sixty-four patterns, each in six colours and as many files, with a table of captions.
+/// Sixty-four patterns, each in six colors and as many files, with a table of captions.
 fn pictures(folder: &Path) {
     let mut table = String::from("filepath,caption,concept\n");
     for concept in 0..64_u32 {
@@ -136,6 +139,7 @@ fn pictures(folder: &Path) {
                 image::Rgb(if on { [shade, 255 - shade, 90] } else { [255; 3] })
             });
             picture.save(folder.join(&file)).unwrap();
+
             for caption in ["checks of", "a pattern of"] {
                 let (wide, high) = (concept % 8, concept / 8);
                 let caption = format!("{caption} width {wide} and height {high}");
@@ -158,15 +162,10 @@ fn a_folder_of_pictures_and_captions_goes_all_the_way() {
     assert!(text.contains("sparse"), "{text}");
     let again = run_with(results.path(), 2, &set);
     assert!(!again.contains("runs"), "{again}");
+
     std::fs::remove_file(own.path().join("03-2.png")).unwrap();
     let table = own.path().join("captions.csv");
-    let output = Command::new(STAGES[0].1)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .args(["--profile", "smoke", "--set", "dataset.source=folder", "--set", &folder])
-        .arg("--artifacts")
-        .arg(results.path())
-        .output()
-        .unwrap();
+    let output = command(STAGES[0].1, results.path(), &set).output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success());
     assert!(

@@ -61,6 +61,7 @@ fn complete(set: &[&str], models: usize) {
         }
         assert!(seen.insert(node.place.clone()), "{} twice", node.place);
     }
+
     let reached: BTreeSet<&str> = nodes.iter().map(|node| node.stage).collect();
     assert_eq!(reached, stage::names().collect(), "stages without a node, or unknown");
     let count = |stage| seen.iter().filter(|place| place.stage == stage).count();
@@ -106,6 +107,30 @@ fn a_parameter_reaches_its_own_stages_only() {
         ("dataset.folder=elsewhere", vec![]),
     ] {
         assert_eq!(touched(&[set]), stages.into_iter().collect(), "{set}");
+    }
+}
+
+/// The device enters the keys of stages that run a model, by the engine's name; its number
+/// and the way it was chosen do not.
+#[test]
+fn the_device_is_chosen_when_the_plan_is_made() {
+    for set in [vec![], vec!["device=cpu"], vec!["device=auto"]] {
+        for node in nodes(&set) {
+            assert_eq!(node.backend, "cpu-f32", "{}", node.place);
+        }
+        assert!(touched(&set).is_empty(), "{set:?}");
+    }
+    for (set, word) in [
+        ("device=cuda:0", "no engine for cards"),
+        ("precision=bf16", "set `precision: f32`"),
+    ] {
+        let error = plan(&config(&[set]), Path::new("cache")).unwrap_err().to_string();
+        assert!(error.contains(word), "{error}");
+    }
+    for bad in ["device=gpu", "precision=f16"] {
+        let set = vec![bad.to_owned()];
+        let error = load_default(&Overrides { profile: None, set }).unwrap_err();
+        assert_eq!(error.kind().exit_code(), 2, "{bad}");
     }
 }
 

@@ -67,6 +67,7 @@ fn falsy_values_and_removed_parameters_are_changes() {
         let ran = world.make(&Settings { n: n.clone(), ..Settings::default() });
         assert!(ran.contains(&"numbers".to_owned()), "{n}");
     }
+
     let mut nodes = world.nodes(&Settings { n: json!(null), ..Settings::default() });
     nodes[0].params.as_object_mut().unwrap().remove("n");
     let store = world.store();
@@ -97,6 +98,7 @@ fn no_time_of_a_file_decides_anything() {
     for time in
         [SystemTime::UNIX_EPOCH, now - 20 * year, now + 20 * year, now + 100 * year]
     {
+        // Every file and folder of the store gets the time: nothing runs.
         let mut folders = vec![world.artifacts()];
         while let Some(folder) = folders.pop() {
             for entry in fs::read_dir(folder).unwrap() {
@@ -111,6 +113,8 @@ fn no_time_of_a_file_decides_anything() {
             }
         }
         assert_eq!(world.make(&Settings::default()), [""; 0], "{time:?}");
+
+        // The outside file changes but has the time all the same: everything runs.
         let length =
             if fs::read_to_string(world.outside()).unwrap() == "four" { 7 } else { 4 };
         fs::write(world.outside(), "x".repeat(length)).unwrap();
@@ -128,9 +132,12 @@ fn no_time_of_a_file_decides_anything() {
 #[test]
 fn an_outside_file_edited_during_the_run_publishes_nothing() {
     let world = World::new();
-    let settings = Settings { behaviour: "edits its input", ..Settings::default() };
+    let settings = Settings { behavior: "edits its input", ..Settings::default() };
     let error = world.try_make(&settings, &orders()).unwrap_err();
-    assert!(format!("{error:?}").contains("changed during the run"), "{error:?}");
+    assert!(
+        format!("{error:?}").contains("changed while the stage read it"),
+        "{error:?}"
+    );
     assert!(world.store().results().is_empty());
 }
 
@@ -146,10 +153,13 @@ fn a_dry_run_says_what_a_run_then_does() {
         ["squares: depends on numbers, which would run"]
     );
     assert!(!world.artifacts().join("numbers").exists());
+
     world.make(&settings);
     assert!(lines("total", &settings).is_empty());
+
     let capped = Settings { cap: 40, ..settings.clone() };
     assert_eq!(lines("squares", &capped), ["squares: would run (params.cap 100 → 40)"]);
+
     world.make(&capped);
     let reuse = lines("squares", &settings);
     assert_eq!(reuse, ["squares: would reuse an earlier result (params.cap 40 → 100)"]);
@@ -180,7 +190,7 @@ fn a_stage_alone_refuses_to_read_what_is_out_of_date() {
     assert!(
         error
             .to_string()
-            .contains("needs numbers, which is not up to date: `make total`"),
+            .contains("needs numbers, which is not up to date; `make total`"),
         "{error}"
     );
 }
@@ -193,14 +203,18 @@ fn only_runs_the_named_run_and_refuses_unknown_ones() {
     fs::write(world.root.join("notes"), "").unwrap();
     world.one("total", &Settings::default(), &only("b")).unwrap();
     assert_eq!(world.notes(), ["total/b"]);
+
     let error = world.one("total", &Settings::default(), &only("c")).unwrap_err();
     assert_eq!(error.kind().exit_code(), 2);
+    assert!(error.message().contains("it has: a, b"), "{error}");
+    let error = world.one("squares", &Settings::default(), &only("c")).unwrap_err();
+    assert!(error.message().contains("has no runs"), "{error}");
 }
 
 #[test]
 fn a_forced_run_that_fails_keeps_the_old_result_and_other_bytes_are_reported() {
     let world = World::new();
-    let draws = Settings { behaviour: "draws", ..Settings::default() };
+    let draws = Settings { behavior: "draws", ..Settings::default() };
     world.make(&draws);
     let before = world.contents();
     let forced = Orders { force: true, ..orders() };
@@ -233,6 +247,7 @@ fn garbage_is_what_nothing_current_was_made_from() {
     let world = World::new();
     world.make(&Settings::default());
     assert!(world.store().garbage().is_empty());
+
     world.make(&Settings { cap: 40, ..Settings::default() });
     let store = world.store();
     let garbage = store.garbage();
@@ -240,6 +255,7 @@ fn garbage_is_what_nothing_current_was_made_from() {
     for item in &garbage {
         assert!(store.remove(item).unwrap());
     }
+
     assert!(store.garbage().is_empty());
     assert_eq!(world.make(&Settings { cap: 40, ..Settings::default() }), [""; 0]);
     assert_eq!(world.make(&Settings::default()), ["squares", "total/a", "total/b"]);
@@ -255,6 +271,7 @@ fn an_accepted_result_is_fresh_and_remembers_where_it_came_from() {
     let survey = upcycle::pipeline::Survey::new(&store, crate::harness::STAGES, &nodes);
     let expected = survey.resolve(&nodes[1]).unwrap().expected.clone();
     let old = store.current(&expected.place).unwrap();
+
     store.accept(&expected).unwrap();
     assert_eq!(world.make(&changed), [""; 0]);
     let manifest = store.manifest(&expected.place, &expected.key).unwrap().unwrap();

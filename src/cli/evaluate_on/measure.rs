@@ -1,27 +1,26 @@
 //! One model on one set: pictures stream through the image tower, a batch at a time.
 //!
-//! Memory is one batch of pictures and one vector a picture, whatever the size of the set.
+//! Memory is one batch of pictures and one vector per picture, whatever the size of the set.
 
 use crate::data::Skipped;
-use crate::data::pairs::{EvaluationSet, Found, Pair, Task, Tolerance};
-use crate::engine::cpu::clip::Clip;
+use crate::data::pairs::{EvaluationSet, Fault, Found, Pair, Task, Tolerance};
+use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::eval::sets::{self, Settings};
 use crate::eval::{
     self, Concept, Encoder as _, LabelledImages, Measurement, Test, Vocabulary,
 };
-use crate::image::{Fit, Normalise, square};
+use crate::image::{Framing, Normalise};
 use crate::linalg::Matrix;
-use crate::model::Checkpoint;
 use crate::par;
-use crate::stage::files::ModelEncoder;
 use crate::text::Tokenizer;
 
 /// A model with all it needs to look at pictures and texts.
 #[derive(Debug)]
 pub(super) struct Model {
-    pub checkpoint: Checkpoint,
+    pub engine: Box<dyn Engine>,
     pub tokenizer: Tokenizer,
+    pub framing: Framing,
     pub normalise: Normalise,
 }
 
@@ -34,27 +33,28 @@ pub(super) struct Report {
     pub skipped: Vec<Skipped>,
 }
 
-/// Measures `set`, known as `name`, and bears a share of unreadable pictures.
+/// Measures `set`, known as `name`, and tolerates a fraction of unreadable pictures.
 pub(super) fn measure(
-    model: &Model,
+    model: &mut Model,
     set: &EvaluationSet,
     name: &str,
     settings: &Settings,
     corrupt_share: f64,
 ) -> Result<Report> {
-    let clip = Clip::new(&model.checkpoint.config);
-    let mut encoder = ModelEncoder { clip: &clip, values: &model.checkpoint.values };
+    let mut encoder = &mut *model.engine;
+    let context = encoder.config().text.context;
     let mut gathered = Gathered {
         set,
+        framing: model.framing,
         normalise: model.normalise,
-        side: model.checkpoint.config.vision.image_size,
-        encoder: &mut encoder,
+        encoder: &mut *encoder,
         tolerance: Tolerance::new(corrupt_share, "--corrupt-share"),
         waiting: Vec::new(),
         rows: Vec::new(),
         labels: Vec::new(),
         captions: Vec::new(),
     };
+
     set.each(&mut |found| {
         match found {
             Found::Bad(bad) => gathered.tolerance.reject(bad)?,
@@ -66,15 +66,17 @@ pub(super) fn measure(
         Ok(())
     })?;
     gathered.embed()?;
+
     let Gathered { tolerance, rows, labels, captions, .. } = gathered;
-    let skipped = tolerance.finish()?;
+    let skipped = tolerance.finish()?.skipped;
     if labels.is_empty() {
         return Err(Error::failed("it holds no picture that can be used"));
     }
+
     let pictures = labels.len();
     let embeddings = Matrix::new(pictures, encoder.embed_dim(), rows)?;
     let images = LabelledImages::<Test>::embedded(name, embeddings, labels)?;
-    let context = model.checkpoint.config.text.context;
+
     let tokenise = |texts: &[String]| model.tokenizer.encode_all(texts, context);
     let vocabulary = vocabulary(set.task(), &tokenise);
     let (task, measurements) = match set.task() {
@@ -84,9 +86,8 @@ pub(super) fn measure(
             (sets::CLASSIFICATION, found)
         }
         Task::Retrieval => {
-            let encoder = &mut encoder;
             let found =
-                sets::retrieval(encoder, &vocabulary, &images, &captions, settings)?;
+                sets::retrieval(&mut encoder, &vocabulary, &images, &captions, settings)?;
             (sets::RETRIEVAL, found)
         }
     };
@@ -106,11 +107,11 @@ fn vocabulary<'a>(task: &Task, tokenise: eval::Tokenise<'a>) -> Vocabulary<'a> {
 }
 
 /// Pictures on their way to vectors.
-struct Gathered<'a, 'e> {
+struct Gathered<'a> {
     set: &'a EvaluationSet,
+    framing: Framing,
     normalise: Normalise,
-    side: usize,
-    encoder: &'a mut ModelEncoder<'e>,
+    encoder: &'a mut dyn Engine,
     tolerance: Tolerance,
     waiting: Vec<Pair>,
     rows: Vec<f32>,
@@ -118,26 +119,29 @@ struct Gathered<'a, 'e> {
     captions: Vec<Vec<String>>,
 }
 
-impl Gathered<'_, '_> {
-    /// Queues a pair that has what the task asks for. A class that nothing names is an error:
-    /// names and labels are of two different sets, and any number would be wrong.
+impl Gathered<'_> {
+    /// Queues a pair that has what the task asks for. A class without a name is an error:
+    /// names and labels belong to two different sets then, and any number would be wrong.
     fn receive(&mut self, pair: Pair) -> Result<()> {
-        let bad = |why: &str| Skipped { key: pair.key.clone(), reason: why.to_owned() };
+        let bad = |fault: Fault, why: &str| {
+            let (key, reason) = (pair.key.clone(), why.to_owned());
+            Skipped { key, fault, reason }
+        };
         match (self.set.task(), pair.label) {
             (Task::Classification { classes, .. }, Some(label))
                 if label >= classes.len() =>
             {
                 let (key, count) = (&pair.key, classes.len());
                 Err(Error::corrupt(format!(
-                    "{key} has class {label}, classnames.txt names {count} (0 to {})",
+                    "{key} has class {label}, but classnames.txt has {count} names, for classes 0 to {}",
                     count.saturating_sub(1)
                 )))
             }
             (Task::Classification { .. }, None) => {
-                self.tolerance.reject(bad("there is no class"))
+                self.tolerance.reject(bad(Fault::UnknownClass, "there is no class"))
             }
             (Task::Retrieval, _) if pair.captions.is_empty() => {
-                self.tolerance.reject(bad("there is no caption"))
+                self.tolerance.reject(bad(Fault::NoCaption, "there is no caption"))
             }
             _ => {
                 self.waiting.push(pair);
@@ -149,12 +153,13 @@ impl Gathered<'_, '_> {
     /// Decodes and embeds what waits.
     fn embed(&mut self) -> Result<()> {
         let waiting = std::mem::take(&mut self.waiting);
-        let (side, normalise) = (self.side, self.normalise);
+        let (framing, normalise) = (self.framing, self.normalise);
         let decoded = par::map(waiting.len(), |i| {
             let pair = &waiting[i];
-            let picture = square(&pair.image, &pair.key, side, Fit::Shortest)?;
+            let picture = framing.square(&pair.image, &pair.key)?;
             Ok::<_, Error>(normalise.planes(&picture))
         });
+
         let (mut pixels, mut n) = (Vec::new(), 0);
         for (pair, planes) in waiting.into_iter().zip(decoded) {
             match planes {
@@ -166,13 +171,14 @@ impl Gathered<'_, '_> {
                     self.captions.push(pair.captions);
                 }
                 Err(error) => {
-                    let reason = error.to_string();
-                    self.tolerance.reject(Skipped { key: pair.key, reason })?;
+                    let (fault, reason) = (Fault::TornPicture, error.chain());
+                    self.tolerance.reject(Skipped { key: pair.key, fault, reason })?;
                 }
             }
         }
+
         if n > 0 {
-            let rows = eval::embed_pictures(&mut *self.encoder, &pixels, n)?;
+            let rows = eval::embed_pictures(&mut &mut *self.encoder, &pixels, n)?;
             self.rows.extend(rows.into_data());
         }
         Ok(())

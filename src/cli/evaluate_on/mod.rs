@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{ArgAction, Args as _, Command, FromArgMatches as _};
+use clap::{ArgAction, Command};
 use serde_json::json;
 
 use self::measure::{Model, Report};
@@ -19,14 +19,15 @@ use self::names::Found;
 use self::outcome::{Details, Outcome, Place};
 use super::import::preprocessing;
 use crate::artifact::Digest;
-use crate::checkpoint::{self, Preprocessing};
+use crate::checkpoint::{self, Hints, Preprocessing};
 use crate::cli;
-use crate::config::Activation;
 use crate::data::pairs::EvaluationSet;
+use crate::engine::{self, Backend};
 use crate::error::{Context as _, Error, Result};
 use crate::eval::Bootstrap;
 use crate::eval::sets::Settings;
-use crate::pipeline::{Console, Panics, Volume};
+use crate::model::Checkpoint;
+use crate::pipeline::{Console, Panics, Volume, source};
 use crate::stage::evaluate;
 use crate::text::Tokenizer;
 
@@ -40,7 +41,7 @@ Examples:
 
 Collections: imagenet-robustness, vtab-natural, retrieval; what of them is missing is named.
 A set is a folder: tar shards as CLIP_benchmark stores them (SPLIT/0.tar, nshards.txt,
-classnames.txt, zeroshot_classification_templates.txt, dataset_type.txt), one folder a class,
+classnames.txt, zeroshot_classification_templates.txt, dataset_type.txt), one folder per class,
 or for retrieval Karpathy's dataset_*.json or captions.csv (docs/dataset.md). NAME is looked
 for below --sets-root as wds_NAME and NAME, slashes as dashes.
 
@@ -72,29 +73,28 @@ struct OnArgs {
     /// The model's tokenizer [default: the one in its folder].
     #[arg(long, value_name = "PATH")]
     tokenizer: Option<PathBuf>,
-    /// `openai`, or JSON with `mean` and `std` of the pictures, as a data set's
-    /// `dataset.json` [default: what the model's folder says].
+    /// How pictures are prepared: `openai`, or a `preprocess.json`, a data set's `dataset.json`,
+    /// or a file of `open_clip`'s or Hugging Face's [default: what the checkpoint says].
     #[arg(long, value_name = "FILE")]
     preprocess: Option<PathBuf>,
-    /// The activation, where the checkpoint does not say.
-    #[arg(long, value_enum)]
-    activation: Option<Activation>,
+    #[command(flatten)]
+    hints: Hints,
     /// What results call the model [default: its folder's name].
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
     /// What results call the weights [default: the checkpoint's path].
     #[arg(long, value_name = "NAME")]
     pretrained: Option<String>,
-    /// Prompts instead of the sets' own, one a line with `{c}` for the class.
+    /// Prompts instead of the sets' own, one per line with `{c}` for the class.
     #[arg(long, value_name = "FILE")]
     templates: Option<PathBuf>,
-    /// Class names instead of the set's own, one a line.
+    /// Class names instead of the set's own, one per line.
     #[arg(long, value_name = "FILE")]
     classnames: Option<PathBuf>,
     /// The k of the recalls.
     #[arg(long, value_name = "K,K", value_delimiter = ',', default_values_t = [1, 5, 10])]
     recall_at: Vec<u16>,
-    /// Share of unreadable pictures that is named and skipped instead of refused.
+    /// Fraction of unreadable pictures that is named and skipped instead of refused.
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     corrupt_share: f64,
     /// Resamples of the 95 % intervals.
@@ -125,15 +125,13 @@ pub fn main() -> ExitCode {
     panics.install();
     let run = || {
         let name = "upcycle-evaluate on";
-        let command = OnArgs::augment_args(Command::new("on"))
+        let command = Command::new("on")
             .bin_name(name)
             .display_name(name)
             .about("Measures a checkpoint on evaluation sets, as CLIP_benchmark does.")
             .after_help(EXAMPLES);
         let args = std::env::args_os().skip(1);
-        let Some(matches) = cli::parse(command, args)? else { return Ok(()) };
-        let args = OnArgs::from_arg_matches(&matches)
-            .map_err(|e| Error::usage("wrong arguments").caused_by(e))?;
+        let Some(args) = cli::parse::<OnArgs>(command, args)? else { return Ok(()) };
         let mut pool = rayon::ThreadPoolBuilder::new();
         if let Some(threads) = args.threads {
             pool = pool.num_threads(usize::from(threads));
@@ -150,11 +148,13 @@ fn on(args: &OnArgs) -> Result<()> {
         let found = args.corrupt_share;
         return Err(Error::usage(format!("--corrupt-share {found}, expected 0 to 1")));
     }
+
     let resolved = names::resolve(&args.set, args.sets_root.as_deref())?;
     for name in &resolved.missing {
         console.line(&format!("{name}: missing below the folder of sets"));
     }
-    let work = Work::open(args, &console)?;
+
+    let mut work = Work::open(args, &console)?;
     let (mut outcomes, mut failed) = (BTreeMap::new(), Vec::new());
     for found in &resolved.sets {
         match work.one(found) {
@@ -165,6 +165,7 @@ fn on(args: &OnArgs) -> Result<()> {
         }
     }
     cli::print(&means(&args.set, &outcomes))?;
+
     let all = resolved.sets.len();
     match failed.len() {
         0 => Ok(()),
@@ -192,31 +193,39 @@ struct Work<'a> {
 
 impl<'a> Work<'a> {
     fn open(args: &'a OnArgs, console: &'a Console) -> Result<Self> {
-        let checkpoint = checkpoint::read(&args.checkpoint, args.activation)?;
+        let checkpoint = checkpoint::read(&args.checkpoint, &args.hints)?;
         let place = args.checkpoint.display();
         let tokenizer = match &args.tokenizer {
             Some(path) => Tokenizer::open(path).context(|| "--tokenizer".to_owned())?,
             None => Tokenizer::open(beside(&args.checkpoint)).map_err(|e| {
-                Error::usage(format!("{place} has no tokenizer: give --tokenizer"))
-                    .caused_by(e)
+                Error::usage(format!(
+                    "{place} has no tokenizer that can be read: give --tokenizer"
+                ))
+                .caused_by(e)
             })?,
         };
+        let tokenizer = checkpoint::cleaned(tokenizer, &args.checkpoint, &args.hints)?;
+
         let (found, expected) =
             (tokenizer.vocabulary(), checkpoint.config.text.vocabulary);
         if found != expected {
             return Err(Error::usage(format!(
-                "the tokenizer has {found} entries, the model expects {expected}"
+                "the tokenizer has {found} entries, the model expects {expected}: give its \
+                 own with --tokenizer"
             )));
         }
+
         let pictures = match &args.preprocess {
             Some(path) => Some(preprocessing(path)?),
-            None => Preprocessing::beside(&args.checkpoint)?,
+            None => Preprocessing::of_checkpoint(&args.checkpoint)?,
         };
         let Some(pictures) = pictures else {
             return Err(Error::usage(format!(
-                "{place} does not say how pictures are normalised: give --preprocess"
+                "{place} does not say how pictures are prepared: give --preprocess"
             )));
         };
+        let framing = pictures.framing(checkpoint.config.vision.image_size)?;
+
         let resamples = crate::num::widen(args.bootstrap);
         let settings = Settings {
             batch: usize::from(args.batch),
@@ -224,13 +233,14 @@ impl<'a> Work<'a> {
             recall_at: args.recall_at.iter().copied().map(usize::from).collect(),
         };
         let normalise = pictures.normalise();
-        let model = Model { checkpoint, tokenizer, normalise };
-        let key = key(args, &model, &pictures)?;
+        let key = key(args, &checkpoint, (&tokenizer, &pictures))?;
+        let engine = engine::open_model(checkpoint, Backend::Cpu)?;
+        let model = Model { engine, tokenizer, framing, normalise };
         Ok(Self { args, console, model, settings, key })
     }
 
     /// Measures a set, or finds that it was.
-    fn one(&self, found: &Found) -> Result<Outcome> {
+    fn one(&mut self, found: &Found) -> Result<Outcome> {
         let args = self.args;
         let place = Place::new(&args.out, &found.slug());
         if args.skip_existing
@@ -243,14 +253,24 @@ impl<'a> Work<'a> {
             let why = "its result is of another model or other settings";
             self.console.line(&format!("{}: again, {why}", found.name));
         }
-        let about = || format!("evaluating on {}", found.folder.display());
+
+        let split = &args.split;
+        let about =
+            || format!("evaluating on {} with --split {split}", found.folder.display());
         let mut set = EvaluationSet::open(&found.folder, &args.split).context(about)?;
-        set.rename(args.classnames.as_deref(), args.templates.as_deref())?;
+        set.rename(args.classnames.as_deref(), None)
+            .context(|| "--classnames".to_owned())?;
+        set.rename(None, args.templates.as_deref())
+            .context(|| "--templates".to_owned())?;
         let (name, share) = (&found.name, args.corrupt_share);
-        let report = measure::measure(&self.model, &set, name, &self.settings, share)
+        let report = measure::measure(&mut self.model, &set, name, &self.settings, share)
             .context(about)?;
+
         let outcome = self.outcome(name, &set, &report);
         place.write(&outcome, &report.measurements)?;
+        for (kind, count) in set.left_out() {
+            self.console.line(&format!("{name}: left out, not read: {count} {kind}"));
+        }
         for bad in &report.skipped {
             self.console.line(&format!("{name}: skipped {}: {}", bad.key, bad.reason));
         }
@@ -268,6 +288,7 @@ impl<'a> Work<'a> {
         if report.task == crate::eval::sets::CLASSIFICATION {
             metrics.entry("acc5".to_owned()).or_insert(None);
         }
+
         let path = args.checkpoint.display().to_string();
         let dataset =
             if set.is_sharded() { format!("wds/{name}") } else { name.to_owned() };
@@ -307,20 +328,26 @@ fn called(checkpoint: &Path) -> String {
     name.unwrap_or(checkpoint.as_os_str()).to_string_lossy().into_owned()
 }
 
-/// Hash of everything but the pictures that a result follows from.
-fn key(args: &OnArgs, model: &Model, pictures: &Preprocessing) -> Result<String> {
+/// Hash of everything but the pictures that a result follows from, the code included: a
+/// corrected preprocessing must not find the results of the wrong one.
+fn key(
+    args: &OnArgs,
+    model: &Checkpoint,
+    (tokenizer, pictures): (&Tokenizer, &Preprocessing),
+) -> Result<String> {
     let text = |path: &Option<PathBuf>| match path {
         None => Ok(String::new()),
         Some(path) => std::fs::read_to_string(path)
             .context(|| format!("reading {}", path.display())),
     };
-    let mut bytes = Vec::with_capacity(4 * model.checkpoint.values.len());
-    bytes.extend(model.checkpoint.values.iter().flat_map(|value| value.to_le_bytes()));
+    let mut bytes = Vec::with_capacity(4 * model.values.len());
+    bytes.extend(model.values.iter().flat_map(|value| value.to_le_bytes()));
     let said = json!({
-        "config": model.checkpoint.config.to_json()?,
+        "config": model.config.to_json()?,
         "weights": Digest::of_bytes(&bytes).as_str(),
-        "tokenizer": model.tokenizer.json()?,
-        "pictures": pictures.json(),
+        "tokenizer": tokenizer.json()?,
+        "pictures": pictures.json()?,
+        "source": source::of_stage(evaluate::STAGE.name),
         "split": args.split,
         "recall_at": args.recall_at,
         "templates": text(&args.templates)?,

@@ -67,6 +67,14 @@ pub(super) fn collection(name: &str) -> Option<&'static [&'static str]> {
 
 /// Finds every set. A set asked for by name must be there; of a collection some may lack.
 pub(super) fn resolve(asked: &[String], root: Option<&Path>) -> Result<Resolved> {
+    if let Some(root) = root.filter(|root| !root.is_dir()) {
+        let (place, what) = (
+            root.display(),
+            if root.exists() { "is not a folder" } else { "does not exist" },
+        );
+        return Err(Error::usage(format!("--sets-root: {place} {what}")));
+    }
+
     let mut resolved = Resolved::default();
     for name in asked {
         let Some(members) = collection(name) else {
@@ -141,11 +149,13 @@ fn unknown(name: &str, root: Option<&Path>) -> Error {
     let known = known.join(", ");
     let place = match root {
         Some(root) => format!("below {}", root.display()),
-        None => "here (no --sets-root is given)".to_owned(),
+        None => "here, and no --sets-root is given".to_owned(),
     };
     let what =
         if collection(name).is_some() { "no set of the collection" } else { "no set" };
-    Error::usage(format!("{what} {name} {place}; collections are: {known}"))
+    Error::usage(format!(
+        "--set {name}: there is {what} {name} {place}; collections are {known}"
+    ))
 }
 
 #[cfg(test)]

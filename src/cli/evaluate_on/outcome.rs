@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::cli::output;
 use crate::error::{Context as _, Result};
 use crate::eval::Measurement;
-use crate::io::table::{Column, Table};
+use crate::tables::{self, SetRow};
 
 /// The content of `<set>.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -59,8 +59,8 @@ impl Place {
 
     /// Writes both files, the JSON last: it says that the result is there.
     pub(super) fn write(&self, outcome: &Outcome, found: &[Measurement]) -> Result<()> {
-        let table = table(outcome, found);
-        output::file(&self.parquet, |path| table.write(path))?;
+        let rows = rows(outcome, found);
+        output::file(&self.parquet, |path| tables::write(path, rows))?;
         let text = serde_json::to_string_pretty(outcome)
             .context(|| format!("describing {}", outcome.dataset))?;
         output::file(&self.json, |path| {
@@ -70,22 +70,18 @@ impl Place {
     }
 }
 
-fn table(outcome: &Outcome, found: &[Measurement]) -> Table {
-    let same = |text: &str| Column::Text(vec![text.to_owned(); found.len()]);
-    let texts = |of: fn(&Measurement) -> &str| {
-        Column::Text(found.iter().map(|m| of(m).to_owned()).collect())
+fn rows(outcome: &Outcome, found: &[Measurement]) -> Vec<SetRow> {
+    let row = |m: &Measurement| SetRow {
+        dataset: outcome.dataset.clone(),
+        model: outcome.model.clone(),
+        pretrained: outcome.pretrained.clone(),
+        task: m.task.clone(),
+        split: outcome.upcycle.split.clone(),
+        metric: m.metric.clone(),
+        value: m.value,
+        low: m.low,
+        high: m.high,
+        n: m.n,
     };
-    let values =
-        |of: fn(&Measurement) -> f64| Column::F64(found.iter().map(of).collect());
-    Table::new()
-        .with("dataset", same(&outcome.dataset))
-        .with("model", same(&outcome.model))
-        .with("pretrained", same(&outcome.pretrained))
-        .with("task", texts(|m| &m.task))
-        .with("split", same(&outcome.upcycle.split))
-        .with("metric", texts(|m| &m.metric))
-        .with("value", values(|m| m.value))
-        .with("low", values(|m| m.low))
-        .with("high", values(|m| m.high))
-        .with("n", Column::U32(found.iter().map(|m| m.n).collect()))
+    found.iter().map(row).collect()
 }

@@ -8,20 +8,20 @@ use clap::{Args, ValueEnum};
 use linfa::ParamGuard as _;
 use serde_json::json;
 
-use super::folder::OutFolder;
 use super::{Common, brief, median, parse};
 use crate::cli;
+use crate::cli::output::Folder;
 use crate::cluster::{
-    Done, PIECE, Precision, RowSource, Rows, SphericalKMeans, SphericalKMeansModel,
+    CHUNK, Done, Precision, RowSlice, RowSource, SphericalKMeans, SphericalKMeansModel,
 };
 use crate::engine::cpu::ops::simd;
 use crate::error::{Context as _, Result};
-use crate::io::table::{Column, Table};
 use crate::io::tensors::{self, Tensor, Tensors};
 use crate::io::vectors::VectorFile;
 use crate::num::index_u32;
 use crate::par;
 use crate::pipeline::memory;
+use crate::tables::{self, FitAssignmentRow, FitClusterRow, FitIterationRow, Row as _};
 
 const EXAMPLES: &str = "\
 Writes centroids.safetensors (`centroids` [k, d], unit rows), assignments.parquet (cluster and
@@ -86,6 +86,7 @@ pub(super) fn run(args: Vec<OsString>) -> Result<()> {
     else {
         return Ok(());
     };
+
     let limit = match &args.memory {
         Some(text) => memory::parse(text)?,
         None => memory::half_of_free(),
@@ -97,9 +98,11 @@ pub(super) fn run(args: Vec<OsString>) -> Result<()> {
         .seed(args.seed)
         .precision(args.dtype.into())
         .check()?;
+
     let file = VectorFile::open(&args.vectors, args.column.as_deref())?;
-    let out = OutFolder::begin(&args.common.out, args.common.force)?;
+    let out = args.common.folder()?;
     let line = args.common.pool(|threads| {
+        // Vectors that fit are read once; the others cost a read per pass, with equal results.
         let bytes = (file.rows() * file.width() * 4) as u64;
         let held = bytes <= limit;
         let console = args.common.console();
@@ -110,14 +113,16 @@ pub(super) fn run(args: Vec<OsString>) -> Result<()> {
             bytes as f64 / 1e9,
             if held { "held in memory" } else { "streamed from the file in every pass" }
         ));
+
         let started = Instant::now();
         let data = if held { file.read()? } else { Vec::new() };
         let read = started.elapsed().as_secs_f64();
+
         let bandwidth = (held && args.bandwidth).then(|| bandwidth(&data));
         let work =
             Work { args: &args, checked: &checked, threads, held, read, bandwidth };
         if held {
-            work.fit(&Rows::new(file.width(), &data)?, &out)
+            work.fit(&RowSlice::new(file.width(), &data)?, &out)
         } else {
             work.fit(&Streamed(&file), &out)
         }
@@ -139,7 +144,7 @@ impl RowSource for Streamed<'_> {
     }
 
     fn pass(&self, visit: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
-        self.0.stream(PIECE, visit)
+        self.0.stream(CHUNK, visit)
     }
 
     fn fetch(&self, indices: &[usize]) -> Result<Vec<Vec<f32>>> {
@@ -147,7 +152,7 @@ impl RowSource for Streamed<'_> {
     }
 }
 
-/// One fit and how it came about.
+/// One fit and its circumstances.
 struct Work<'a> {
     args: &'a FitArgs,
     checked: &'a SphericalKMeans,
@@ -166,12 +171,13 @@ struct Times {
 }
 
 impl Work<'_> {
-    /// Clusters, writes the results and says so in JSON.
-    fn fit(&self, rows: &impl RowSource, out: &OutFolder) -> Result<String> {
+    /// Clusters, writes the results and returns the line of JSON about them.
+    fn fit(&self, rows: &impl RowSource, out: &Folder) -> Result<String> {
         let bar = self.args.common.console().bar("cluster");
         bar.start(self.args.iterations, "iterations");
         let begun = Instant::now();
         let (mut last, mut times) = (begun, Times::default());
+
         let fitted = self.checked.fit_watched(rows, &mut |done| {
             let now = Instant::now();
             let seconds = (now - last).as_secs_f64();
@@ -185,6 +191,7 @@ impl Work<'_> {
             }
         });
         bar.finish();
+
         let path = self.args.vectors.display();
         let model = fitted.context(|| format!("clustering {path}"))?;
         times.all = begun.elapsed().as_secs_f64();
@@ -203,11 +210,13 @@ impl Work<'_> {
             Dtype::F32 => ("f32", 4),
             Dtype::Bf16 => ("bf16", 2),
         };
+
         let own = model.history.iter().filter(|stats| stats.restart == model.restart);
         let objectives: Vec<f64> = own.map(|stats| stats.objective).collect();
         let iterations = times.iterations.len();
         let seconds = median(times.iterations);
         let bandwidth = (n * d * size) as f64 / seconds / 1e9;
+
         json!({
             "objectives": objectives,
             "objective": model.objective,
@@ -229,7 +238,7 @@ impl Work<'_> {
             "threads": self.threads,
             "dtype": dtype,
             "streamed": !self.held,
-            "peak_bytes": memory::peak(),
+            "peak_bytes": crate::artifact::peak_memory(),
         })
         .to_string()
     }
@@ -238,20 +247,23 @@ impl Work<'_> {
 /// GB/s of summing all values up, median of seven passes.
 fn bandwidth(data: &[f32]) -> f64 {
     let pass = || {
+        // Chunks of a megabyte: enough of them for the threads, long enough to stream.
         let started = Instant::now();
-        let pieces: Vec<&[f32]> = data.chunks(1 << 18).collect();
-        let sums = par::map(pieces.len(), |index| {
+        let chunks: Vec<&[f32]> = data.chunks(1 << 18).collect();
+        let sums = par::map(chunks.len(), |index| {
             simd::dispatch(
                 #[inline(always)]
                 || {
                     let mut lanes = [0.0_f32; 64];
-                    for chunk in pieces[index].as_chunks::<64>().0 {
+                    for chunk in chunks[index].as_chunks::<64>().0 {
                         lanes.iter_mut().zip(chunk).for_each(|(lane, v)| *lane += v);
                     }
                     lanes.iter().sum::<f32>()
                 },
             )
         });
+
+        // Without a use of the sums the compiler would drop the reads.
         std::hint::black_box(sums);
         size_of_val(data) as f64 / started.elapsed().as_secs_f64() / 1e9
     };
@@ -259,33 +271,32 @@ fn bandwidth(data: &[f32]) -> f64 {
 }
 
 /// Writes the four files.
-fn write(model: &SphericalKMeansModel, out: &OutFolder) -> Result<()> {
+fn write(model: &SphericalKMeansModel, out: &Folder) -> Result<()> {
     let shape = vec![model.centroids.rows(), model.centroids.cols()];
     let centroids = Tensor::new(shape, model.centroids.data().to_vec())?;
     let named = Tensors::from([("centroids".to_owned(), centroids)]);
     tensors::write(&out.path("centroids.safetensors"), &named)?;
-    Table::new()
-        .with("cluster", Column::U32(model.assignments.clone()))
-        .with("cosine", Column::F32(model.cosines.clone()))
-        .write(&out.path("assignments.parquet"))?;
-    let sizes: Vec<u32> = model.sizes.iter().map(|&size| index_u32(size)).collect();
-    Table::new()
-        .with("cluster", Column::U32((0..index_u32(sizes.len())).collect()))
-        .with("size", Column::U32(sizes))
-        .with("mean_cosine", Column::F64(model.mean_cosines()))
-        .write(&out.path("clusters.parquet"))?;
-    let history = || model.history.iter();
-    let chosen = history().map(|stats| stats.restart == model.restart).collect();
-    Table::new()
-        .with("restart", Column::U32(history().map(|s| index_u32(s.restart)).collect()))
-        .with(
-            "iteration",
-            Column::U32(history().map(|s| index_u32(s.iteration)).collect()),
-        )
-        .with("objective", Column::F64(history().map(|s| s.objective).collect()))
-        .with("refilled", Column::U32(history().map(|s| index_u32(s.refilled)).collect()))
-        .with("chosen", Column::Bool(chosen))
-        .write(&out.path("iterations.parquet"))
+
+    let assignments = model.assignments.iter().zip(&model.cosines);
+    let assignments =
+        assignments.map(|(&cluster, &cosine)| FitAssignmentRow { cluster, cosine });
+    tables::write(&out.path(FitAssignmentRow::FILE), assignments.collect())?;
+
+    let clusters = model.sizes.iter().zip(model.mean_cosines()).enumerate();
+    let clusters = clusters.map(|(cluster, (&size, mean_cosine))| {
+        let (cluster, size) = (index_u32(cluster), index_u32(size));
+        FitClusterRow { cluster, size, mean_cosine }
+    });
+    tables::write(&out.path(FitClusterRow::FILE), clusters.collect())?;
+
+    let iterations = model.history.iter().map(|stats| FitIterationRow {
+        restart: index_u32(stats.restart),
+        iteration: index_u32(stats.iteration),
+        objective: stats.objective,
+        refilled: index_u32(stats.refilled),
+        chosen: stats.restart == model.restart,
+    });
+    tables::write(&out.path(FitIterationRow::FILE), iterations.collect())
 }
 
 impl From<Dtype> for Precision {

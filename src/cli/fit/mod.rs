@@ -4,7 +4,6 @@
 //! folder that appears whole or not at all, and print one line of JSON about the work.
 
 mod cluster;
-mod folder;
 mod subspaces;
 
 use std::process::ExitCode;
@@ -12,7 +11,8 @@ use std::process::ExitCode;
 use clap::{Args, Command};
 
 use crate::cli;
-use crate::error::{Context as _, Error, Result};
+use crate::cli::output::{Existing, Folder};
+use crate::error::{Context as _, Result};
 use crate::pipeline::{Console, Panics, Stage, Volume};
 
 /// Runs a stage binary that also has `fit`.
@@ -35,7 +35,7 @@ struct Common {
     /// The folder of results.
     #[arg(long, value_name = "DIR")]
     out: std::path::PathBuf,
-    /// Replace a folder that is there.
+    /// Replace the folder if it exists.
     #[arg(long)]
     force: bool,
     /// Threads [default: all cores].
@@ -47,11 +47,18 @@ struct Common {
 }
 
 impl Common {
+    /// Begins the folder of results.
+    fn folder(&self) -> Result<Folder> {
+        let existing =
+            if self.force { Existing::Replace } else { Existing::RefuseUnlessForced };
+        Folder::begin(&self.out, existing)
+    }
+
     fn console(&self) -> Console {
         Console::new(if self.quiet { Volume::Quiet } else { Volume::Normal })
     }
 
-    /// Runs the work in a pool of the threads asked for, and says how many those are.
+    /// Runs the work in a pool of the threads asked for, and tells it their number.
     fn pool<T: Send>(&self, work: impl FnOnce(usize) -> Result<T> + Send) -> Result<T> {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = self.threads.map_or_else(cores, usize::from);
@@ -70,14 +77,12 @@ fn parse<A: Args>(
     examples: &'static str,
     args: Vec<std::ffi::OsString>,
 ) -> Result<Option<A>> {
-    let command = A::augment_args(Command::new("fit"))
+    let command = Command::new("fit")
         .bin_name(name)
         .display_name(name)
         .about(about)
         .after_help(examples);
-    let Some(matches) = cli::parse(command, args)? else { return Ok(None) };
-    let args = A::from_arg_matches(&matches);
-    args.map(Some).map_err(|e| Error::usage("wrong arguments").caused_by(e))
+    cli::parse(command, args)
 }
 
 /// The median; 0 of nothing.

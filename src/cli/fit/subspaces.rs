@@ -7,20 +7,20 @@ use std::time::Instant;
 use clap::{ArgAction, ArgGroup, Args};
 use serde_json::json;
 
-use super::folder::OutFolder;
 use super::{Common, brief, parse};
 use crate::cli;
-use crate::config::{Centre, Labels, SubspacesConfig};
+use crate::cli::output::Folder;
+use crate::config::{Center, Directions, Labels, SubspacesConfig};
 use crate::error::{Context as _, Error, Result};
 use crate::io::labels;
-use crate::io::table::{Column, Table};
 use crate::io::tensors::{self, Tensor, Tensors};
 use crate::io::vectors::VectorFile;
 use crate::linalg::Matrix;
-use crate::lowrank::{MatrixMoments, Subspace, project};
+use crate::lowrank::{Draws, MatrixMoments, Subspace, project};
 use crate::num::{index_u32, widen};
 use crate::par;
 use crate::pipeline::memory;
+use crate::tables::{self, FitSpectrumRow, FitSubspaceRow, Row as _};
 
 const EXAMPLES: &str = "\
 For each cluster and matrix W [out, in]: the orthonormal basis U [out, r] of the outputs to
@@ -49,15 +49,15 @@ struct FitArgs {
     /// The cluster of each input: one file for all, or one for each --weight.
     #[arg(long, value_name = "FILE[:NAME]", required = true, action = ArgAction::Append)]
     labels: Vec<String>,
-    /// Share of the energy that the kept rank must retain.
+    /// Fraction of the energy that the kept rank must retain.
     #[arg(long, value_name = "T")]
     tau: Option<f64>,
     /// The rank to keep.
     #[arg(long, value_name = "R")]
     rank: Option<usize>,
     /// Take energies about each cluster's mean.
-    #[arg(long)]
-    centre: bool,
+    #[arg(long = "centre")]
+    center: bool,
     /// Clusters of fewer vectors are shrunk towards the whole.
     #[arg(long, value_name = "N", default_value_t = 0)]
     min_tokens: usize,
@@ -80,7 +80,7 @@ pub(super) fn run(args: Vec<OsString>) -> Result<()> {
     };
     let config = args.config()?;
     let jobs = args.jobs()?;
-    let out = OutFolder::begin(&args.common.out, args.common.force)?;
+    let out = args.common.folder()?;
     let line = args.common.pool(|threads| {
         let done = fit(&jobs, &config, &args)?;
         write(&jobs, &done, &out)?;
@@ -95,20 +95,27 @@ pub(super) fn run(args: Vec<OsString>) -> Result<()> {
 fn fit(jobs: &[Job], config: &SubspacesConfig, args: &FitArgs) -> Result<Outcome> {
     let bar = args.common.console().bar("subspaces");
     bar.start(jobs.len() + 2, "matrices");
+
     let (mut seconds, mut gathered) = (Seconds::default(), Vec::new());
     for job in jobs {
         let moments = job.gather(&mut seconds);
         gathered.push(moments.context(|| format!("moments of {}", job.name))?);
         bar.advance(1);
     }
+
+    // Every cluster of every matrix is one eigenproblem on one thread.
     let mut clock = Instant::now();
     let solved = par::try_map_each(gathered, |index, moments| {
-        moments.solve(config).context(|| format!("subspaces of {}", jobs[index].name))
+        // The directions are those of the largest energy: nothing is drawn.
+        let draws = Draws { seed: 0, place: &jobs[index].name };
+        moments.solve(config, &draws).context(|| format!("subspaces of {}", draws.place))
     })?;
     seconds.eigen = lap(&mut clock);
     bar.advance(1);
+
     let found = par::map(jobs.len(), |index| solved[index].describe());
     seconds.assembly = lap(&mut clock);
+
     let mut projected = Vec::new();
     if args.project {
         projected = par::try_map(jobs.len(), |index| {
@@ -130,14 +137,15 @@ fn lap(clock: &mut Instant) -> f64 {
 }
 
 impl FitArgs {
-    /// What the library is asked for; a fixed rank is a share of nothing and a smallest rank.
+    /// What the library is asked for; a fixed rank is the smallest rank at a τ of nothing.
     fn config(&self) -> Result<SubspacesConfig> {
         if self.rank == Some(0) {
             return Err(Error::usage("--rank 0: expected at least 1"));
         }
         Ok(SubspacesConfig {
             labels: Labels::Clusters,
-            centre: if self.centre { Centre::Mean } else { Centre::None },
+            directions: Directions::Top,
+            center: if self.center { Center::Mean } else { Center::None },
             tau: self.tau.unwrap_or(f64::MIN_POSITIVE),
             min_rank: self.rank.unwrap_or(1),
             min_tokens: self.min_tokens,
@@ -151,10 +159,11 @@ impl FitArgs {
             if files.len() != 1 && files.len() != count {
                 let found = files.len();
                 return Err(Error::usage(format!(
-                    "{found} of --{name} for {count} of --weight: expected 1 or {count}"
+                    "found {found} of --{name} for {count} of --weight, expected 1 or {count}"
                 )));
             }
         }
+
         let one =
             |files: &[String], index: usize| files[index.min(files.len() - 1)].clone();
         let job = |index: usize| {
@@ -164,12 +173,14 @@ impl FitArgs {
                 one(&self.labels, index),
             )
         };
+
+        // Results are named after the matrix.
         let jobs: Vec<Job> = (0..count).map(job).collect::<Result<_>>()?;
         for (index, job) in jobs.iter().enumerate() {
             if jobs[..index].iter().any(|other| other.name == job.name) {
                 let name = &job.name;
                 return Err(Error::usage(format!(
-                    "two of --weight are called {name}: expected tensors of different names"
+                    "two tensors of --weight are called {name}, expected different names"
                 )));
             }
         }
@@ -222,13 +233,15 @@ impl Job {
         let file = VectorFile::open(path, tensor)?;
         let name = file.name().to_owned();
         let matrix = Matrix::new(file.rows(), file.width(), file.read()?)?;
+
         let (path, column) = place(vectors);
         let vectors = VectorFile::open(path, column)?;
         if vectors.width() != matrix.cols() {
             let (path, found) = (path.display(), vectors.width());
             let (out, inputs) = (matrix.rows(), matrix.cols());
             return Err(Error::usage(format!(
-                "{path}: vectors of {found} values for a matrix {name} [{out}, {inputs}]"
+                "{path}: found vectors of {found} values, expected {inputs} for the matrix \
+                 {name} [{out}, {inputs}]"
             )));
         }
         Ok(Self { name, weight: matrix, vectors, labels })
@@ -244,8 +257,8 @@ impl Job {
         }
         let rows = self.vectors.rows();
         Err(Error::usage(format!(
-            "{clusters} clusters of {rows} vectors need {needed} bytes of moments: expected no \
-             more clusters than vectors and {limit} bytes"
+            "{clusters} clusters of {rows} vectors need {needed} bytes of moments, expected at \
+             most {rows} clusters and {limit} bytes"
         )))
     }
 
@@ -256,10 +269,16 @@ impl Job {
         let labels = labels::read(path, column)?;
         if labels.len() != self.vectors.rows() {
             let (found, expected) = (labels.len(), self.vectors.rows());
-            return Err(Error::usage(format!("{found} labels for {expected} vectors")));
+            let path = path.display();
+            return Err(Error::usage(format!(
+                "{path}: found {found} labels, expected {expected}, one per vector"
+            )));
         }
+
+        // Labels count from 0, and a label that no vector has is an empty cluster.
         let clusters = labels.iter().max().map_or(0, |&most| widen(most) + 1);
         self.check(clusters)?;
+
         let mut builder = MatrixMoments::builder(&self.weight, clusters)?;
         let (mut at, mut moments) = (0, 0.0);
         self.vectors.stream(1, &mut |rows| {
@@ -270,6 +289,7 @@ impl Job {
             moments += lap(&mut clock);
             Ok(())
         })?;
+
         let mut clock = Instant::now();
         let gathered = builder.finish()?;
         moments += lap(&mut clock);
@@ -279,71 +299,64 @@ impl Job {
     }
 }
 
-fn write(jobs: &[Job], done: &Outcome, out: &OutFolder) -> Result<()> {
-    let (mut bases, mut projected) = (Tensors::new(), Tensors::new());
+fn write(jobs: &[Job], done: &Outcome, out: &Folder) -> Result<()> {
+    let (mut subspace_bases, mut projected) = (Tensors::new(), Tensors::new());
     let tensor = |m: &Matrix| Tensor::new(vec![m.rows(), m.cols()], m.data().to_vec());
     for (job, found) in jobs.iter().zip(&done.found) {
         for (cluster, found) in found.iter().enumerate() {
             let name = format!("{}.{cluster}", job.name);
             if let Some(basis) = &found.basis {
-                bases.insert(name.clone(), tensor(basis)?);
+                // Where the rank is full there is no basis: the matrix stays as it is.
+                subspace_bases.insert(name.clone(), tensor(basis)?);
             }
             if let Some(mean) = &found.mean {
                 let mean = Tensor::new(vec![mean.len()], mean.clone())?;
-                bases.insert(format!("{name}.mean"), mean);
+                subspace_bases.insert(format!("{name}.mean"), mean);
             }
         }
     }
+
     for (job, matrices) in jobs.iter().zip(&done.projected) {
         for (cluster, matrix) in matrices.iter().enumerate() {
             projected.insert(format!("{}.{cluster}", job.name), tensor(matrix)?);
         }
     }
-    tensors::write(&out.path("bases.safetensors"), &bases)?;
+
+    tensors::write(&out.path("bases.safetensors"), &subspace_bases)?;
     if !projected.is_empty() {
         tensors::write(&out.path("projected.safetensors"), &projected)?;
     }
-    tables(jobs, done, out)
+    write_tables(jobs, done, out)
 }
 
-fn tables(jobs: &[Job], done: &Outcome, out: &OutFolder) -> Result<()> {
-    let all: Vec<(&str, u32, &Subspace)> = jobs
-        .iter()
-        .zip(&done.found)
-        .flat_map(|(job, found)| {
-            let found = found.iter().enumerate();
-            found.map(|(cluster, s)| (job.name.as_str(), index_u32(cluster), s))
-        })
-        .collect();
-    let count = |of: fn(&Subspace) -> usize| {
-        Column::U32(all.iter().map(|(_, _, s)| index_u32(of(s))).collect())
-    };
-    let share = |of: fn(&Subspace) -> f64| {
-        Column::F64(all.iter().map(|(_, _, s)| of(s)).collect())
-    };
-    Table::new()
-        .with("matrix", Column::Text(all.iter().map(|row| row.0.to_owned()).collect()))
-        .with("cluster", Column::U32(all.iter().map(|row| row.1).collect()))
-        .with("tokens", count(|s| s.tokens))
-        .with("rank", count(|s| s.rank))
-        .with("full_rank", count(|s| s.full_rank))
-        .with("retained", share(|s| s.retained))
-        .with("error_inside", share(|s| s.error_inside))
-        .with("error_outside", share(|s| s.error_outside))
-        .with("shrinkage", share(|s| s.shrinkage))
-        .write(&out.path("subspaces.parquet"))?;
-    let energies = || {
-        all.iter().flat_map(|&(name, cluster, s)| {
+fn write_tables(jobs: &[Job], done: &Outcome, out: &Folder) -> Result<()> {
+    let (mut subspaces, mut spectra) = (Vec::new(), Vec::new());
+    for (job, found) in jobs.iter().zip(&done.found) {
+        for (cluster, s) in found.iter().enumerate() {
+            let cluster = index_u32(cluster);
+            subspaces.push(FitSubspaceRow {
+                matrix: job.name.clone(),
+                cluster,
+                tokens: index_u32(s.tokens),
+                rank: index_u32(s.rank),
+                full_rank: index_u32(s.full_rank),
+                retained: s.retained,
+                error_inside: s.error_inside,
+                error_outside: s.error_outside,
+                shrinkage: s.shrinkage,
+            });
+
             let spectrum = s.spectrum.iter().enumerate();
-            spectrum.map(move |(i, &energy)| (name, cluster, index_u32(i), energy))
-        })
-    };
-    Table::new()
-        .with("matrix", Column::Text(energies().map(|row| row.0.to_owned()).collect()))
-        .with("cluster", Column::U32(energies().map(|row| row.1).collect()))
-        .with("index", Column::U32(energies().map(|row| row.2).collect()))
-        .with("energy", Column::F64(energies().map(|row| row.3).collect()))
-        .write(&out.path("spectra.parquet"))
+            spectra.extend(spectrum.map(|(index, &energy)| FitSpectrumRow {
+                matrix: job.name.clone(),
+                cluster,
+                index: index_u32(index),
+                energy,
+            }));
+        }
+    }
+    tables::write(&out.path(FitSubspaceRow::FILE), subspaces)?;
+    tables::write(&out.path(FitSpectrumRow::FILE), spectra)
 }
 
 fn line(jobs: &[Job], done: &Outcome, threads: usize) -> String {
@@ -363,6 +376,7 @@ fn line(jobs: &[Job], done: &Outcome, threads: usize) -> String {
             })
         })
         .collect();
+
     let Seconds { read, moments, eigen, assembly, project } = done.seconds;
     json!({
         "matrices": matrices,
@@ -375,7 +389,7 @@ fn line(jobs: &[Job], done: &Outcome, threads: usize) -> String {
             "work": brief(moments + eigen + assembly + project),
         },
         "threads": threads,
-        "peak_bytes": memory::peak(),
+        "peak_bytes": crate::artifact::peak_memory(),
     })
     .to_string()
 }

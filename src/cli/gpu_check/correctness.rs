@@ -5,13 +5,13 @@ use serde_json::json;
 use super::Outcome;
 use super::models::{self, Losses};
 use crate::config::EesdTarget;
-use crate::engine::cpu::clip::{Clip, Engine as Groups, Pairs as CpuPairs};
-use crate::engine::cuda::{Cuda, Precision};
-use crate::engine::{Engine as _, Objective, Pairs, TeacherPlan};
+use crate::config::Precision;
+use crate::engine::cpu::Cpu;
+use crate::engine::cuda::Cuda;
+use crate::engine::{Engine, Objective, Pairs, TeacherPlan, Training, TrainingState};
 use crate::error::Result;
 use crate::model::ClipConfig;
 use crate::model::params::Layout;
-use crate::train::{self, Distiller, Stepper};
 
 /// Allowed distance of the gradient, relative to its length: rounding of f32 sums of other
 /// orders, and of bf16 through all layers.
@@ -46,17 +46,18 @@ pub(super) fn check(device: usize, outcome: &mut Outcome) -> Result<()> {
             case.target.map(|target| TeacherPlan { target, share: 0.4, decay: 0.9 });
         let objective =
             Objective { balance: 0.5, router_z: 0.3, eesd: 0.7, label_smoothing: 0.0 };
-        let losses = Losses { objective, teacher };
+        let training = models::training(&case.config, Losses { objective, teacher });
         let student = models::values(&case.config, 1);
         let taught = models::values(&case.config, 2);
+        let weights = (student.as_slice(), taught.as_slice());
         let batch = models::pairs(&case.config, case.pairs, false);
-        let (total, truth) = reference(&case, (&student, &taught), &objective, &batch);
+        let pairs = Pairs { pixels: &batch.0, ids: &batch.1 };
+        let mut cpu = Cpu::new(&case.config);
+        start(&mut cpu, &training, weights)?;
+        let (total, truth) = (cpu.step(pairs)?.total, cpu.gradient()?);
         for precision in [Precision::F32, Precision::Bf16] {
             let mut engine = Cuda::open(&case.config, device, precision)?;
-            engine.load(&taught)?;
-            engine.start_training(&models::training(&case.config, losses))?;
-            engine.load(&student)?;
-            let pairs = Pairs { pixels: &batch.0, ids: &batch.1 };
+            start(&mut engine, &training, weights)?;
             let own = engine.step(pairs)?;
             let gradient = engine.gradient()?;
             engine.step(pairs)?;
@@ -88,24 +89,16 @@ pub(super) fn check(device: usize, outcome: &mut Outcome) -> Result<()> {
     Ok(())
 }
 
-fn reference(
-    case: &Case,
+/// Makes an engine ready to train a student under a teacher of other weights.
+fn start(
+    engine: &mut dyn Engine,
+    training: &Training,
     (student, taught): (&[f32], &[f32]),
-    objective: &Objective,
-    (pixels, ids): &(Vec<f32>, Vec<u32>),
-) -> (f64, Vec<f32>) {
-    let mut stepper = Stepper::new(Groups::new(Clip::new(&case.config)));
-    let mut gradient = vec![0.0; student.len()];
-    let Objective { balance, router_z, eesd, .. } = *objective;
-    let objective = train::Objective { balance, router_z, eesd };
-    let distiller = match case.target {
-        None => Distiller::None,
-        Some(EesdTarget::Layer) => Distiller::Layers(taught, 0.4),
-        Some(EesdTarget::Embedding) => Distiller::Embeddings(taught),
-    };
-    let pairs = CpuPairs { pixels, ids };
-    let losses = stepper.run((student, &mut gradient), pairs, &objective, distiller);
-    (losses.total, gradient)
+) -> Result<()> {
+    engine.load(taught)?;
+    engine.start_training(training)?;
+    let state = engine.training_state()?;
+    engine.restore(&TrainingState { values: student.to_vec(), ..state })
 }
 
 fn squares(values: impl Iterator<Item = f64>) -> f64 {

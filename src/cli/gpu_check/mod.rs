@@ -17,7 +17,8 @@ use clap::{Args, Command, ValueEnum};
 use serde_json::{Value, json};
 
 use super::tool;
-use crate::engine::cuda::{Cuda, Precision};
+use crate::config::Precision;
+use crate::engine::cuda::Cuda;
 use crate::error::{Context as _, Error, Result};
 
 /// What is done.

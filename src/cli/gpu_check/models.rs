@@ -72,7 +72,7 @@ pub(super) fn values(config: &ClipConfig, seed: u32) -> Vec<f32> {
             _ => f32::from(u8::from(gain)),
         };
         let start = range.start;
-        crate::par::for_each_piece(&mut values[range], 1 << 16, |piece, own| {
+        crate::par::for_each_chunk(&mut values[range], 1 << 16, |piece, own| {
             for (i, value) in own.iter_mut().enumerate() {
                 *value = offset + scale * pattern(start + (piece << 16) + i, seed);
             }
@@ -86,7 +86,7 @@ pub(super) fn values(config: &ClipConfig, seed: u32) -> Vec<f32> {
 pub(super) fn pairs(config: &ClipConfig, n: usize, full: bool) -> (Vec<f32>, Vec<u32>) {
     let (picture, context) = (3 * config.vision.image_size.pow(2), config.text.context);
     let mut pixels = vec![0.0; n * picture];
-    crate::par::for_each_piece(&mut pixels, 1 << 16, |piece, own| {
+    crate::par::for_each_chunk(&mut pixels, 1 << 16, |piece, own| {
         for (i, value) in own.iter_mut().enumerate() {
             *value = 1.7 * pattern((piece << 16) + i, 77);
         }
@@ -113,10 +113,10 @@ pub(super) struct Losses {
 
 /// A training of all tensors.
 pub(super) fn training(config: &ClipConfig, losses: Losses) -> Training {
-    let layout = Layout::new(config);
     let optim = OptimConfig {
         steps: 1000,
         batch: 0,
+        micro_batch: 0,
         learning_rate: 1e-4,
         final_learning_rate: 0.0,
         warmup: 0,
@@ -129,10 +129,9 @@ pub(super) fn training(config: &ClipConfig, losses: Losses) -> Training {
         validate_every: 0,
         checkpoint_every: 0,
     };
-    let train = |role: Role| Trainable::Train { decay: role.decays() };
     Training {
         optim,
-        trainable: layout.iter().map(|(p, _)| train(p.role)).collect(),
+        trainable: Trainable::all(config),
         objective: losses.objective,
         teacher: losses.teacher,
     }

@@ -27,6 +27,7 @@ pub(super) fn draw(nodes: &[Node], format: Format) -> Answer {
     for node in nodes {
         *counts.entry(node.stage).or_default() += 1;
     }
+
     let mut text = String::new();
     match format {
         Format::Ascii => ascii(&edges, &counts, &mut text),
@@ -40,6 +41,7 @@ pub(super) fn draw(nodes: &[Node], format: Format) -> Answer {
             each(&edges, |from, to| format!("  {from} --> {to}"), &mut text);
         }
     }
+
     let lines = text.lines().map(str::to_owned).collect();
     Answer::new(lines, json!({ "edges": edges, "nodes": counts }))
 }
@@ -54,6 +56,7 @@ fn edges(nodes: &[Node]) -> BTreeMap<&str, BTreeSet<&str>> {
     edges
 }
 
+/// Writes one line per edge, in the order of the pipeline.
 fn each(
     edges: &BTreeMap<&str, BTreeSet<&str>>,
     line: impl Fn(&str, &str) -> String,
@@ -67,7 +70,7 @@ fn each(
     }
 }
 
-/// One column a stage: `●` where a stage stands, `│` where its result is still read further
+/// One column per stage: `●` where a stage stands, `│` where its result is still read further
 /// down, `├` where it is read.
 fn ascii(
     edges: &BTreeMap<&str, BTreeSet<&str>>,
@@ -90,7 +93,8 @@ fn ascii(
                 (_, false, false) => "  ",
             });
         }
-        // Carry every read to the stage's own column.
+
+        // The lines of what is read here run on to the stage's own column.
         let line = carry(&line);
         let width = 2 * present.len();
         let count = counts.get(stage).copied().unwrap_or(0);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use super::Answer;
-use crate::checkpoint;
+use crate::checkpoint::{self, Hints};
 use crate::cli::output;
 use crate::config::Activation;
 use crate::engine::cpu::trace::{self, Inputs};
@@ -28,11 +28,20 @@ pub(super) struct Forward {
     /// The activation, where the checkpoint does not say.
     #[arg(long, value_enum)]
     activation: Option<Activation>,
+    /// Attention heads of the image tower, where the checkpoint does not say.
+    #[arg(long, value_name = "N")]
+    heads: Option<usize>,
+    /// Attention heads of the text tower, where the checkpoint does not say.
+    #[arg(long, value_name = "N")]
+    text_heads: Option<usize>,
 }
 
 impl Forward {
     pub(super) fn answer(&self) -> Result<Answer> {
-        let model = checkpoint::read(&self.checkpoint, self.activation)?;
+        let Self { activation, heads, text_heads, .. } = *self;
+        let hints = Hints { activation, heads, text_heads, config: None };
+        let model = checkpoint::read(&self.checkpoint, &hints)?;
+
         let place = || format!("inputs {}", self.inputs.display());
         let inputs = Inputs::new(&model.config, &foreign::read(&self.inputs)?);
         let outputs = trace::trace(&model, &inputs.context(place)?);

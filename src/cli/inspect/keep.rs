@@ -1,9 +1,11 @@
 //! Keeping the store in order: verify, collect garbage, accept.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use super::{Answer, View};
-use crate::artifact::{Digest, Key, MANIFEST, Manifest};
+use crate::artifact::{Digest, Expected, MANIFEST, Manifest, Output, changes};
 use crate::error::{Error, Result};
 use crate::io;
 use crate::pipeline::Verdict;
@@ -12,47 +14,51 @@ use crate::pipeline::memory::size;
 /// Rehashes every file of every result, trusting no cache; `deep` also decodes them.
 pub(super) fn verify(view: &View, deep: bool) -> Result<Answer> {
     let (mut lines, mut json) = (Vec::new(), Vec::new());
-    let (mut files, mut bytes) = (0_usize, 0_u64);
+    let (mut files, mut bytes, mut damaged) = (0, 0, 0);
     for (dir, key) in view.store.results() {
         let mut wrong = Vec::new();
         match Manifest::read(&dir.join(MANIFEST), &key) {
             Ok(manifest) => {
+                // Missing and extra files first, then the content of those that are listed.
                 wrong.extend(view.store.damage(&dir, &manifest.digests())?);
                 for output in &manifest.outputs {
                     files += 1;
                     bytes += output.bytes;
-                    let path = dir.join(&output.path);
-                    match Digest::of_file(&path) {
-                        Ok(digest) if digest == output.blake3 => {
-                            wrong.extend(deep.then(|| decode(&path)).flatten());
-                        }
-                        _ => wrong
-                            .push(format!("{} does not have its digest", output.path)),
-                    }
+                    wrong.extend(damage(&dir, output, deep));
                 }
             }
             Err(error) => wrong.push(error.message().to_owned()),
         }
         wrong.sort();
         wrong.dedup();
+
+        damaged += usize::from(!wrong.is_empty());
         lines.extend(wrong.iter().map(|what| format!("{}: {what}", dir.display())));
         json.push(json!({ "result": dir.display().to_string(), "damage": wrong }));
     }
-    let damaged = json.iter().filter(|r| r["damage"] != json!([])).count();
+
     let results = json.len();
     lines.push(format!("{results} results, {files} files, {} checked", size(bytes)));
     let mut answer = Answer::new(lines, Value::Array(json));
     if damaged > 0 {
-        let text = format!(
-            "{damaged} of {results} results are damaged; `make` makes them again"
-        );
-        answer.trouble = Some(Error::corrupt(text));
+        answer.trouble = Some(Error::corrupt(format!(
+            "{damaged} of {results} results are damaged; `make` builds them again"
+        )));
     }
     Ok(answer)
 }
 
+/// What is wrong with the content of one file, read anew.
+fn damage(dir: &Path, output: &Output, deep: bool) -> Option<String> {
+    let path = dir.join(&output.path);
+    match Digest::of_file(&path) {
+        Ok(digest) if digest == output.blake3 => deep.then(|| decode(&path)).flatten(),
+        _ => Some(format!("{} does not have its digest", output.path)),
+    }
+}
+
 /// Reads a whole file as what it claims to be. Foreign bytes may make a decoder panic.
-fn decode(path: &std::path::Path) -> Option<String> {
+fn decode(path: &Path) -> Option<String> {
     let read = || -> Result<()> {
         match path.extension().and_then(|e| e.to_str()) {
             Some("parquet") => {
@@ -77,6 +83,7 @@ pub(super) fn collect(view: &View, yes: bool) -> Result<Answer> {
     let (mut lines, mut json) = (Vec::new(), Vec::new());
     let mut total = 0;
     for item in &garbage {
+        // What came into use since the listing stays.
         let gone = yes && view.store.remove(item)?;
         total += if gone || !yes { item.bytes } else { 0 };
         let word = match (yes, gone) {
@@ -84,10 +91,11 @@ pub(super) fn collect(view: &View, yes: bool) -> Result<Answer> {
             (true, true) => "removed",
             (true, false) => "in use, kept",
         };
-        lines.push(format!("{word} {} ({})", item.path.display(), size(item.bytes)));
         let path = item.path.display().to_string();
+        lines.push(format!("{word} {path} ({})", size(item.bytes)));
         json.push(json!({ "path": path, "bytes": item.bytes, "removed": gone }));
     }
+
     lines.push(match (garbage.is_empty(), yes) {
         (true, _) => "nothing to remove".to_owned(),
         (_, true) => format!("{} freed", size(total)),
@@ -105,13 +113,11 @@ pub(super) fn accept(view: &View, stage: &str) -> Result<Answer> {
         let Verdict::Runs(reasons) = survey.verdict(node)? else { continue };
         let expected = &survey.resolve(node)?.expected;
         if !differs_in_code_only(view, expected)? {
-            let why = reasons.join(", ");
-            lines.push(format!(
-                "{}: not accepted, more than code differs: {why}",
-                node.place
-            ));
+            let (place, why) = (&node.place, reasons.join(", "));
+            lines.push(format!("{place}: not accepted, more than code differs: {why}"));
             continue;
         }
+
         view.store.accept(expected)?;
         lines.push(format!("{}: accepted as {}", node.place, expected.key.short()));
         json.push(
@@ -124,16 +130,13 @@ pub(super) fn accept(view: &View, stage: &str) -> Result<Answer> {
     Ok(Answer::new(lines, Value::Array(json)))
 }
 
-fn differs_in_code_only(
-    view: &View,
-    expected: &crate::artifact::Expected,
-) -> Result<bool> {
-    let Some(key): Option<Key> = view.store.current(&expected.place) else {
-        return Ok(false);
-    };
-    let Some(old) = view.store.manifest(&expected.place, &key)? else { return Ok(false) };
-    let changes =
-        crate::artifact::changes(&old.key_preimage, &expected.preimage.to_json());
+/// Whether only code, its version or the packages below it changed since the current result.
+fn differs_in_code_only(view: &View, expected: &Expected) -> Result<bool> {
+    let place = &expected.place;
+    let Some(key) = view.store.current(place) else { return Ok(false) };
+    let Some(old) = view.store.manifest(place, &key)? else { return Ok(false) };
+
+    let changes = changes(&old.key_preimage, &expected.preimage.to_json());
     let code =
         |path: &str| path == "source" || path == "version" || path.starts_with("formats");
     Ok(!changes.is_empty() && changes.iter().all(|change| code(&change.path)))

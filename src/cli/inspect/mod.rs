@@ -1,7 +1,7 @@
 //! `upcycle-inspect`: looking at the pipeline and its results without running anything.
 //!
-//! Every command answers twice: in lines for people and, with `--json`, in one JSON value
-//! for programs.
+//! Every command has two forms of an answer: lines for people and, with `--json`, one JSON
+//! value for programs.
 
 mod dag;
 mod forward;
@@ -12,16 +12,15 @@ mod speed;
 mod status;
 mod tokenize;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Command, FromArgMatches as _, Subcommand};
+use clap::{Command, Subcommand};
 use serde_json::Value;
 
 use crate::artifact::{Manifest, Place, Store};
 use crate::cli::{self, Location};
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, did_you_mean};
 use crate::pipeline::{Node, Panics, Survey};
 use crate::stage::{ALL, plan};
 
@@ -35,7 +34,7 @@ Examples:
   upcycle-inspect diff train/sparse-s1 train/cluster-aware-s1
   upcycle-inspect verify --deep
   upcycle-inspect gc --yes
-  upcycle-inspect speed moe --threads 2        milliseconds a training step
+  upcycle-inspect speed moe --threads 2        milliseconds per training step
   upcycle-inspect accept report                bless results after a cosmetic change of code
   upcycle-inspect forward --checkpoint DIR --inputs in.safetensors --output out.safetensors
   upcycle-inspect tokenize --tokenizer bpe_simple_vocab_16e6.txt.gz 'a photo of a cat'
@@ -47,30 +46,10 @@ struct InspectArgs {
     #[command(subcommand)]
     ask: Ask,
     #[command(flatten)]
-    location: GlobalLocation,
+    location: Location,
     /// Answer in JSON.
     #[arg(long, global = true)]
     json: bool,
-}
-
-/// [`Location`] with every argument allowed after the subcommand.
-#[derive(Debug, clap::Args)]
-struct GlobalLocation {
-    /// The configuration.
-    #[arg(long, global = true, value_name = "FILE", default_value = "pipeline.yaml")]
-    config: PathBuf,
-    /// The folder of results.
-    #[arg(long, global = true, value_name = "DIR", default_value = "artifacts")]
-    artifacts: PathBuf,
-    /// The folder of downloaded packages.
-    #[arg(long, global = true, value_name = "DIR", default_value = ".cache/npm")]
-    cache: PathBuf,
-    /// Lay this entry of `profiles` over the configuration.
-    #[arg(long, global = true, value_name = "NAME")]
-    profile: Option<String>,
-    /// Set one parameter; may be repeated.
-    #[arg(long, global = true, value_name = "KEY=VALUE")]
-    set: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -141,7 +120,7 @@ enum Ask {
     },
     /// Run a model, dense or MoE, on given pixels and token ids.
     Forward(forward::Forward),
-    /// Turn texts into token ids, a JSON list a line.
+    /// Turn texts into token ids, one JSON list per line.
     Tokenize(tokenize::Tokenize),
     /// Turn a picture into the tensor a model sees.
     Preprocess(preprocess::Preprocess),
@@ -152,7 +131,7 @@ enum Ask {
 struct Answer {
     lines: Vec<String>,
     json: Value,
-    /// Found trouble: printed after the answer, sets the exit code.
+    /// What is wrong, if anything: printed after the answer, and it sets the exit code.
     trouble: Option<Error>,
 }
 
@@ -178,39 +157,35 @@ pub fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let command = <InspectArgs as clap::Args>::augment_args(Command::new("inspect"))
+    let command = Command::new("inspect")
         .bin_name("upcycle-inspect")
         .display_name("upcycle-inspect")
         .about("Looks at the pipeline and its results without running anything.")
         .version(env!("CARGO_PKG_VERSION"))
         .after_help(EXAMPLES);
-    let Some(matches) = cli::parse(command, std::env::args_os())? else { return Ok(()) };
-    let args = InspectArgs::from_arg_matches(&matches)
-        .map_err(|e| Error::usage("wrong arguments").caused_by(e))?;
+    let Some(args) = cli::parse::<InspectArgs>(command, std::env::args_os())? else {
+        return Ok(());
+    };
+
+    // Some commands work on files of the user's own and need neither configuration nor store.
     let answer = match &args.ask {
         Ask::Forward(forward) => forward.answer()?,
         Ask::Tokenize(tokenize) => tokenize.answer()?,
         Ask::Preprocess(preprocess) => preprocess.answer()?,
         ask => {
-            let view = View::open(&args.location.into())?;
+            let view = View::open(&args.location)?;
             let answer = view.answer(ask);
             view.store.save();
             answer?
         }
     };
+
     if args.json {
         cli::print(&[format!("{:#}", answer.json)])?;
     } else {
         cli::print(&answer.lines)?;
     }
     answer.trouble.map_or(Ok(()), Err)
-}
-
-impl From<GlobalLocation> for Location {
-    fn from(given: GlobalLocation) -> Self {
-        let GlobalLocation { config, artifacts, cache, profile, set } = given;
-        Self { config, artifacts, cache, profile, set }
-    }
 }
 
 impl View {
@@ -257,11 +232,9 @@ impl View {
         if !found.is_empty() {
             return Ok(found);
         }
-        let known = self.nodes.iter().map(|node| node.place.to_string());
-        let nearest = known.max_by(|a, b| {
-            strsim::jaro_winkler(a, name).total_cmp(&strsim::jaro_winkler(b, name))
-        });
-        let hint = nearest.map(|n| format!("; did you mean {n}?")).unwrap_or_default();
+        let known: Vec<String> =
+            self.nodes.iter().map(|node| node.place.to_string()).collect();
+        let hint = did_you_mean(name, known.iter().map(String::as_str));
         Err(Error::usage(format!("no node named {name}{hint}")))
     }
 
@@ -273,10 +246,13 @@ impl View {
                 let known: Vec<String> =
                     many.iter().map(|n| n.place.to_string()).collect();
                 let known = known.join(", ");
-                return Err(Error::usage(format!("{name} has several runs: {known}")));
+                return Err(Error::usage(format!(
+                    "{name} has several runs; name one of: {known}"
+                )));
             }
         };
-        let none = || Error::failed(format!("{place} has no result yet"));
+
+        let none = || Error::failed(format!("{place} does not have a result yet"));
         let key = self.store.current(&place).ok_or_else(none)?;
         let manifest = self.store.manifest(&place, &key)?.ok_or_else(none)?;
         Ok((place, manifest))

@@ -14,7 +14,7 @@ use crate::io::tensors::{self, Tensor};
 /// The arguments of `preprocess`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Preprocess {
-    /// A PNG, JPEG or WebP file; may be repeated.
+    /// A picture file (PNG, JPEG, WebP, GIF, BMP, TIFF, PNM); may be repeated.
     #[arg(long, value_name = "FILE", required = true)]
     image: Vec<PathBuf>,
     /// Side of the square, in pixels.
@@ -41,16 +41,20 @@ impl Preprocess {
             std: three(self.std.as_deref(), Normalise::OPENAI.std, "--std")?,
         };
         if let Some(std) = normalise.std.iter().find(|std| **std <= 0.0) {
-            return Err(Error::usage(format!("--std holds {std}, expected above 0")));
+            return Err(Error::usage(format!(
+                "--std contains {std}; expected three numbers above 0"
+            )));
         }
+
         let side = usize::from(self.size);
         let mut data = Vec::new();
         for path in &self.image {
             let name = path.display().to_string();
-            let bytes = std::fs::read(path).context(|| format!("reading {name}"))?;
+            let bytes = std::fs::read(path).context(|| format!("cannot read {name}"))?;
             let picture = square(&bytes, &name, side, self.mode)?;
             data.extend(normalise.planes(&picture));
         }
+
         let shape = vec![self.image.len(), 3, side, side];
         let line = format!("pixel_values {shape:?}");
         let json = json!({ "pixel_values": shape });
@@ -61,12 +65,13 @@ impl Preprocess {
     }
 }
 
+/// Three numbers that were typed, or the default.
 fn three(given: Option<&[f32]>, default: [f32; 3], flag: &str) -> Result<[f32; 3]> {
     let Some(given) = given else { return Ok(default) };
     <[f32; 3]>::try_from(given)
         .ok()
         .filter(|three| three.iter().all(|v| v.is_finite()))
         .ok_or_else(|| {
-            Error::usage(format!("{flag}: found {given:?}, expected three numbers"))
+            Error::usage(format!("{flag} is {given:?}; expected three finite numbers"))
         })
 }

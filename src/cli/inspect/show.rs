@@ -24,11 +24,15 @@ pub(super) fn show(
 ) -> Result<Answer> {
     let (place, manifest) = view.result(name)?;
     let Some(file) = file else { return manifest_answer(&place, &manifest) };
+
     if !manifest.outputs.iter().any(|output| output.path == file) {
         let known: Vec<&str> = manifest.outputs.iter().map(|o| o.path.as_str()).collect();
         let known = known.join(", ");
-        return Err(Error::usage(format!("{place} has no file {file}; it has: {known}")));
+        return Err(Error::usage(format!(
+            "{place} does not have a file {file}; it has: {known}"
+        )));
     }
+
     let path = view.store.dir(&place, &manifest.key).join(file);
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("parquet") => table_head(&path, rows),
@@ -57,6 +61,7 @@ fn manifest_answer(place: &Place, manifest: &Manifest) -> Result<Answer> {
         format!("by {}", provenance.processor),
         format!("from commit {}", provenance.git),
     ];
+
     for (input, result) in &provenance.inputs {
         lines.push(format!("  reads {input}: {result}"));
     }
@@ -73,14 +78,16 @@ fn manifest_answer(place: &Place, manifest: &Manifest) -> Result<Answer> {
         let value = value.map_or_else(|| "not finite".to_owned(), |v| v.to_string());
         lines.push(format!("  {metric} = {value}"));
     }
-    let json =
-        serde_json::to_value(manifest).context(|| "manifest to JSON".to_owned())?;
+    let json = serde_json::to_value(manifest)
+        .context(|| "cannot write the manifest as JSON".to_owned())?;
     Ok(Answer::new(lines, json))
 }
 
 fn table_head(path: &Path, rows: usize) -> Result<Answer> {
     let table = TableReader::open(path)?.next()?.unwrap_or_default();
     let table = table.slice(0, rows.min(table.rows()));
+
+    // Column by column, the name on top: the widest cell decides about the column.
     let columns = table.columns();
     let cells: Vec<Vec<String>> = columns
         .iter()
@@ -89,6 +96,7 @@ fn table_head(path: &Path, rows: usize) -> Result<Answer> {
             std::iter::once(name.clone()).chain(cells).collect()
         })
         .collect();
+
     let lines = (0..=table.rows()).map(|row| line(&cells, row)).collect();
     let json = cells
         .iter()
@@ -97,6 +105,7 @@ fn table_head(path: &Path, rows: usize) -> Result<Answer> {
     Ok(Answer::new(lines, Value::Object(json)))
 }
 
+/// One row of a table, its cells padded to the width of their columns.
 fn line(cells: &[Vec<String>], row: usize) -> String {
     let mut text = String::new();
     for column in cells {
@@ -108,6 +117,7 @@ fn line(cells: &[Vec<String>], row: usize) -> String {
     text.trim_end().to_owned()
 }
 
+/// One value as text, cut where it would flood the line.
 fn cell(column: &Column, row: usize) -> String {
     let text = match column {
         Column::U32(values) => values[row].to_string(),
@@ -146,7 +156,7 @@ fn tensor_list(path: &Path) -> Result<Answer> {
     Ok(Answer::new(lines, Value::Object(json)))
 }
 
-/// What a result was made from, up to the data.
+/// What a result was made from, back to the data.
 pub(super) fn lineage(view: &View, name: &str) -> Result<Answer> {
     let (place, manifest) = view.result(name)?;
     let mut lines = vec![format!("{place} {}", manifest.key.short())];
@@ -156,6 +166,7 @@ pub(super) fn lineage(view: &View, name: &str) -> Result<Answer> {
     Ok(Answer::new(lines, json))
 }
 
+/// Adds what a result was made from, and what that was made from, each once.
 fn climb(
     view: &View,
     manifest: &Manifest,
@@ -166,17 +177,16 @@ fn climb(
     for result in manifest.provenance.inputs.values() {
         let Some((place, key)) = result.rsplit_once('/') else { continue };
         let Some(key) = Key::parse(key) else { continue };
+
         let indent = "  ".repeat(depth);
         let again = !seen.insert(result.clone());
         let mark = if again { " (above)" } else { "" };
         lines.push(format!("{indent}{place} {}{mark}", key.short()));
-        let (stage, run) = match place.split_once('/') {
-            Some((stage, run)) => (stage, Some(run.to_owned())),
-            None => (place, None),
+        let place = match place.split_once('/') {
+            Some((stage, run)) => Place::new(stage, Some(run.to_owned())),
+            None => Place::new(place, None),
         };
-        if !again
-            && let Ok(Some(upstream)) = view.store.manifest(&Place::new(stage, run), &key)
-        {
+        if !again && let Ok(Some(upstream)) = view.store.manifest(&place, &key) {
             climb(view, &upstream, depth + 1, seen, lines);
         }
     }
@@ -187,7 +197,10 @@ pub(super) fn diff(view: &View, left: &str, right: &str) -> Result<Answer> {
     let (_, a) = view.result(left)?;
     let (_, b) = view.result(right)?;
     let found = changes(&a.key_preimage, &b.key_preimage);
-    let mut lines: Vec<String> = found.iter().map(ToString::to_string).collect();
+    let changed: Vec<String> = found.iter().map(ToString::to_string).collect();
+    let mut lines = changed.clone();
+
+    // A metric that only one of them has is in the JSON, beside a null.
     let mut json = BTreeMap::new();
     let metrics: BTreeSet<&String> = a.metrics.keys().chain(b.metrics.keys()).collect();
     for metric in metrics {
@@ -201,6 +214,5 @@ pub(super) fn diff(view: &View, left: &str, right: &str) -> Result<Answer> {
     if lines.is_empty() {
         lines.push("the same".to_owned());
     }
-    let changed: Vec<String> = found.iter().map(ToString::to_string).collect();
     Ok(Answer::new(lines, json!({ "changes": changed, "metrics": json })))
 }

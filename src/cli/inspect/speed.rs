@@ -11,20 +11,23 @@ use serde_json::json;
 
 use super::Answer;
 use crate::artifact;
-use crate::config::{Config, InitConfig, OptimConfig};
-use crate::engine::cpu::clip::{Clip, Engine, Pairs};
-use crate::engine::cpu::optim::{AdamW, Average};
+use crate::config::{Config, InitConfig};
+use crate::engine::{
+    self, Backend, Engine, Objective, Pairs, TeacherPlan, Trainable, Training,
+};
 use crate::error::{Context as _, Error, Result};
 use crate::model::{Checkpoint, ClipConfig, init};
 use crate::num::index_u32;
 use crate::rng::{self, RngExt};
 use crate::stage::pretrain;
 use crate::stage::upcycle::{Recipe, mixture};
-use crate::train::{Distiller, Objective, Stepper, TeacherPlan, averaging};
 use crate::upcycle::{self, Settings};
 
 /// Steps of each variant before the clock runs: buffers grow in them.
 const WARM_UP: usize = 2;
+
+/// Small enough for random data to change nothing that matters to the time of a step.
+const LEARNING_RATE: f64 = 1e-4;
 
 /// What is timed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -76,18 +79,20 @@ fn race(config: &Config, variants: &[Variant], steps: usize) -> Result<Answer> {
     for &variant in variants {
         runners.push(Runner::new(variant, &shape, config)?);
     }
+
     let mut times = vec![Vec::with_capacity(steps); runners.len()];
     for step in 0..WARM_UP + steps {
         for (runner, times) in runners.iter_mut().zip(&mut times) {
             let clock = Instant::now();
-            runner.step(&config.train.optim, Pairs { pixels: &pixels, ids: &ids })?;
+            runner.step(Pairs { pixels: &pixels, ids: &ids })?;
             if step >= WARM_UP {
                 times.push(1e3 * clock.elapsed().as_secs_f64());
             }
         }
     }
+
     let threads = rayon::current_num_threads();
-    let mut lines = vec![format!("{batch} pairs a step, {threads} threads")];
+    let mut lines = vec![format!("{batch} pairs per step, {threads} threads")];
     let mut rows = Vec::new();
     for (runner, times) in runners.iter().zip(&mut times) {
         times.sort_by(f64::total_cmp);
@@ -104,7 +109,7 @@ fn race(config: &Config, variants: &[Variant], steps: usize) -> Result<Answer> {
             "steps": steps, "parameters_total": total, "parameters_active": active,
         }));
     }
-    let peak = artifact::peak_rss();
+    let peak = artifact::peak_memory().unwrap_or(0);
     lines.push(format!("peak memory {}", crate::pipeline::memory::size(peak)));
     Ok(Answer::new(
         lines,
@@ -130,14 +135,7 @@ fn pairs(shape: &ClipConfig, batch: usize) -> (Vec<f32>, Vec<u32>) {
 /// A model in training.
 struct Runner {
     variant: Variant,
-    stepper: Stepper,
-    values: Vec<f32>,
-    gradients: Vec<f32>,
-    average: Vec<f32>,
-    optimiser: AdamW,
-    objective: Objective,
-    share: f64,
-    averaging: Average,
+    engine: Box<dyn Engine>,
     parameters: (usize, usize),
 }
 
@@ -148,57 +146,34 @@ impl Runner {
             Variant::Dense => dense,
             Variant::Moe | Variant::MoeEesd => copies(&dense, config)?,
         };
-        let parameters = model.counts();
-        let clip = Clip::new(&model.config);
-        let layout = clip.layout();
-        let ranges = layout.iter().map(|(p, range)| (range, p.role.decays())).collect();
+        let balance = config.train.balance;
         let objective = match variant {
             Variant::Dense => Objective::default(),
-            Variant::Moe => {
-                Objective { balance: config.train.balance, ..Objective::default() }
-            }
-            Variant::MoeEesd => {
-                let balance = config.train.balance;
-                Objective { balance, eesd: 0.1, ..Objective::default() }
-            }
+            Variant::Moe => Objective { balance, ..Objective::default() },
+            Variant::MoeEesd => Objective { balance, eesd: 0.1, ..Objective::default() },
         };
         let eesd = &config.train.eesd;
         let teacher =
             TeacherPlan { target: eesd.target, share: eesd.tokens, decay: eesd.decay };
-        let averaging = averaging(&model.config, teacher);
-        let values = model.values;
-        let average =
-            if objective.eesd > 0.0 { averaging.start(&values) } else { Vec::new() };
-        Ok(Self {
-            variant,
-            stepper: Stepper::new(Engine::new(clip)),
-            gradients: vec![0.0; values.len()],
-            average,
-            values,
-            optimiser: AdamW::new(ranges),
+        let training = Training {
+            optim: config.train.optim.clone(),
+            trainable: Trainable::all(&model.config),
             objective,
-            share: config.train.eesd.tokens,
-            averaging,
-            parameters,
-        })
+            teacher: (variant == Variant::MoeEesd).then_some(teacher),
+        };
+
+        let parameters = model.counts();
+        let mut engine = engine::open_model(model, Backend::choose(config.compute())?)?;
+        engine.start_training(&training)?;
+        Ok(Self { variant, engine, parameters })
     }
 
-    fn step(&mut self, optim: &OptimConfig, pairs: Pairs<'_>) -> Result<()> {
-        let distiller = if self.objective.eesd > 0.0 {
-            Distiller::Layers(&self.average, self.share)
-        } else {
-            Distiller::None
-        };
-        let model = (self.values.as_slice(), self.gradients.as_mut_slice());
-        let losses = self.stepper.run(model, pairs, &self.objective, distiller);
+    fn step(&mut self, pairs: Pairs<'_>) -> Result<()> {
+        let losses = self.engine.step(pairs)?;
         if !losses.total.is_finite() {
             return Err(Error::failed("the loss on random data is not finite"));
         }
-        self.optimiser.step(&mut self.values, &self.gradients, 1e-4, optim);
-        if self.objective.eesd > 0.0 {
-            self.averaging.step(&mut self.average, &self.values);
-        }
-        Ok(())
+        self.engine.update(LEARNING_RATE).map(|_norm| ())
     }
 }
 
@@ -207,6 +182,6 @@ fn copies(dense: &Checkpoint, config: &Config) -> Result<Checkpoint> {
     let method = upcycle::find("sparse")?;
     let init = InitConfig { method: method.name().to_owned(), ..InitConfig::default() };
     let settings = Settings::new(method, &init, config.moe.experts)?;
-    let recipe = Recipe { method, settings, centroids: None, bases: None, seed: 1 };
+    let recipe = Recipe { method, settings, centroids: None, subspaces: None, seed: 1 };
     mixture(dense, &config.moe, &recipe).checkpoint()
 }

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::pipeline::{Node, Verdict, one_line};
 use crate::stage;
 
-/// One line a node, fresh stages folded into one line.
+/// One line per stage, and one for each of its nodes that is not fresh.
 pub(super) fn status(view: &View) -> Result<Answer> {
     let survey = view.survey();
     let mut of_stage: BTreeMap<&str, Vec<(&Node, Verdict)>> = BTreeMap::new();
@@ -19,6 +19,7 @@ pub(super) fn status(view: &View) -> Result<Answer> {
         json.push(to_json(node, &verdict));
         of_stage.entry(node.stage).or_default().push((node, verdict));
     }
+
     let mut lines = Vec::new();
     for stage in stage::names() {
         let Some(nodes) = of_stage.get(stage) else { continue };
@@ -40,6 +41,7 @@ pub(super) fn why(view: &View, name: Option<&str>) -> Result<Answer> {
         Some(name) => view.named(name)?,
         None => view.nodes.iter().collect(),
     };
+
     let survey = view.survey();
     let (mut lines, mut json) = (Vec::new(), Vec::new());
     for node in nodes {
@@ -58,6 +60,7 @@ pub(super) fn why(view: &View, name: Option<&str>) -> Result<Answer> {
     Ok(Answer::new(lines, Value::Array(json)))
 }
 
+/// A verdict as one word and its reasons.
 fn words(verdict: &Verdict) -> (&'static str, Vec<String>) {
     match verdict {
         Verdict::Fresh => ("fresh", Vec::new()),

@@ -33,24 +33,30 @@ impl Tokenize {
         let typed = if self.text.is_empty() { lines()? } else { self.text.clone() };
         let context = usize::from(self.context);
         let all = tokenizer.encode_all(&typed, context)?;
+
+        // Padding is not told from a token by its id, so the length comes from the words.
         let mut rows = Vec::new();
         for (text, ids) in typed.iter().zip(all.chunks_exact(context)) {
             let length = (tokenizer.words(text)?.len() + 2).min(context);
             let ids = if self.pad { ids } else { &ids[..length] };
             rows.push(json!(ids));
         }
+
         let lines = rows.iter().map(ToString::to_string).collect();
         Ok(Answer::new(lines, Value::Array(rows)))
     }
 }
 
+/// The lines of standard input.
 fn lines() -> Result<Vec<String>> {
     let mut text = String::new();
     std::io::stdin()
         .read_to_string(&mut text)
-        .context(|| "reading standard input".to_owned())?;
+        .context(|| "cannot read standard input".to_owned())?;
     if text.is_empty() {
-        return Err(Error::usage("no text: give some, or lines on standard input"));
+        return Err(Error::usage(
+            "there is no text: give texts as arguments, or lines on standard input",
+        ));
     }
     Ok(text.lines().map(str::to_owned).collect())
 }

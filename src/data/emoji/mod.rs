@@ -17,7 +17,7 @@ pub use packages::{Package, missing, packages, verify};
 
 use self::concepts::Concepts;
 use self::mapping::{CHARTED, IconSet, Names, Row};
-use super::collection::{Collection, Layout, Sample};
+use super::collection::{Collection, Layout, Reading, Sample};
 use super::splits::{self, Rules};
 use super::spool::{Spool, Stored};
 use crate::config::DatasetConfig;
@@ -128,9 +128,24 @@ pub(super) fn collect(
     }
     changed.refuse()?;
     let pngs = render(config, &sets, &rows, (spool, progress))?;
+
+    let read = rows.len();
     let drawn: Vec<_> =
         rows.into_iter().zip(pngs).filter_map(|(row, png)| Some((row, png?))).collect();
-    Ok(split(concepts, drawn, seed))
+    let (blank, n_drawn) = (read - drawn.len(), drawn.len());
+    let mut collection = split(concepts, drawn, seed);
+    let given_up = n_drawn - collection.samples.len();
+    let skipped = [("empty drawing", blank), (splits::GIVEN_UP, given_up)];
+    collection.reading = Reading {
+        read,
+        skipped: skipped
+            .into_iter()
+            .filter(|(_, n)| *n > 0)
+            .map(|(reason, n)| (reason.to_owned(), n))
+            .collect(),
+        ..Reading::default()
+    };
+    Ok(collection)
 }
 
 /// All packages are there, or the error says how to get them.
@@ -175,7 +190,7 @@ fn unpack(name: &str, cache: &Path, files: &[&str]) -> Result<BTreeMap<String, V
     let package = packages()
         .iter()
         .find(|p| p.name == name)
-        .ok_or_else(|| Error::failed(format!("packages.lock names no {name}")))?;
+        .ok_or_else(|| Error::failed(format!("packages.lock has no entry for {name}")))?;
     archive::extract(&packages::read(package, cache)?, files, name)
 }
 
@@ -251,6 +266,7 @@ fn split(
         groups: concepts.groups,
         subgroups: concepts.subgroups,
         splits: SPLITS.map(str::to_owned).to_vec(),
+        reading: Reading::default(),
         layout: layout(),
     }
 }

@@ -5,17 +5,20 @@
 //! Karpathy  {"images": [{"filename", "filepath"?, "split", "sentences": [{"raw"}]}]}
 //! ```
 //!
-//! All captions of a picture are kept. COCO says no split, so hashes of the file names do;
-//! Karpathy's `restval` is trained on.
+//! All captions of a picture are kept. COCO does not say the split, so hashes of the file
+//! names do; Karpathy's `restval` is trained on. An entry that cannot be used (an annotation
+//! without a caption, or one whose picture is not listed) is a bad pair of its own and leaves
+//! the others alone.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 
 use super::files::{Input, is_plain_split};
 use super::picture;
-use super::{Found, Pair, Stream, Visit};
+use super::{Fault, Found, Pair, Skipped, Stream, Visit};
 use crate::error::{Context, Error, Result};
 
 /// Annotated pictures of one or several files.
@@ -23,6 +26,7 @@ use crate::error::{Context, Error, Result};
 pub(super) struct Annotations {
     inputs: Vec<Input>,
     pictures: Vec<Picture>,
+    bad: Vec<Skipped>,
 }
 
 #[derive(Debug)]
@@ -39,8 +43,19 @@ struct Picture {
 /// The parts of both formats that are read.
 #[derive(Debug, Deserialize)]
 struct Document {
-    images: Vec<Image>,
-    annotations: Option<Vec<Annotation>>,
+    images: Vec<Entry<Image>>,
+    annotations: Option<Vec<Entry<Annotation>>>,
+}
+
+/// An entry of a list; one of another form must not take the others with it.
+#[derive(Debug)]
+struct Entry<T>(Option<T>);
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Entry<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
+        let value = serde_json::Value::deserialize(from)?;
+        Ok(Self(T::deserialize(value).ok()))
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -50,13 +65,13 @@ struct Image {
     filename: Option<String>,
     filepath: Option<String>,
     split: Option<String>,
-    sentences: Option<Vec<Sentence>>,
+    sentences: Option<Vec<Entry<Sentence>>>,
 }
 
 #[derive(Debug, Deserialize)]
 struct Annotation {
     image_id: Id,
-    caption: Option<String>,
+    caption: Option<serde_json::Value>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -72,17 +87,27 @@ enum Id {
     Text(String),
 }
 
+impl std::fmt::Display for Id {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Number(number) => write!(f, "{number}"),
+            Self::Text(text) => f.write_str(text),
+        }
+    }
+}
+
 impl Annotations {
     /// Reads the files; pictures lie in `folder`, or beside each file if it is empty.
     pub(super) fn open(inputs: &[Input], folder: &Path) -> Result<Self> {
-        let mut pictures = Vec::new();
+        let mut all =
+            Self { inputs: inputs.to_vec(), pictures: Vec::new(), bad: Vec::new() };
         for input in inputs {
             let beside = input.path.parent().unwrap_or_else(|| Path::new(""));
             let folder = if folder.as_os_str().is_empty() { beside } else { folder };
             let place = || format!("reading {}", input.path.display());
-            pictures.extend(read(input, folder).context(place)?);
+            all.read(input, folder).context(place)?;
         }
-        Ok(Self { inputs: inputs.to_vec(), pictures })
+        Ok(all)
     }
 
     /// The pictures of one split.
@@ -99,55 +124,147 @@ impl Annotations {
     }
 }
 
-fn read(input: &Input, folder: &Path) -> Result<Vec<Picture>> {
-    let bytes = std::fs::read(&input.path).context(|| "opening it".to_owned())?;
-    let document: Document = serde_json::from_slice(&bytes).map_err(|e| {
-        Error::corrupt("neither COCO's captions nor Karpathy's splits").caused_by(e)
-    })?;
-    let mut captions: BTreeMap<Id, Vec<String>> = BTreeMap::new();
-    for Annotation { image_id, caption } in document.annotations.into_iter().flatten() {
-        let caption = caption.ok_or_else(|| {
-            Error::failed("its annotations have no caption: instances or keypoints?")
+/// One file, and where its pictures lie.
+#[derive(Debug, Clone, Copy)]
+struct Source<'a> {
+    input: &'a Input,
+    folder: &'a Path,
+}
+
+/// The name of an entry of one of a file's lists.
+fn entry(input: &Input, list: &str, index: usize) -> String {
+    format!("{} {list} {index}", input.name)
+}
+
+/// What the annotations of a file say about one picture.
+#[derive(Debug, Default)]
+struct Said {
+    captions: Vec<String>,
+    /// The annotations that say nothing, by their places in the list.
+    silent: Vec<usize>,
+}
+
+impl Annotations {
+    /// Adds the pictures of one file.
+    fn read(&mut self, input: &Input, folder: &Path) -> Result<()> {
+        let bytes = std::fs::read(&input.path).context(|| "opening it".to_owned())?;
+        let document: Document = serde_json::from_slice(&bytes).map_err(|e| {
+            Error::corrupt("neither COCO's captions nor Karpathy's splits").caused_by(e)
         })?;
-        captions.entry(image_id).or_default().push(caption);
+        let mut said = self.join(input, document.annotations.unwrap_or_default())?;
+
+        let source = Source { input, folder };
+        for (index, image) in document.images.into_iter().enumerate() {
+            let Entry(Some(image)) = image else {
+                self.reject(
+                    Fault::Malformed,
+                    entry(input, "image", index),
+                    "it is not an image",
+                );
+                continue;
+            };
+            self.picture(&source, image, index, &mut said)?;
+        }
+
+        // What is left speaks of pictures that are not listed.
+        for (id, said) in said {
+            let count = said.captions.len() + said.silent.len();
+            let key = format!("{} image {id}", input.name);
+            let reason =
+                format!("its {count} annotations name a picture that is not listed");
+            self.bad.push(Skipped { key, fault: Fault::NoPicture, reason });
+        }
+        Ok(())
     }
-    let mut pictures = Vec::with_capacity(document.images.len());
-    for image in document.images {
+
+    /// Joins annotations by their pictures.
+    fn join(
+        &mut self,
+        input: &Input,
+        annotations: Vec<Entry<Annotation>>,
+    ) -> Result<BTreeMap<Id, Said>> {
+        let mut said: BTreeMap<Id, Said> = BTreeMap::new();
+        let total = annotations.len();
+        for (index, annotation) in annotations.into_iter().enumerate() {
+            let Entry(Some(Annotation { image_id, caption })) = annotation else {
+                let why = "it has no image_id that is a number or a text";
+                self.reject(Fault::Malformed, entry(input, "annotation", index), why);
+                continue;
+            };
+            let said = said.entry(image_id).or_default();
+            match caption.as_ref().and_then(|caption| caption.as_str()) {
+                Some(caption) if !caption.trim().is_empty() => {
+                    said.captions.push(caption.trim().to_owned());
+                }
+                _ => said.silent.push(index),
+            }
+        }
+        if total > 0 && said.values().all(|said| said.captions.is_empty()) {
+            return Err(Error::failed(
+                "none of its annotations has a caption: are these instances or keypoints?",
+            ));
+        }
+        Ok(said)
+    }
+
+    /// Adds one picture with what was said about it.
+    fn picture(
+        &mut self,
+        &Source { input, folder }: &Source<'_>,
+        image: Image,
+        index: usize,
+        said: &mut BTreeMap<Id, Said>,
+    ) -> Result<()> {
+        let said = image.id.as_ref().and_then(|id| said.remove(id)).unwrap_or_default();
         let Some(file) = image.filename.or(image.file_name) else {
-            return Err(Error::corrupt("a picture has neither file_name nor filename"));
+            let why = "it has neither file_name nor filename";
+            self.reject(Fault::Malformed, entry(input, "image", index), why);
+            return Ok(());
         };
         let name = match image.filepath {
             Some(inner) => format!("{inner}/{file}"),
             None => file,
         };
-        let path = picture::below(folder, &name)?;
+        let picture::Located { name, path } = picture::below(folder, &name)?;
         if let Some(split) = image.split.as_ref().filter(|split| !is_plain_split(split)) {
             return Err(Error::failed(format!(
                 "split {split:?} of {name}: expected lower-case letters, digits and dashes"
             )));
         }
-        let own = match (image.sentences, image.id) {
-            (Some(sentences), _) => sentences.into_iter().map(|s| s.raw).collect(),
-            (None, Some(id)) => captions.remove(&id).unwrap_or_default(),
-            (None, None) => Vec::new(),
-        };
-        let trimmed = own.iter().map(|text: &String| text.trim().to_owned());
-        let captions = trimmed.filter(|text| !text.is_empty()).collect();
+
+        // Without any caption the picture itself is the one bad pair.
+        if !said.captions.is_empty() {
+            for index in said.silent {
+                let why = format!("it has no caption for {name}");
+                self.reject(Fault::NoCaption, entry(input, "annotation", index), &why);
+            }
+        }
+        let mut captions = said.captions;
+        if let Some(sentences) = image.sentences {
+            if sentences.iter().any(|Entry(sentence)| sentence.is_none()) {
+                let why = format!("a sentence of {name} has no raw text");
+                self.reject(Fault::NoCaption, entry(input, "image", index), &why);
+            }
+            let raw = sentences.into_iter().filter_map(|Entry(sentence)| sentence);
+            let raw = raw.map(|sentence| sentence.raw.trim().to_owned());
+            captions = raw.filter(|text| !text.is_empty()).collect();
+        }
         let (split, weight) = (image.split, input.weight);
         let file = format!("{}/{name}", input.name);
-        pictures.push(Picture { name, file, path, split, captions, weight });
+        self.pictures.push(Picture { name, file, path, split, captions, weight });
+        Ok(())
     }
-    if let Some(id) = captions.keys().next() {
-        let count = captions.len();
-        return Err(Error::corrupt(format!(
-            "{count} captioned pictures are not among its images, the first is {id:?}"
-        )));
+
+    fn reject(&mut self, fault: Fault, key: String, reason: &str) {
+        self.bad.push(Skipped { key, fault, reason: reason.to_owned() });
     }
-    Ok(pictures)
 }
 
 impl Stream for Annotations {
     fn each(&self, visit: Visit<'_>) -> Result<()> {
+        for bad in &self.bad {
+            visit(Found::Bad(bad.clone()))?;
+        }
         for picture in &self.pictures {
             visit(picture.found())?;
         }
@@ -161,17 +278,21 @@ impl Stream for Annotations {
     }
 
     fn total(&self) -> Option<usize> {
-        Some(self.pictures.len())
+        Some(self.pictures.len() + self.bad.len())
     }
 }
 
 impl Picture {
     fn found(&self) -> Found {
         if self.captions.is_empty() {
-            return Found::bad(self.file.clone(), "there is no caption");
+            let key = self.file.clone();
+            return Found::bad(Fault::NoCaption, key, "there is no caption");
         }
         match picture::read(&self.path) {
-            Err(error) => Found::bad(self.file.clone(), picture::chain(&error)),
+            Err(error) => {
+                let key = self.file.clone();
+                Found::bad(Fault::NoPicture, key, error.chain())
+            }
             Ok(image) => Found::Pair(Pair {
                 key: self.name.clone(),
                 split: self.split.clone(),
@@ -187,6 +308,7 @@ impl Picture {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Fault;
     use super::super::tests::collected;
     use crate::config::{DatasetConfig, Overrides, Source, load_default};
     use crate::image::encode_png;
@@ -250,6 +372,56 @@ mod tests {
     }
 
     #[test]
+    fn one_bad_entry_counts_as_one_and_leaves_the_others_alone() {
+        let image = |id: u32| {
+            format!(
+                r#"{{"id": {id}, "file_name": "{}.png"}}"#,
+                ["a", "b"][id as usize % 2]
+            )
+        };
+        let images = format!("{}, {}", image(0), image(1));
+        let said =
+            r#"{"image_id": 0, "caption": "one"}, {"image_id": 1, "caption": "two"}"#;
+        for (bad, fault, named) in [
+            (r#"{"image_id": 1, "caption": null}"#, Fault::NoCaption, "annotation 2"),
+            (r#"{"image_id": 1, "caption": 7}"#, Fault::NoCaption, "annotation 2"),
+            (r#"{"image_id": 1, "caption": "  "}"#, Fault::NoCaption, "annotation 2"),
+            (r#"{"image_id": 1}"#, Fault::NoCaption, "annotation 2"),
+            (r#"{"image_id": null, "caption": "x"}"#, Fault::Malformed, "annotation 2"),
+            (r#""text""#, Fault::Malformed, "annotation 2"),
+            (r#"{"image_id": 7, "caption": "x"}"#, Fault::NoPicture, "image 7"),
+            (
+                r#"{"image_id": "x", "caption": "x"}, {"image_id": "x", "caption": null}"#,
+                Fault::NoPicture,
+                "image x",
+            ),
+        ] {
+            let json =
+                format!(r#"{{"images": [{images}], "annotations": [{said}, {bad}]}}"#);
+            let (_base, mut config) = config_of(&json);
+            let error = collected(&config).unwrap_err().to_string();
+            assert!(error.contains("1 of") && error.contains(named), "{bad}: {error}");
+            config.corrupt_share = 0.5;
+            let (found, skipped) = collected(&config).unwrap();
+            assert_eq!(found.samples.len(), 2, "{bad}");
+            assert_eq!((skipped.len(), skipped[0].fault), (1, fault), "{bad}");
+            assert_eq!(found.reading.read, 3);
+        }
+        // A picture whose only annotation is bad is one bad pair and not two.
+        let json = format!(
+            r#"{{"images": [{images}, 5, {{"id": 3}}], "annotations": [
+            {{"image_id": 0, "caption": "one"}}, {{"image_id": 1, "caption": null}}]}}"#
+        );
+        let (_base, mut config) = config_of(&json);
+        config.corrupt_share = 0.8;
+        let (found, skipped) = collected(&config).unwrap();
+        let keys: Vec<&str> = skipped.iter().map(|bad| bad.key.as_str()).collect();
+        let expected = ["captions.json image 2", "captions.json image 3"];
+        assert_eq!((&keys[..2], keys[2]), (&expected[..], "captions.json/b.png"));
+        assert_eq!((found.samples.len(), found.reading.read), (1, 4));
+    }
+
+    #[test]
     fn what_is_missing_is_a_bad_pair_and_what_is_wrong_an_error() {
         let images = |images: &str, annotations: &str| {
             format!(r#"{{"images": [{images}], "annotations": [{annotations}]}}"#)
@@ -269,8 +441,8 @@ mod tests {
         for (json, why) in [
             ("[1]".to_owned(), "neither COCO"),
             (r#"{"images": [{"id": 1}]}"#.to_owned(), "neither file_name"),
-            (images(good, r#"{"image_id": 1, "bbox": []}"#), "have no caption"),
-            (images(good, r#"{"image_id": 9, "caption": "x"}"#), "Number(9)"),
+            (images(good, r#"{"image_id": 1, "bbox": []}"#), "none of its annotations"),
+            (images(good, r#"{"image_id": 9, "caption": "x"}"#), "json image 9"),
             (images(r#"{"id": 1, "file_name": "../a.png"}"#, caption), "leads out"),
         ] {
             let (_base, config) = config_of(&json);

@@ -101,7 +101,8 @@ pub(super) fn find(
             Err(Error::failed(format!("column {} stands there twice", columns[a])))
         }
         [a, b, ..] => Err(Error::usage(format!(
-            "columns {} and {} both look like the {key}: set dataset.columns.{key}",
+            "columns {} and {} both look like the {key}: rename one of them, or with source csv \
+             or parquet set dataset.columns.{key}",
             columns[a], columns[b]
         ))),
     }
@@ -117,8 +118,8 @@ pub(super) fn required(
         let (key, usual, known) =
             (role.key(), role.usual().join(", "), columns.join(", "));
         Error::failed(format!(
-            "there is no column of the {key} ({usual}): set dataset.columns.{key}; there \
-             are: {known}"
+            "there is no column of the {key} ({usual}): rename it, or with source csv or \
+             parquet set dataset.columns.{key}; there are: {known}"
         ))
     })
 }

@@ -1,31 +1,31 @@
 //! Folders to evaluate on, in `CLIP_benchmark`'s layout or as pictures lie.
 //!
 //! ```text
-//! classnames.txt                         one class a line
-//! zeroshot_classification_templates.txt  one prompt a line, {c} for the class
+//! classnames.txt                         one class per line
+//! zeroshot_classification_templates.txt  one prompt per line, {c} for the class
 //! dataset_type.txt                       `retrieval`; classification without it
-//! SPLIT/nshards.txt, SPLIT/0.tar …       pictures with .cls, or .txt of one caption a line
+//! SPLIT/nshards.txt, SPLIT/0.tar …       pictures with .cls, or .txt of one caption per line
 //! ```
 //!
-//! Without shards: one folder a class (`SPLIT/CLASS/*` or `CLASS/*`), or for retrieval
+//! Without shards: one folder per class (`SPLIT/CLASS/*` or `CLASS/*`), or for retrieval
 //! Karpathy's `dataset_*.json` or a `captions.csv`, of which the split is taken.
 
 use std::path::{Path, PathBuf};
 
 use super::classes::{ClassFolders, SPLITS};
 use super::coco::Annotations;
-use super::files::{self, Input, file_name};
+use super::files::{self, Input, Listing, file_name};
 use super::table::Tables;
-use super::webdataset::{CLASSES, Shards, lines};
-use super::{Stream, Visit};
+use super::webdataset::{CLASSES, SHARDS, Shards, lines};
+use super::{Counts, Stream, Visit};
 use crate::error::{Context, Error, Result};
 
-/// Prompts, one a line.
+/// Prompts, one per line.
 const TEMPLATES: &str = "zeroshot_classification_templates.txt";
 /// The task, where it is not classification.
 const TYPE: &str = "dataset_type.txt";
 /// Number of shards of a split.
-const SHARDS: &str = "nshards.txt";
+const COUNT: &str = "nshards.txt";
 /// The prompt of a set that brings none.
 const PROMPT: &str = "a photo of a {c}.";
 
@@ -71,7 +71,7 @@ impl EvaluationSet {
         let place = folder.display();
         if retrieval {
             return Err(Error::failed(format!(
-                "{place} holds no captions of split {split}: expected {split}/{SHARDS}, \
+                "{place} holds no captions of split {split}: expected {split}/{COUNT}, \
                  dataset_*.json or captions.csv"
             )));
         }
@@ -82,12 +82,13 @@ impl EvaluationSet {
             (false, None) => folder,
             (false, Some(other)) => {
                 return Err(Error::failed(format!(
-                    "{place} has no split {split}, but {other}"
+                    "{place} does not have the split {split}, but it has {other}"
                 )));
             }
         };
-        let stream = ClassFolders::open(inner, folder)
-            .context(|| format!("{place} has neither shards nor a folder a class"))?;
+        let stream = ClassFolders::open(inner, folder).context(|| {
+            format!("{place} has neither shards nor a folder for each class")
+        })?;
         let task = classification(folder, stream.names().to_vec())?;
         Ok(Self { task, sharded: false, stream: Box::new(stream) })
     }
@@ -126,6 +127,11 @@ impl EvaluationSet {
             *templates = prompts(path)?;
         }
         Ok(())
+    }
+
+    /// What lies beside the set's files and is not read, by kind.
+    pub fn left_out(&self) -> Counts {
+        self.stream.left_out()
     }
 
     /// Hands every pair to `visit`.
@@ -177,11 +183,14 @@ fn prompts(path: &Path) -> Result<Vec<String>> {
 /// The shards of a split, as many as `nshards.txt` says; `None` if there are none.
 fn shards(folder: &Path, split: &str) -> Result<Option<Vec<PathBuf>>> {
     let inner = folder.join(split);
-    let counted = [inner.as_path(), folder].map(|f| (f.to_owned(), f.join(SHARDS)));
+    let counted = [inner.as_path(), folder].map(|f| (f.to_owned(), f.join(COUNT)));
     let Some((place, path)) = counted.into_iter().find(|(_, path)| path.is_file()) else {
+        // A split without shards may hold folders of classes instead.
         let found =
-            if inner.is_dir() { files::in_folder(&inner, "tar").ok() } else { None };
-        return Ok(found.map(|all| all.into_iter().map(|input| input.path).collect()));
+            if inner.is_dir() { files::in_folder(&inner, &SHARDS).ok() } else { None };
+        return Ok(
+            found.map(|found| found.inputs.into_iter().map(|input| input.path).collect())
+        );
     };
     let text = std::fs::read_to_string(&path)
         .context(|| format!("reading {}", path.display()))?;
@@ -191,8 +200,11 @@ fn shards(folder: &Path, split: &str) -> Result<Option<Vec<PathBuf>>> {
         let (path, text) = (path.display(), text.trim());
         return Err(Error::corrupt(format!("{path} says {text:?}, expected a number")));
     };
-    let paths: Vec<PathBuf> =
-        (0..count).map(|i| place.join(format!("{i}.tar"))).collect();
+    let shard = |i: u32| {
+        let forms = SHARDS.map(|extension| place.join(format!("{i}.{extension}")));
+        forms.iter().find(|path| path.is_file()).unwrap_or(&forms[0]).clone()
+    };
+    let paths: Vec<PathBuf> = (0..count).map(shard).collect();
     match paths.iter().find(|path| !path.is_file()) {
         None => Ok(Some(paths)),
         Some(missing) => {
@@ -208,11 +220,12 @@ fn captioned(folder: &Path, split: &str) -> Result<Option<Box<dyn Stream>>> {
         let tables = Tables::in_folder(folder)?.only(split)?;
         return Ok(Some(Box::new(tables)));
     }
-    let is_karpathy = |path: &PathBuf| {
+    let is_karpathy = |path: &&PathBuf| {
         let json = path.extension().is_some_and(|extension| extension == "json");
         json && file_name(path).starts_with("dataset_")
     };
-    let Some(path) = files::sorted(folder)?.into_iter().find(is_karpathy) else {
+    let listing = Listing::of(folder)?;
+    let Some(path) = listing.files.iter().find(is_karpathy).cloned() else {
         return Ok(None);
     };
     let input = Input { name: file_name(&path), path, split: None, weight: 1.0 };
@@ -278,7 +291,7 @@ mod tests {
             (vec![tar, (TYPE, "multilabel")], "multilabel"),
             (vec![(TYPE, "retrieval")], "holds no captions"),
             (vec![("captions.csv", "filepath,caption,split\na,x,train\n")], "split test"),
-            (vec![("train/a/1.jpg", "")], "no split test, but train"),
+            (vec![("train/a/1.jpg", "")], "the split test, but it has train"),
             (vec![("readme", "")], "neither shards nor a folder"),
         ] {
             let error = format!("{:?}", open(&files).unwrap_err());

@@ -12,6 +12,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use super::Counts;
 use crate::error::{Context, Error, Result};
 
 /// Most files a list may mean: a range is short to write.
@@ -52,31 +53,141 @@ pub(super) fn listed(list: &str, weights: &[f64]) -> Result<Vec<Input>> {
     Ok(inputs)
 }
 
-/// `*.<extension>` and `SPLIT/*.<extension>` of a folder.
-pub(super) fn in_folder(folder: &Path, extension: &str) -> Result<Vec<Input>> {
-    let mut paths = Vec::new();
+/// Files of a folder, with a count of what else lies there.
+#[derive(Debug)]
+pub(super) struct Inputs {
+    pub inputs: Vec<Input>,
+    pub left_out: Counts,
+}
+
+/// `*.<extension>` and `SPLIT/*.<extension>` of a folder, for any of the extensions.
+pub(super) fn in_folder(folder: &Path, extensions: &[&str]) -> Result<Inputs> {
+    let (mut paths, mut left_out) = (Vec::new(), Counts::new());
     let is_one = |path: &PathBuf| {
-        path.is_file() && path.extension().is_some_and(|found| found == extension)
+        let name = file_name(path).to_lowercase();
+        extensions.iter().any(|extension| name.ends_with(&format!(".{extension}")))
     };
-    for path in sorted(folder)? {
-        if path.is_dir() && is_plain_split(&file_name(&path)) {
-            paths.extend(sorted(&path)?.into_iter().filter(is_one));
-        } else if is_one(&path) {
-            paths.push(path);
+    let listing = Listing::of(folder)?;
+    paths.extend(listing.files_where(is_one, &mut left_out));
+    for inner in &listing.folders {
+        if is_plain_split(&file_name(inner)) {
+            let listing = Listing::of(inner)?;
+            paths.extend(listing.files_where(is_one, &mut left_out));
+            listing.folders.iter().for_each(|_| count(&mut left_out, FOLDERS));
+        } else {
+            count(&mut left_out, FOLDERS);
         }
     }
     if paths.is_empty() {
-        let place = folder.display();
+        let (place, there) = (folder.display(), told(&left_out));
+        let known = |start: &str| -> Vec<String> {
+            extensions.iter().map(|extension| format!("{start}*.{extension}")).collect()
+        };
+        let (here, inside) = (known("").join(", "), known("SPLIT/").join(", "));
         return Err(Error::failed(format!(
-            "{place} holds no shard: expected *.{extension} or SPLIT/*.{extension}"
+            "{place} holds no file to read: expected {here} or {inside}; there are {there}"
         )));
     }
+
     let input = |path: PathBuf| {
         let name = path.strip_prefix(folder).unwrap_or(&path);
         let name = name.to_string_lossy().into_owned();
         Input { split: split_of(&name), name, path, weight: 1.0 }
     };
-    Ok(paths.into_iter().map(input).collect())
+    Ok(Inputs { inputs: paths.into_iter().map(input).collect(), left_out })
+}
+
+/// Kind under which folders are counted that are not looked into.
+const FOLDERS: &str = "folders";
+
+/// Files that say something about the others, and are no pairs left out.
+const COMPANIONS: [&str; 5] = [
+    "classnames.txt",
+    "zeroshot_classification_templates.txt",
+    "dataset_type.txt",
+    "nshards.txt",
+    "README.md",
+];
+
+/// Counts one more of a kind.
+pub(super) fn count(counts: &mut Counts, kind: &str) {
+    *counts.entry(kind.to_owned()).or_insert(0) += 1;
+}
+
+/// Counts as a person reads them: `3 .gif, 1 folders`.
+pub(super) fn told(counts: &Counts) -> String {
+    if counts.is_empty() {
+        return "none".to_owned();
+    }
+    let each = counts.iter().map(|(kind, count)| format!("{count} {kind}"));
+    each.collect::<Vec<_>>().join(", ")
+}
+
+/// The entries of a folder in their order. A link counts as what it leads to.
+#[derive(Debug, Default)]
+pub(super) struct Listing {
+    pub files: Vec<PathBuf>,
+    pub folders: Vec<PathBuf>,
+    hidden: usize,
+}
+
+impl Listing {
+    /// Lists a folder; entries whose names begin with a dot are only counted.
+    pub(super) fn of(folder: &Path) -> Result<Self> {
+        require_folder(folder)?;
+        let unreadable = || format!("listing {}", folder.display());
+        let mut listing = Self::default();
+        for entry in std::fs::read_dir(folder).context(unreadable)? {
+            let path = entry.context(unreadable)?.path();
+            if file_name(&path).starts_with('.') {
+                listing.hidden += 1;
+            } else if path.is_dir() {
+                listing.folders.push(path);
+            } else {
+                listing.files.push(path);
+            }
+        }
+        sort(&mut listing.files);
+        sort(&mut listing.folders);
+        Ok(listing)
+    }
+
+    /// The files that are wanted; the others are counted by their extensions.
+    pub(super) fn files_where(
+        &self,
+        is_wanted: impl Fn(&PathBuf) -> bool,
+        left_out: &mut Counts,
+    ) -> Vec<PathBuf> {
+        (0..self.hidden).for_each(|_| count(left_out, "hidden"));
+        let (wanted, others): (Vec<_>, Vec<_>) =
+            self.files.iter().cloned().partition(is_wanted);
+        for path in others {
+            if COMPANIONS.contains(&file_name(&path).as_str()) {
+                continue;
+            }
+            match path.extension() {
+                None => count(left_out, "files without extension"),
+                Some(extension) => {
+                    let extension = extension.to_string_lossy().to_lowercase();
+                    count(left_out, &format!(".{extension}"));
+                }
+            }
+        }
+        wanted
+    }
+}
+
+/// Refuses a path that is not a folder, and says whether it is there at all.
+pub(super) fn require_folder(folder: &Path) -> Result<()> {
+    let place = folder.display();
+    match std::fs::metadata(folder) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => Err(Error::failed(format!("{place} is a file, expected a folder"))),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            Err(Error::failed(format!("the folder {place} does not exist")))
+        }
+        Err(e) => Err(e).context(|| format!("looking for the folder {place}")),
+    }
 }
 
 /// Whether a word can name a split: lower-case letters, digits and dashes.
@@ -90,33 +201,33 @@ pub(super) fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// The entries of a folder; numbers in names count as numbers (`2.tar` before `10.tar`).
-pub(super) fn sorted(folder: &Path) -> Result<Vec<PathBuf>> {
-    let unreadable = || format!("listing {}", folder.display());
-    let mut paths = Vec::new();
-    for entry in std::fs::read_dir(folder).context(unreadable)? {
-        let path = entry.context(unreadable)?.path();
-        if !file_name(&path).starts_with('.') {
-            paths.push(path);
-        }
-    }
-    sort(&mut paths);
-    Ok(paths)
+/// Sorts by folder and then by name, byte by byte, as torchvision does. Where every name in a
+/// folder is a number, numbers count as numbers (`2.tar` before `10.tar`).
+fn sort(paths: &mut [PathBuf]) {
+    let folder = |path: &PathBuf| path.parent().map(Path::to_owned);
+    let number = |path: &PathBuf| stem(path).parse::<u64>().ok();
+    let named: BTreeSet<Option<PathBuf>> =
+        paths.iter().filter(|path| number(path).is_none()).map(folder).collect();
+    paths.sort_by_key(|path| {
+        let place = folder(path);
+        let number = number(path).filter(|_| !named.contains(&place));
+        (place, number, path.clone().into_os_string())
+    });
 }
 
-fn sort(paths: &mut [PathBuf]) {
-    paths.sort_by_key(|path| {
-        let folder = path.parent().map(Path::to_owned);
-        let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        (folder, stem.parse::<u64>().unwrap_or(u64::MAX), path.clone())
-    });
+/// The name of a file up to its extension; `0.tar.gz` has two.
+fn stem(path: &Path) -> String {
+    let name = file_name(path);
+    let name = name.strip_suffix(".gz").unwrap_or(&name);
+    Path::new(name).file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// The split that a name says: `train-00000-of-00002.parquet`, `test.parquet`, or the folder
 /// in `test/0.tar`. A folder `data` says nothing.
 fn split_of(name: &str) -> Option<String> {
     let path = Path::new(name);
-    let stem = path.file_stem()?.to_str()?;
+    let stem = stem(path);
+    let stem = stem.as_str();
     let words: Vec<&str> = stem.rsplitn(4, '-').collect();
     let number = |word: &str| word.bytes().all(|b| b.is_ascii_digit());
     if let [of, "of", index, split] = words[..]
@@ -143,7 +254,9 @@ fn named(paths: Vec<String>) -> Result<Vec<(String, PathBuf)>> {
     for path in &paths {
         let place = path.display();
         if !path.is_file() {
-            return Err(Error::failed(format!("dataset.file: there is no file {place}")));
+            return Err(Error::failed(format!(
+                "dataset.file names {place}, but there is no such file"
+            )));
         }
         if !seen.insert(path) {
             return Err(Error::usage(format!("dataset.file names {place} twice")));
@@ -203,10 +316,10 @@ fn choices(group: &str) -> std::result::Result<Vec<String>, String> {
         digits.then(|| text.parse::<u64>().ok()).flatten()
     };
     let (Some(from), Some(to)) = (number(first), number(last)) else {
-        return Err(format!("{{{group}}} is no range of numbers"));
+        return Err(format!("{{{group}}} is not a range of numbers"));
     };
     if from > to || to - from >= MOST as u64 {
-        return Err(format!("{{{group}}} is no range of 1 to {MOST} numbers"));
+        return Err(format!("{{{group}}} is not a range of 1 to {MOST} numbers"));
     }
     let padded = first.len() > 1 && first.starts_with('0') || first.len() == last.len();
     let width = if padded { first.len() } else { 0 };
@@ -235,9 +348,9 @@ mod tests {
             ("", "empty"),
             ("a{0..9", "not closed"),
             ("a}b", "not opened"),
-            ("{3..1}", "no range"),
-            ("{a..c}", "no range of numbers"),
-            ("{0..99999999999}", "no range of 1"),
+            ("{3..1}", "not a range"),
+            ("{a..c}", "not a range of numbers"),
+            ("{0..99999999999}", "not a range of 1"),
             ("{0..9999}{0..9999}", "more than"),
             ("{a,{b,c}}", "within braces"),
             ("pipe:aws s3 cp x -", "local files"),
@@ -275,7 +388,7 @@ mod tests {
             ]
         );
         for (list, weights, why) in [
-            (format!("{place}/none.tar"), vec![], "no file"),
+            (format!("{place}/none.tar"), vec![], "no such file"),
             (format!("{place}/a/test/{{0,0}}.tar"), vec![], "twice"),
             (format!("{place}/a/test/0.tar"), vec![1.0, 2.0], "found 2"),
         ] {
@@ -283,13 +396,73 @@ mod tests {
             assert!(error.contains(why), "{error}");
         }
         let names = |folder: &str| -> Vec<String> {
-            let found = in_folder(&base.path().join(folder), "tar").unwrap();
-            found.into_iter().map(|i| i.name).collect()
+            let found = in_folder(&base.path().join(folder), &["tar"]).unwrap();
+            found.inputs.into_iter().map(|i| i.name).collect()
         };
         assert_eq!(
             names("a"),
             ["test/0.tar", "train/0.tar", "train/2.tar", "train/10.tar"]
         );
+    }
+
+    #[test]
+    fn numbers_order_a_folder_only_where_all_names_are_numbers() {
+        let order = |names: &[&str]| -> Vec<String> {
+            let base = tempfile::tempdir().unwrap();
+            for name in names {
+                std::fs::create_dir(base.path().join(name)).unwrap();
+            }
+            let listing = Listing::of(base.path()).unwrap();
+            listing.folders.iter().map(|path| file_name(path)).collect()
+        };
+        assert_eq!(order(&["10", "9", "1", "2"]), ["1", "2", "9", "10"]);
+        assert_eq!(
+            order(&["10", "unknown", "9", "1", "2"]),
+            ["1", "10", "2", "9", "unknown"]
+        );
+        assert_eq!(order(&["b", "B", "a-1", "a"]), ["B", "a", "a-1", "b"]);
+        assert_eq!(order(&["01", "1", "0"]), ["0", "01", "1"]);
+    }
+
+    #[test]
+    fn what_lies_in_a_folder_and_is_not_read_is_counted() {
+        let base = tempfile::tempdir().unwrap();
+        let files = [
+            "0.tar",
+            "1.TAR",
+            "2.tar.gz",
+            "a.zip",
+            "b.ZIP",
+            "c",
+            "classnames.txt",
+            ".x",
+            "test/0.tgz",
+            "test/x.txt",
+            "Train/0.tar",
+            "test/more/0.tar",
+        ];
+        for file in files {
+            let path = base.path().join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "").unwrap();
+        }
+        let found = in_folder(base.path(), &["tar", "tar.gz", "tgz"]).unwrap();
+        let names: Vec<_> =
+            found.inputs.iter().map(|input| input.name.as_str()).collect();
+        assert_eq!(names, ["0.tar", "1.TAR", "2.tar.gz", "test/0.tgz"]);
+        assert_eq!(
+            told(&found.left_out),
+            "1 .txt, 2 .zip, 1 files without extension, 2 folders, 1 hidden"
+        );
+        let error = in_folder(base.path(), &["parquet"]).unwrap_err().to_string();
+        assert!(
+            error.contains("expected *.parquet") && error.contains("2 .zip"),
+            "{error}"
+        );
+        let error = Listing::of(&base.path().join("none")).unwrap_err().to_string();
+        assert!(error.contains("does not exist"), "{error}");
+        let error = Listing::of(&base.path().join("c")).unwrap_err().to_string();
+        assert!(error.contains("expected a folder"), "{error}");
     }
 
     #[test]

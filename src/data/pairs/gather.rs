@@ -1,12 +1,12 @@
-//! From a stream of pairs to a collection: decode, bear what is bad, split, repeat by weight.
+//! From a stream of pairs to a collection: decode, tolerate what is bad, split, repeat by
+//! weight.
 //!
 //! Nothing here depends on arrival order but the order of samples: splits and fractions of
 //! weights follow from hashes of the pairs' names.
 
-use super::picture::chain;
-use super::{Pair, Skipped, Tolerance};
+use super::{Fault, Pair, Skipped, Tally, Tolerance};
 use crate::config::DatasetConfig;
-use crate::data::collection::{Collection, Concept, Layout, Sample};
+use crate::data::collection::{Collection, Concept, Layout, Reading, Sample};
 use crate::data::splits::{TRAIN, VAL, hash};
 use crate::data::spool::{Spool, Stored};
 use crate::error::{Error, Result};
@@ -30,8 +30,9 @@ pub(in crate::data) fn collect(
 ) -> Result<(Collection, Vec<Skipped>)> {
     let name = config.source.name();
     let Some(stream) = super::open(config)? else {
-        return Err(Error::failed(format!("source: {name} reads no pairs")));
+        return Err(Error::failed(format!("source: {name} does not read pairs")));
     };
+
     let mut gathered = Gathered {
         side: config.image_size,
         tolerance: Tolerance::new(config.corrupt_share, "dataset.corrupt_share"),
@@ -52,17 +53,25 @@ pub(in crate::data) fn collect(
         Ok(())
     })?;
     gathered.decode()?;
-    let skipped = gathered.tolerance.finish()?;
+    let tally = gathered.tolerance.finish()?;
+    let reading = Reading {
+        read: tally.read,
+        skipped: tally.by_fault(),
+        left_out: stream.left_out(),
+    };
+    let Tally { skipped, .. } = tally;
+
     let entries = weighted(validated(gathered.entries));
     if !entries.iter().any(|entry| entry.split == TRAIN) {
         let files = stream.files();
         let first = files.first().map(|(_, path)| path.display().to_string());
         let (count, place) = (entries.len(), first.unwrap_or_default());
         return Err(Error::usage(format!(
-            "none of the {count} pictures of {place} and its like is in the split train"
+            "none of the {count} pictures that {place} and the files beside it name is in \
+             the split train"
         )));
     }
-    Ok((assemble(entries, name), skipped))
+    Ok((Collection { reading, ..assemble(entries, name) }, skipped))
 }
 
 /// One file in ten is a test picture and one in ten validates.
@@ -100,8 +109,7 @@ impl Gathered<'_> {
     fn decode(&mut self) -> Result<()> {
         let (waiting, side) = (std::mem::take(&mut self.waiting), self.side);
         let one = |pair: &Pair| -> Result<Vec<u8>> {
-            let picture = image::decode(&pair.image, &pair.key)?;
-            image::encode_png(&image::fit_square(&picture, side)?)
+            image::encode_png(&image::square_over_white(&pair.image, &pair.key, side)?)
         };
         let made = par::try_map(waiting.len(), |i| Ok::<_, Error>(one(&waiting[i])))?;
         for (pair, png) in waiting.into_iter().zip(made) {
@@ -111,8 +119,8 @@ impl Gathered<'_> {
                     self.entries.push(entry(pair, self.spool.store(&png)?));
                 }
                 Err(error) => {
-                    let reason = chain(&error);
-                    self.tolerance.reject(Skipped { key: pair.key, reason })?;
+                    let (fault, reason) = (Fault::TornPicture, error.chain());
+                    self.tolerance.reject(Skipped { key: pair.key, fault, reason })?;
                 }
             }
         }
@@ -201,6 +209,7 @@ fn assemble(entries: Vec<Entry>, source: &str) -> Collection {
         groups: vec!["all".to_owned()],
         subgroups: vec!["all".to_owned()],
         splits,
+        reading: Reading::default(),
         layout: Layout {
             source: source.to_owned(),
             retrieval: tests.first().cloned().unwrap_or_else(|| VAL.to_owned()),

@@ -10,8 +10,9 @@
 //!
 //! A format is one file here and one [`Stream`]: it hands over bytes and captions and does not
 //! decode. A bad pair is an ordinary event with a name and a reason; how many of them are
-//! borne is decided once, in [`Tolerance`]. A file that is not what it was said to be at all
-//! (no such column, a path that leads out of its folder) is an error at once.
+//! tolerated is decided once, in [`Tolerance`]. A file that is not what it was said to be at
+//! all (no such column, a path that leads out of its folder, a compression that is not
+//! supported) is an error at once. What lies in a folder and is not read is counted by kind.
 
 mod classes;
 mod coco;
@@ -21,15 +22,17 @@ mod files;
 mod gather;
 mod parquet;
 mod picture;
+mod quotes;
 mod table;
 mod webdataset;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub(super) use gather::collect;
 
 use crate::config::{DatasetConfig, Source};
-use crate::error::{Error, Result};
+use crate::error::{Context as _, Error, Result};
 use classes::ClassFolders;
 use webdataset::Shards;
 
@@ -37,7 +40,7 @@ pub use evaluation::{EvaluationSet, Task};
 
 /// Bad pairs that an error names.
 const NAMED: usize = 5;
-/// Pairs below which the share of bad ones is not judged before the end.
+/// Pairs below which the fraction of bad ones is not judged before the end.
 const EARLY: usize = 1000;
 
 /// One picture file with what is said about it.
@@ -59,11 +62,53 @@ pub struct Pair {
     pub weight: f64,
 }
 
+/// What kind of thing is wrong with a pair; the counts of a data set are made by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// There is a picture that nothing is said about.
+    NoCaption,
+    /// Something is said about a picture that is not there.
+    NoPicture,
+    /// The picture's file cannot be decoded.
+    TornPicture,
+    /// The picture's file or its pixels are too many.
+    TooLarge,
+    /// The class is not one of those that are named.
+    UnknownClass,
+    /// Members of one key are there twice.
+    Duplicate,
+    /// A row, an annotation or a member is not what its format says.
+    Malformed,
+    /// A file cannot be read from some place on.
+    DamagedFile,
+}
+
+impl Fault {
+    /// Its name in counts.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NoCaption => "no caption",
+            Self::NoPicture => "no picture",
+            Self::TornPicture => "torn picture",
+            Self::TooLarge => "too large",
+            Self::UnknownClass => "unknown class",
+            Self::Duplicate => "duplicate members",
+            Self::Malformed => "malformed entry",
+            Self::DamagedFile => "damaged file",
+        }
+    }
+}
+
+/// How many of what, by its name.
+pub type Counts = BTreeMap<String, usize>;
+
 /// A pair that cannot be used, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Skipped {
     /// Its name.
     pub key: String,
+    /// What kind of thing is wrong with it.
+    pub fault: Fault,
     /// What is wrong with it.
     pub reason: String,
 }
@@ -78,8 +123,8 @@ pub enum Found {
 }
 
 impl Found {
-    fn bad(key: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self::Bad(Skipped { key: key.into(), reason: reason.into() })
+    fn bad(fault: Fault, key: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Bad(Skipped { key: key.into(), fault, reason: reason.into() })
     }
 }
 
@@ -94,6 +139,11 @@ pub trait Stream: std::fmt::Debug {
     /// Every file that is read, by a name that does not depend on where it lies.
     fn files(&self) -> Vec<(String, PathBuf)>;
 
+    /// What lies beside these files and is not read, by kind.
+    fn left_out(&self) -> Counts {
+        Counts::new()
+    }
+
     /// Number of pairs, where it is known beforehand.
     fn total(&self) -> Option<usize> {
         None
@@ -104,14 +154,19 @@ pub trait Stream: std::fmt::Debug {
 pub fn open(config: &DatasetConfig) -> Result<Option<Box<dyn Stream>>> {
     let (folder, file) = (Path::new(&config.folder), config.file.as_str());
     let name = config.source.name();
-    let needed = |keys: &str| Error::usage(format!("{keys}: needed for source: {name}"));
+    let needed = |keys: &str| {
+        Error::usage(format!("source: {name} needs {keys}, which is not set"))
+    };
     let one_of_two = || match (config.folder.is_empty(), file.is_empty()) {
         (true, true) => Err(needed("dataset.file or dataset.folder")),
         (false, false) => Err(Error::usage(format!(
-            "dataset.file and dataset.folder: source: {name} takes one of them"
+            "source: {name} takes either dataset.file or dataset.folder, but both are set"
         ))),
         _ => Ok(()),
     };
+    if !config.folder.is_empty() && config.source.reads_pairs() {
+        files::require_folder(folder).context(|| "dataset.folder".to_owned())?;
+    }
     let stream: Box<dyn Stream> = match config.source {
         Source::Emoji | Source::Shapes => return Ok(None),
         Source::Folder if config.folder.is_empty() => {
@@ -130,12 +185,12 @@ pub fn open(config: &DatasetConfig) -> Result<Option<Box<dyn Stream>>> {
         Source::Coco => Box::new(coco::Annotations::open(&listed(config)?, folder)?),
         Source::Parquet => {
             one_of_two()?;
-            let inputs = in_folder_or_listed(config, "parquet")?;
-            Box::new(parquet::Parquets::open(inputs, &config.columns)?)
+            let found = in_folder_or_listed(config, &["parquet"])?;
+            Box::new(parquet::Parquets::open(found, &config.columns)?)
         }
         Source::Webdataset => {
             one_of_two()?;
-            Box::new(Shards::open(in_folder_or_listed(config, "tar")?)?)
+            Box::new(Shards::open(in_folder_or_listed(config, &webdataset::SHARDS)?)?)
         }
     };
     Ok(Some(stream))
@@ -147,15 +202,35 @@ fn listed(config: &DatasetConfig) -> Result<Vec<files::Input>> {
 
 fn in_folder_or_listed(
     config: &DatasetConfig,
-    extension: &str,
-) -> Result<Vec<files::Input>> {
+    extensions: &[&str],
+) -> Result<files::Inputs> {
     if config.file.is_empty() {
-        return files::in_folder(Path::new(&config.folder), extension);
+        return files::in_folder(Path::new(&config.folder), extensions);
     }
-    listed(config)
+    Ok(files::Inputs { inputs: listed(config)?, left_out: Counts::new() })
 }
 
-/// Counts pairs and bears bad ones up to a share of all.
+/// What a tolerated reading came upon.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Tally {
+    /// Pairs that were looked at, good and bad.
+    pub read: usize,
+    /// The bad ones.
+    pub skipped: Vec<Skipped>,
+}
+
+impl Tally {
+    /// How many bad pairs there are of each kind.
+    pub fn by_fault(&self) -> Counts {
+        let mut counts = Counts::new();
+        for bad in &self.skipped {
+            *counts.entry(bad.fault.name().to_owned()).or_insert(0) += 1;
+        }
+        counts
+    }
+}
+
+/// Counts pairs and tolerates bad ones up to a fraction of all.
 #[derive(Debug)]
 pub struct Tolerance {
     share: f64,
@@ -165,7 +240,7 @@ pub struct Tolerance {
 }
 
 impl Tolerance {
-    /// Bears at most this share, 0 to 1; `key` is where the user set it.
+    /// Tolerates at most this fraction, 0 to 1; `key` is where the user set it.
     pub fn new(share: f64, key: &'static str) -> Self {
         Self { share, key, seen: 0, skipped: Vec::new() }
     }
@@ -182,10 +257,10 @@ impl Tolerance {
         self.judge(self.seen.max(if self.share > 0.0 { EARLY } else { 0 }))
     }
 
-    /// The bad pairs, if they are few enough.
-    pub fn finish(self) -> Result<Vec<Skipped>> {
+    /// What was looked at, if the bad pairs among it are few enough.
+    pub fn finish(self) -> Result<Tally> {
         self.judge(self.seen)?;
-        Ok(self.skipped)
+        Ok(Tally { read: self.seen, skipped: self.skipped })
     }
 
     fn judge(&self, of: usize) -> Result<()> {
@@ -219,17 +294,20 @@ pub(in crate::data) mod tests {
     }
 
     fn bad(key: usize) -> Skipped {
-        Skipped { key: format!("k{key}"), reason: "torn".to_owned() }
+        let (fault, reason) = (Fault::TornPicture, "torn".to_owned());
+        Skipped { key: format!("k{key}"), fault, reason }
     }
 
     #[test]
-    fn a_share_of_bad_pairs_is_borne_and_not_one_more() {
+    fn a_fraction_of_bad_pairs_is_tolerated_and_not_one_more() {
         let mut tolerance = Tolerance::new(0.1, "share");
         for key in 0..3 {
             tolerance.reject(bad(key)).unwrap();
         }
         (0..27).for_each(|_| tolerance.accept());
-        assert_eq!(tolerance.finish().unwrap().len(), 3);
+        let tally = tolerance.finish().unwrap();
+        assert_eq!((tally.read, tally.skipped.len()), (30, 3));
+        assert_eq!(tally.by_fault(), [("torn picture".to_owned(), 3)].into());
         let mut tolerance = Tolerance::new(0.1, "share");
         (0..3).for_each(|key| tolerance.reject(bad(key)).unwrap());
         (0..26).for_each(|_| tolerance.accept());

@@ -8,7 +8,9 @@
 //!
 //! Only these columns are read, a few rows at a time, so that memory is bounded by a page and
 //! not by the file. A row without picture or caption is a bad pair; a file that cannot be read
-//! on counts as one.
+//! on counts as one. A sound file in a form that is not supported is an error, and never a bad
+//! pair: tolerating it would lose all of its rows. A column of labels that nobody asked for
+//! and that cannot be one is left alone where there are captions.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -19,14 +21,15 @@ use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Int64Type, Schema};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReader;
+use parquet::basic::Compression;
 
 use super::columns::{self, Role};
-use super::files::Input;
+use super::files::{Input, Inputs};
 use super::picture::MAX_BYTES;
 use super::webdataset::{CLASSES, lines};
-use super::{Found, Pair, Stream, Visit};
+use super::{Counts, Fault, Found, Pair, Stream, Visit};
 use crate::config::ColumnNames;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::io::columnar;
 use crate::io::hostile::guarded;
 
@@ -37,16 +40,18 @@ const ROWS: usize = 64;
 #[derive(Debug)]
 pub(super) struct Parquets {
     inputs: Vec<Input>,
+    left_out: Counts,
     names: ColumnNames,
 }
 
 impl Parquets {
     /// Opens nothing yet but the list: a damaged file must not hide the others.
-    pub(super) fn open(inputs: Vec<Input>, names: &ColumnNames) -> Result<Self> {
+    pub(super) fn open(found: Inputs, names: &ColumnNames) -> Result<Self> {
+        let Inputs { inputs, left_out } = found;
         if inputs.is_empty() {
             return Err(Error::failed("there is no Parquet file"));
         }
-        Ok(Self { inputs, names: names.clone() })
+        Ok(Self { inputs, left_out, names: names.clone() })
     }
 }
 
@@ -55,24 +60,36 @@ impl Stream for Parquets {
         for input in &self.inputs {
             let place = || format!("reading {}", input.path.display());
             let file = File::open(&input.path).context(place)?;
-            let damaged =
-                |why: &str| Found::bad(input.name.clone(), format!("damaged: {why}"));
+            let damaged = |why: &str| {
+                let reason = format!("damaged: {why}");
+                Found::bad(Fault::DamagedFile, input.name.clone(), reason)
+            };
             let builder = match columnar::open(file) {
                 Ok(builder) => builder.with_batch_size(ROWS),
+                // What is sound but not supported is the user's to change.
+                Err(error) if error.kind() == Kind::Usage => {
+                    return Err(error).context(place);
+                }
                 Err(error) => {
-                    visit(damaged(&error.to_string()))?;
+                    visit(damaged(&error.chain()))?;
                     continue;
                 }
             };
+
             let columns =
                 Columns::of(builder.schema(), &self.names, input).context(place)?;
             let roots = ProjectionMask::roots(builder.parquet_schema(), columns.roots());
+            check_codecs(&builder, &roots).context(place)?;
             match builder.with_projection(roots).build() {
                 Ok(reader) => read(reader, &columns, input, visit)?,
                 Err(error) => visit(damaged(&error.to_string()))?,
             }
         }
         Ok(())
+    }
+
+    fn left_out(&self) -> Counts {
+        self.left_out.clone()
     }
 
     fn files(&self) -> Vec<(String, PathBuf)> {
@@ -90,6 +107,26 @@ impl Stream for Parquets {
 fn classes_beside(input: &Input) -> Option<PathBuf> {
     let folders = input.path.ancestors().skip(1).take(2);
     folders.map(|folder| folder.join(CLASSES)).find(|path| path.is_file())
+}
+
+/// Refuses a codec that cannot be unpacked, in the columns that are read.
+fn check_codecs(builder: &columnar::Builder, roots: &ProjectionMask) -> Result<()> {
+    for group in builder.metadata().row_groups() {
+        let columns = group.columns().iter().enumerate();
+        for (_, column) in columns.filter(|(leaf, _)| roots.leaf_included(*leaf)) {
+            if column.compression() == Compression::LZO {
+                let name = column.column_path().string();
+                return Err(not_supported(&format!("the codec LZO of column {name}")));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn not_supported(what: &str) -> Error {
+    Error::usage(format!(
+        "{what} is not supported: write the file again, for example with the codec zstd"
+    ))
 }
 
 /// Reads one file to its end or to its damage.
@@ -117,8 +154,14 @@ fn read(
             Ok(Some(Err(error))) => error.to_string(),
             Err(error) => error.to_string(),
         };
+
+        // The reader's word for a part of the format that it does not know.
+        if why.contains("NYI") || why.contains("not supported") {
+            return Err(not_supported(&format!("a part of its format ({why})")))
+                .context(|| format!("reading {}", input.path.display()));
+        }
         let reason = format!("damaged from row {first} on: {why}");
-        return visit(Found::bad(input.name.clone(), reason));
+        return visit(Found::bad(Fault::DamagedFile, input.name.clone(), reason));
     }
 }
 
@@ -163,6 +206,23 @@ impl Columns {
             let found = columns::find(role, names, &words)?;
             Ok::<_, Error>(found.map(|index| (index, words[index].to_owned())))
         };
+        // Of columns with usual names, those count whose type fits their role.
+        let among = |role, fits: &dyn Fn(&DataType) -> bool| {
+            let kind = |name: &str| schema.field_with_name(name).map(Field::data_type);
+            let fitting = words
+                .iter()
+                .map(|&name| if kind(name).is_ok_and(fits) { name } else { "" });
+            let unasked = ColumnNames::default();
+            let asked = match role {
+                Role::Label => !names.label.is_empty(),
+                _ => !names.caption.is_empty(),
+            };
+            if asked {
+                return Ok(None);
+            }
+            let found = columns::find(role, &unasked, &fitting.collect::<Vec<_>>())?;
+            Ok::<_, Error>(found.map(|index| (index, words[index].to_owned())))
+        };
         if !names.image.is_empty() && words.contains(&names.image.as_str()) {
             let field = schema.field_with_name(&names.image);
             if let Ok(field) = field.map(Field::data_type)
@@ -177,10 +237,21 @@ impl Columns {
         let index = columns::required(Role::Image, names, &pictures)
             .context(|| format!("its columns are {}", words.join(", ")))?;
         let image = (index, words[index].to_owned());
-        let (caption, label) = (find(Role::Caption)?, find(Role::Label)?);
+
+        let caption = match among(Role::Caption, &is_textual)? {
+            None => find(Role::Caption)?,
+            found => found,
+        };
+        let label = match among(Role::Label, &is_label)? {
+            // Not asked for, and not needed: it is about something else.
+            None if caption.is_some() && names.label.is_empty() => None,
+            None => find(Role::Label)?,
+            found => found,
+        };
         if caption.is_none() && label.is_none() {
             columns::required(Role::Caption, names, &words)?;
         }
+
         let mut classes = label
             .as_ref()
             .and_then(|(_, name)| class_names(schema, name))
@@ -201,7 +272,7 @@ impl Columns {
         let kind = |column: &(usize, String)| schema.field(column.0).data_type().clone();
         if let Some(column) = &self.caption {
             let kind = kind(column);
-            if !is_text(&kind) && !lists_text(&kind) {
+            if !is_textual(&kind) {
                 let name = &column.1;
                 return Err(Error::usage(format!(
                     "column {name} is {kind}, expected text or a list of text: set \
@@ -211,7 +282,7 @@ impl Columns {
         }
         let Some(column) = &self.label else { return Ok(()) };
         let (name, kind) = (&column.1, kind(column));
-        if !is_text(&kind) && !kind.is_integer() {
+        if !is_label(&kind) {
             return Err(Error::usage(format!(
                 "column {name} is {kind}, expected numbers or text: set \
                  dataset.columns.label"
@@ -219,8 +290,8 @@ impl Columns {
         }
         if kind.is_integer() && self.classes.is_empty() && self.caption.is_none() {
             return Err(Error::failed(format!(
-                "column {name} numbers classes that nothing names: put a {CLASSES} beside \
-                 the file"
+                "column {name} holds numbers of classes, and nothing says what the classes \
+                 are called: put a {CLASSES} beside the file"
             )));
         }
         Ok(())
@@ -267,10 +338,10 @@ impl Columns {
         let key = format!("{} row {index}", input.name);
         let Row { image, mut captions, label, split } = row;
         let Some(image) = image.filter(|bytes| !bytes.is_empty()) else {
-            return Found::bad(key, "there are no bytes of a picture");
+            return Found::bad(Fault::NoPicture, key, "there are no bytes of a picture");
         };
         if image.len() as u64 > MAX_BYTES {
-            return Found::bad(key, "the picture's file is too large");
+            return Found::bad(Fault::TooLarge, key, "the picture's file is too large");
         }
         let (label, class) = match label {
             Label::None => (None, None),
@@ -281,7 +352,7 @@ impl Columns {
                 if class.is_none() && !self.classes.is_empty() {
                     let count = self.classes.len();
                     let why = format!("class {number} is none of the {count} named");
-                    return Found::bad(key, why);
+                    return Found::bad(Fault::UnknownClass, key, why);
                 }
                 (index, class)
             }
@@ -290,12 +361,12 @@ impl Columns {
             captions.extend(class.clone());
         }
         if captions.is_empty() {
-            return Found::bad(key, "there is no caption");
+            return Found::bad(Fault::NoCaption, key, "there is no caption");
         }
         let split = split.or_else(|| input.split.clone());
         if let Some(split) = split.as_ref().filter(|s| !super::files::is_plain_split(s)) {
             let why = format!("split {split:?}: expected lower-case letters and digits");
-            return Found::bad(key, why);
+            return Found::bad(Fault::Malformed, key, why);
         }
         let weight = input.weight;
         Found::Pair(Pair { key, split, image, captions, class, label, weight })
@@ -320,6 +391,14 @@ fn is_text(kind: &DataType) -> bool {
         DataType::Dictionary(_, value) => is_text(value),
         _ => false,
     }
+}
+
+fn is_textual(kind: &DataType) -> bool {
+    is_text(kind) || lists_text(kind)
+}
+
+fn is_label(kind: &DataType) -> bool {
+    is_text(kind) || kind.is_integer()
 }
 
 fn lists_text(kind: &DataType) -> bool {

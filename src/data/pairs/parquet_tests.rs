@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use arrow::array::{
-    BinaryArray, Int64Array, ListBuilder, StringArray, StringBuilder, StructArray,
+    BinaryArray, BooleanArray, Float64Array, Int64Array, ListBuilder, NullArray,
+    StringArray, StringBuilder, StructArray,
 };
 use parquet::arrow::ArrowWriter;
-use parquet::basic::Compression;
+use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 
 use super::super::tests::collected;
@@ -38,6 +39,15 @@ fn structs(pngs: &[Vec<u8>]) -> ArrayRef {
 }
 
 fn write(path: &Path, columns: Vec<(&str, ArrayRef)>, metadata: Option<&str>) {
+    write_as(Compression::SNAPPY, path, columns, metadata);
+}
+
+fn write_as(
+    codec: Compression,
+    path: &Path,
+    columns: Vec<(&str, ArrayRef)>,
+    metadata: Option<&str>,
+) {
     let fields: Vec<Field> = columns
         .iter()
         .map(|(name, array)| Field::new(*name, array.data_type().clone(), true))
@@ -48,7 +58,7 @@ fn write(path: &Path, columns: Vec<(&str, ArrayRef)>, metadata: Option<&str>) {
     let arrays = columns.into_iter().map(|(_, array)| array).collect();
     let batch = RecordBatch::try_new(Arc::clone(&schema), arrays).unwrap();
     let properties = WriterProperties::builder()
-        .set_compression(Compression::SNAPPY)
+        .set_compression(codec)
         .set_max_row_group_row_count(Some(3))
         .build();
     let file = File::create(path).unwrap();
@@ -138,6 +148,97 @@ fn columns_of_another_type_or_name_are_refused_by_name() {
         caption.clone_into(&mut config.columns.caption);
         let error = format!("{:?}", collected(&config).unwrap_err());
         assert!(error.contains(why) && error.contains("a.parquet"), "{error}");
+    }
+}
+
+#[test]
+fn every_codec_of_other_writers_is_read() {
+    let base = tempfile::tempdir().unwrap();
+    let path = base.path().join("train.parquet");
+    for codec in [
+        Compression::UNCOMPRESSED,
+        Compression::SNAPPY,
+        Compression::GZIP(GzipLevel::default()),
+        Compression::BROTLI(BrotliLevel::default()),
+        Compression::LZ4,
+        Compression::LZ4_RAW,
+        Compression::ZSTD(ZstdLevel::default()),
+    ] {
+        let captions = Arc::new(StringArray::from(vec!["a picture"; 7])) as ArrayRef;
+        let columns = vec![("image", structs(&pngs(7))), ("text", captions)];
+        write_as(codec, &path, columns, None);
+        let (found, skipped) = collected(&config(base.path())).unwrap();
+        assert_eq!((found.samples.len(), skipped.len()), (7, 0), "{codec:?}");
+    }
+}
+
+#[test]
+fn a_codec_that_is_not_supported_is_not_damage_whatever_is_tolerated() {
+    let base = tempfile::tempdir().unwrap();
+    let captions = Arc::new(StringArray::from(vec!["a picture"; 2])) as ArrayRef;
+    let columns = vec![("image", structs(&pngs(2))), ("text", captions)];
+    let path = base.path().join("train.parquet");
+    write(&path, columns, None);
+    // In the footer, the field of a column's codec stands between a list and a count: number 4
+    // of 32 bits, then number 5 of 64 bits. LZO is 3, written as 6.
+    let mut bytes = std::fs::read(&path).unwrap();
+    let places: Vec<usize> =
+        (0..bytes.len() - 2).filter(|&i| bytes[i..i + 3] == [0x15, 0x02, 0x16]).collect();
+    assert!(!places.is_empty());
+    for place in places {
+        bytes[place + 1] = 6;
+    }
+    std::fs::write(&path, &bytes).unwrap();
+    let mut config = config(base.path());
+    for share in [0.0, 1.0] {
+        config.corrupt_share = share;
+        let error = format!("{:?}", collected(&config).unwrap_err());
+        assert!(error.contains("LZO") && error.contains("not supported"), "{error}");
+        assert!(error.contains("train.parquet") && !error.contains("damaged"), "{error}");
+    }
+    // An encrypted file says so by its last bytes.
+    let end = bytes.len() - 4;
+    bytes[end..].copy_from_slice(b"PARE");
+    std::fs::write(&path, &bytes).unwrap();
+    let error = format!("{:?}", collected(&config).unwrap_err());
+    assert!(error.contains("encrypted") && error.contains("train.parquet"), "{error}");
+}
+
+#[test]
+fn a_label_that_nobody_asked_for_is_left_alone_where_there_are_captions() {
+    let base = tempfile::tempdir().unwrap();
+    let path = base.path().join("train.parquet");
+    let captions = || Arc::new(StringArray::from(vec!["one", "two"])) as ArrayRef;
+    let numbers = Arc::new(Int64Array::from(vec![1, 0])) as ArrayRef;
+    let mut lists = ListBuilder::new(StringBuilder::new());
+    (0..2).for_each(|_| lists.append(true));
+    for label in [
+        Arc::new(Float64Array::from(vec![0.5, 1.5])) as ArrayRef,
+        Arc::new(BooleanArray::from(vec![true, false])),
+        Arc::new(NullArray::new(2)),
+        Arc::new(lists.finish()),
+    ] {
+        let columns = |label: &ArrayRef| {
+            let label = ("label", Arc::clone(label));
+            vec![("image", structs(&pngs(2))), ("text", captions()), label]
+        };
+        write(&path, columns(&label), None);
+        let mut config = config(base.path());
+        let (found, _) = collected(&config).unwrap();
+        assert_eq!(found.samples.len(), 2, "{:?}", label.data_type());
+        assert_eq!(found.concepts[0].label, "one");
+        // One that fits beside one that does not.
+        let both = [columns(&label), vec![("class", Arc::clone(&numbers))]].concat();
+        write(&path, both, None);
+        assert_eq!(collected(&config).unwrap().0.samples.len(), 2);
+        // Asked for, or alone, it has to fit.
+        config.columns.label = "label".to_owned();
+        let error = format!("{:?}", collected(&config).unwrap_err());
+        assert!(error.contains("expected numbers or text"), "{error}");
+        config.columns.label.clear();
+        let alone = vec![("image", structs(&pngs(2))), ("label", Arc::clone(&label))];
+        write(&path, alone, None);
+        assert!(collected(&config).is_err());
     }
 }
 

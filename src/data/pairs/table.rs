@@ -3,7 +3,8 @@
 //! Several rows of one file are its captions. Without a column `concept` (or `label`), pictures
 //! with the same first caption show the same thing. Without `split`, one file in ten is a test
 //! picture and one in ten validates, by a hash of its name. A row that cannot be used is a bad
-//! pair with its line; a table that contradicts itself is an error.
+//! pair with its line; a table that contradicts itself, or whose quotation marks do not close
+//! where they should, is an error: rows may have become part of a caption.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,8 +14,9 @@ use csv::StringRecord;
 use super::columns::{self, Role};
 use super::files::{Input, is_plain_split};
 use super::gather::default_split;
-use super::picture;
-use super::{Found, Pair, Skipped, Stream, Visit};
+use super::picture::{self, Located};
+use super::quotes;
+use super::{Fault, Found, Pair, Skipped, Stream, Visit};
 use crate::config::ColumnNames;
 use crate::error::{Context, Error, Result};
 
@@ -146,6 +148,10 @@ impl Table {
         let columns =
             Columns::of(&header, names, others).map_err(|e| at(&path, 1, e.message()))?;
         let folder = folder.to_owned();
+        quotes::check(&path, delimiter)
+            .context(place)?
+            .map_or(Ok(()), |open| Err(at(&path, open.line, open.reason())))?;
+
         let mut table = Self { input, folder, entries: Vec::new(), bad: Vec::new() };
         let mut index = BTreeMap::new();
         let mut record = StringRecord::new();
@@ -154,12 +160,13 @@ impl Table {
                 Ok(false) => break,
                 Ok(true) => {
                     let line = record.position().map_or(0, csv::Position::line);
+                    columns.refuse_rows_inside(&record, delimiter, &path, line)?;
                     table.row(&columns.row(&record), line, &mut index)?;
                 }
                 Err(error) if error.is_io_error() => return Err(error).context(place),
                 Err(error) => {
                     let line = error.position().map_or(0, csv::Position::line);
-                    table.reject(line, &error.to_string());
+                    table.reject(Fault::Malformed, line, &error.to_string());
                 }
             }
         }
@@ -173,9 +180,9 @@ impl Table {
         format!("{} line {line}", self.input.path.display())
     }
 
-    fn reject(&mut self, line: u64, reason: &str) {
+    fn reject(&mut self, fault: Fault, line: u64, reason: &str) {
         let (key, reason) = (self.at(line), reason.to_owned());
-        self.bad.push(Skipped { key, reason });
+        self.bad.push(Skipped { key, fault, reason });
     }
 
     /// Joins a row to its file's.
@@ -188,28 +195,30 @@ impl Table {
         let table = self.input.path.clone();
         let wrong = |why: &str| at(&table, line, why);
         if row.file.is_empty() {
-            self.reject(line, "the path of the picture is empty");
+            self.reject(Fault::NoPicture, line, "the path of the picture is empty");
             return Ok(());
         }
         let caption = match (row.caption, row.label) {
             (Some(""), _) | (None, None) => {
-                self.reject(line, &format!("the caption of {} is empty", row.file));
+                let reason = format!("the caption of {} is empty", row.file);
+                self.reject(Fault::NoCaption, line, &reason);
                 return Ok(());
             }
             (Some(caption), _) | (None, Some(caption)) => caption.to_owned(),
         };
-        let path =
+        // An absolute path and a relative one of the same picture are one name.
+        let Located { name: file, path } =
             picture::below(&self.folder, row.file).map_err(|e| wrong(e.message()))?;
         let split = row.split.map(str::to_owned).or_else(|| self.input.split.clone());
-        let split = split.unwrap_or_else(|| default_split(row.file));
+        let split = split.unwrap_or_else(|| default_split(&file));
         if !is_plain_split(&split) {
             return Err(wrong(&format!(
                 "split {split:?}: expected lower-case letters, digits and dashes"
             )));
         }
         let concept = row.label.map(str::to_lowercase);
-        let Some(&known) = index.get(row.file) else {
-            let (file, captions) = (row.file.to_owned(), vec![caption]);
+        let Some(&known) = index.get(&file) else {
+            let captions = vec![caption];
             index.insert(file.clone(), self.entries.len());
             self.entries.push(Entry { line, file, path, captions, concept, split });
             return Ok(());
@@ -218,7 +227,7 @@ impl Table {
         if concept.is_some() && concept != entry.concept || split != entry.split {
             return Err(wrong(&format!(
                 "{} has another concept or split than on line {}",
-                row.file, entry.line
+                file, entry.line
             )));
         }
         entry.captions.push(caption);
@@ -227,7 +236,10 @@ impl Table {
 
     fn found(&self, entry: &Entry) -> Found {
         match picture::read(&entry.path) {
-            Err(error) => Found::bad(self.at(entry.line), picture::chain(&error)),
+            Err(error) => {
+                let key = self.at(entry.line);
+                Found::bad(Fault::NoPicture, key, error.chain())
+            }
             Ok(image) => Found::Pair(Pair {
                 key: entry.file.clone(),
                 split: Some(entry.split.clone()),
@@ -296,6 +308,29 @@ impl Columns {
         }
         let file = columns::required(Role::Image, names, &columns)?;
         Ok(Self { file, caption, label, split: find(Role::Split)? })
+    }
+
+    /// Refuses a field of several lines one of which looks like a row of its own: the field
+    /// was opened by a quotation mark and closed by one of another row.
+    fn refuse_rows_inside(
+        &self,
+        record: &StringRecord,
+        delimiter: u8,
+        table: &Path,
+        line: u64,
+    ) -> Result<()> {
+        let is_row = |text: &str| {
+            let file = text.split(char::from(delimiter)).nth(self.file);
+            let has_more = text.contains(char::from(delimiter));
+            has_more
+                && file.is_some_and(|file| picture::is_picture(Path::new(file.trim())))
+        };
+        let swallowed = |field: &str| field.lines().skip(1).any(is_row);
+        if record.iter().any(swallowed) {
+            let reason = quotes::Open { line, is_end: false };
+            return Err(at(table, line, reason.reason()));
+        }
+        Ok(())
     }
 
     fn row<'a>(&self, record: &'a StringRecord) -> Row<'a> {

@@ -1,30 +1,48 @@
 //! Shards of `WebDataset`: tar files whose members belong together by name.
 //!
 //! `000017.jpg` and `000017.txt` are one pair: the key is the path up to the first dot of the
-//! file's name. Pictures are jpg, jpeg, png or webp; captions are the lines of `txt`, the
-//! `caption` of `json`, or the class of `cls` by `classnames.txt` beside or above the shard.
+//! file's name. Captions are the lines of `txt`, the `caption` of `json`, or the class of `cls`
+//! by `classnames.txt` beside or above the shard. The members of a key stand together and are
+//! there once each; otherwise nobody can say what belongs to what, and the pair is a bad one.
+//! A shard may be packed with gzip, whatever its name says.
 //! A shard in a folder of its own, as in `CLIP_benchmark`'s layout (`test/0.tar`), takes the
 //! folder's name for its split; other pairs are split by a hash of their keys.
 
-use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use super::files::{Input, file_name};
-use super::picture::MAX_BYTES;
-use super::{Found, Pair, Stream, Visit};
-use crate::error::{Context, Result};
+use flate2::bufread::MultiGzDecoder;
 
-/// Extensions of pictures.
-const PICTURES: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
-/// Names of classes, one a line.
+use super::files::{Input, Inputs, file_name};
+use super::picture::{EXTENSIONS, MAX_BYTES};
+use super::{Counts, Fault, Found, Pair, Stream, Visit};
+use crate::error::{Context, Error, Result};
+
+/// Extensions of shards.
+pub(super) const SHARDS: [&str; 3] = ["tar", "tar.gz", "tgz"];
+
+/// First bytes of what shards are packed with elsewhere and cannot be read here.
+const UNSUPPORTED: [(&[u8], &str); 4] = [
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"\x04\x22\x4d\x18", "lz4"),
+];
+
+/// First bytes of gzip.
+const GZIP: &[u8] = b"\x1f\x8b";
+
+/// Names of classes, one per line.
 pub(super) const CLASSES: &str = "classnames.txt";
 
 /// Shards in their order.
 #[derive(Debug)]
 pub(super) struct Shards {
     shards: Vec<Shard>,
+    left_out: Counts,
 }
 
 #[derive(Debug)]
@@ -44,7 +62,8 @@ enum Classes {
 
 impl Shards {
     /// Shards with the class names beside or above each.
-    pub(super) fn open(inputs: Vec<Input>) -> Result<Self> {
+    pub(super) fn open(found: Inputs) -> Result<Self> {
+        let Inputs { inputs, left_out } = found;
         let shard = |input: Input| {
             let folders = input.path.ancestors().skip(1).take(2);
             let mut paths = folders.map(|folder| folder.join(CLASSES));
@@ -54,7 +73,8 @@ impl Shards {
             };
             Ok(Shard { input, classes })
         };
-        Ok(Self { shards: inputs.into_iter().map(shard).collect::<Result<_>>()? })
+        let shards = inputs.into_iter().map(shard).collect::<Result<_>>()?;
+        Ok(Self { shards, left_out })
     }
 
     /// Shards whose classes are numbers and whose pairs may lack a caption if they have a
@@ -65,7 +85,7 @@ impl Shards {
             let input = Input { name, path, split, weight: 1.0 };
             Shard { input, classes: Classes::Numbered }
         };
-        Self { shards: paths.into_iter().map(shard).collect() }
+        Self { shards: paths.into_iter().map(shard).collect(), left_out: Counts::new() }
     }
 }
 
@@ -80,10 +100,9 @@ pub(super) fn lines(path: &Path) -> Result<Vec<String>> {
 impl Stream for Shards {
     fn each(&self, visit: Visit<'_>) -> Result<()> {
         for shard in &self.shards {
-            let path = &shard.input.path;
-            let file = File::open(path)
-                .context(|| format!("reading shard {}", path.display()))?;
-            shard.read(BufReader::new(file), visit)?;
+            let place = || format!("reading shard {}", shard.input.path.display());
+            let file = File::open(&shard.input.path).context(place)?;
+            shard.read(unpacked(BufReader::new(file)).context(place)?, visit)?;
         }
         Ok(())
     }
@@ -100,23 +119,63 @@ impl Stream for Shards {
         }
         files
     }
+
+    fn left_out(&self) -> Counts {
+        self.left_out.clone()
+    }
+}
+
+/// A shard as a tar, told by its first bytes.
+fn unpacked<'a>(mut file: impl BufRead + 'a) -> Result<Box<dyn Read + 'a>> {
+    let start = file.fill_buf().context(|| "reading its first bytes".to_owned())?;
+    if start.starts_with(GZIP) {
+        return Ok(Box::new(MultiGzDecoder::new(file)));
+    }
+    // An archive of another kind is sound: it must not count as a damaged one.
+    match UNSUPPORTED.iter().find(|(magic, _)| start.starts_with(magic)) {
+        Some((_, packer)) => Err(Error::usage(format!(
+            "it is packed with {packer}, which is not supported: unpack it, or pack it with \
+             gzip"
+        ))),
+        None => Ok(Box::new(file)),
+    }
 }
 
 /// The members of one key by their suffixes.
-type Members = BTreeMap<String, Vec<u8>>;
+#[derive(Debug, Default)]
+struct Members {
+    bytes: BTreeMap<String, Vec<u8>>,
+    /// A suffix that is there twice.
+    twice: Option<String>,
+}
+
+impl Members {
+    fn insert(&mut self, suffix: String, bytes: Vec<u8>) {
+        match self.bytes.entry(suffix) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(bytes);
+            }
+            Entry::Occupied(there) => {
+                self.twice.get_or_insert_with(|| there.key().clone());
+            }
+        }
+    }
+}
 
 impl Shard {
     /// Reads a tar from front to back; damage ends the shard as one bad pair.
     fn read(&self, file: impl Read, visit: Visit<'_>) -> Result<()> {
         let damaged = |e: std::io::Error| {
             let reason = format!("the shard is damaged from here on: {e}");
-            Found::bad(self.input.name.clone(), reason)
+            Found::bad(Fault::DamagedFile, self.input.name.clone(), reason)
         };
         let mut archive = tar::Archive::new(file);
         let entries = match archive.entries() {
             Ok(entries) => entries,
             Err(e) => return visit(damaged(e)),
         };
+
+        let mut seen = BTreeSet::new();
         let mut current: Option<(String, Members)> = None;
         for member in entries {
             let (key, suffix, bytes) = match member.and_then(read_member) {
@@ -130,39 +189,64 @@ impl Shard {
             if current.as_ref().is_some_and(|(open, _)| *open != key)
                 && let Some((key, members)) = current.take()
             {
-                visit(self.pair(&key, members))?;
+                visit(self.pair(&key, members, &mut seen))?;
             }
-            current.get_or_insert_with(|| (key, Members::new())).1.insert(suffix, bytes);
+            let (_, members) = current.get_or_insert_with(|| (key, Members::default()));
+            members.insert(suffix, bytes);
         }
-        current.map_or(Ok(()), |(key, members)| visit(self.pair(&key, members)))
+        match current {
+            Some((key, members)) => visit(self.pair(&key, members, &mut seen)),
+            None => Ok(()),
+        }
     }
 
-    fn pair(&self, key: &str, mut members: Members) -> Found {
+    /// What the members of a key make; `seen` has the keys before it.
+    fn pair(&self, key: &str, members: Members, seen: &mut BTreeSet<String>) -> Found {
+        let is_new = seen.insert(key.to_owned());
         let key = format!("{}/{key}", self.input.name);
-        let bad = |reason: &str| Found::bad(key.clone(), reason);
-        let picture = PICTURES.iter().find_map(|suffix| members.remove(*suffix));
-        let Some(image) = picture else { return bad("there is no picture") };
-        if image.len() as u64 > MAX_BYTES {
-            return bad("the picture's file is too large");
+        let bad = |fault: Fault, reason: &str| Found::bad(fault, key.clone(), reason);
+        if let Some(suffix) = members.twice {
+            let reason = format!("its member {suffix} is there twice");
+            return bad(Fault::Duplicate, &reason);
         }
-        let (label, class) = match members.get("cls").map(|bytes| self.class(bytes)) {
-            Some(Err(reason)) => return bad(&reason),
-            Some(Ok((label, class))) => (Some(label), class),
-            None => (None, None),
+        if !is_new {
+            let reason = "members of this key are also elsewhere in the shard";
+            return bad(Fault::Duplicate, reason);
+        }
+
+        let mut members = members.bytes;
+        let picture = EXTENSIONS.iter().find_map(|suffix| members.remove(*suffix));
+        let Some(image) = picture else {
+            return bad(Fault::NoPicture, "there is no picture");
         };
+        if image.len() as u64 > MAX_BYTES {
+            return bad(Fault::TooLarge, "the picture's file is too large");
+        }
         let mut captions = match captions(&members) {
             Ok(captions) => captions,
-            Err(reason) => return bad(&reason),
+            Err(reason) => return bad(Fault::Malformed, &reason),
+        };
+        let (label, class) = match members.get("cls").map(|bytes| self.class(bytes)) {
+            Some(Ok((label, class))) => (Some(label), class),
+            // A class that means nothing here does not take the captions with it.
+            Some(Err(_)) if !captions.is_empty() && !self.has_names() => (None, None),
+            Some(Err(reason)) => return bad(Fault::UnknownClass, &reason),
+            None => (None, None),
         };
         if captions.is_empty() {
             captions.extend(class.clone());
         }
         let numbered = matches!(self.classes, Classes::Numbered) && label.is_some();
         if captions.is_empty() && !numbered {
-            return bad("there is no caption");
+            return bad(Fault::NoCaption, "there is no caption");
         }
         let Input { split, weight, .. } = self.input.clone();
         Found::Pair(Pair { key, split, image, captions, class, label, weight })
+    }
+
+    /// Whether a file says what the classes are called.
+    fn has_names(&self) -> bool {
+        matches!(&self.classes, Classes::Named(names, _) if !names.is_empty())
     }
 
     /// Number and name of a class.
@@ -175,7 +259,10 @@ impl Shard {
         let index = text.parse::<usize>().ok();
         match (&self.classes, index) {
             (Classes::Numbered, Some(index)) => Ok((index, None)),
-            (Classes::Numbered, None) => Err(format!("class {text:?} is no number")),
+            (Classes::Numbered, None) => Err(format!("class {text:?} is not a number")),
+            (Classes::Named(names, _), _) if names.is_empty() => Err(format!(
+                "class {text:?} has no name: put a {CLASSES} beside or above the shard"
+            )),
             (Classes::Named(names, _), index) => index
                 .and_then(|index| Some((index, Some(names.get(index)?.clone()))))
                 .ok_or_else(|| {
@@ -205,7 +292,9 @@ fn read_member(
 }
 
 /// The captions of `txt`, one a line, or of `json`.
-fn captions(members: &Members) -> std::result::Result<Vec<String>, String> {
+fn captions(
+    members: &BTreeMap<String, Vec<u8>>,
+) -> std::result::Result<Vec<String>, String> {
     let lines = |text: &str| -> Vec<String> {
         text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned).collect()
     };
@@ -317,7 +406,7 @@ mod tests {
         assert!(matches!(count("b"), (3, false) | (1, true)));
         config.folder = place.display().to_string();
         let error = collected(&config).unwrap_err().to_string();
-        assert!(error.contains("one of them"), "{error}");
+        assert!(error.contains("takes either"), "{error}");
     }
 
     #[test]
@@ -345,7 +434,121 @@ mod tests {
     }
 
     #[test]
-    fn damage_is_counted_named_and_borne_only_up_to_the_share() {
+    fn members_that_are_there_twice_make_a_bad_pair_and_not_another_one() {
+        let name = |name: &'static str, bytes: Vec<u8>| (name, bytes);
+        for (members, reason) in [
+            // The picture of another pair must not take this caption.
+            (
+                [name("b.png", png(2)), name("b.txt", text("b")), name("b.png", png(9))],
+                "png is there twice",
+            ),
+            (
+                [name("b.png", png(2)), name("b.PNG", png(9)), name("b.txt", text("b"))],
+                "png is there twice",
+            ),
+            (
+                [
+                    name("b.png", png(2)),
+                    name("b.txt", text("b")),
+                    name("b.Txt", text("x")),
+                ],
+                "txt is there twice",
+            ),
+        ] {
+            let base = tempfile::tempdir().unwrap();
+            let good = [("a.png", png(1)), ("a.txt", text("a"))];
+            let all =
+                [&good[..], &members[..], &[("c.png", png(3)), ("c.txt", text("c"))]];
+            write(&base.path().join("train/0.tar"), &all.concat());
+            let error = collected(&config(base.path(), 0.0)).unwrap_err().to_string();
+            assert!(error.contains("0.tar/b") && error.contains(reason), "{error}");
+            let (found, skipped) = collected(&config(base.path(), 0.5)).unwrap();
+            let captions: Vec<_> =
+                found.samples.iter().map(|s| s.captions[0].as_str()).collect();
+            assert_eq!((captions, skipped.len()), (vec!["a", "c"], 1));
+            assert_eq!(
+                found.reading.skipped,
+                [("duplicate members".to_owned(), 1)].into()
+            );
+        }
+    }
+
+    #[test]
+    fn members_of_a_key_that_do_not_stand_together_are_bad_pairs() {
+        let base = tempfile::tempdir().unwrap();
+        let members = [
+            ("a.png", png(1)),
+            ("a.txt", text("a")),
+            ("b.png", png(2)),
+            ("c.png", png(3)),
+            ("c.txt", text("c")),
+            ("b.txt", text("b")),
+            ("a.png", png(4)),
+            ("a.txt", text("another a")),
+        ];
+        write(&base.path().join("train/0.tar"), &members);
+        let (found, skipped) = collected(&config(base.path(), 0.9)).unwrap();
+        assert_eq!(found.samples.len(), 2);
+        let bad: Vec<_> = skipped.iter().map(|s| (s.key.as_str(), s.fault)).collect();
+        let expected = [
+            ("train/0.tar/b", Fault::NoCaption),
+            ("train/0.tar/b", Fault::Duplicate),
+            ("train/0.tar/a", Fault::Duplicate),
+        ];
+        assert_eq!(bad, expected);
+    }
+
+    #[test]
+    fn a_packed_shard_is_read_and_an_unknown_packer_is_not_damage() {
+        use std::io::Write as _;
+        let base = tempfile::tempdir().unwrap();
+        let shard = base.path().join("train/0.tar");
+        write(&shard, &[("a.png", png(1)), ("a.txt", text("a"))]);
+        let tar = std::fs::read(&shard).unwrap();
+        let level = flate2::Compression::default();
+        let mut writer = flate2::write::GzEncoder::new(Vec::new(), level);
+        writer.write_all(&tar).unwrap();
+        let packed = writer.finish().unwrap();
+        for name in ["0.tar", "0.tar.gz", "0.tgz"] {
+            std::fs::remove_file(&shard).ok();
+            let path = base.path().join("train").join(name);
+            std::fs::write(&path, &packed).unwrap();
+            let (found, skipped) = collected(&config(base.path(), 0.0)).unwrap();
+            assert_eq!((found.samples.len(), skipped.len()), (1, 0), "{name}");
+            // Cut short, it is damaged like any other shard.
+            std::fs::write(&path, &packed[..packed.len() / 2]).unwrap();
+            let error = collected(&config(base.path(), 0.0)).unwrap_err().to_string();
+            assert!(error.contains("damaged from here on"), "{name}: {error}");
+            std::fs::remove_file(path).unwrap();
+        }
+        for (magic, packer) in UNSUPPORTED {
+            std::fs::write(&shard, [magic, &[0; 600]].concat()).unwrap();
+            let error = collected(&config(base.path(), 1.0)).unwrap_err();
+            let error = format!("{error:?}");
+            assert!(error.contains("not supported") && error.contains(packer), "{error}");
+            assert!(error.contains("0.tar") && !error.contains("damaged"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_class_without_a_name_leaves_the_captions_alone() {
+        let base = tempfile::tempdir().unwrap();
+        let members = [
+            ("a.png", png(1)),
+            ("a.txt", text("a")),
+            ("a.cls", text("3")),
+            ("b.png", png(2)),
+            ("b.cls", text("3")),
+        ];
+        write(&base.path().join("train/0.tar"), &members);
+        let (found, skipped) = collected(&config(base.path(), 0.5)).unwrap();
+        assert_eq!((found.samples.len(), skipped.len()), (1, 1));
+        assert_eq!(found.concepts[0].label, "a");
+        assert!(skipped[0].reason.contains("put a classnames.txt"), "{skipped:?}");
+    }
+
+    #[test]
+    fn damage_is_counted_named_and_tolerated_only_up_to_the_share() {
         let base = tempfile::tempdir().unwrap();
         let shard = base.path().join("0.tar");
         let mut members: Vec<(String, Vec<u8>)> = Vec::new();
@@ -377,7 +580,7 @@ mod tests {
     fn a_folder_without_shards_is_refused() {
         let base = tempfile::tempdir().unwrap();
         let error = collected(&config(base.path(), 0.0)).unwrap_err();
-        assert!(error.to_string().contains("holds no shard"), "{error}");
+        assert!(error.to_string().contains("holds no file to read"), "{error}");
         let mut nowhere = config(base.path(), 0.0);
         nowhere.folder.clear();
         assert!(collected(&nowhere).is_err());

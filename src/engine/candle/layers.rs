@@ -71,11 +71,18 @@ pub(super) fn causal_mask(
 }
 
 /// The symmetric contrastive loss of a batch: the mean of the cross-entropies of rows and of
-/// columns of `logits` [B, B], where row i belongs to column i.
-pub(super) fn contrastive(logits: &Tensor) -> Result<Tensor> {
+/// columns of `logits` [B, B], where row i belongs to column i. The target of a row is
+/// 1 - `smoothing` on its own column plus `smoothing` / B on every column.
+pub(super) fn contrastive(logits: &Tensor, smoothing: f64) -> Result<Tensor> {
+    let rows = cross_entropy(logits, smoothing)?;
+    let columns = cross_entropy(&logits.t()?.contiguous()?, smoothing)?;
+    (rows + columns)? * 0.5
+}
+
+fn cross_entropy(logits: &Tensor, smoothing: f64) -> Result<Tensor> {
     let pairs = u32::try_from(logits.dim(0)?).map_err(candle_core::Error::wrap)?;
     let own = Tensor::arange(0, pairs, logits.device())?;
-    let rows = candle_nn::loss::cross_entropy(logits, &own)?;
-    let columns = candle_nn::loss::cross_entropy(&logits.t()?.contiguous()?, &own)?;
-    (rows + columns)? * 0.5
+    let hard = candle_nn::loss::cross_entropy(logits, &own)?;
+    let even = logits.broadcast_sub(&log_sum_exp(logits)?)?.mean_all()?.neg()?;
+    (hard * (1.0 - smoothing))? + (even * smoothing)?
 }

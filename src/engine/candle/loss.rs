@@ -46,7 +46,7 @@ pub struct Eesd<'a> {
     pub weight: f64,
     /// The teacher's routers and experts, by the names of the student's; others are unused.
     pub teacher: &'a Tensors,
-    /// Share of the eligible tokens, the most uncertain first.
+    /// Fraction of the eligible tokens, the most uncertain first.
     pub fraction: f64,
 }
 
@@ -57,13 +57,15 @@ pub struct Terms<'a> {
     pub balance: f64,
     /// λ of the router z-loss.
     pub router_z: f64,
+    /// Fraction of the contrastive target that is spread evenly over the batch.
+    pub label_smoothing: f64,
     /// Self-distillation, if any.
     pub eesd: Option<Eesd<'a>>,
 }
 
 /// The loss and its parts, each a scalar with its graph. Parts are not yet weighted.
 #[derive(Debug, Clone)]
-pub struct Losses {
+pub struct LossTensors {
     /// The weighted sum.
     pub total: Tensor,
     /// The symmetric contrastive loss.
@@ -74,6 +76,9 @@ pub struct Losses {
     pub router_z: Tensor,
     /// The self-distillation loss; 0 without a teacher.
     pub eesd: Tensor,
+    /// Σ ||y - t||² and Σ ||t||² over the distilled rows of each MoE layer, in the order of
+    /// [`Outputs::routing`]; empty without a teacher.
+    pub distances: Vec<[Tensor; 2]>,
 }
 
 /// Sums the losses; `teachers` holds the ensemble of each MoE layer, in the order of
@@ -83,11 +88,12 @@ pub(super) fn losses(
     eligible: &Eligible,
     terms: &Terms<'_>,
     teachers: Option<&[Tensor]>,
-) -> Result<Losses> {
+) -> Result<LossTensors> {
     let logits = &outputs.logits_per_image;
     let zero =
         Tensor::zeros((), DType::F64, logits.device())?.to_dtype(logits.dtype())?;
     let (mut balance, mut router_z, mut eesd) = (Vec::new(), Vec::new(), Vec::new());
+    let mut distances = Vec::new();
     for (layer, ((tower, _), routing)) in outputs.routing.iter().enumerate() {
         let rows = eligible.rows(*tower);
         balance.push((*tower, routing.balance(&rows)?));
@@ -95,17 +101,20 @@ pub(super) fn losses(
         if let (Some(eesd_terms), Some(teachers)) = (&terms.eesd, teachers) {
             let fraction = eesd_terms.fraction;
             let rows = moe::most_uncertain(&routing.entropies()?, &rows, fraction);
-            eesd.push((*tower, routing.distance(&teachers[layer], &rows)?));
+            let [distance, target] = routing.squares(&teachers[layer], &rows)?;
+            eesd.push((*tower, (&distance / &target)?));
+            distances.push([distance, target]);
         }
     }
-    let clip = layers::contrastive(logits)?;
+
+    let clip = layers::contrastive(logits, terms.label_smoothing)?;
     let balance = mean_over_towers(&balance, &zero)?;
     let router_z = mean_over_towers(&router_z, &zero)?;
     let eesd = mean_over_towers(&eesd, &zero)?;
     let distillation = terms.eesd.map_or(0.0, |eesd| eesd.weight);
     let total = ((&clip + (&balance * terms.balance)?)? + (&router_z * terms.router_z)?)?;
     let total = (total + (&eesd * distillation)?)?;
-    Ok(Losses { total, clip, balance, router_z, eesd })
+    Ok(LossTensors { total, clip, balance, router_z, eesd, distances })
 }
 
 /// The mean over a tower's layers, then over the towers that have any.

@@ -2,9 +2,9 @@
 //!
 //! The engine computes forward and backward by hand over flat buffers. This file writes the
 //! same model a second time, as formulas over candle's differentiable operators, and gets
-//! gradients from candle's autograd; it runs in f32 or f64 on any candle device. Nothing
-//! here is fast and nothing in the pipeline depends on it; only tests do, and it in turn is
-//! held by fixtures made with Hugging Face and `open_clip`.
+//! gradients from candle's autograd; it runs in f32 or f64 on any candle device. [`Candle`]
+//! makes an engine of it. Nothing here is fast and nothing in the pipeline depends on it; only
+//! tests do, and it in turn is held by fixtures made with Hugging Face and `open_clip`.
 //!
 //! ```text
 //! pixels [B,3,S,S] ── patches, class token, positions, LN ── blocks ── LN ── token 0 ── P ─┐
@@ -15,6 +15,8 @@
 mod layers;
 mod loss;
 mod moe;
+mod optim;
+mod run;
 #[cfg(test)]
 mod tests;
 
@@ -28,8 +30,9 @@ use crate::model::names::{self, Part, Place};
 use crate::model::{ClipConfig, Tower, TowerShape};
 use layers::{layer_norm, linear};
 
-pub use loss::{Eesd, Eligible, Losses, Terms};
+pub use loss::{Eesd, Eligible, LossTensors, Terms};
 pub use moe::{Experts, Routing, most_uncertain};
+pub use run::{BACKEND, Candle};
 
 /// Which position of a caption becomes its embedding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,19 +69,29 @@ impl Pooling {
 pub struct ReferenceClip {
     config: ClipConfig,
     pooling: Pooling,
+    moe: MoeForm,
     dtype: DType,
     device: Device,
     parameters: BTreeMap<String, Var>,
 }
 
+/// What the MoE layers compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MoeForm {
+    /// The chosen experts.
+    TopK,
+    /// The dense ensemble of all experts: the teacher of `target: embedding`.
+    Ensemble,
+}
+
 /// Everything a forward pass computed; each tensor carries its graph.
 #[derive(Debug, Clone)]
 pub struct Outputs {
-    /// Image embeddings before normalisation [B, P].
+    /// Image embeddings before normalization [B, P].
     pub image_embeds_raw: Tensor,
     /// Image embeddings of length 1 [B, P].
     pub image_embeds: Tensor,
-    /// Text embeddings before normalisation [B, P].
+    /// Text embeddings before normalization [B, P].
     pub text_embeds_raw: Tensor,
     /// Text embeddings of length 1 [B, P].
     pub text_embeds: Tensor,
@@ -131,7 +144,14 @@ impl ReferenceClip {
             parameters.insert(name.clone(), var);
         }
         let (config, device) = (config.clone(), device.clone());
-        Ok(Self { config, pooling: Pooling::FirstMaximum, dtype, device, parameters })
+        let (pooling, moe) = (Pooling::FirstMaximum, MoeForm::TopK);
+        Ok(Self { config, pooling, moe, dtype, device, parameters })
+    }
+
+    /// The same model with other MoE layers.
+    #[must_use]
+    pub fn with_moe(self, moe: MoeForm) -> Self {
+        Self { moe, ..self }
     }
 
     /// The same model with another pooling of captions.
@@ -161,7 +181,7 @@ impl ReferenceClip {
         outputs: &Outputs,
         eligible: &Eligible,
         terms: &Terms<'_>,
-    ) -> Result<Losses> {
+    ) -> Result<LossTensors> {
         for (tower, flags) in
             [(Tower::Vision, &eligible.vision), (Tower::Text, &eligible.text)]
         {
@@ -374,7 +394,10 @@ impl ReferenceClip {
         if let Some(moe) = &self.config.moe
             && self.config.is_moe(tower, index)
         {
-            let experts = experts(part)?;
+            let experts = experts(&self.config, part)?;
+            if self.moe == MoeForm::Ensemble {
+                return experts.ensemble(x, activation);
+            }
             let routing = experts.forward(x, moe.top_k, activation)?;
             let out = routing.out.clone();
             record.routing.insert((tower, index), routing);
@@ -394,12 +417,14 @@ impl ReferenceClip {
 
     /// The teacher's dense ensemble on the student's own FFN inputs, of every MoE layer.
     fn teach(&self, outputs: &Outputs, teacher: &Tensors) -> Result<Vec<Tensor>> {
+        // The teacher's experts are whole, in whatever form the student's are.
+        let config = self.config.merged();
         let mut ensembles = Vec::new();
         for &(tower, index) in outputs.routing.keys() {
             let block = names::block(tower, index);
             for part in Part::MOE {
                 let name = block.name(part);
-                let expected = block.place(part).shape(&self.config);
+                let expected = block.place(part).shape(&config);
                 match teacher.get(&name) {
                     Some(tensor) if tensor.shape == expected => {}
                     found => {
@@ -419,7 +444,7 @@ impl ReferenceClip {
             let x = outputs.ffn_in[&(tower, index)].detach();
             let ensemble = x
                 .reshape(((), width))
-                .and_then(|x| experts(part)?.ensemble(&x, self.config.activation))
+                .and_then(|x| experts(&config, part)?.ensemble(&x, config.activation))
                 .context(|| "running the teacher".to_owned())?;
             ensembles.push(ensemble);
         }
@@ -435,15 +460,34 @@ impl ReferenceClip {
     }
 }
 
-/// An MoE layer's weights, each fetched by its part.
+/// An MoE layer's weights, each fetched by its part; experts of low rank are W + B A.
 fn experts(
+    config: &ClipConfig,
     part: impl Fn(Part) -> candle_core::Result<Tensor>,
 ) -> candle_core::Result<Experts> {
+    let router = part(Part::Router)?;
+    if config.rank().is_none() {
+        return Ok(Experts {
+            router,
+            fc_weight: part(Part::ExpertFcWeight)?,
+            fc_bias: part(Part::ExpertFcBias)?,
+            proj_weight: part(Part::ExpertProjWeight)?,
+            proj_bias: part(Part::ExpertProjBias)?,
+        });
+    }
+
+    let count = router.dim(0)?;
+    let product =
+        |base, up, down| part(up)?.matmul(&part(down)?)?.broadcast_add(&part(base)?);
+    let repeated = |base| {
+        let base = part(base)?;
+        base.unsqueeze(0)?.broadcast_as((count, base.dim(0)?))?.contiguous()
+    };
     Ok(Experts {
-        router: part(Part::Router)?,
-        fc_weight: part(Part::ExpertFcWeight)?,
-        fc_bias: part(Part::ExpertFcBias)?,
-        proj_weight: part(Part::ExpertProjWeight)?,
-        proj_bias: part(Part::ExpertProjBias)?,
+        fc_weight: product(Part::FcWeight, Part::DeltaFcUp, Part::DeltaFcDown)?,
+        fc_bias: repeated(Part::FcBias)?,
+        proj_weight: product(Part::ProjWeight, Part::DeltaProjUp, Part::DeltaProjDown)?,
+        proj_bias: repeated(Part::ProjBias)?,
+        router,
     })
 }

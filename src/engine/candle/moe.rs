@@ -34,7 +34,7 @@ pub struct Routing {
     pub probs: Tensor,
     /// The experts each row chose, best first.
     pub chosen: Vec<Vec<usize>>,
-    /// Weights [N, E]: p renormalised over the chosen experts, zero elsewhere.
+    /// Weights [N, E]: p renormalized over the chosen experts, zero elsewhere.
     pub weights: Tensor,
     /// Output y [N, d].
     pub out: Tensor,
@@ -101,9 +101,15 @@ impl Routing {
     /// Distance of the outputs from `target` [N, d] over `rows`, relative to the target:
     /// mean ||y - t||² / mean ||t||². The target gets no gradient.
     pub fn distance(&self, target: &Tensor, rows: &[usize]) -> Result<Tensor> {
+        let [distance, target] = self.squares(target, rows)?;
+        distance / target
+    }
+
+    /// Numerator and denominator of [`Self::distance`].
+    pub(super) fn squares(&self, target: &Tensor, rows: &[usize]) -> Result<[Tensor; 2]> {
         let target = take(&target.detach(), rows)?;
-        let squares = (take(&self.out, rows)? - &target)?.sqr()?.sum_all()?;
-        squares / target.sqr()?.sum_all()?
+        let distance = (take(&self.out, rows)? - &target)?.sqr()?.sum_all()?;
+        Ok([distance, target.sqr()?.sum_all()?])
     }
 
     /// Routing entropy of every row, -Σ p ln p in nats.

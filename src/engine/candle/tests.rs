@@ -325,7 +325,7 @@ fn shifted(tensors: &Tensors, name: &str, index: usize, by: f32) -> (Tensors, f3
 #[test]
 fn gradients_of_an_moe_model_are_finite_differences() {
     let (config, tensors, pixels, ids) = random_moe();
-    let terms = Terms { balance: 0.5, router_z: 0.3, eesd: None };
+    let terms = Terms { balance: 0.5, router_z: 0.3, ..Terms::default() };
     let run = |tensors: &Tensors| {
         let model =
             ReferenceClip::new(&config, tensors, DType::F64, &Device::Cpu).unwrap();
@@ -345,11 +345,11 @@ fn gradients_of_an_moe_model_are_finite_differences() {
         let (up, above) = shifted(&tensors, &name, index, 1e-4);
         let (down, below) = shifted(&tensors, &name, index, -1e-4);
         let rise = values(&run(&up).1)[0] - values(&run(&down).1)[0];
-        let slope = rise / f64::from(above - below);
+        let expected = rise / f64::from(above - below);
         let found = f64::from(gradient[index]);
         assert!(
-            (found - slope).abs() < 2e-6 + 1e-5 * slope.abs(),
-            "{name}: {found} {slope}"
+            (found - expected).abs() < 2e-6 + 1e-5 * expected.abs(),
+            "{name}: {found} {expected}"
         );
     }
 }
@@ -363,7 +363,7 @@ fn every_parameter_gets_a_gradient() {
         let out = model.forward(&pixels, &ids).unwrap();
         let eligible = Eligible::new(&config, 4, &out.pooled);
         let eesd = Some(Eesd { weight: 0.1, teacher: &tensors, fraction: 0.5 });
-        let terms = Terms { balance: 0.01, router_z: 0.001, eesd };
+        let terms = Terms { balance: 0.01, router_z: 0.001, eesd, ..Terms::default() };
         let losses = model.loss(&out, &eligible, &terms).unwrap();
         let sum = values(&losses.clip)[0]
             + 0.01 * values(&losses.balance)[0]
@@ -429,7 +429,7 @@ fn positions_after_the_end_of_text_do_not_count() {
     let other = Tensor::new(&other, &Device::Cpu).unwrap();
     let model = ReferenceClip::new(&config, &tensors, DType::F64, &Device::Cpu).unwrap();
     let eesd = Some(Eesd { weight: 0.1, teacher: &tensors, fraction: 0.3 });
-    let terms = Terms { balance: 0.01, router_z: 0.001, eesd };
+    let terms = Terms { balance: 0.01, router_z: 0.001, eesd, ..Terms::default() };
     let run = |ids: &Tensor| {
         let out = model.forward(&pixels, ids).unwrap();
         assert_eq!(out.pooled, [3, 2, 5, 1]);

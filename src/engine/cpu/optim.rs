@@ -1,17 +1,21 @@
 //! AdamW over one flat buffer, clipping and the EMA.
 //!
-//! Weight decay comes as ranges: whoever knows the roles of the parameters hands them over.
+//! Which values train and which decay comes as ranges: whoever knows the roles of the tensors
+//! hands them over.
 
 use std::ops::Range;
 
 use super::ops::adamw::{self, Step};
+use crate::config::OptimConfig;
+use crate::engine::Trainable;
 use crate::num::round_f32;
-use crate::{config::OptimConfig, par};
+use crate::par;
 
-/// Values of a piece that one thread updates.
-const PIECE: usize = 1 << 14;
+/// Values of a chunk that one thread updates.
+const CHUNK: usize = 1 << 14;
 
-/// The optimiser's state: two moments a parameter and the number of steps taken.
+/// The optimizer's state: two moments per value and the number of steps taken. Moments of
+/// frozen values stay zero, in memory that is never touched.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdamW {
     /// First moments.
@@ -20,19 +24,18 @@ pub struct AdamW {
     pub second: Vec<f32>,
     /// Steps taken.
     pub steps: usize,
-    ranges: Vec<(Range<usize>, bool)>,
+    ranges: Vec<(Range<usize>, Trainable)>,
 }
 
 impl AdamW {
-    /// A fresh state for the parameters of `ranges`, each with whether it decays; they
-    /// cover the buffer in order.
-    pub fn new(ranges: Vec<(Range<usize>, bool)>) -> Self {
+    /// A fresh state for the values of `ranges`, which cover the buffer in order.
+    pub fn new(ranges: Vec<(Range<usize>, Trainable)>) -> Self {
         let len = ranges.last().map_or(0, |(range, _)| range.end);
-        let pieces = ranges.into_iter().flat_map(|(range, decays)| {
-            let starts = range.clone().step_by(PIECE);
-            starts.map(move |s| (s..(s + PIECE).min(range.end), decays))
+        let chunks = ranges.into_iter().flat_map(|(range, trainable)| {
+            let starts = range.clone().step_by(CHUNK);
+            starts.map(move |s| (s..(s + CHUNK).min(range.end), trainable))
         });
-        let ranges = pieces.collect();
+        let ranges = chunks.collect();
         Self { first: vec![0.0; len], second: vec![0.0; len], steps: 0, ranges }
     }
 
@@ -47,6 +50,7 @@ impl AdamW {
     ) -> f64 {
         let norm = global_norm(gradients);
         let scale = if norm > config.clip_norm { config.clip_norm / norm } else { 1.0 };
+
         self.steps += 1;
         let count = i32::try_from(self.steps).unwrap_or(i32::MAX);
         let step = Step {
@@ -58,20 +62,23 @@ impl AdamW {
             correction2: round_f32(1.0 - config.beta2.powi(count)),
             gradient_scale: round_f32(scale),
         };
+
+        // Each chunk of values, with what belongs to it in every other buffer.
         let decay = round_f32(config.weight_decay);
         let mut work = Vec::with_capacity(self.ranges.len());
         let (mut v, mut m, mut s) =
             (values, self.first.as_mut_slice(), self.second.as_mut_slice());
-        for (range, decays) in &self.ranges {
+        for (range, trainable) in &self.ranges {
             let (own_v, own_m, own_s);
             (own_v, v) = v.split_at_mut(range.len());
             (own_m, m) = m.split_at_mut(range.len());
             (own_s, s) = s.split_at_mut(range.len());
+            let Trainable::Train { decay: decays } = trainable else { continue };
             let decay = if *decays { decay } else { 0.0 };
             work.push((own_v, &gradients[range.clone()], own_m, own_s, decay));
         }
-        par::for_each_piece(&mut work, 8, |_, pieces| {
-            for (v, g, m, s, decay) in pieces {
+        par::for_each_chunk(&mut work, 8, |_, chunks| {
+            for (v, g, m, s, decay) in chunks {
                 adamw::update(&step, *decay, (v, g), (m, s));
             }
         });
@@ -79,29 +86,29 @@ impl AdamW {
     }
 }
 
-/// An exponential moving average of some ranges of the parameters.
+/// An exponential moving average of some ranges of a flat buffer.
 #[derive(Debug, Clone)]
 pub struct Average {
-    pieces: Vec<Range<usize>>,
+    chunks: Vec<Range<usize>>,
     decay: f32,
 }
 
 impl Average {
     /// Follows `ranges`, which ascend and do not overlap.
     pub fn new(ranges: impl IntoIterator<Item = Range<usize>>, decay: f64) -> Self {
-        let pieces = ranges.into_iter().flat_map(|range| {
-            let starts = range.clone().step_by(PIECE);
-            starts.map(move |start| start..(start + PIECE).min(range.end))
+        let chunks = ranges.into_iter().flat_map(|range| {
+            let starts = range.clone().step_by(CHUNK);
+            starts.map(move |start| start..(start + CHUNK).min(range.end))
         });
-        Self { pieces: pieces.collect(), decay: round_f32(decay) }
+        Self { chunks: chunks.collect(), decay: round_f32(decay) }
     }
 
     /// An average that starts at `values`: zeros where nothing is followed, memory that is
     /// never touched.
     pub fn start(&self, values: &[f32]) -> Vec<f32> {
         let mut average = vec![0.0; values.len()];
-        for piece in &self.pieces {
-            average[piece.clone()].copy_from_slice(&values[piece.clone()]);
+        for chunk in &self.chunks {
+            average[chunk.clone()].copy_from_slice(&values[chunk.clone()]);
         }
         average
     }
@@ -109,26 +116,27 @@ impl Average {
     /// Moves `average` towards `values` by 1 - decay.
     pub fn step(&self, average: &mut [f32], values: &[f32]) {
         let (mut rest, mut at) = (average, 0);
-        let mut work = Vec::with_capacity(self.pieces.len());
-        for piece in &self.pieces {
-            let (own, others) = rest.split_at_mut(piece.end - at);
-            work.push((&mut own[piece.start - at..], &values[piece.clone()]));
-            (rest, at) = (others, piece.end);
+        let mut work = Vec::with_capacity(self.chunks.len());
+        for chunk in &self.chunks {
+            let (own, others) = rest.split_at_mut(chunk.end - at);
+            work.push((&mut own[chunk.start - at..], &values[chunk.clone()]));
+            (rest, at) = (others, chunk.end);
         }
-        par::for_each_piece(&mut work, 8, |_, pieces| {
-            for (average, values) in pieces {
+
+        par::for_each_chunk(&mut work, 8, |_, chunks| {
+            for (average, values) in chunks {
                 adamw::average(average, values, self.decay);
             }
         });
     }
 }
 
-/// The Euclidean norm of a flat gradient: f64 sums of fixed pieces, added in order.
+/// The Euclidean norm of a flat gradient: f64 sums of fixed chunks, added in order.
 pub fn global_norm(gradients: &[f32]) -> f64 {
-    let pieces = gradients.len().div_ceil(PIECE);
-    let squares = par::map(pieces, |piece| {
-        let end = ((piece + 1) * PIECE).min(gradients.len());
-        gradients[piece * PIECE..end].iter().map(|g| f64::from(*g).powi(2)).sum::<f64>()
+    let chunks = gradients.len().div_ceil(CHUNK);
+    let squares = par::map(chunks, |chunk| {
+        let end = ((chunk + 1) * CHUNK).min(gradients.len());
+        gradients[chunk * CHUNK..end].iter().map(|g| f64::from(*g).powi(2)).sum::<f64>()
     });
     squares.iter().sum::<f64>().sqrt()
 }
@@ -139,9 +147,9 @@ mod tests {
 
     #[test]
     fn an_average_follows_its_ranges_and_leaves_the_rest() {
-        let ranges = [3..5, 7..7 + 3 * PIECE + 11];
+        let ranges = [3..5, 7..7 + 3 * CHUNK + 11];
         let average = Average::new(ranges.clone(), 0.75);
-        let len = 4 * PIECE;
+        let len = 4 * CHUNK;
         let values: Vec<f32> = (0..len).map(|i| (i % 97) as f32).collect();
         let mut moved = average.start(&vec![1.0; len]);
         average.step(&mut moved, &values);

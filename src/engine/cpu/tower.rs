@@ -7,34 +7,42 @@
 
 mod ffn;
 
-pub use ffn::{LayerPull, LayerStats, Teacher};
+pub use ffn::MoeMode;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::engine::cpu::ops::attention::{self, Heads};
 use crate::engine::cpu::ops::{layer_norm, linear};
+use crate::engine::{LayerStats, StatsGradient};
 use crate::model::names::{Part, Place};
 use crate::model::params::Layout;
 use crate::model::{ClipConfig, Tower, TowerShape};
 use ffn::{Ffn, FfnState};
 
+/// The flat buffers of a backward pass: weights are read, gradients are added to.
+#[derive(Debug)]
+pub(super) struct Flat<'a> {
+    pub(super) values: &'a [f32],
+    pub(super) gradients: &'a mut [f32],
+}
+
 /// A weight and the bias that lies behind it in the flat buffer.
 #[derive(Debug, Clone)]
-pub(super) struct Pair {
+pub(super) struct WeightBias {
     weight: Range<usize>,
     bias: Range<usize>,
 }
 
-impl Pair {
+impl WeightBias {
     pub(super) fn new(layout: &Layout, weight: Place, bias: Place) -> Self {
         let (weight, bias) = (layout.range(weight), layout.range(bias));
         assert_eq!(weight.end, bias.start, "a bias lies behind its weight");
         Self { weight, bias }
     }
 
-    pub(super) fn of<'a>(&self, params: &'a [f32]) -> (&'a [f32], &'a [f32]) {
-        (&params[self.weight.clone()], &params[self.bias.clone()])
+    pub(super) fn of<'a>(&self, values: &'a [f32]) -> (&'a [f32], &'a [f32]) {
+        (&values[self.weight.clone()], &values[self.bias.clone()])
     }
 
     pub(super) fn of_mut<'a>(
@@ -45,13 +53,13 @@ impl Pair {
     }
 }
 
-/// One block's places in the flat buffer.
+/// Where the weights of one block lie in the flat buffer.
 #[derive(Debug, Clone)]
 struct Block {
-    ln_1: Pair,
-    qkv: Pair,
-    out: Pair,
-    ln_2: Pair,
+    ln_1: WeightBias,
+    qkv: WeightBias,
+    out: WeightBias,
+    ln_2: WeightBias,
     ffn: Ffn,
 }
 
@@ -90,13 +98,22 @@ pub struct Scratch {
 
 /// The rows of a group and what is asked of them.
 #[derive(Debug, Clone, Copy)]
-pub struct Rows<'a> {
+pub struct GroupRows<'a> {
     /// Sample s owns rows `starts[s]..starts[s + 1]`.
     pub starts: &'a [usize],
     /// Rows that enter balance, distillation and statistics.
     pub counted: &'a [bool],
-    /// Who teaches the MoE layers.
-    pub teacher: Teacher<'a>,
+    /// What the MoE layers compute.
+    pub mode: MoeMode<'a>,
+}
+
+/// Where the blocks leave what they compute.
+#[derive(Debug)]
+pub(super) struct States<'a> {
+    /// One state per block for a backward, or a single one that all blocks use in turn.
+    pub(super) blocks: &'a mut [BlockState],
+    /// FFN inputs of the blocks that are named here are copied here.
+    pub(super) kept: &'a mut Kept,
 }
 
 impl Transformer {
@@ -106,7 +123,7 @@ impl Transformer {
         let block = |index| {
             let pair = |weight, bias| {
                 let place = |part| Place::Block(tower, index, part);
-                Pair::new(layout, place(weight), place(bias))
+                WeightBias::new(layout, place(weight), place(bias))
             };
             Block {
                 ln_1: pair(Part::Ln1Weight, Part::Ln1Bias),
@@ -119,7 +136,7 @@ impl Transformer {
         Self { shape, blocks: (0..shape.layers).map(block).collect() }
     }
 
-    /// Fresh states, one a block.
+    /// Fresh states, one per block.
     pub fn states(&self) -> Vec<BlockState> {
         vec![BlockState::default(); self.blocks.len()]
     }
@@ -129,18 +146,16 @@ impl Transformer {
     }
 
     /// Runs all blocks on the residual stream `x` [N, d], in place.
-    ///
-    /// `states` holds one state a block for a backward, or a single one that all blocks use
-    /// in turn; FFN inputs of the blocks named in `kept` are copied there.
-    pub fn forward(
+    pub(super) fn forward(
         &self,
-        params: &[f32],
+        values: &[f32],
         x: &mut [f32],
-        rows: Rows<'_>,
-        (states, kept): (&mut [BlockState], &mut Kept),
+        rows: GroupRows<'_>,
+        states: States<'_>,
     ) {
         let d = self.shape.width;
         let n = x.len() / d;
+        let States { blocks: states, kept } = states;
         let last = states.len() - 1;
         for (index, block) in self.blocks.iter().enumerate() {
             let state = &mut states[index.min(last)];
@@ -148,80 +163,66 @@ impl Transformer {
             state.ffn_input.resize(n * d, 0.0);
             state.qkv.resize(n * 3 * d, 0.0);
             state.mixed.resize(n * d, 0.0);
-            let (gain, bias) = block.ln_1.of(params);
-            layer_norm::forward(
-                &mut state.attention_input,
-                x,
-                gain,
-                bias,
-                &mut state.ln_1,
-            );
-            let (weight, bias) = block.qkv.of(params);
+
+            let (gain, bias) = block.ln_1.of(values);
+            let normed = &mut state.attention_input;
+            layer_norm::forward(normed, x, gain, bias, &mut state.ln_1);
+
+            let (weight, bias) = block.qkv.of(values);
             linear::forward(&mut state.qkv, &state.attention_input, weight, bias);
-            let (mixed, heads) = (&mut state.mixed, self.heads());
-            attention::forward(
-                mixed,
-                &state.qkv,
-                rows.starts,
-                heads,
-                &mut state.attention,
-            );
-            let (weight, bias) = block.out.of(params);
+            let (mixed, qkv, heads) = (&mut state.mixed, &state.qkv, self.heads());
+            attention::forward(mixed, qkv, rows.starts, heads, &mut state.attention);
+            let (weight, bias) = block.out.of(values);
             linear::forward_add(x, &state.mixed, weight, bias);
-            let (gain, bias) = block.ln_2.of(params);
+
+            let (gain, bias) = block.ln_2.of(values);
             layer_norm::forward(&mut state.ffn_input, x, gain, bias, &mut state.ln_2);
             if let Some(kept) = kept.get_mut(&index) {
                 kept.clone_from(&state.ffn_input);
             }
+
             let input = (state.ffn_input.as_slice(), rows);
-            block.ffn.forward_add(params, x, input, &mut state.ffn);
+            block.ffn.forward_add(values, x, input, &mut state.ffn);
         }
     }
 
     /// Turns `dx` [N, d], the gradient of the blocks' output, into that of their input, and
-    /// adds to the parameter gradients. `pulls` has one entry a block.
-    pub fn backward(
+    /// adds to the gradients of the weights. `stats` has one entry per block.
+    pub(super) fn backward(
         &self,
-        (params, gradients): (&[f32], &mut [f32]),
+        flat: &mut Flat<'_>,
         (dx, starts): (&mut [f32], &[usize]),
-        (pulls, states): (&[LayerPull], &mut [BlockState]),
+        (stats, states): (&[StatsGradient], &mut [BlockState]),
         scratch: &mut Scratch,
     ) {
         let d = self.shape.width;
         let n = dx.len() / d;
-        let blocks = self.blocks.iter().zip(pulls).zip(states).rev();
-        for ((block, pull), state) in blocks {
-            scratch.rows.resize(n * d, 0.0);
-            scratch.qkv.resize(n * 3 * d, 0.0);
+        scratch.rows.resize(n * d, 0.0);
+        scratch.qkv.resize(n * 3 * d, 0.0);
+        let blocks = self.blocks.iter().zip(stats).zip(states).rev();
+        for ((block, stats), state) in blocks {
+            // The residual stream passes its gradient on; each branch adds its own.
             let inner = &mut scratch.rows;
             let input = state.ffn_input.as_slice();
-            let flat = (params, &mut *gradients);
-            block.ffn.backward(
-                flat,
-                (dx, inner),
-                (input, pull),
-                (&mut state.ffn, &mut scratch.ffn),
-            );
-            norm_backward(dx, inner, (params, gradients), &block.ln_2, &state.ln_2);
+            let buffers = (&mut state.ffn, &mut scratch.ffn);
+            block.ffn.backward(flat, (dx, inner), (input, stats), buffers);
+            norm_backward(dx, inner, flat, &block.ln_2, &state.ln_2);
 
-            let (weight, bias_gradient) = block.out.of_mut(gradients);
-            linear::backward_parameters(weight, bias_gradient, dx, &state.mixed);
-            linear::backward_input(inner, dx, block.out.of(params).0, d);
-            let kept = (self.heads(), &mut state.attention);
-            attention::backward(&mut scratch.qkv, inner, &state.qkv, starts, kept);
-            let (weight, bias) = block.qkv.of_mut(gradients);
-            linear::backward_parameters(
-                weight,
-                bias,
-                &scratch.qkv,
-                &state.attention_input,
-            );
-            linear::backward_input(inner, &scratch.qkv, block.qkv.of(params).0, 3 * d);
-            norm_backward(dx, inner, (params, gradients), &block.ln_1, &state.ln_1);
+            let (weight, bias) = block.out.of_mut(flat.gradients);
+            linear::backward_parameters(weight, bias, dx, &state.mixed);
+            linear::backward_input(inner, dx, block.out.of(flat.values).0, d);
+
+            let (dqkv, kept) = (&mut scratch.qkv, (self.heads(), &mut state.attention));
+            attention::backward(dqkv, inner, &state.qkv, starts, kept);
+
+            let (weight, bias) = block.qkv.of_mut(flat.gradients);
+            linear::backward_parameters(weight, bias, dqkv, &state.attention_input);
+            linear::backward_input(inner, dqkv, block.qkv.of(flat.values).0, 3 * d);
+            norm_backward(dx, inner, flat, &block.ln_1, &state.ln_1);
         }
     }
 
-    /// Statistics of the MoE layers of the last forward, one entry a block.
+    /// Statistics of the MoE layers of the last forward, one entry per block.
     pub fn stats(
         &self,
         states: &[BlockState],
@@ -232,15 +233,15 @@ impl Transformer {
     }
 }
 
-/// The gradient of a LayerNorm's parameters, and of its input added to `dx`.
+/// The gradient of a LayerNorm's gain and bias, and of its input added to `dx`.
 pub(super) fn norm_backward(
     dx: &mut [f32],
     dy: &[f32],
-    (params, gradients): (&[f32], &mut [f32]),
-    pair: &Pair,
+    flat: &mut Flat<'_>,
+    norm: &WeightBias,
     saved: &layer_norm::Saved,
 ) {
-    let (gain, bias) = pair.of_mut(gradients);
+    let (gain, bias) = norm.of_mut(flat.gradients);
     let mut into = layer_norm::Gradients { gain, bias };
-    layer_norm::backward_add(dx, dy, pair.of(params).0, saved, &mut into);
+    layer_norm::backward_add(dx, dy, norm.of(flat.values).0, saved, &mut into);
 }

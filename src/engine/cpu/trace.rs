@@ -1,7 +1,7 @@
 //! Every number of a forward pass that another framework can be compared with, by name.
 //!
 //! Names follow Hugging Face's `CLIPModel` outputs: `image_embeds` and `text_embeds` [B, P],
-//! L2-normalised, `logits_per_image` [B, B'], and `<tower>.layers.<l>.ffn_in` [B, T, d], the
+//! L2-normalized, `logits_per_image` [B, B'], and `<tower>.layers.<l>.ffn_in` [B, T, d], the
 //! second LayerNorm's output at every position, padding included.
 
 use std::collections::BTreeMap;
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use super::clip::{Clip, Padding, TowerState};
-use super::tower::Teacher;
+use super::tower::MoeMode;
 use crate::error::{Error, Result};
 use crate::io::foreign::{Array, Values};
 use crate::io::tensors::{Tensor, Tensors};
@@ -94,6 +94,7 @@ fn ids(config: &ClipConfig, array: &Array) -> Result<(Vec<u32>, usize)> {
     if tokens == 0 || tokens > context {
         return Err(wrong(IDS, array, &expected));
     }
+
     let mut padded = Vec::with_capacity(values.len() / tokens * context);
     for caption in values.chunks_exact(tokens) {
         for &id in caption {
@@ -110,40 +111,43 @@ fn ids(config: &ClipConfig, array: &Array) -> Result<(Vec<u32>, usize)> {
 
 /// Runs a model, dense or MoE, and names what comes out.
 ///
-/// `logits_per_image` is there when both sides are. Pieces run side by side; the result
+/// `logits_per_image` is there when both sides are. Chunks run side by side; the result
 /// does not depend on how many. Memory: twice the outputs.
 pub fn trace(model: &Checkpoint, inputs: &Inputs) -> Tensors {
     let clip = Clip::new(&model.config).with_padding(Padding::Keep);
     let (picture, caption) = clip.sizes();
-    let params = &model.values;
+    let values = &model.values;
     let mut out = Tensors::new();
+
     if let Some(pixels) = &inputs.pixels {
         let record = Record::new(&model.config, Tower::Vision);
         let blocks: Vec<usize> = (0..model.config.vision.layers).collect();
-        let piece = clip.piece(Tower::Vision) * picture;
-        let pieces = pixels.par_chunks(piece).map(|own| {
+        let chunk = clip.chunk(Tower::Vision) * picture;
+        let chunks = pixels.par_chunks(chunk).map(|own| {
             let mut state = TowerState::light(&blocks);
-            let raw = clip.images(params, own, Teacher::None, &mut state).to_vec();
-            record.piece(raw, &state)
+            let raw = clip.images(values, own, MoeMode::TopK, &mut state).to_vec();
+            record.chunk(raw, &state)
         });
-        record.join("image_embeds", &pieces.collect::<Vec<_>>(), &mut out);
+        record.join("image_embeds", &chunks.collect::<Vec<_>>(), &mut out);
     }
+
     if let Some(ids) = &inputs.ids {
         let record = Record::new(&model.config, Tower::Text);
         let record = Record { kept: inputs.tokens, ..record };
         let blocks: Vec<usize> = (0..model.config.text.layers).collect();
-        let piece = clip.piece(Tower::Text) * caption;
-        let pieces = ids.par_chunks(piece).map(|own| {
+        let chunk = clip.chunk(Tower::Text) * caption;
+        let chunks = ids.par_chunks(chunk).map(|own| {
             let mut state = TowerState::light(&blocks);
-            let raw = clip.texts(params, own, Teacher::None, &mut state).to_vec();
-            record.piece(raw, &state)
+            let raw = clip.texts(values, own, MoeMode::TopK, &mut state).to_vec();
+            record.chunk(raw, &state)
         });
-        record.join("text_embeds", &pieces.collect::<Vec<_>>(), &mut out);
+        record.join("text_embeds", &chunks.collect::<Vec<_>>(), &mut out);
     }
+
     if let (Some(images), Some(texts)) = (out.get("image_embeds"), out.get("text_embeds"))
     {
         let scale = Layout::new(&model.config).range(Place::LogitScale);
-        let logits = logits(images, texts, params[scale.start].exp());
+        let logits = logits(images, texts, values[scale.start].exp());
         out.insert("logits_per_image".to_owned(), logits);
     }
     out
@@ -159,8 +163,8 @@ struct Record {
     kept: usize,
 }
 
-/// What one piece leaves: raw embeddings, and the FFN's inputs of every layer.
-struct Piece {
+/// What one chunk leaves: raw embeddings, and the FFN's inputs of every layer.
+struct Chunk {
     embeddings: Vec<f32>,
     inputs: Vec<Vec<f32>>,
 }
@@ -171,17 +175,17 @@ impl Record {
         Self { tower, width, embed_dim: config.embed_dim, tokens, kept: tokens }
     }
 
-    fn piece(&self, embeddings: Vec<f32>, state: &TowerState) -> Piece {
+    fn chunk(&self, embeddings: Vec<f32>, state: &TowerState) -> Chunk {
         let kept = |input: &Vec<f32>| {
             let samples = input.chunks_exact(self.tokens * self.width);
             samples.flat_map(|rows| &rows[..self.kept * self.width]).copied().collect()
         };
-        Piece { embeddings, inputs: state.kept.values().map(kept).collect() }
+        Chunk { embeddings, inputs: state.kept.values().map(kept).collect() }
     }
 
-    fn join(&self, name: &str, pieces: &[Piece], out: &mut Tensors) {
+    fn join(&self, name: &str, chunks: &[Chunk], out: &mut Tensors) {
         let mut data: Vec<f32> =
-            pieces.iter().flat_map(|piece| &piece.embeddings).copied().collect();
+            chunks.iter().flat_map(|chunk| &chunk.embeddings).copied().collect();
         for row in data.chunks_exact_mut(self.embed_dim) {
             let squares: f64 = row.iter().map(|v| f64::from(*v).powi(2)).sum();
             let length = crate::num::round_f32(squares.sqrt().max(1e-12));
@@ -189,13 +193,14 @@ impl Record {
                 *v /= length;
             }
         }
+
         let samples = data.len() / self.embed_dim;
         let shape = vec![samples, self.embed_dim];
         out.insert(name.to_owned(), Tensor { shape, data });
-        let layers = pieces.first().map_or(0, |piece| piece.inputs.len());
+        let layers = chunks.first().map_or(0, |chunk| chunk.inputs.len());
         for layer in 0..layers {
             let name = format!("{}.layers.{layer}.ffn_in", self.tower.name());
-            let all = pieces.iter().flat_map(|piece| &piece.inputs[layer]);
+            let all = chunks.iter().flat_map(|chunk| &chunk.inputs[layer]);
             let shape = vec![samples, self.kept, self.width];
             out.insert(name, Tensor { shape, data: all.copied().collect() });
         }
@@ -230,7 +235,8 @@ mod tests {
     }
 
     fn load(path: &Path) -> Checkpoint {
-        let (config, tensors) = checkpoint::import(path, None).unwrap();
+        let (config, tensors) =
+            checkpoint::import(path, &checkpoint::Hints::default()).unwrap();
         let values = Layout::new(&config).flatten(&config, &tensors).unwrap();
         Checkpoint { config, values }
     }
@@ -305,7 +311,7 @@ mod tests {
                     .map(|i| if i % 7 == 0 { 0.1 } else { -0.02 })
                     .collect(),
                 experts: vec![
-                    crate::model::layers::Expert {
+                    crate::model::layers::Ffn {
                         fc1: ffn.fc1.to_vec(),
                         fc1_bias: ffn.fc1_bias.to_vec(),
                         fc2: ffn.fc2.to_vec(),

@@ -19,7 +19,7 @@ use std::ffi::{CString, c_void};
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use cudarc::cublas::{self, CudaBlas, sys as blas};
 use cudarc::driver::{
@@ -28,8 +28,8 @@ use cudarc::driver::{
 };
 use cudarc::nvrtc;
 
-use super::Precision;
 use super::signature::{Parameter, Signatures};
+use crate::config::Precision;
 use crate::error::{Context as _, Error, Result};
 
 /// The kernels, in the order in which they build on each other.
@@ -59,6 +59,16 @@ pub enum Kind {
     I32,
     /// Bytes.
     U8,
+}
+
+impl From<Precision> for Kind {
+    /// What activations, and the weights that matrix products read, are held in.
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self::F32,
+            Precision::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 impl Kind {
@@ -319,14 +329,70 @@ pub struct Spent {
     pub milliseconds: f64,
 }
 
-/// Whether a driver and at least one card are there.
+/// The oldest compute capability: bf16 on tensor cores begins there.
+const OLDEST: (i32, i32) = (8, 0);
+
+/// Whether `device: auto` means a card: whether the first one can be opened. It is asked once
+/// per process, which costs machines without a driver a search for one library.
 pub fn available() -> bool {
-    load("cuda").is_some() && result::init().is_ok() && count() > 0
+    static FIRST: LazyLock<bool> = LazyLock::new(|| require(0).is_ok());
+    *FIRST
 }
 
-/// Cards of this machine; none where the driver fails.
-fn count() -> i32 {
-    CudaContext::device_count().unwrap_or(0)
+/// Says in one sentence why a card cannot be opened, without opening it: no context is made
+/// and no kernel compiled.
+pub fn require(ordinal: usize) -> Result<()> {
+    let refused = |reason: &str| {
+        Error::usage(format!(
+            "device: found cuda:{ordinal}, but {reason}, or set `device: cpu`"
+        ))
+    };
+    if load("cuda").is_none() {
+        return Err(refused(
+            "no NVIDIA driver (libcuda.so) was found; install the driver of the card",
+        ));
+    }
+    let libraries = [
+        ("nvrtc", "NVRTC (libnvrtc.so)", "nvidia-cuda-nvrtc"),
+        ("cublas", "cuBLAS (libcublas.so)", "nvidia-cublas"),
+    ];
+    for (library, name, wheel) in libraries {
+        load(library).ok_or_else(|| {
+            refused(&format!(
+                "{name} was not found; install the CUDA toolkit, or the Python wheel {wheel} \
+                 and name its folder of libraries in LD_LIBRARY_PATH"
+            ))
+        })?;
+    }
+
+    result::init().map_err(|e| failed("the driver's initialization", &e))?;
+    let cards = CudaContext::device_count().map_err(|e| failed("counting cards", &e))?;
+    let number = i32::try_from(ordinal).unwrap_or(i32::MAX);
+    if number >= cards {
+        return Err(refused(&format!(
+            "the number of CUDA devices of this machine is {cards}; choose a smaller number"
+        )));
+    }
+    let (major, minor) =
+        capability(number).map_err(|e| failed("reading its compute capability", &e))?;
+    if (major, minor) < OLDEST {
+        return Err(refused(&format!(
+            "its compute capability is {major}.{minor}, expected {}.{} or later; choose \
+             another card",
+            OLDEST.0, OLDEST.1
+        )));
+    }
+    Ok(())
+}
+
+/// The compute capability of a card, which need not be open.
+fn capability(number: i32) -> std::result::Result<(i32, i32), result::DriverError> {
+    use sys::CUdevice_attribute as Attribute;
+    let device = result::device::get(number)?;
+    // SAFETY: the driver has just named this device.
+    let read = |attribute| unsafe { result::device::get_attribute(device, attribute) };
+    let major = read(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    Ok((major, read(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?))
 }
 
 /// Loads a library of NVIDIA's for good. A library that is unloaded and loaded again, as
@@ -341,14 +407,6 @@ fn load(name: &str) -> Option<()> {
     })
 }
 
-/// The sentence for a library that is not there.
-fn lacking(library: &str, wheel: &str) -> Error {
-    Error::failed(format!(
-        "{library} was not found: install the CUDA toolkit, or the Python wheel {wheel} and \
-         name its folder of libraries in LD_LIBRARY_PATH"
-    ))
-}
-
 fn failed(doing: &str, error: &dyn std::fmt::Display) -> Error {
     Error::failed(format!("the CUDA device failed at {doing}: {error}"))
 }
@@ -356,22 +414,7 @@ fn failed(doing: &str, error: &dyn std::fmt::Display) -> Error {
 impl Device {
     /// Opens card `ordinal` and makes its kernels ready.
     pub fn open(ordinal: usize, precision: Precision) -> Result<Self> {
-        if load("cuda").is_none() {
-            return Err(Error::failed(
-                "no NVIDIA driver was found (libcuda.so): run on the CPU with device: cpu",
-            ));
-        }
-        load("nvrtc")
-            .ok_or_else(|| lacking("NVRTC (libnvrtc.so)", "nvidia-cuda-nvrtc"))?;
-        load("cublas")
-            .ok_or_else(|| lacking("cuBLAS (libcublas.so)", "nvidia-cublas"))?;
-        result::init().map_err(|e| failed("the driver's initialization", &e))?;
-        let cards = usize::try_from(count()).unwrap_or(0);
-        if ordinal >= cards {
-            return Err(Error::usage(format!(
-                "device cuda:{ordinal} does not exist: this machine has {cards} CUDA devices"
-            )));
-        }
+        require(ordinal)?;
         let context = CudaContext::new(ordinal).map_err(|e| failed("opening it", &e))?;
         // SAFETY: all work of this engine runs on one stream, so no event is needed to order
         // streams among each other.
@@ -436,7 +479,7 @@ impl Device {
 
     /// The type of activations: f32 or bf16.
     pub fn real(&self) -> Kind {
-        self.precision.kind()
+        self.precision.into()
     }
 
     /// The name of the card.
@@ -522,7 +565,7 @@ impl Device {
         // Waits until the transfer of the last call is through.
         let own =
             pinned.as_mut_slice().map_err(|e| failed("waiting for an upload", &e))?;
-        crate::par::for_each_piece(own, 1 << 22, |index, piece| {
+        crate::par::for_each_chunk(own, 1 << 22, |index, piece| {
             piece.copy_from_slice(&bytes[index << 22..(index << 22) + piece.len()]);
         });
         let mut into = buffer.memory.slice_mut(..bytes.len());
@@ -785,12 +828,6 @@ fn kernels(context: &Arc<CudaContext>, precision: Precision) -> Result<Arc<CudaM
     let (major, minor) = context
         .compute_capability()
         .map_err(|e| failed("reading its compute capability", &e))?;
-    if (major, minor) < (8, 0) {
-        return Err(Error::failed(format!(
-            "the CUDA device has compute capability {major}.{minor}, expected 8.0 or later: \
-             bf16 on tensor cores begins there"
-        )));
-    }
     let mut options = vec![format!("--gpu-architecture=sm_{major}{minor}")];
     options.extend(["--std=c++17", "-default-device"].map(str::to_owned));
     if precision == Precision::Bf16 {

@@ -19,25 +19,15 @@ mod signature;
 mod step;
 mod tower;
 
-pub use device::available;
+pub use device::{available, require};
 pub use step::Cuda;
 
-use device::Kind;
+use crate::config::Precision;
 
-/// The type of activations and of the weights that matrix products read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Precision {
-    /// 32-bit floats everywhere.
-    F32,
-    /// bf16, with f32 sums, residual stream and master weights.
-    Bf16,
-}
-
-impl Precision {
-    fn kind(self) -> Kind {
-        match self {
-            Self::F32 => Kind::F32,
-            Self::Bf16 => Kind::Bf16,
-        }
+/// The name that enters keys.
+pub fn backend(precision: Precision) -> &'static str {
+    match precision {
+        Precision::F32 => "cuda-f32",
+        Precision::Bf16 => "cuda-bf16",
     }
 }

@@ -1,6 +1,6 @@
 //! The engine itself: encoding, recording, and training steps on one card.
 //!
-//! A step runs in micro-batches of [`Cuda::set_micro_batch`] pairs, or at once. With several, a first
+//! A step runs in micro-batches of `optim.micro_batch` pairs, or at once. With several, a first
 //! pass leaves nothing but embeddings and sums, the losses see the whole batch, and a second
 //! forward makes again what the backward needs: the gradient is that of the large batch,
 //! for a third more arithmetic.
@@ -8,22 +8,21 @@
 //! The host reads one block of numbers back per step, behind the backward: losses, sums over
 //! the batch, and the norm of the gradient, so that [`Engine::update`] waits for nothing.
 
+use std::borrow::Cow;
+
 use cudarc::driver::PinnedHostSlice;
 
-use super::Precision;
 use super::clip::{Clip, HeadState, Rows};
 use super::device::{Buffer, Device, Extents, Grid, Kind, Operand, Slice};
 use super::ffn::sum_statistics;
 use super::layout::{Places, Weights};
 use super::tower::{Back, Pass, Scratch, Teacher, Watch};
-use crate::config::EesdTarget;
-use crate::engine::cpu::clip::GROUP;
+use crate::config::{EesdTarget, Precision};
 use crate::engine::{
-    Engine, FfnInputs, LayerRouting, LayerStats, Losses, Pairs, TowerInput, Trainable,
-    Training, TrainingState,
+    Engine, FfnInputs, LayerRouting, LayerStats, Losses, Pairs, StateBuffer, TowerInput,
+    Trainable, Training, TrainingState, auxiliary,
 };
 use crate::error::{Error, Result};
-use crate::loss;
 use crate::model::names::Place;
 use crate::model::params::Layout;
 use crate::model::{ClipConfig, Tower};
@@ -57,7 +56,7 @@ pub struct Cuda {
     staging: Option<PinnedHostSlice<u8>>,
     /// Both towers' states where no backward follows.
     light: [HeadState; 2],
-    micro_batch: Option<usize>,
+    loaded: bool,
     trainer: Option<Trainer>,
 }
 
@@ -70,9 +69,13 @@ struct Trainer {
     first: Buffer,
     second: Buffer,
     flags: Buffer,
+    /// Whether the logit scale is not frozen.
+    scale_trains: bool,
     average: Option<Average>,
     steps: usize,
     norm: f64,
+    /// Whether there is a gradient that no update has used.
+    ready: bool,
     /// Sums that are read back, and a place for those of a second forward.
     numbers: Buffer,
     again: Buffer,
@@ -195,7 +198,7 @@ impl Cuda {
             scratch: Scratch::new(&device)?,
             staging: None,
             light,
-            micro_batch: None,
+            loaded: false,
             trainer: None,
             config: config.clone(),
             places,
@@ -210,10 +213,25 @@ impl Cuda {
         &self.device
     }
 
-    /// Pairs of a micro-batch; `None` for all at once. Whole groups of distillation stay
-    /// together, so the number is rounded up to a multiple of theirs.
-    pub fn set_micro_batch(&mut self, pairs: Option<usize>) {
-        self.micro_batch = pairs.map(|own| own.max(1).next_multiple_of(GROUP));
+    fn need_weights(&self) -> Result<()> {
+        if self.loaded {
+            return Ok(());
+        }
+        Err(Error::failed("the engine has no weights yet: call load first"))
+    }
+
+    /// Replaces the weights and keeps the training, where there is one.
+    fn replace(&mut self, values: &[f32]) -> Result<()> {
+        let (found, expected) = (values.len(), self.places.host_len());
+        if found != expected {
+            return Err(Error::failed(format!(
+                "the engine was given {found} weights, expected {expected}: they belong to \
+                 another model"
+            )));
+        }
+        self.weights.load(&self.device, &self.places.spread(values))?;
+        self.loaded = true;
+        Ok(())
     }
 
     fn layers(&self) -> usize {
@@ -230,6 +248,7 @@ impl Cuda {
         rows: &Rows,
         watch: Watch<'_>,
     ) -> Result<(Buffer, usize)> {
+        self.need_weights()?;
         let (samples, width) = (rows.batch.samples(), self.config.embed_dim);
         let raw = self.device.buffer(Kind::F32, samples * width)?;
         let pass = Pass::plain(&self.device, &self.weights);
@@ -313,12 +332,7 @@ impl Cuda {
         for (number, (pixels, ids)) in pieces.enumerate() {
             let pictures = clip.pictures(device, pixels, taught, &mut self.staging)?;
             let captions = clip.captions(device, ids, taught)?;
-            let (own, other) = (pictures.batch.samples(), captions.batch.samples());
-            if own != other {
-                return Err(Error::failed(format!(
-                    "a batch has {own} pictures and {other} captions, expected as many"
-                )));
-            }
+            let own = pictures.batch.samples();
             let rows = [pictures, captions];
             chunks.push(Chunk { rows, first: number * size, pairs: own });
         }
@@ -513,9 +527,27 @@ impl Cuda {
         sum_statistics(device, trainer.numbers.at(NORM..NORM + 1), (partial, blocks))
     }
 
+    /// The pairs of a batch: at least one, and as many pictures as captions.
+    fn count(&self, pairs: Pairs<'_>) -> Result<usize> {
+        let (picture, caption) = self.clip.sizes();
+        let (pixels, ids) = (pairs.pixels.len(), pairs.ids.len());
+        let count = ids / caption;
+        if count > 0 && count * caption == ids && count * picture == pixels {
+            return Ok(count);
+        }
+        Err(Error::failed(format!(
+            "a batch has {pixels} pixel values and {ids} token ids, expected {picture} and \
+             {caption} per pair"
+        )))
+    }
+
     fn run(&mut self, trainer: &mut Trainer, pairs: Pairs<'_>) -> Result<Losses> {
-        let count = pairs.ids.len() / self.clip.sizes().1;
-        let size = self.micro_batch.unwrap_or(count).max(1);
+        let count = self.count(pairs)?;
+        // Whole groups of distillation stay together: `micro_batch` is a multiple of theirs.
+        let size = match trainer.plan.optim.micro_batch {
+            0 => count,
+            size => size,
+        };
         let chunks = self.chunks(pairs, size, trainer.taught())?;
         trainer.loss.fit(&self.device, count, self.config.embed_dim)?;
         self.device.clear(trainer.numbers.all())?;
@@ -526,6 +558,7 @@ impl Cuda {
         self.finish(trainer)?;
         let numbers = self.device.read_back(&trainer.numbers)?.wait::<f64>()?;
         trainer.norm = numbers[NORM].sqrt();
+        trainer.ready = true;
         Ok(self.losses(&trainer.plan, &numbers, count))
     }
 
@@ -534,26 +567,22 @@ impl Cuda {
         let mut losses =
             Losses { clip: numbers[0], logit_scale: numbers[1], ..Losses::default() };
         let (experts, objective) = (self.experts(), &plan.objective);
-        let layers = |tower| self.config.moe_blocks(tower);
-        let towers = Tower::BOTH.iter().filter(|&&t| !layers(t).is_empty()).count();
-        let places =
-            Tower::BOTH.iter().flat_map(|&t| layers(t).iter().map(move |&b| (t, b)));
+        let places = Tower::BOTH.iter().flat_map(|&tower| {
+            self.config.moe_blocks(tower).iter().map(move |&block| (tower, block))
+        });
         let sums = numbers[LAYERS..].chunks_exact(5 + 2 * experts);
-        for ((tower, block), own) in places.zip(sums) {
-            let sums = layer_stats(own, experts);
-            let share = 1.0 / (layers(tower).len() * towers) as f64;
-            let balance = loss::balance(&sums.counts, &sums.probability, sums.rows);
-            losses.balance += share * balance.value;
-            losses.router_z +=
-                share * loss::router_z(sums.log_sum_square, sums.rows).value;
-            losses.eesd +=
-                share * loss::distillation(sums.distance, sums.target_square).value;
-            losses.layers.push((tower, block, sums));
-        }
+        let layers = places.zip(sums);
+        losses.layers = layers
+            .map(|((tower, block), own)| (tower, block, layer_stats(own, experts)))
+            .collect();
         let target = plan.teacher.as_ref().map(|plan| plan.target);
         if target == Some(EesdTarget::Embedding) {
             losses.eesd = numbers[DISTANCE] / (2 * pairs) as f64;
         }
+
+        // The gradients were needed on the card before the sums came back: a kernel has made
+        // them there.
+        auxiliary(&self.config, objective, &mut losses);
         losses.total = losses.clip
             + objective.balance * losses.balance
             + objective.router_z * losses.router_z
@@ -562,7 +591,11 @@ impl Cuda {
     }
 
     fn optimize(&self, trainer: &mut Trainer, learning_rate: f64) -> Result<f64> {
+        if !trainer.ready {
+            return Err(no_gradient());
+        }
         let (device, optim) = (&self.device, &trainer.plan.optim);
+        trainer.ready = false;
         trainer.steps += 1;
         let count = i32::try_from(trainer.steps).unwrap_or(i32::MAX);
         let norm = trainer.norm;
@@ -589,10 +622,12 @@ impl Cuda {
         ];
         let grid = Grid::new([self.places.pages(), 1, 1], 256);
         device.launch("adamw", grid, &args)?;
-        // METHOD §4: the scale stays between 1 and 100.
-        let value = self.weights.master(&self.places.range(Place::LogitScale));
-        let args = [value.into(), LARGEST_SCALE.into()];
-        device.launch("clamp_scale", Grid::new([1, 1, 1], 32), &args)?;
+        // METHOD §4: a scale that trains stays between 1 and 100.
+        if trainer.scale_trains {
+            let value = self.weights.master(&self.places.range(Place::LogitScale));
+            let args = [value.into(), LARGEST_SCALE.into()];
+            device.launch("clamp_scale", Grid::new([1, 1, 1], 32), &args)?;
+        }
         if let (Some(average), Some(plan)) = (&trainer.average, &trainer.plan.teacher) {
             let copy = average.weights.copy.as_ref().map(Buffer::all);
             let args = [
@@ -645,7 +680,21 @@ impl Cuda {
 }
 
 fn untrained() -> Error {
-    Error::failed("a step was asked for before the training was started")
+    Error::failed("the engine does not train yet: call start_training first")
+}
+
+fn no_gradient() -> Error {
+    Error::failed("there is no gradient: call step first")
+}
+
+/// Refuses a buffer of a checkpoint that belongs to another model.
+fn same_length(name: &str, found: usize, expected: usize) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::corrupt(format!(
+        "the checkpoint has {found} {name}, expected {expected}: it belongs to another model"
+    )))
 }
 
 fn layer_stats(own: &[f64], experts: usize) -> LayerStats {
@@ -662,10 +711,7 @@ fn layer_stats(own: &[f64], experts: usize) -> LayerStats {
 
 impl Engine for Cuda {
     fn backend(&self) -> &'static str {
-        match self.precision {
-            Precision::F32 => "cuda-f32",
-            Precision::Bf16 => "cuda-bf16",
-        }
+        super::backend(self.precision)
     }
 
     fn config(&self) -> &ClipConfig {
@@ -673,17 +719,12 @@ impl Engine for Cuda {
     }
 
     fn load(&mut self, values: &[f32]) -> Result<()> {
-        if values.len() != self.places.host_len() {
-            return Err(Error::failed(format!(
-                "a model of {} parameters was loaded, expected {}",
-                values.len(),
-                self.places.host_len()
-            )));
-        }
-        self.weights.load(&self.device, &self.places.spread(values))
+        self.trainer = None;
+        self.replace(values)
     }
 
     fn values(&self) -> Result<Vec<f32>> {
+        self.need_weights()?;
         self.host(&self.weights.values)
     }
 
@@ -751,6 +792,10 @@ impl Engine for Cuda {
                 layout.iter().count()
             )));
         }
+        self.need_weights()?;
+        let scale_trains = layout.iter().zip(&training.trainable).any(|((own, _), t)| {
+            own.place == Place::LogitScale && *t != Trainable::Frozen
+        });
         // The old training's memory goes before the new one's comes.
         self.trainer = None;
         let device = &self.device;
@@ -779,9 +824,11 @@ impl Engine for Cuda {
             first: flat()?,
             second: flat()?,
             flags: device.upload(Kind::U8, &flags)?,
+            scale_trains,
             average,
             steps: 0,
             norm: 0.0,
+            ready: false,
             numbers: device.buffer(Kind::F64, LAYERS + sums)?,
             again: device.buffer(Kind::F64, sums)?,
             pulls: device.buffer(Kind::F32, self.layers() * (self.experts() + 2))?,
@@ -801,7 +848,11 @@ impl Engine for Cuda {
     }
 
     fn gradient(&self) -> Result<Vec<f32>> {
-        self.host(&self.trainer()?.gradient)
+        let trainer = self.trainer()?;
+        if !trainer.ready {
+            return Err(no_gradient());
+        }
+        self.host(&trainer.gradient)
     }
 
     fn training_state(&self) -> Result<TrainingState> {
@@ -816,8 +867,39 @@ impl Engine for Cuda {
         })
     }
 
+    fn state_buffer(&self, buffer: StateBuffer) -> Result<Cow<'_, [f32]>> {
+        let trainer = self.trainer()?;
+        let own = match buffer {
+            StateBuffer::Values => Some(&self.weights.values),
+            StateBuffer::First => Some(&trainer.first),
+            StateBuffer::Second => Some(&trainer.second),
+            StateBuffer::Average => {
+                trainer.average.as_ref().map(|own| &own.weights.values)
+            }
+        };
+        Ok(Cow::Owned(own.map_or(Ok(Vec::new()), |own| self.host(own))?))
+    }
+
     fn restore(&mut self, state: &TrainingState) -> Result<()> {
-        self.load(&state.values)?;
+        let expected = self.places.host_len();
+        same_length("first moments", state.first.len(), expected)?;
+        same_length("second moments", state.second.len(), expected)?;
+        let teaches = self.trainer()?.average.is_some();
+        match &state.average {
+            Some(average) if teaches => {
+                same_length("teacher's weights", average.len(), expected)?;
+            }
+            None if !teaches => {}
+            found => {
+                let is = |there| if there { "a teacher" } else { "no teacher" };
+                let (state, run) = (is(found.is_some()), is(teaches));
+                return Err(Error::failed(format!(
+                    "the checkpoint has {state}, the run has {run}"
+                )));
+            }
+        }
+
+        self.replace(&state.values)?;
         self.with_trainer(|engine, trainer| {
             let (device, places) = (&engine.device, &engine.places);
             device.write(&mut trainer.first, &places.spread(&state.first))?;
@@ -827,6 +909,7 @@ impl Engine for Cuda {
                 average.weights.load(device, &places.spread(values))?;
             }
             trainer.steps = state.steps;
+            trainer.ready = false;
             Ok(())
         })
     }

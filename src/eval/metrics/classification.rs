@@ -5,7 +5,7 @@ use super::super::similarity;
 use crate::error::{Error, Result};
 use crate::linalg::Matrix;
 
-/// Fewest classes for which accuracy at 5 says anything; below it is absent.
+/// The fewest classes for which accuracy at 5 says anything; below, it is absent.
 pub const CLASSES_FOR_TOP_5: usize = 5;
 
 /// Where a classifier ranked each image's own class.
@@ -19,11 +19,12 @@ pub struct Classified {
 /// The three metrics of a set of images.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Accuracy {
-    /// Share of images whose own class ranks first.
+    /// Fraction of the images whose own class ranks first.
     pub acc1: f64,
-    /// Share of images whose own class is among the first five; `None` below five classes.
+    /// Fraction of the images whose own class is among the first five; `None` below five
+    /// classes.
     pub acc5: Option<f64>,
-    /// Unweighted mean over the classes that occur of the share ranked first.
+    /// Fraction of a class's images that rank it first, mean over the classes that occur.
     pub mean_per_class_recall: f64,
 }
 
@@ -34,16 +35,21 @@ impl Classified {
         let (n, classes) = (images.rows(), classifier.rows());
         if class.len() != n {
             let found = class.len();
-            return Err(Error::failed(format!("{n} images with {found} labels")));
+            return Err(Error::failed(format!(
+                "found {found} labels for {n} images, expected one per image"
+            )));
         }
         if n == 0 {
-            return Err(Error::failed("no images to classify"));
+            return Err(Error::failed("there are no images to classify"));
         }
         if let Some(index) = class.iter().position(|&c| c >= classes) {
             let found = class[index];
-            let message = format!("image {index} has class {found} of {classes}");
-            return Err(Error::failed(message));
+            return Err(Error::failed(format!(
+                "image {index} has class {found}, expected a number below {classes}"
+            )));
         }
+
+        // The rank of the own class gives accuracy at any k without keeping the scores.
         let rank = similarity::map_rows(images, classifier, |i, s| rank_of(s, class[i]))?;
         Ok(Self { rank, class: class.to_vec(), classes })
     }
@@ -70,6 +76,7 @@ impl Classified {
 
     /// The metrics of the images listed, repeats counted; at least one.
     pub fn accuracy_over(&self, indices: impl IntoIterator<Item = usize>) -> Accuracy {
+        // Images and hits of each class. A bootstrap resample lists images more than once.
         let mut seen = vec![(0_u32, 0_u32); self.classes];
         let (mut n, mut first, mut five) = (0_u32, 0_u32, 0_u32);
         for index in indices {
@@ -82,15 +89,18 @@ impl Classified {
             first += hit;
             five += u32::from(within(rank, CLASSES_FOR_TOP_5));
         }
-        let share = |count: u32| f64::from(count) / f64::from(n);
+
+        // Classes without an image have no recall and do not count.
         let occurring = seen.iter().filter(|(images, _)| *images > 0);
         let (classes, recall) =
             occurring.fold((0_u32, 0.0), |(c, sum), (images, hits)| {
                 (c + 1, sum + f64::from(*hits) / f64::from(*images))
             });
+
+        let fraction = |count: u32| f64::from(count) / f64::from(n);
         Accuracy {
-            acc1: share(first),
-            acc5: (self.classes >= CLASSES_FOR_TOP_5).then(|| share(five)),
+            acc1: fraction(first),
+            acc5: (self.classes >= CLASSES_FOR_TOP_5).then(|| fraction(five)),
             mean_per_class_recall: recall / f64::from(classes),
         }
     }
@@ -126,7 +136,7 @@ mod tests {
         let images = random(n, 32, "i");
         let found = Classified::new(&images, &random(classes, 32, "c"), &class).unwrap();
         let found = found.accuracy();
-        // Four standard errors of a share.
+        // Four standard errors of a fraction.
         let bound = |p: f64| 4.0 * (p * (1.0 - p) / n as f64).sqrt();
         assert!((found.acc1 - 0.05).abs() < bound(0.05), "{found:?}");
         assert!((found.acc5.unwrap() - 0.25).abs() < bound(0.25), "{found:?}");
@@ -164,6 +174,8 @@ mod tests {
         assert!(Classified::new(&images, &random(2, 5, "c"), &[0, 1, 1]).is_err());
         assert!(Classified::new(&Matrix::zeros(0, 4), &classifier, &[]).is_err());
         let error = Classified::new(&images, &classifier, &[0, 1, 2]).unwrap_err();
-        assert!(error.message().contains("image 2 has class 2 of 2"));
+        assert!(
+            error.message().contains("image 2 has class 2, expected a number below 2")
+        );
     }
 }

@@ -1,8 +1,8 @@
-//! A zero-shot classifier from prompts: one unit vector a class.
+//! A zero-shot classifier from prompts: one unit vector per class.
 //!
-//! Each prompt's embedding is normalised, the prompts of a class averaged, the mean
-//! normalised (`open_clip`, `zero_shot_classifier.py`). A class lists rows of prompts, so a
-//! group of concepts is the class of all its members' prompts.
+//! The embedding of each prompt is normalized, the prompts of a class are averaged, and the
+//! mean is normalized again (`open_clip`, `zero_shot_classifier.py`). A class is a list of
+//! rows of prompts, so that a group of concepts is the class of all its members' prompts.
 
 use super::super::similarity::norm;
 use crate::error::{Error, Result};
@@ -23,23 +23,29 @@ pub fn build(prompts: &Matrix, classes: &[Vec<usize>]) -> Result<Matrix> {
         let length = sum.iter().map(|v| v * v).sum::<f64>().sqrt();
         if rows.is_empty() || length <= f64::EPSILON {
             let found = rows.len();
-            let message = format!("class {class}: its {found} prompts have no direction");
-            return Err(Error::failed(message));
+            return Err(Error::failed(format!(
+                "class {class}: the mean of its {found} prompts has no direction"
+            )));
         }
         data.extend(sum.iter().map(|v| num::round_f32(v / length)));
     }
     Matrix::new(classes.len(), width, data)
 }
 
+/// Adds a prompt, scaled to unit length.
 fn add_unit(prompts: &Matrix, row: usize, sum: &mut [f64]) -> Result<()> {
     let count = prompts.rows();
     if row >= count {
-        return Err(Error::failed(format!("prompt {row} of {count}")));
+        return Err(Error::failed(format!(
+            "found prompt {row}, expected a number below {count}"
+        )));
     }
     let values = prompts.row(row);
     let length = norm(values);
     if !length.is_finite() || length <= 0.0 {
-        return Err(Error::failed(format!("prompt {row} has norm {length}")));
+        return Err(Error::failed(format!(
+            "prompt {row} has norm {length}, expected a positive number"
+        )));
     }
     for (total, &value) in sum.iter_mut().zip(values) {
         *total += f64::from(value) / length;
@@ -58,9 +64,9 @@ mod tests {
         let half = 0.5_f32.sqrt();
         assert!(built.data().iter().all(|v| (v - half).abs() < 1e-6));
         for (classes, says) in [
-            (vec![vec![0], vec![]], "class 1: its 0 prompts"),
+            (vec![vec![0], vec![]], "class 1: the mean of its 0 prompts"),
             (vec![vec![2]], "class 0: prompt 2 has norm 0"),
-            (vec![vec![7]], "class 0: prompt 7 of 3"),
+            (vec![vec![7]], "class 0: found prompt 7, expected a number below 3"),
         ] {
             let message = format!("{:?}", build(&prompts, &classes).unwrap_err());
             assert!(message.contains(says), "{message}");

@@ -1,4 +1,4 @@
-//! Metrics of embeddings, equal to `clip_benchmark`'s (fixture `metrics`), one a file.
+//! Metrics of embeddings, one per file, equal to `clip_benchmark`'s (fixture `metrics`).
 
 pub mod classification;
 pub mod classifier;

@@ -1,8 +1,9 @@
 //! Mean average precision of a multi-label classifier.
 //!
-//! Per class, images are sorted by score (ties: lower index) and the precision at each
-//! positive image is averaged; then the mean over classes. Classes without a positive have
-//! no average precision and are left out (`clip_benchmark` counts them as 0).
+//! For each class, images are sorted by score (of equal scores the lower index first) and the
+//! precision at each positive image is averaged; the result is the mean over classes. Classes
+//! without a positive image have no average precision and are left out (`clip_benchmark`
+//! counts them as 0).
 
 use crate::error::{Error, Result};
 use crate::linalg::Matrix;
@@ -12,11 +13,15 @@ pub fn mean_average_precision(scores: &Matrix, targets: &[bool]) -> Result<f64> 
     let (n, classes) = (scores.rows(), scores.cols());
     if targets.len() != n * classes {
         let found = targets.len();
-        return Err(Error::failed(format!("{n}×{classes} scores with {found} targets")));
+        let expected = n * classes;
+        return Err(Error::failed(format!(
+            "found {found} targets for {n}×{classes} scores, expected {expected}"
+        )));
     }
     if scores.data().iter().any(|v| !v.is_finite()) {
-        return Err(Error::failed("a score is not finite"));
+        return Err(Error::failed("one of the scores is not finite"));
     }
+
     let precisions: Vec<f64> = (0..classes)
         .filter_map(|class| average_precision(scores, targets, class))
         .collect();
@@ -31,6 +36,7 @@ fn average_precision(scores: &Matrix, targets: &[bool], class: usize) -> Option<
     let score = |image: usize| scores.data()[image * classes + class];
     let mut order: Vec<usize> = (0..scores.rows()).collect();
     order.sort_by(|&a, &b| score(b).total_cmp(&score(a)));
+
     let (mut found, mut sum) = (0_u32, 0.0);
     for (place, &image) in order.iter().enumerate() {
         if targets[image * classes + class] {

@@ -1,8 +1,9 @@
-//! Retrieval between images and captions, several captions an image.
+//! Retrieval between images and captions, where an image may have several captions.
 //!
-//! Names are `clip_benchmark`'s and say what is retrieved: `image_retrieval_recall@k` asks
-//! with a text, `text_retrieval_recall@k` with an image. The paper's column heads read the
-//! other way round. "Recall" is the hit rate: at least one right answer in the top k.
+//! The names are `clip_benchmark`'s and say what is retrieved: `image_retrieval_recall@k` asks
+//! with a text, `text_retrieval_recall@k` with an image. The headings of the paper's columns
+//! are the other way round. "Recall" is the hit rate: the fraction of queries with at least
+//! one right answer in the top k.
 
 use super::super::ranking::{best_rank, rank_of, within};
 use super::super::similarity;
@@ -25,6 +26,8 @@ impl Retrieval {
     /// the image of each caption. Every image needs a caption.
     pub fn new(images: &Matrix, texts: &Matrix, owner: &[usize]) -> Result<Self> {
         let captions = captions_of(owner, texts.rows(), images.rows())?;
+
+        // Of an image with several captions, the best-ranked one counts.
         let text_query =
             similarity::map_rows(texts, images, |t, s| rank_of(s, owner[t]))?;
         let best =
@@ -92,29 +95,36 @@ fn check_k(k: usize, candidates: usize, what: &str) -> Result<()> {
     if (1..=candidates).contains(&k) {
         return Ok(());
     }
-    let message = format!("recall at {k} among {candidates} {what} (evaluate.recall_at)");
-    Err(Error::usage(message))
+    Err(Error::usage(format!(
+        "evaluate.recall_at: recall at {k} among {candidates} {what} says nothing, expected \
+         1 to {candidates}"
+    )))
 }
 
+/// The captions of each image, which needs at least one.
 fn captions_of(owner: &[usize], texts: usize, images: usize) -> Result<Vec<Vec<usize>>> {
     let found = owner.len();
     if found != texts {
-        return Err(Error::failed(format!("{texts} captions with {found} owners")));
+        return Err(Error::failed(format!(
+            "found {found} owners for {texts} captions, expected one per caption"
+        )));
     }
+
     let mut captions = vec![Vec::new(); images];
     for (caption, &image) in owner.iter().enumerate() {
         let Some(list) = captions.get_mut(image) else {
-            let message =
-                format!("caption {caption} belongs to image {image} of {images}");
-            return Err(Error::failed(message));
+            return Err(Error::failed(format!(
+                "caption {caption} belongs to image {image}, expected a number below {images}"
+            )));
         };
         list.push(caption);
     }
+
     if let Some(image) = captions.iter().position(Vec::is_empty) {
         return Err(Error::failed(format!("image {image} has no caption")));
     }
     if images == 0 {
-        return Err(Error::failed("no images to retrieve"));
+        return Err(Error::failed("there are no images to retrieve"));
     }
     Ok(captions)
 }

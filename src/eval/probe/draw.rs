@@ -1,11 +1,11 @@
-//! Which training pictures a probe may see: k of every class, drawn anew a few times.
+//! Which training pictures a probe is fitted on: k of every class, drawn several times.
 
 use std::collections::BTreeMap;
 
 use crate::num;
 use crate::rng::{self, RngExt};
 
-/// Pictures a class must have beyond the most shots, so that draws can differ.
+/// How many pictures more than the most shots a class must have, so that draws can differ.
 const MARGIN: usize = 5;
 
 /// Classes with enough training pictures, and the drawn few-shot sets.
@@ -17,15 +17,16 @@ pub struct FewShot {
 }
 
 impl FewShot {
-    /// Draws `draws` sets of `most` pictures a class from pictures with these labels. Each
-    /// draw has its stream; sets of fewer shots are the first of each class, so more shots
-    /// always means the same pictures and others.
+    /// Draws `draws` sets of `most` pictures per class from pictures with these labels. Each
+    /// draw has its own random stream. A set of fewer shots holds the first pictures of each
+    /// class, so that more shots always mean the same pictures and further ones.
     pub fn draw(labels: &[usize], most: usize, draws: usize, seed: u64) -> Self {
         let mut members: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for (index, &label) in labels.iter().enumerate() {
             members.entry(label).or_default().push(index);
         }
         members.retain(|_, pictures| pictures.len() >= Self::needed(most));
+
         let draw = |draw: usize| {
             let mut stream = rng::stream(seed, &format!("eval/probe/draw/{draw}"));
             members.values().flat_map(|from| choose(from, most, &mut stream)).collect()
@@ -34,7 +35,7 @@ impl FewShot {
         Self { classes: members.into_keys().collect(), most, draws }
     }
 
-    /// Training pictures a class needs to take part.
+    /// The number of training pictures that a class needs to take part.
     pub fn needed(most: usize) -> usize {
         most + MARGIN
     }
@@ -57,7 +58,7 @@ impl FewShot {
         all
     }
 
-    /// The pictures of a draw at `shots` a class (at most what was drawn), and their classes.
+    /// The pictures of a draw at `shots` per class (at most what was drawn), and their classes.
     pub fn examples(&self, draw: usize, shots: usize) -> (Vec<usize>, Vec<usize>) {
         let per_class = self.draws[draw].chunks(self.most.max(1)).enumerate();
         per_class

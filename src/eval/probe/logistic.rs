@@ -1,15 +1,15 @@
 //! Multinomial logistic regression by linfa-logistic (L-BFGS).
 //!
-//! linfa minimises `Σ loss + (α/2)‖W‖²`, a sum where ours is a mean: α = λ n. The weights
-//! are fitted from the largest λ down, each from the last solution: the path is smooth, so
-//! a warm start needs a fraction of the iterations.
+//! linfa minimizes `Σ loss + (α/2)‖W‖²`, with a sum where our objective has a mean: α = λ n.
+//! The weights λ are fitted in descending order, each from the solution of the last one: the
+//! path is smooth, so that a warm start needs only a fraction of the iterations.
 
 use linfa::DatasetBase;
 use linfa::traits::Fit;
 use linfa_logistic::MultiLogisticRegression;
 use ndarray::{Array1, Array2, Axis, concatenate};
 
-use super::{Linear, Probe, Standardised, check_labels};
+use super::{Linear, Probe, Standardized, check_labels};
 use crate::error::{Context, Result};
 
 /// Gradient length of the mean loss at which a fit is done. On 89 classes × 10 shots × 64
@@ -17,7 +17,7 @@ use crate::error::{Context, Result};
 /// strongest weight is 2 points off, for half the time.
 const GRADIENT: f64 = 1e-4;
 
-/// Most L-BFGS iterations a fit: a guard, not what ends one.
+/// Most L-BFGS iterations of a fit: a guard, and not what usually ends it.
 const ITERATIONS: u64 = 300;
 
 /// The logistic probe.
@@ -34,8 +34,8 @@ impl Default for Logistic {
 }
 
 impl Logistic {
-    /// A probe that stops at this gradient length of the mean loss or after so many
-    /// iterations a fit.
+    /// A probe whose fits stop at this gradient length of the mean loss or after so many
+    /// iterations.
     pub fn new(gradient: f64, iterations: u64) -> Self {
         Self { gradient, iterations }
     }
@@ -48,7 +48,7 @@ impl Probe for Logistic {
 
     fn fit(
         &self,
-        features: &Standardised,
+        features: &Standardized,
         class: &[usize],
         classes: usize,
         l2: &[f64],
@@ -59,6 +59,7 @@ impl Probe for Logistic {
         let x = Array2::from_shape_vec(shape, features.values().to_vec())
             .context(|| "laying out few-shot features".to_owned())?;
         let data = DatasetBase::new(x, Array1::from_vec(class.to_vec()));
+
         let mut order: Vec<usize> = (0..l2.len()).collect();
         order.sort_by(|&a, &b| l2[b].total_cmp(&l2[a]));
         let mut path: Vec<Option<Linear>> = vec![None; l2.len()];
@@ -72,6 +73,7 @@ impl Probe for Logistic {
                 .initial_params(start)
                 .fit(&data)
                 .context(|| format!("fitting the logistic probe at ℓ2 {lambda}"))?;
+
             let bias = fitted.intercept().clone().insert_axis(Axis(0));
             start = concatenate(Axis(0), &[fitted.params().view(), bias.view()])
                 .context(|| "stacking the logistic probe's parameters".to_owned())?;

@@ -1,23 +1,24 @@
-//! Few-shot linear probes on frozen embeddings, one solver a file.
+//! Few-shot linear probes on frozen embeddings, one solver per file.
 //!
 //! A probe sees embeddings and class numbers. It returns one [`Linear`] for every ℓ2 weight
-//! asked for; choosing among them is the task's business (`tasks/few_shot.rs`), because only
-//! the task knows which pictures may be used for it.
+//! that it is given. Choosing among them is left to the task (`tasks/few_shot.rs`), because
+//! only the task knows which pictures may be used for it.
 //!
-//! Both solvers minimise `(1/n) Σ loss(x_i W + b, y_i) + (λ/2)‖W‖²` on features standardised
-//! by the few-shot set itself, the intercept free. Dividing by n gives a λ one meaning for
-//! all shots; standardising gives it one meaning for all models, whose 64 unit-length
-//! directions differ in spread by orders of magnitude (vmoe's `fewshot.py` does the same).
+//! Both solvers minimize `(1/n) Σ loss(x_i W + b, y_i) + (λ/2)‖W‖²` with a free intercept, on
+//! features that are standardized by the few-shot set itself. The division by n gives λ one
+//! meaning for all numbers of shots. Standardizing gives it one meaning for all models, whose
+//! 64 unit-length directions differ in spread by orders of magnitude (vmoe's `fewshot.py` does
+//! the same).
 
 mod draw;
 mod logistic;
 mod ridge;
-mod standardise;
+mod standardize;
 
 pub use draw::FewShot;
 pub use logistic::Logistic;
 pub use ridge::Ridge;
-pub use standardise::Standardised;
+pub use standardize::Standardized;
 
 use std::fmt;
 
@@ -34,14 +35,14 @@ pub trait Probe: fmt::Debug + Sync {
     /// weight of `l2`, in its order.
     fn fit(
         &self,
-        features: &Standardised,
+        features: &Standardized,
         class: &[usize],
         classes: usize,
         l2: &[f64],
     ) -> Result<Vec<Linear>>;
 }
 
-/// A linear classifier on standardised features.
+/// A linear classifier on standardized features.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Linear {
     /// Weights [P, C], row by row.
@@ -63,10 +64,13 @@ pub fn with_constant(embeddings: &Matrix, rows: &[usize]) -> Result<Matrix> {
 
 impl Linear {
     /// The same classifier on raw embeddings: [C, P + 1], the last column the intercept.
-    /// Standardisation is folded in, so one matrix of test pictures serves every probe.
-    pub fn on_embeddings(&self, features: &Standardised) -> Result<Matrix> {
+    /// The standardization is folded into it, so that one matrix of test pictures serves every
+    /// probe.
+    pub fn on_embeddings(&self, features: &Standardized) -> Result<Matrix> {
         let (classes, width) = (self.bias.len(), features.width());
         let mut out = Matrix::zeros(classes, width + 1);
+
+        // w·(x - m)/s + b = (w/s)·x + (b - (w/s)·m).
         for class in 0..classes {
             let mut bias = self.bias[class];
             for k in 0..width {
@@ -76,6 +80,7 @@ impl Linear {
             }
             out.row_mut(class)[width] = num::round_f32(bias);
         }
+
         if out.data().iter().all(|v| v.is_finite()) {
             Ok(out)
         } else {
@@ -85,22 +90,28 @@ impl Linear {
 }
 
 /// Refuses labels that do not fit the features.
-fn check_labels(features: &Standardised, class: &[usize], classes: usize) -> Result<()> {
+fn check_labels(features: &Standardized, class: &[usize], classes: usize) -> Result<()> {
     let mut seen = vec![false; classes];
     for &c in class {
         let Some(entry) = seen.get_mut(c) else {
-            return Err(Error::failed(format!("few-shot class {c} of {classes}")));
+            return Err(Error::failed(format!(
+                "found few-shot class {c}, expected a number below {classes}"
+            )));
         };
         *entry = true;
     }
+
     if class.len() != features.len() {
         let (n, found) = (features.len(), class.len());
-        return Err(Error::failed(format!("{n} few-shot pictures with {found} labels")));
+        return Err(Error::failed(format!(
+            "found {found} labels for {n} few-shot pictures, expected one per picture"
+        )));
     }
     if classes < 2 || seen.contains(&false) {
         let found = seen.iter().filter(|s| **s).count();
-        let message = format!("{found} of {classes} few-shot classes have pictures");
-        return Err(Error::failed(message));
+        return Err(Error::failed(format!(
+            "{found} of {classes} few-shot classes have pictures, expected all of at least 2"
+        )));
     }
     Ok(())
 }

@@ -1,13 +1,12 @@
-//! Ridge regression to ±1 one-hot targets: closed form, deterministic, no iterations
-//! (vmoe, `evaluate/fewshot.py`).
+//! Ridge regression to ±1 one-hot targets, in closed form (vmoe, `evaluate/fewshot.py`).
 
 use nalgebra::DMatrix;
 
-use super::{Linear, Probe, Standardised, check_labels};
+use super::{Linear, Probe, Standardized, check_labels};
 use crate::error::{Error, Result};
 
 /// The closed-form probe: `(XᵀX + λ n I) W = Xᵀ Y` by Cholesky, with the squared loss halved.
-/// X is centred, so the free intercept is the mean of Y.
+/// X is centered, so the free intercept is the mean of Y.
 #[derive(Debug, Clone, Copy)]
 pub struct Ridge;
 
@@ -18,7 +17,7 @@ impl Probe for Ridge {
 
     fn fit(
         &self,
-        features: &Standardised,
+        features: &Standardized,
         class: &[usize],
         classes: usize,
         l2: &[f64],
@@ -30,6 +29,7 @@ impl Probe for Ridge {
         for (row, &c) in class.iter().enumerate() {
             y[(row, c)] = 1.0;
         }
+
         let (gram, moment) = (x.tr_mul(&x), x.tr_mul(&y));
         let bias: Vec<f64> = y.row_mean().iter().copied().collect();
         l2.iter()
@@ -40,7 +40,8 @@ impl Probe for Ridge {
                 }
                 let solver = ridged.cholesky().ok_or_else(|| {
                     Error::failed(format!(
-                        "ridge probe: ℓ2 {lambda} leaves a singular system"
+                        "the ridge probe has a singular system at ℓ2 {lambda}, expected a \
+                         larger weight in evaluate.probe_l2"
                     ))
                 })?;
                 // The transpose of a column-major [P, C] lies in memory as [P, C] by rows.

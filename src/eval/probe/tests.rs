@@ -3,7 +3,7 @@
 use super::*;
 use crate::rng;
 
-/// Unit embeddings around one random centre a class, `noise` apart.
+/// Unit embeddings around one random center per class, `noise` apart.
 fn clusters(
     classes: usize,
     each: usize,
@@ -11,14 +11,14 @@ fn clusters(
     noise: f32,
 ) -> (Matrix, Vec<usize>) {
     let mut stream = rng::stream(11, &format!("probe/{classes}/{each}/{noise}"));
-    let mut centres = Matrix::zeros(classes, width);
-    rng::fill_normal(&mut stream, 1.0, centres.data_mut());
+    let mut centers = Matrix::zeros(classes, width);
+    rng::fill_normal(&mut stream, 1.0, centers.data_mut());
     let mut rows = Matrix::zeros(classes * each, width);
     rng::fill_normal(&mut stream, noise, rows.data_mut());
     let class: Vec<usize> = (0..classes * each).map(|i| i / each).collect();
     for (index, &c) in class.iter().enumerate() {
-        for (value, centre) in rows.row_mut(index).iter_mut().zip(centres.row(c)) {
-            *value += centre;
+        for (value, center) in rows.row_mut(index).iter_mut().zip(centers.row(c)) {
+            *value += center;
         }
     }
     (crate::eval::similarity::unit_rows(&rows, "clusters").unwrap(), class)
@@ -30,7 +30,7 @@ fn all(matrix: &Matrix) -> Vec<usize> {
 
 fn accuracy(
     linear: &Linear,
-    features: &Standardised,
+    features: &Standardized,
     x: &Matrix,
     class: &[usize],
 ) -> f64 {
@@ -43,7 +43,7 @@ fn accuracy(
 }
 
 /// Gradient of `(1/n) Σ cross-entropy + (λ/2)‖W‖²`, plainly; its largest entry.
-fn logistic_gradient(x: &Standardised, class: &[usize], linear: &Linear, l2: f64) -> f64 {
+fn logistic_gradient(x: &Standardized, class: &[usize], linear: &Linear, l2: f64) -> f64 {
     let (n, width, classes) = (x.len(), x.width(), linear.bias.len());
     let mut gradient: Vec<f64> = linear.weights.iter().map(|w| l2 * w).collect();
     let mut bias = vec![0.0; classes];
@@ -57,10 +57,10 @@ fn logistic_gradient(x: &Standardised, class: &[usize], linear: &Linear, l2: f64
         let total: f64 = logits.iter().map(|l| (l - top).exp()).sum();
         for c in 0..classes {
             let hit = f64::from(u8::from(class[i] == c));
-            let slope = ((logits[c] - top).exp() / total - hit) / n as f64;
-            bias[c] += slope;
+            let error = ((logits[c] - top).exp() / total - hit) / n as f64;
+            bias[c] += error;
             for k in 0..width {
-                gradient[k * classes + c] += slope * row[k];
+                gradient[k * classes + c] += error * row[k];
             }
         }
     }
@@ -70,7 +70,7 @@ fn logistic_gradient(x: &Standardised, class: &[usize], linear: &Linear, l2: f64
 #[test]
 fn linfas_alpha_is_the_mean_objectives_weight_times_n() {
     let (x, class) = clusters(7, 6, 10, 1.0);
-    let features = Standardised::new(&x, &all(&x)).unwrap();
+    let features = Standardized::new(&x, &all(&x)).unwrap();
     let weights = [1.0, 1e-3, 0.1];
     let path = Logistic::new(1e-8, 2000).fit(&features, &class, 7, &weights).unwrap();
     for (linear, &l2) in path.iter().zip(&weights) {
@@ -85,7 +85,7 @@ fn linfas_alpha_is_the_mean_objectives_weight_times_n() {
 #[test]
 fn the_ridge_solution_zeroes_its_objectives_gradient() {
     let (x, class) = clusters(5, 6, 8, 1.0);
-    let features = Standardised::new(&x, &all(&x)).unwrap();
+    let features = Standardized::new(&x, &all(&x)).unwrap();
     let (n, width) = (features.len(), features.width());
     for (linear, l2) in
         Ridge.fit(&features, &class, 5, &[0.01, 1.0]).unwrap().iter().zip([0.01, 1.0])
@@ -98,9 +98,9 @@ fn the_ridge_solution_zeroes_its_objectives_gradient() {
                 let dot: f64 =
                     (0..width).map(|k| row[k] * linear.weights[k * 5 + c]).sum();
                 let target = if class[i] == c { 1.0 } else { -1.0 };
-                let slope = (dot + linear.bias[c] - target) / n as f64;
-                bias += slope;
-                gradient.iter_mut().zip(row).for_each(|(g, v)| *g += slope * v);
+                let error = (dot + linear.bias[c] - target) / n as f64;
+                bias += error;
+                gradient.iter_mut().zip(row).for_each(|(g, v)| *g += error * v);
             }
             let worst = gradient.iter().map(|g| g.abs()).fold(f64::abs(bias), f64::max);
             assert!(worst < 1e-12, "{worst}");
@@ -112,7 +112,7 @@ fn the_ridge_solution_zeroes_its_objectives_gradient() {
 fn separable_classes_are_learned_completely() {
     let (x, class) = clusters(12, 20, 16, 0.05);
     let (fit, test): (Vec<usize>, Vec<usize>) = all(&x).iter().partition(|i| *i % 2 == 0);
-    let features = Standardised::new(&x, &fit).unwrap();
+    let features = Standardized::new(&x, &fit).unwrap();
     let of = |rows: &[usize]| -> Vec<usize> { rows.iter().map(|&i| class[i]).collect() };
     let rows = test.iter().flat_map(|&i| x.row(i).to_vec()).collect();
     let unseen = Matrix::new(test.len(), 16, rows).unwrap();
@@ -130,7 +130,7 @@ fn separable_classes_are_learned_completely() {
 fn stopping_early_changes_no_prediction_that_counts() {
     let (x, class) = clusters(40, 20, 32, 1.5);
     let (fit, test): (Vec<usize>, Vec<usize>) = all(&x).iter().partition(|i| *i % 2 == 0);
-    let features = Standardised::new(&x, &fit).unwrap();
+    let features = Standardized::new(&x, &fit).unwrap();
     let of = |rows: &[usize]| -> Vec<usize> { rows.iter().map(|&i| class[i]).collect() };
     let rows = test.iter().flat_map(|&i| x.row(i).to_vec()).collect();
     let unseen = Matrix::new(test.len(), 32, rows).unwrap();
@@ -146,9 +146,9 @@ fn stopping_early_changes_no_prediction_that_counts() {
 }
 
 #[test]
-fn folding_the_standardisation_changes_no_score() {
+fn folding_the_standardization_changes_no_score() {
     let (x, class) = clusters(4, 8, 6, 0.7);
-    let features = Standardised::new(&x, &all(&x)).unwrap();
+    let features = Standardized::new(&x, &all(&x)).unwrap();
     let linear = Ridge.fit(&features, &class, 4, &[0.1]).unwrap().remove(0);
     let folded = linear.on_embeddings(&features).unwrap();
     for (i, row) in features.values().chunks_exact(6).enumerate() {
@@ -164,7 +164,7 @@ fn folding_the_standardisation_changes_no_score() {
 #[test]
 fn a_constant_feature_is_no_division_by_zero() {
     let x = Matrix::new(4, 2, vec![0.5, 0.1, 0.5, 0.2, 0.5, 0.8, 0.5, 0.9]).unwrap();
-    let features = Standardised::new(&x, &all(&x)).unwrap();
+    let features = Standardized::new(&x, &all(&x)).unwrap();
     assert!(features.values().iter().all(|v| v.is_finite()));
     for probe in [&Ridge as &dyn Probe, &Logistic::default()] {
         let linear = probe.fit(&features, &[0, 0, 1, 1], 2, &[0.01]).unwrap().remove(0);
@@ -175,7 +175,7 @@ fn a_constant_feature_is_no_division_by_zero() {
 #[test]
 fn labels_that_do_not_fit_are_refused() {
     let (x, _) = clusters(2, 3, 4, 1.0);
-    let features = Standardised::new(&x, &all(&x)).unwrap();
+    let features = Standardized::new(&x, &all(&x)).unwrap();
     for probe in [&Ridge as &dyn Probe, &Logistic::default()] {
         for (class, classes) in [
             (vec![0, 0, 0, 1, 1], 2),
@@ -186,5 +186,5 @@ fn labels_that_do_not_fit_are_refused() {
             assert!(probe.fit(&features, &class, classes, &[0.1]).is_err());
         }
     }
-    assert!(Standardised::new(&x, &[]).is_err());
+    assert!(Standardized::new(&x, &[]).is_err());
 }

@@ -1,5 +1,5 @@
-//! Groups and subgroups by the prompts of their members: bare names of groups say little
-//! ("Smileys & Emotion" is no caption), their members say what they look like.
+//! Groups and subgroups by the prompts of their members. The name of a group says little
+//! about pictures ("Smileys & Emotion" is not a caption); its members say what they look like.
 
 use std::collections::BTreeMap;
 
@@ -33,12 +33,14 @@ fn measure_level(
     for (index, concept) in concepts.iter().enumerate() {
         members.entry(label(concept)).or_default().push(index);
     }
+
     // Numbers of groups may have gaps; classes do not.
     let place: BTreeMap<usize, usize> =
         members.keys().enumerate().map(|(place, &label)| (label, place)).collect();
     let classes: Vec<Vec<usize>> = members.into_values().collect();
     let class: Vec<usize> =
         images.concept.iter().map(|&c| place[&label(&concepts[c])]).collect();
+
     let classifier = zero_shot.classifier(&classes)?;
     let found = Classified::new(&images.embeddings, &classifier, &class)?;
     let resampled = zero_shot.resampled(&format!("{task}/{}", images.split), &found);

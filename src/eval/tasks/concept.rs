@@ -1,5 +1,5 @@
-//! Concept classification over all concepts, on every test split; and its mean over the
-//! shift splits, the score with the least noise.
+//! Classification among all concepts on every test split, and its mean over the shift splits,
+//! the score with the least noise.
 
 use super::ZeroShot;
 use crate::error::Result;
@@ -19,12 +19,14 @@ pub(crate) fn measure(
     let concepts = zero_shot.vocabulary.concepts.len();
     let classes: Vec<Vec<usize>> = (0..concepts).map(|c| vec![c]).collect();
     let classifier = zero_shot.classifier(&classes)?;
+
     let mut out = Vec::new();
     let (mut values, mut resamples, mut n) = (Vec::new(), Vec::new(), 0);
     for images in splits {
         let split = images.split.as_str();
         let found = Classified::new(&images.embeddings, &classifier, &images.concept)?;
         let accuracy = found.accuracy();
+
         let mut resampled = zero_shot.resampled(&format!("concept/{split}"), &found);
         let row = Row { task: "concept", split, n: found.len() };
         out.push(row.measured("acc1", accuracy.acc1, &resampled[0]));
@@ -33,12 +35,14 @@ pub(crate) fn measure(
         }
         let recall = accuracy.mean_per_class_recall;
         out.push(row.measured("mean_per_class_recall", recall, &resampled[2]));
+
         if shifts.iter().any(|s| s == split) {
             values.push(accuracy.acc1);
             resamples.push(resampled.swap_remove(0));
             n += found.len();
         }
     }
+
     if let Some(first) = resamples.first() {
         let mean_of = |b: usize| {
             num::mean(&resamples.iter().map(|split| split[b]).collect::<Vec<_>>())

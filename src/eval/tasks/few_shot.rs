@@ -1,12 +1,12 @@
-//! Few-shot probes: fitted on training pictures, tuned on validation pictures, tested on the
-//! shift splits together. The label is the subgroup.
+//! Few-shot probes: fitted on training pictures, tuned on validation pictures and tested on
+//! all shift splits together. The label of a picture is its subgroup.
 
 use crate::config::EvaluateConfig;
 use crate::error::Result;
 use crate::eval::measurement::Row;
 use crate::eval::metrics::classification::Classified;
 use crate::eval::probe::{
-    FewShot, Linear, Logistic, Probe, Ridge, Standardised, with_constant,
+    FewShot, Linear, Logistic, Probe, Ridge, Standardized, with_constant,
 };
 use crate::eval::{
     Bootstrap, Choice, LabelledImages, Measurement, Test, Train, Validation,
@@ -22,11 +22,11 @@ pub(crate) struct Probing<'a> {
     pub(crate) few: &'a FewShot,
     /// Embeddings of [`FewShot::pictures`], in that order.
     pub(crate) train: &'a LabelledImages<Train>,
-    /// Where ℓ2 is chosen.
+    /// Pictures that the ℓ2 weight is chosen on.
     pub(crate) validation: &'a LabelledImages<Validation>,
-    /// Where the numbers come from.
+    /// Pictures that the probes are tested on.
     pub(crate) tests: &'a [&'a LabelledImages<Test>],
-    /// Class of each concept; `None` takes no part.
+    /// Class of each concept; a concept without one takes no part.
     pub(crate) class: &'a [Option<usize>],
 }
 
@@ -44,7 +44,8 @@ struct Setting<'a> {
     shots: usize,
 }
 
-/// Fits, chooses and measures. `None` if no validation or no test picture has a class.
+/// Fits, chooses and measures. `None` if no validation picture or no test picture has a
+/// class.
 ///
 /// An interval covers both the luck of the draw and the test pictures: every resample draws
 /// few-shot sets with replacement, and pictures with replacement within each split.
@@ -60,6 +61,7 @@ pub(crate) fn measure(
     if validation.class.is_empty() || test.class.is_empty() {
         return Ok(None);
     }
+
     let logistic = Logistic::default();
     let probes: [&dyn Probe; 2] = [&logistic, &Ridge];
     let settings: Vec<Setting<'_>> = probes
@@ -68,10 +70,13 @@ pub(crate) fn measure(
             config.shots.iter().map(move |&shots| Setting { probe, shots })
         })
         .collect();
+
+    // Fits are independent of each other: all probes, shots and draws run side by side.
     let draws = probing.few.draws();
     let paths = par::try_map(settings.len() * draws, |job| {
         fit(probing, settings[job / draws], job % draws, &config.probe_l2)
     })?;
+
     let (mut choices, mut hits) = (Vec::new(), Vec::new());
     for (setting, paths) in settings.iter().zip(paths.chunks(draws)) {
         let (choice, best) = choose(*setting, paths, &config.probe_l2, &validation)?;
@@ -79,23 +84,25 @@ pub(crate) fn measure(
         let chosen: Vec<&Matrix> = paths.iter().map(|path| &path[best]).collect();
         hits.push(test_hits(&chosen, &test)?);
     }
+
     let resampled = bootstrap.resample("probe/shift", settings.len(), |resample| {
         let drawn = resample.examples(draws);
         let pictures = within_splits(&sizes, |n| resample.examples(n));
-        hits.iter().map(|hits| share(hits, &drawn, &pictures)).collect()
+        hits.iter().map(|hits| accuracy(hits, &drawn, &pictures)).collect()
     });
+
     let every_draw: Vec<usize> = (0..draws).collect();
     let every_picture: Vec<usize> = (0..test.class.len()).collect();
     let row = Row { task: "probe", split: "shift", n: draws };
     let measurements =
         settings.iter().zip(&hits).zip(&resampled).map(|((setting, hits), resampled)| {
             let metric = format!("{}-{}", setting.probe.name(), setting.shots);
-            row.measured(&metric, share(hits, &every_draw, &every_picture), resampled)
+            row.measured(&metric, accuracy(hits, &every_draw, &every_picture), resampled)
         });
     Ok(Some((measurements.collect(), choices)))
 }
 
-/// Fits one few-shot set for every ℓ2 weight; classifiers on raw embeddings.
+/// Fits one few-shot set for every ℓ2 weight; the classifiers take raw embeddings.
 fn fit(
     probing: &Probing<'_>,
     setting: Setting<'_>,
@@ -106,14 +113,14 @@ fn fit(
     let pictures = probing.few.pictures();
     let row = |position| pictures.partition_point(|&p| p < position);
     let rows: Vec<usize> = positions.into_iter().map(row).collect();
-    let features = Standardised::new(&probing.train.embeddings, &rows)?;
+    let features = Standardized::new(&probing.train.embeddings, &rows)?;
     let classes = probing.few.classes().len();
     let path = setting.probe.fit(&features, &class, classes, l2)?;
     path.iter().map(|linear: &Linear| linear.on_embeddings(&features)).collect()
 }
 
-/// The ℓ2 weight of the best mean validation accuracy over draws, ties to the larger
-/// weight; and its index. Sees no test picture.
+/// The ℓ2 weight with the best mean validation accuracy over draws, of equal ones the larger
+/// weight, and its index. No test picture takes part.
 fn choose(
     setting: Setting<'_>,
     paths: &[Vec<Matrix>],
@@ -130,12 +137,13 @@ fn choose(
         }
         tried.push((l2[index], num::mean(&accuracies)));
     }
+
     let better = |&a: &usize, &b: &usize| {
         tried[a].1.total_cmp(&tried[b].1).then(l2[a].total_cmp(&l2[b]))
     };
     let best = (0..l2.len()).max_by(better).unwrap_or(0);
     let (weight, accuracy) = tried[best];
-    tried.sort_by(|a, b| a.0.total_cmp(&b.0));
+    tried.sort_by(|(a, _), (b, _)| a.total_cmp(b));
     let choice = Choice {
         probe: setting.probe.name().to_owned(),
         shots: setting.shots,
@@ -155,17 +163,19 @@ fn test_hits(classifiers: &[&Matrix], test: &Judged) -> Result<Vec<Vec<bool>>> {
     classifiers.iter().map(right).collect()
 }
 
-/// Mean over the draws listed of the share of hits among the pictures listed.
-fn share(hits: &[Vec<bool>], draws: &[usize], pictures: &[usize]) -> f64 {
+/// Mean over the listed draws of the fraction of hits among the listed pictures.
+fn accuracy(hits: &[Vec<bool>], draws: &[usize], pictures: &[usize]) -> f64 {
     let right = |draw: &Vec<bool>| -> u32 {
         pictures.iter().map(|&picture| u32::from(draw[picture])).sum()
     };
+
+    // Resamples repeat draws: each is counted once and then summed as often as it occurs.
     let counts: Vec<u32> = hits.iter().map(right).collect();
     let total: f64 = draws.iter().map(|&draw| f64::from(counts[draw])).sum();
     total / (draws.len() * pictures.len()) as f64
 }
 
-/// Positions drawn within each of consecutive ranges of these sizes.
+/// Positions drawn within each of several consecutive ranges of these sizes.
 fn within_splits(
     sizes: &[usize],
     mut draw: impl FnMut(usize) -> Vec<usize>,

@@ -1,4 +1,4 @@
-//! Concepts never trained on, told apart from each other only: true zero-shot.
+//! Classification among the concepts that are never trained on: zero-shot in the strict sense.
 
 use super::ZeroShot;
 use crate::error::{Error, Result};
@@ -25,9 +25,11 @@ pub(crate) fn measure(
     };
     let class: Vec<usize> =
         images.concept.iter().zip(&images.sample).map(place).collect::<Result<_>>()?;
+
     let classes: Vec<Vec<usize>> = held_out.iter().map(|&c| vec![c]).collect();
     let classifier = zero_shot.classifier(&classes)?;
     let found = Classified::new(&images.embeddings, &classifier, &class)?;
+
     let accuracy = found.accuracy();
     let resampled = zero_shot.resampled(&format!("heldout/{split}"), &found);
     let row = Row { task: "heldout", split, n: found.len() };

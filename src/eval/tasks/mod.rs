@@ -1,4 +1,4 @@
-//! The tasks, one a file: embeddings and labels in, measurements out.
+//! The tasks, one per file: embeddings and labels in, measurements out.
 
 pub(super) mod coarse;
 pub(super) mod concept;
@@ -12,7 +12,7 @@ use super::{Bootstrap, Vocabulary};
 use crate::error::Result;
 use crate::linalg::Matrix;
 
-/// What every zero-shot task reads.
+/// What every zero-shot task needs.
 #[derive(Debug)]
 pub(super) struct ZeroShot<'a> {
     pub(super) vocabulary: &'a Vocabulary<'a>,
@@ -31,8 +31,8 @@ impl ZeroShot<'_> {
         classifier::build(self.prompts, &members)
     }
 
-    /// Resampled accuracies at 1 and 5 and per-class recalls; the middle one is only
-    /// meaningful where accuracy at 5 exists.
+    /// Resampled accuracies at 1, accuracies at 5 and per-class recalls. Accuracies at 5 are NaN
+    /// where there are too few classes for them.
     fn resampled(&self, name: &str, found: &Classified) -> Vec<Vec<f64>> {
         self.bootstrap.resample(name, 3, |draws| {
             let accuracy = found.accuracy_over(draws.examples(found.len()));

@@ -7,21 +7,30 @@ use crate::eval::metrics::retrieval::Retrieval;
 use crate::eval::{Bootstrap, LabelledImages, Measurement, Test};
 use crate::linalg::Matrix;
 
-/// Measures the recalls of `images` against `texts` with their `owner`s. Pictures are
-/// resampled, each with all its captions, against the full set of candidates.
+/// Embedded captions.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Captions<'a> {
+    /// Unit embeddings [m, P].
+    pub(crate) texts: &'a Matrix,
+    /// The picture that each caption belongs to [m].
+    pub(crate) owner: &'a [usize],
+}
+
+/// Measures the recalls of `images` and `captions`. Pictures are resampled, each with all its
+/// captions, and always retrieved from the full set of candidates.
 pub(crate) fn measure(
     bootstrap: Bootstrap,
     images: &LabelledImages<Test>,
-    captions: (&Matrix, &[usize]),
+    captions: Captions<'_>,
     recall_at: &[usize],
 ) -> Result<Vec<Measurement>> {
-    let (texts, owner) = captions;
-    let found = Retrieval::new(&images.embeddings, texts, owner)?;
+    let found = Retrieval::new(&images.embeddings, captions.texts, captions.owner)?;
     let split = images.split.as_str();
     let mut points = Vec::new();
     for &k in recall_at {
         points.push((found.image_retrieval_recall(k)?, found.text_retrieval_recall(k)?));
     }
+
     let name = format!("retrieval/{split}");
     let resampled = bootstrap.resample(&name, 2 * recall_at.len(), |draws| {
         let drawn = draws.examples(found.images());
@@ -31,6 +40,7 @@ pub(crate) fn measure(
         };
         recall_at.iter().flat_map(both).collect()
     });
+
     let mut out = Vec::new();
     for (index, (&k, &(image, text))) in recall_at.iter().zip(&points).enumerate() {
         let row = Row { task: "retrieval", split, n: found.texts() };

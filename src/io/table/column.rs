@@ -1,4 +1,4 @@
-//! One column of a table, and its Arrow twin.
+//! One column of a table, and its conversion from and to Arrow.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use arrow::datatypes::{DataType, Field, Float32Type, Float64Type, UInt32Type};
 
 use crate::error::{Context, Error, Result};
 
-/// The values of one column; nothing is ever null.
+/// The values of one column, none of which is ever null.
 #[derive(Debug, Clone, PartialEq)]
 #[expect(missing_docs, reason = "the variants are their types")]
 pub enum Column {
@@ -54,7 +54,7 @@ impl Column {
             Self::Text(_) => "text",
             Self::TextList(_) => "list of text",
             Self::Bytes(_) => "binary",
-            Self::Vectors { .. } => "vectors",
+            Self::Vectors { .. } => "vector",
         }
     }
 
@@ -90,8 +90,11 @@ impl Column {
                 data.extend(more);
             }
             (all, more) => {
-                let (a, b) = (all.kind(), more.kind());
-                return Err(Error::failed(format!("a column of {a} continued with {b}")));
+                let (found, expected) = (more.kind(), all.kind());
+                return Err(Error::failed(format!(
+                    "a column of type {expected} goes on with {found}, expected one type (and \
+                     for vectors one width)"
+                )));
             }
         }
         Ok(())
@@ -122,6 +125,7 @@ impl Column {
             Self::Bool(v) => Arc::new(BooleanArray::from(v.clone())),
             Self::Text(v) => Arc::new(StringArray::from_iter_values(v)),
             Self::TextList(v) => {
+                // The builder's own child is nullable and has another name.
                 let builder = ListBuilder::new(StringBuilder::new());
                 let mut builder = builder.with_field(element(DataType::Utf8));
                 for list in v {
@@ -146,8 +150,9 @@ impl Column {
 
     pub(super) fn from_arrow(array: &dyn Array) -> Result<Self> {
         if array.null_count() > 0 {
-            return Err(Error::corrupt("a column holds nulls, expected none"));
+            return Err(Error::corrupt("the column holds nulls, expected none"));
         }
+
         Ok(match array.data_type() {
             DataType::UInt32 => {
                 Self::U32(array.as_primitive::<UInt32Type>().values().to_vec())
@@ -178,12 +183,15 @@ impl Column {
                 Self::Vectors { width, data }
             }
             other => {
-                return Err(Error::corrupt(format!("unexpected column type {other}")));
+                return Err(Error::corrupt(format!(
+                    "the column has type {other}, expected one that upcycle writes"
+                )));
             }
         })
     }
 }
 
+/// The columns of a batch with their names.
 pub(super) fn from_batch(batch: &RecordBatch) -> Result<Vec<(String, Column)>> {
     let schema = batch.schema();
     let columns = schema.fields().iter().zip(batch.columns());
@@ -196,6 +204,8 @@ pub(super) fn from_batch(batch: &RecordBatch) -> Result<Vec<(String, Column)>> {
         .collect()
 }
 
+/// The child of a list. Its name and that it is never null are part of the schema, and so of
+/// the bytes.
 fn element(kind: DataType) -> Arc<Field> {
     Arc::new(Field::new("element", kind, false))
 }

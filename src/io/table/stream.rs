@@ -1,4 +1,5 @@
-//! Writing and reading a table in row groups: memory for one group, whatever the file's size.
+//! Writing and reading a table in row groups, with memory for one group whatever the size of
+//! the file.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -40,14 +41,22 @@ impl TableWriter {
             part.columns().iter().find(|(_, c)| c.rows() != rows)
         {
             let found = column.rows();
-            let message = format!("column {name} has {found} rows, the table {rows}");
-            return Err(Error::failed(message)).context(place);
+            return Err(Error::failed(format!(
+                "column {name} has {found} rows, expected {rows} as the first column has"
+            )))
+            .context(place);
         }
+
         let mut waiting = match self.waiting.take() {
             None => part.clone(),
             Some(mut waiting) => {
                 if waiting.columns.len() != part.columns.len() {
-                    return Err(Error::failed("the columns changed")).context(place);
+                    return Err(Error::failed(format!(
+                        "found {} columns, expected {} as in the first part",
+                        part.columns.len(),
+                        waiting.columns.len()
+                    )))
+                    .context(place);
                 }
                 for ((_, all), (_, more)) in waiting.columns.iter_mut().zip(&part.columns)
                 {
@@ -56,11 +65,15 @@ impl TableWriter {
                 waiting
             }
         };
+
+        // Groups are cut from what is waiting, whatever the sizes of the parts were: the bytes
+        // must not depend on them.
         let (mut start, group) = (0, rows_of_group(part));
         while waiting.rows() - start >= group {
             self.group(&waiting.slice(start, group))?;
             start += group;
         }
+
         if start > 0 {
             waiting = waiting.slice(start, waiting.rows() - start);
         }
@@ -75,13 +88,17 @@ impl TableWriter {
         {
             self.group(&rest)?;
         }
+
         let place = format!("writing {}", self.path.display());
-        let writer =
-            self.writer.ok_or_else(|| Error::failed(format!("{place}: no columns")))?;
+        let writer = self
+            .writer
+            .ok_or_else(|| Error::failed(format!("{place}: there are no columns")))?;
         writer.close().context(|| place)?;
         Ok(())
     }
 
+    /// Writes one row group. The file is created with the first one, whose columns fix the
+    /// schema.
     fn group(&mut self, part: &Table) -> Result<()> {
         let place = format!("writing {}", self.path.display());
         let schema = Arc::new(schema(part)?);
@@ -89,6 +106,7 @@ impl TableWriter {
             part.columns().iter().map(|(_, c)| c.to_arrow()).collect::<Result<_>>()?;
         let batch = RecordBatch::try_new(Arc::clone(&schema), arrays)
             .context(|| place.clone())?;
+
         let writer = match &mut self.writer {
             Some(writer) => writer,
             none => {
@@ -103,7 +121,8 @@ impl TableWriter {
     }
 }
 
-/// Rows of a row group: fewer where they hold bytes, of which some thousands are much memory.
+/// Rows of a row group. Rows of bytes (pictures) are large: thousands of them would need much
+/// memory.
 fn rows_of_group(table: &Table) -> usize {
     let heavy = table.columns().iter().any(|(_, c)| matches!(c, Column::Bytes(_)));
     if heavy { GROUP / 16 } else { GROUP }
@@ -168,7 +187,7 @@ impl TableReader {
         Self::open_without(path, None)
     }
 
-    /// [`TableReader::open`] that passes over a column.
+    /// The same as [`TableReader::open`], passing over one column.
     pub fn open_without(path: &Path, column: Option<&str>) -> Result<Self> {
         let place = path.display();
         let file = File::open(path).context(|| format!("reading {place}"))?;
@@ -179,15 +198,19 @@ impl TableReader {
             let builder = columnar::open(file)?;
             let rows = builder.metadata().file_metadata().num_rows();
             let rows = usize::try_from(rows).map_err(|e| {
-                Error::corrupt(format!("{place}: {rows} rows")).caused_by(e)
+                let message = format!("{place} says that it has {rows} rows");
+                Error::corrupt(message).caused_by(e)
             })?;
+
+            // The schema that is shown must be that of the columns that are read.
             let (all, wanted) = (builder.schema().fields(), |f: &Field| {
                 column.is_none_or(|column| f.name() != column)
             });
             let kept: Vec<usize> = (0..all.len()).filter(|&i| wanted(&all[i])).collect();
             let schema = Arc::new(builder.schema().project(&kept).map_err(|e| {
-                Error::corrupt(format!("{place}: its schema")).caused_by(e)
+                Error::corrupt(format!("{place} has a damaged schema")).caused_by(e)
             })?);
+
             let mask = ProjectionMask::roots(builder.parquet_schema(), kept);
             let builder = builder.with_projection(mask).with_batch_size(GROUP);
             let reader = builder.build().map_err(damaged)?;

@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::code::{Names, strip};
+
 /// Top-level modules whose code does not count.
 const UNCOUNTED: &[&str] = &["artifact", "cli", "config", "error", "pipeline", "stage"];
 
@@ -53,70 +55,42 @@ pub(crate) fn reachable(src: &Path, name: &str) -> BTreeSet<PathBuf> {
     let mut files = BTreeSet::new();
     let mut open = vec![src.join("stage").join(name)];
     let mut seen: BTreeSet<PathBuf> = open.iter().cloned().collect();
+
     while let Some(module) = open.pop() {
         for path in files_of(&module) {
             let text = fs::read_to_string(&path).unwrap_or_default();
             let inside_stage = path.starts_with(src.join("stage"));
-            for next in named(src, &strip(&text), inside_stage) {
+            for next in named(src, &text, inside_stage) {
                 if seen.insert(next.clone()) {
                     open.push(next);
                 }
             }
+
             files.insert(path);
         }
     }
     files
 }
 
-/// The modules that stripped code names, as paths without extension.
-fn named(src: &Path, code: &str, inside_stage: bool) -> Vec<PathBuf> {
-    let top = paths_after(code, "crate::")
-        .into_iter()
-        .filter(|module| !UNCOUNTED.contains(&module.as_str()))
-        .map(|module| src.join(module));
-    let mut helpers = paths_after(code, "crate::stage::");
-    if inside_stage {
-        helpers.extend(paths_after(code, "super::"));
-    }
-    let helpers = helpers
-        .into_iter()
-        .filter(|module| !FRAMEWORK.contains(&module.as_str()))
-        .map(|module| src.join("stage").join(module));
-    top.chain(helpers).filter(|module| !files_of(module).is_empty()).collect()
-}
-
-/// The first names after each `prefix`, groups in braces opened.
-fn paths_after(code: &str, prefix: &str) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    for rest in code.split(prefix).skip(1) {
-        match rest.strip_prefix('{') {
-            None => found.extend(word(rest)),
-            Some(group) => {
-                let mut depth = 0_usize;
-                let mut expecting = true;
-                for (position, c) in group.char_indices() {
-                    match c {
-                        '{' => depth += 1,
-                        '}' if depth == 0 => break,
-                        '}' => depth -= 1,
-                        ',' if depth == 0 => expecting = true,
-                        c if expecting && !c.is_whitespace() => {
-                            found.extend(word(&group[position..]));
-                            expecting = false;
-                        }
-                        _ => {}
-                    }
-                }
-            }
+/// The modules that code names, as paths without extension.
+fn named(src: &Path, text: &str, inside_stage: bool) -> Vec<PathBuf> {
+    let names = Names::of(text);
+    let named = names.paths().filter_map(|path| {
+        let path: Vec<&str> = path.iter().map(String::as_str).collect();
+        match path[..] {
+            ["crate", "stage", helper, ..] => helper_of_stages(helper),
+            ["super", helper, ..] if inside_stage => helper_of_stages(helper),
+            ["crate", room, ..] if !UNCOUNTED.contains(&room) => Some(room.into()),
+            _ => None,
         }
-    }
-    found
+    });
+
+    // A name that has no file is a type, or a function.
+    named.map(|module| src.join(module)).filter(|m| !files_of(m).is_empty()).collect()
 }
 
-fn word(text: &str) -> Option<String> {
-    let name: String =
-        text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
-    (!name.is_empty()).then_some(name)
+fn helper_of_stages(name: &str) -> Option<PathBuf> {
+    (!FRAMEWORK.contains(&name)).then(|| Path::new("stage").join(name))
 }
 
 /// The files of a module: `module.rs` and everything below the folder `module`.
@@ -126,6 +100,7 @@ fn files_of(module: &Path) -> Vec<PathBuf> {
     if file.is_file() {
         files.push(file);
     }
+
     let mut folders = vec![module.to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
@@ -141,140 +116,6 @@ fn files_of(module: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Code without comments, layout and test modules.
-pub(crate) fn strip(text: &str) -> String {
-    let (code, shape) = lex(text);
-    without_tests(&code, &shape)
-}
-
-/// Splits text into code without comments (white space collapsed outside of literals), and a
-/// twin of the same length whose literals are blank, safe to search for braces.
-fn lex(text: &str) -> (String, String) {
-    let chars: Vec<char> = text.chars().collect();
-    let (mut code, mut shape) = (String::new(), String::new());
-    let mut at = 0;
-    while at < chars.len() {
-        let rest = &chars[at..];
-        let literal = literal_length(rest, chars[..at].last().copied());
-        if let Some(length) = comment_length(rest) {
-            at += length;
-            space(&mut code, &mut shape);
-        } else if literal > 0 {
-            for &c in &rest[..literal] {
-                code.push(c);
-                (0..c.len_utf8()).for_each(|_| shape.push('_'));
-            }
-            at += literal;
-        } else if rest[0].is_whitespace() {
-            space(&mut code, &mut shape);
-            at += 1;
-        } else {
-            code.push(rest[0]);
-            shape.push(rest[0]);
-            at += 1;
-        }
-    }
-    (code, shape)
-}
-
-fn space(code: &mut String, shape: &mut String) {
-    if !code.is_empty() && !shape.ends_with(' ') {
-        code.push(' ');
-        shape.push(' ');
-    }
-}
-
-fn comment_length(rest: &[char]) -> Option<usize> {
-    match rest {
-        ['/', '/', ..] => Some(rest.iter().take_while(|c| **c != '\n').count()),
-        ['/', '*', ..] => {
-            let (mut depth, mut at) = (0_usize, 0);
-            while at < rest.len() {
-                match rest[at..] {
-                    ['/', '*', ..] => (depth, at) = (depth + 1, at + 2),
-                    ['*', '/', ..] => (depth, at) = (depth - 1, at + 2),
-                    _ => at += 1,
-                }
-                if depth == 0 {
-                    break;
-                }
-            }
-            Some(at)
-        }
-        _ => None,
-    }
-}
-
-/// Length of the string or character literal that begins here; 0 if none does.
-fn literal_length(rest: &[char], before: Option<char>) -> usize {
-    let in_word = before.is_some_and(|c| c.is_alphanumeric() || c == '_');
-    match rest {
-        ['"', ..] => quoted(rest),
-        ['r', tail @ ..] if !in_word || before == Some('b') => {
-            let hashes = tail.iter().take_while(|c| **c == '#').count();
-            if tail.get(hashes) != Some(&'"') {
-                return 0;
-            }
-            let end: Vec<char> = std::iter::once('"').chain(vec!['#'; hashes]).collect();
-            let body = &tail[hashes + 1..];
-            let close = body.windows(end.len()).position(|w| w == end.as_slice());
-            1 + hashes + 1 + close.map_or(body.len(), |close| close + end.len())
-        }
-        ['\'', '\\', ..] => {
-            3 + rest.iter().skip(3).take_while(|c| **c != '\'').count() + 1
-        }
-        ['\'', _, '\'', ..] => 3,
-        _ => 0,
-    }
-    .min(rest.len())
-}
-
-fn quoted(rest: &[char]) -> usize {
-    let mut at = 1;
-    while at < rest.len() {
-        match rest[at] {
-            '\\' => at += 2,
-            '"' => return at + 1,
-            _ => at += 1,
-        }
-    }
-    at
-}
-
-/// Removes `#[cfg(test)]` items that are modules.
-fn without_tests(code: &str, shape: &str) -> String {
-    let mut kept = String::new();
-    let mut at = 0;
-    while let Some(found) = shape[at..].find("#[cfg(test)]") {
-        let start = at + found;
-        let body = start + "#[cfg(test)]".len();
-        let module = shape[body..].trim_start().starts_with("mod ");
-        let end = if module { item_end(shape, body) } else { body };
-        kept.push_str(&code[at..if module { start } else { end }]);
-        at = end;
-    }
-    kept.push_str(&code[at..]);
-    kept.trim().to_owned()
-}
-
-fn item_end(shape: &str, from: usize) -> usize {
-    let mut depth = 0_usize;
-    for (position, c) in shape[from..].char_indices() {
-        match c {
-            ';' if depth == 0 => return from + position + 1,
-            '{' => depth += 1,
-            '}' => {
-                depth = depth.saturating_sub(1);
-                if depth == 0 {
-                    return from + position + 1;
-                }
-            }
-            _ => {}
-        }
-    }
-    shape.len()
-}
-
 /// The versions `Cargo.lock` pins for some packages.
 pub(crate) fn versions(lock: &str, wanted: &[&str]) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
@@ -285,6 +126,7 @@ pub(crate) fn versions(lock: &str, wanted: &[&str]) -> BTreeMap<String, String> 
         } else if let Some(value) = line.strip_prefix("version = ")
             && wanted.contains(&name)
         {
+            // One package may be there in several versions.
             let version = value.trim_matches('"');
             found
                 .entry(name.to_owned())
@@ -301,37 +143,6 @@ pub(crate) fn versions(lock: &str, wanted: &[&str]) -> BTreeMap<String, String> 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn comments_layout_and_tests_do_not_count() {
-        let plain = "fn f() -> u8 { let s = \"// no\"; 1 }";
-        let dressed = "//! Docs.\n\n/// More { docs.\nfn f() -> u8 {\n    // why\n    let s = \
-                       \"// no\"; /* a /* nested */ one */ 1\n}\n\n#[cfg(test)]\nmod tests \
-                       { const C: char = '}'; fn g() { \"}\"; r#\"}\"#; } }\n";
-        assert_eq!(strip(plain), strip(dressed));
-        assert_ne!(strip(plain), strip(&plain.replace("1 }", "2 }")));
-    }
-
-    #[test]
-    fn what_stands_in_literals_counts() {
-        for (a, b) in [
-            ("x(\"a  b\")", "x(\"a b\")"),
-            ("x(r#\"a // b\"#)", "x(r#\"a // c\"#)"),
-            ("x('/')", "x('*')"),
-            ("x(b\"\\\"//\", 1)", "x(b\"\\\"//\", 2)"),
-        ] {
-            assert_ne!(strip(a), strip(b));
-        }
-        assert_eq!(strip("fn f<'a>(x: &'a str) {} // c"), "fn f<'a>(x: &'a str) {}");
-    }
-
-    #[test]
-    fn every_form_of_a_path_is_seen() {
-        let code = "use crate::{num, io::{table, x}, rng}; crate::par::map(); use crate::error::E;";
-        let found = paths_after(code, "crate::");
-        let names: Vec<&str> = found.iter().map(String::as_str).collect();
-        assert_eq!(names, ["error", "io", "num", "par", "rng"]);
-    }
 
     #[test]
     fn the_list_of_stages_is_read_from_where_it_stands() {
@@ -360,6 +171,7 @@ mod tests {
         for name in ["model.rs", "io.rs", "eval.rs", "error.rs"] {
             put(name, "");
         }
+
         let names: Vec<String> = reachable(src, "train")
             .iter()
             .map(|p| p.strip_prefix(src).unwrap().display().to_string())
@@ -373,6 +185,7 @@ mod tests {
             "train/page.html",
         ];
         assert_eq!(names, expected);
+
         let before = of_stage(src, "train");
         put("eval.rs", "fn f() {}");
         put("model.rs", "// A comment.");

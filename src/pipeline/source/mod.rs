@@ -4,6 +4,8 @@
 //! A result made by other code has another key; a changed comment, test or layout has none.
 
 #[cfg(test)]
+mod code;
+#[cfg(test)]
 mod hash;
 
 include!(concat!(env!("OUT_DIR"), "/sources.rs"));

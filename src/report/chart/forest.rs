@@ -1,4 +1,4 @@
-//! Paired differences with their intervals on one axis: the figure of the verdict.
+//! Paired differences with their intervals on one axis: the figure beside the verdict.
 
 use super::scale::{Scale, extent};
 use super::svg::{Anchor, Area, Svg, text_width};
@@ -12,7 +12,7 @@ pub(in crate::report) struct ForestRow {
     pub(in crate::report) difference: Difference,
 }
 
-/// Rows of differences, in groups with a heading each.
+/// Rows of differences in groups, each under a heading.
 #[derive(Debug, Clone, Default)]
 pub(in crate::report) struct Forest {
     pub(in crate::report) title: String,
@@ -21,6 +21,7 @@ pub(in crate::report) struct Forest {
     pub(in crate::report) width: f64,
 }
 
+/// Height of a row in pixels.
 const ROW: f64 = 21.0;
 
 impl Forest {
@@ -32,7 +33,8 @@ impl Forest {
             [low, high, r.difference.mean, 0.0]
         });
         let domain = extent(ends, 0.04)?;
-        rows().next()?;
+
+        // Names stand to the left of the axis, differences in words to its right.
         let names = rows().map(|r| text_width(&r.label)).fold(0.0, f64::max);
         let lines = rows().count() as f64 + 1.3 * self.groups.len() as f64;
         let area = Area {
@@ -44,16 +46,19 @@ impl Forest {
         let x = Scale::linear(domain, (area.left, area.right()));
         let mut svg = Svg::new(self.width, area.height + 44.0);
         axis(&mut svg, area, &x, &self.x_label);
+
         let mut y = area.top;
         for (heading, rows) in &self.groups {
             svg.text((0.0, y + 18.0), Anchor::Start, "heading", heading);
             y += 1.3 * ROW;
+
             // Lines stop at headings, which need the whole width.
             let span = (y, ROW.mul_add(rows.len() as f64, y));
             for (value, _) in x.ticks(6) {
                 svg.line((x.at(value), span.0), (x.at(value), span.1), "grid");
             }
             svg.line((x.at(0.0), span.0), (x.at(0.0), span.1), "zero");
+
             for row in rows {
                 draw_row(&mut svg, row, &x, (y + ROW / 2.0, self.width));
                 y += ROW;
@@ -77,6 +82,7 @@ fn draw_row(svg: &mut Svg, row: &ForestRow, x: &Scale, (y, width): (f64, f64)) {
     let text = crate::report::words::points(&row.difference);
     let covered = matches!(row.difference.sign(), Sign::Covered | Sign::Unknown);
     let style = if covered { "hollow" } else { "dot" };
+
     svg.text((10.0, y + 4.0), Anchor::Start, "label", &row.label);
     if let Some((low, high)) = interval {
         svg.line((x.at(low), y), (x.at(high), y), &format!("whisker {}", row.class));

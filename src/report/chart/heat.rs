@@ -1,7 +1,7 @@
 //! Heat maps of expert-by-expert similarity: rows are points in time, columns are layers.
 
-use super::layers::Layer;
 use super::svg::{Anchor, Area, Svg};
+use crate::tables::Layer;
 
 /// A square matrix, row by row; NaN where a pair is missing.
 pub(in crate::report) type Cells = Vec<Vec<f64>>;
@@ -10,12 +10,12 @@ pub(in crate::report) type Cells = Vec<Vec<f64>>;
 #[derive(Debug, Clone, Default)]
 pub(in crate::report) struct HeatSheet {
     pub(in crate::report) title: String,
-    /// CSS class of the colour.
+    /// CSS class of the color.
     pub(in crate::report) class: String,
     pub(in crate::report) layers: Vec<Layer>,
-    /// A named row of matrices, one a layer.
+    /// Named rows of matrices, one matrix per layer.
     pub(in crate::report) rows: Vec<(String, Vec<Cells>)>,
-    /// Value drawn as white; 1 is drawn full.
+    /// Value that is drawn without color; 1 is drawn in full color.
     pub(in crate::report) floor: f64,
 }
 
@@ -26,16 +26,20 @@ impl HeatSheet {
         if experts == 0 {
             return None;
         }
+
+        // Many experts get smaller cells, so that the sheet keeps its size.
         let cell = (116.0 / experts as f64).clamp(7.0, 29.0);
         let (side, gap, left, top) = (cell * experts as f64, 20.0, 52.0, 22.0);
         let width = (side + gap).mul_add(self.layers.len() as f64, left);
         let height = (side + gap).mul_add(self.rows.len() as f64, top);
         let mut svg = Svg::new(width, height);
-        for (column, (tower, layer)) in self.layers.iter().enumerate() {
+
+        for (column, Layer { tower, block }) in self.layers.iter().enumerate() {
             let x = (side + gap).mul_add(column as f64, left);
-            let name = format!("{tower} block {layer}");
+            let name = format!("{tower} block {block}");
             svg.text((x + side / 2.0, 12.0), Anchor::Middle, "unit", &name);
         }
+
         for (row, (name, matrices)) in self.rows.iter().enumerate() {
             let y = (side + gap).mul_add(row as f64, top);
             svg.text((left - 10.0, y + side / 2.0 + 4.0), Anchor::End, "unit", name);
@@ -57,13 +61,17 @@ impl HeatSheet {
                     svg.rect(area, "cell none", "no value");
                     continue;
                 }
-                let share = ((value - self.floor) / (1.0 - self.floor)).clamp(0.0, 1.0);
+
+                // An empty cell below keeps faint colors apart from the page.
+                let shade = ((value - self.floor) / (1.0 - self.floor)).clamp(0.0, 1.0);
                 let title = format!("experts {i} and {j}: {value:.3}");
                 svg.rect(area, "cell none", "");
                 let class = format!("cell {}", self.class);
-                svg.shaded(area, &class, &title, share.mul_add(0.9, 0.04).min(0.999));
+                svg.shaded(area, &class, &title, shade.mul_add(0.9, 0.04).min(0.999));
+
+                // Smaller cells have no room for a number.
                 if cell >= 24.0 {
-                    let ink = if share > 0.55 { "number on" } else { "number" };
+                    let ink = if shade > 0.55 { "number on" } else { "number" };
                     let at = (left + cell / 2.0 - 0.5, top + cell / 2.0 + 3.0);
                     svg.text(at, Anchor::Middle, ink, &two_decimals(value));
                 }

@@ -1,19 +1,17 @@
-//! Figures per MoE layer: one column a layer, the towers apart, hollow at init and filled at
-//! the end (the paper's figures 4a and B.3).
+//! Figures per MoE layer: a column per layer, the towers apart, hollow marks before training
+//! and filled marks after it (the paper's figures 4a and B.3).
 
 use super::scale::{Scale, extent, spread};
 use super::svg::{Anchor, Area, Svg, text_width};
 use super::y_axis;
-
-/// A layer: its tower and block.
-pub(in crate::report) type Layer = (String, u32);
+use crate::tables::Layer;
 
 /// One run's values over layers at both points.
 #[derive(Debug, Clone, Default)]
 pub(in crate::report) struct LayerSeries {
     pub(in crate::report) label: String,
     pub(in crate::report) class: String,
-    /// One value a layer of the chart, NaN where there is none.
+    /// One value per layer of the chart before training, NaN where there is none.
     pub(in crate::report) init: Vec<f64>,
     /// The same after training.
     pub(in crate::report) end: Vec<f64>,
@@ -35,6 +33,8 @@ impl LayerChart {
         let values =
             self.series.iter().flat_map(|s| s.init.iter().chain(&s.end).copied());
         let domain = extent(values, 0.08)?;
+
+        // Labels stand to the right of the last column.
         let labels = self.series.iter().map(|s| text_width(&s.label)).fold(0.0, f64::max);
         let (width, height) = self.size;
         let (left, top) = (42.0, 22.0);
@@ -45,10 +45,13 @@ impl LayerChart {
             height: height - 62.0,
         };
         let y = Scale::linear(domain, (area.bottom(), area.top));
+
         let mut svg = Svg::new(width, height);
         y_axis(&mut svg, area, &y, &self.y_label);
         let columns = columns(&self.layers, area);
         self.draw_columns(&mut svg, area, &columns);
+
+        // The first series are the important ones: they are drawn last, on top.
         for series in self.series.iter().rev() {
             self.draw_series(&mut svg, series, &columns, &y);
         }
@@ -58,17 +61,11 @@ impl LayerChart {
 
     fn draw_columns(&self, svg: &mut Svg, area: Area, columns: &[f64]) {
         svg.line((area.left, area.bottom()), (area.right(), area.bottom()), "axis");
-        for ((_, layer), x) in self.layers.iter().zip(columns) {
+        for (layer, x) in self.layers.iter().zip(columns) {
             let at = (*x, area.bottom() + 15.0);
-            svg.text(at, Anchor::Middle, "tick", &layer.to_string());
+            svg.text(at, Anchor::Middle, "tick", &layer.block.to_string());
         }
-        for (tower, indices) in towers(&self.layers) {
-            let ends = indices.first().zip(indices.last());
-            let Some((&first, &last)) = ends else { continue };
-            let middle = f64::midpoint(columns[first], columns[last]);
-            let at = (middle, area.bottom() + 31.0);
-            svg.text(at, Anchor::Middle, "unit", &format!("{tower} block"));
-        }
+        draw_towers(svg, area, &self.layers, columns);
     }
 
     fn draw_series(
@@ -82,6 +79,7 @@ impl LayerChart {
         for (values, style, when) in
             [(&series.init, "hollow", "at init"), (&series.end, "dot", "after training")]
         {
+            // Lines do not run from one tower into the other.
             for (_, indices) in towers(&self.layers) {
                 let points: Vec<_> = indices
                     .iter()
@@ -90,10 +88,11 @@ impl LayerChart {
                 let line = if style == "dot" { "line" } else { "line thin dashed" };
                 svg.polyline(&points, &format!("{line} {class}"), "");
             }
+
             for (index, value) in values.iter().enumerate() {
-                let (tower, layer) = &self.layers[index];
+                let Layer { tower, block } = &self.layers[index];
                 let name = &series.label;
-                let title = format!("{name}, {tower} block {layer}, {when}: {value:.3}");
+                let title = format!("{name}, {tower} block {block}, {when}: {value:.3}");
                 let at = (columns[index], y_at(y, Some(*value)));
                 svg.dot(at, 3.4, &format!("{style} {class}"), &title);
             }
@@ -102,6 +101,8 @@ impl LayerChart {
 
     fn draw_labels(&self, svg: &mut Svg, area: Area, columns: &[f64], y: &Scale) {
         let Some(&last) = columns.last() else { return };
+
+        // A label hangs on the last value after training, else on the last one before it.
         let ends: Vec<_> = self
             .series
             .iter()
@@ -111,6 +112,8 @@ impl LayerChart {
                 value.filter(|v| v.is_finite()).map(|v| (s, y.at(v)))
             })
             .collect();
+
+        // Values that lie close together must not print their labels over each other.
         let wanted: Vec<f64> = ends.iter().map(|end| end.1).collect();
         let placed = spread(&wanted, 13.0, (area.top, area.bottom() + 4.0));
         for ((series, at), place) in ends.into_iter().zip(placed) {
@@ -127,31 +130,43 @@ fn y_at(y: &Scale, value: Option<f64>) -> f64 {
     value.filter(|v| v.is_finite()).map_or(f64::NAN, |v| y.at(v))
 }
 
-/// Centres of the layers' columns, a wider gap between towers.
+/// Centers of the layers' columns, with a wider gap between towers.
 pub(super) fn columns(layers: &[Layer], area: Area) -> Vec<f64> {
-    let changes = layers.windows(2).filter(|pair| pair[0].0 != pair[1].0).count();
+    // Between towers the gap is wider by 0.6 of a column.
+    let changes = layers.windows(2).filter(|pair| pair[0].tower != pair[1].tower).count();
     let slots = layers.len() as f64 + 0.6 * changes as f64;
     let slot = area.width / slots.max(1.0);
+
     let mut at = area.left - slot / 2.0;
     let mut before: Option<&str> = None;
     layers
         .iter()
-        .map(|(tower, _)| {
-            let gap = if before.is_some_and(|t| t != tower) { 1.6 } else { 1.0 };
-            before = Some(tower);
+        .map(|layer| {
+            let gap = if before.is_some_and(|t| t != layer.tower) { 1.6 } else { 1.0 };
+            before = Some(&layer.tower);
             at += gap * slot;
             at
         })
         .collect()
 }
 
-/// Consecutive layers of one tower.
-pub(super) fn towers(layers: &[Layer]) -> Vec<(&str, Vec<usize>)> {
+/// Writes each tower's name below its columns.
+pub(super) fn draw_towers(svg: &mut Svg, area: Area, layers: &[Layer], columns: &[f64]) {
+    for (tower, indices) in towers(layers) {
+        let ends = indices.first().zip(indices.last());
+        let Some((&first, &last)) = ends else { continue };
+        let at = (f64::midpoint(columns[first], columns[last]), area.bottom() + 31.0);
+        svg.text(at, Anchor::Middle, "unit", &format!("{tower} block"));
+    }
+}
+
+/// The indices of consecutive layers of one tower.
+fn towers(layers: &[Layer]) -> Vec<(&str, Vec<usize>)> {
     let mut out: Vec<(&str, Vec<usize>)> = Vec::new();
-    for (index, (tower, _)) in layers.iter().enumerate() {
+    for (index, layer) in layers.iter().enumerate() {
         match out.last_mut() {
-            Some((name, indices)) if *name == tower => indices.push(index),
-            _ => out.push((tower, vec![index])),
+            Some((name, indices)) if *name == layer.tower => indices.push(index),
+            _ => out.push((&layer.tower, vec![index])),
         }
     }
     out
@@ -163,9 +178,8 @@ mod tests {
 
     #[test]
     fn columns_ascend_inside_the_area_with_a_gap_between_towers() {
-        let layers: Vec<Layer> = [("vision", 1), ("vision", 3), ("text", 1)]
-            .map(|(t, l)| (t.to_owned(), l))
-            .into();
+        let layers = [("vision", 1), ("vision", 3), ("text", 1)];
+        let layers = layers.map(|(tower, block)| Layer::new(tower, block));
         let area = Area { left: 40.0, top: 0.0, width: 300.0, height: 100.0 };
         let x = columns(&layers, area);
         assert!(x[0] > 40.0 && x[2] < 340.0);

@@ -1,4 +1,4 @@
-//! Line charts with bands and direct labels: curves over steps, spectra, k-means.
+//! Line charts with bands and labels at the lines' ends: curves over steps, spectra, k-means.
 
 use super::scale::{Scale, extent, spread};
 use super::svg::{Anchor, Area, Svg, text_width};
@@ -23,11 +23,11 @@ impl Point {
 /// One line of a chart.
 #[derive(Debug, Clone, Default)]
 pub(in crate::report) struct Series {
-    /// Printed at the line's end and as its tooltip; an empty one is not printed.
+    /// Printed at the line's end and shown as its tooltip; an empty label is not printed.
     pub(in crate::report) label: String,
     /// Tooltip, where it differs from the label.
     pub(in crate::report) title: String,
-    /// CSS classes: the colour and, if wanted, `dashed` or `quiet`.
+    /// CSS classes: the color and, if wanted, `dashed` or `quiet`.
     pub(in crate::report) class: String,
     pub(in crate::report) points: Vec<Point>,
     /// Index of a point to mark with a dot.
@@ -43,7 +43,7 @@ pub(in crate::report) struct LineChart {
     pub(in crate::report) series: Vec<Series>,
     /// Limits of y, where the data should not decide.
     pub(in crate::report) y_domain: Option<(f64, f64)>,
-    /// Logarithmic y.
+    /// Whether y is logarithmic.
     pub(in crate::report) y_log: bool,
     /// A labelled horizontal line.
     pub(in crate::report) rule: Option<(f64, String)>,
@@ -60,6 +60,7 @@ impl LineChart {
         let rule = self.rule.iter().map(|(value, _)| *value);
         let found = extent(values.chain(rule), if self.y_log { 0.0 } else { 0.05 })?;
         let y_domain = self.y_domain.unwrap_or(found);
+
         let area = self.area();
         let x = Scale::linear(x_domain, (area.left, area.right()));
         let pixels = (area.bottom(), area.top);
@@ -68,6 +69,7 @@ impl LineChart {
         } else {
             Scale::linear(y_domain, pixels)
         };
+
         let mut svg = Svg::new(self.size.0, self.size.1);
         y_axis(&mut svg, area, &y, &self.y_label);
         x_axis(&mut svg, area, &x, &self.x_label);
@@ -97,6 +99,7 @@ impl LineChart {
                 svg.band(&edges, &format!("band {}", series.class));
             }
         }
+
         // Later series lie on top; the first ones are the important ones.
         for series in self.series.iter().rev() {
             let points: Vec<_> =
@@ -120,6 +123,8 @@ impl LineChart {
                 Some((s, x.at(last.x), y.at(last.mean)))
             })
             .collect();
+
+        // Lines that end close together must not print their labels over each other.
         let wanted: Vec<f64> = ends.iter().map(|end| end.2).collect();
         let placed = spread(&wanted, 13.0, (area.top, area.bottom() + 4.0));
         for ((series, from, at), place) in ends.into_iter().zip(placed) {
@@ -129,7 +134,7 @@ impl LineChart {
     }
 }
 
-/// A label beside the end of its line, with a stroke of the line's colour before it.
+/// A label beside the end of its line, with a stroke in the line's color before it.
 fn direct_label(svg: &mut Svg, from: (f64, f64), to: (f64, f64), series: &Series) {
     svg.line(from, (to.0 - 2.0, to.1), "leader");
     svg.line(to, (to.0 + 9.0, to.1), &format!("key {}", series.class));

@@ -1,7 +1,8 @@
-//! Charts as inline SVG, each a function from numbers to a string.
+//! Charts as inline SVG: each is a function from numbers to a string.
 //!
-//! `plotters` draws what it is asked to, but its SVG has fixed colours, fonts and sizes; ours
-//! takes them from the style sheet, so one drawing follows the theme and the printer.
+//! They are home-made because plotting crates write fixed colors, fonts and sizes into their
+//! SVG. These take all three from the style sheet, so that one drawing suits the light theme,
+//! the dark theme and the printer.
 
 pub(super) mod bars;
 pub(super) mod forest;

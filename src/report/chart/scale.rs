@@ -27,8 +27,8 @@ impl Scale {
     /// The pixel of a value, held inside the range.
     pub(in crate::report) fn at(&self, value: f64) -> f64 {
         let value = if self.log { value.max(1e-300).log10() } else { value };
-        let share = ((value - self.low) / (self.high - self.low)).clamp(0.0, 1.0);
-        share.mul_add(self.to - self.from, self.from)
+        let fraction = ((value - self.low) / (self.high - self.low)).clamp(0.0, 1.0);
+        fraction.mul_add(self.to - self.from, self.from)
     }
 
     /// About `count` round values inside the domain with their labels.
@@ -36,6 +36,8 @@ impl Scale {
         if self.log {
             return self.decades(count);
         }
+
+        // The tolerance keeps a tick that rounding has pushed just outside the domain.
         let step = round_step((self.high - self.low) / count.max(1) as f64);
         let first = (self.low / step - 1e-9).ceil();
         (0..100)
@@ -45,6 +47,7 @@ impl Scale {
             .collect()
     }
 
+    /// Powers of ten inside the domain, every second or third one where there are many.
     fn decades(&self, count: usize) -> Vec<(f64, String)> {
         let (first, last) = ((self.low - 1e-9).ceil(), (self.high + 1e-9).floor());
         let stride = ((last - first + 1.0) / count.max(1) as f64).ceil().max(1.0);
@@ -56,6 +59,7 @@ impl Scale {
     }
 }
 
+/// A domain that is never empty: a single value gets room around it, and none becomes 0..1.
 fn widened((low, high): (f64, f64)) -> (f64, f64) {
     match (low.is_finite(), high.is_finite()) {
         (true, true) if high - low > 1e-12 => (low, high),
@@ -71,7 +75,7 @@ fn round_step(raw: f64) -> f64 {
     factor.unwrap_or(10.0) * power
 }
 
-/// A tick's text with as many decimals as its step needs.
+/// The text of a tick, with as many decimals as its step needs.
 fn label(value: f64, step: f64) -> String {
     let decimals = crate::num::truncate_usize((-(step.log10() + 1e-9).floor()).max(0.0));
     let value = if value.abs() < step * 1e-6 { 0.0 } else { value };
@@ -93,16 +97,16 @@ fn power_label(power: f64) -> String {
     format!("1e{power:.0}").replace('-', "\u{2212}")
 }
 
-/// Smallest and largest finite value with a margin of `share` of their distance.
+/// Smallest and largest finite value, widened on both sides by `margin` times their distance.
 pub(in crate::report) fn extent(
     values: impl IntoIterator<Item = f64>,
-    share: f64,
+    margin: f64,
 ) -> Option<(f64, f64)> {
     let mut finite = values.into_iter().filter(|v| v.is_finite());
     let first = finite.next()?;
     let (low, high) =
         finite.fold((first, first), |(low, high), v| (low.min(v), high.max(v)));
-    let margin = (high - low) * share;
+    let margin = (high - low) * margin;
     Some((low - margin, high + margin))
 }
 
@@ -114,12 +118,16 @@ pub(in crate::report) fn spread(
 ) -> Vec<f64> {
     let mut order: Vec<usize> = (0..wanted.len()).collect();
     order.sort_by(|&a, &b| wanted[a].total_cmp(&wanted[b]).then(a.cmp(&b)));
+
+    // Upwards, every label is pushed beyond the one before it...
     let mut placed = wanted.to_vec();
     let mut floor = low;
     for &index in &order {
         placed[index] = placed[index].max(floor);
         floor = placed[index] + gap;
     }
+
+    // ... and downwards, those that were pushed out of the range come back in.
     let mut ceiling = high;
     for &index in order.iter().rev() {
         placed[index] = placed[index].min(ceiling);

@@ -1,7 +1,7 @@
-//! A writer of small inline SVG: escaped text, short numbers, colours by CSS class only.
+//! A writer of small inline SVG: escaped text, short numbers, colors by CSS class only.
 //!
-//! Colours live in the style sheet so that one drawing serves the light and the dark theme
-//! and paper. A class such as `c3` sets `--c`; marks draw with it.
+//! Colors live in the style sheet, so that one drawing serves the light theme, the dark theme
+//! and paper. A class such as `c3` sets the variable `--c`, with which marks are drawn.
 
 use std::fmt::Write as _;
 
@@ -13,12 +13,12 @@ pub(in crate::report) struct Svg {
     body: String,
 }
 
-/// Where a text hangs on its point.
+/// Which part of a text lies on its point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::report) enum Anchor {
     /// The text begins at the point.
     Start,
-    /// The text is centred on the point.
+    /// The text is centered on the point.
     Middle,
     /// The text ends at the point.
     End,
@@ -68,6 +68,8 @@ impl Svg {
         title: &str,
     ) {
         let mut path = String::new();
+
+        // A point after a gap begins a new line instead of continuing the old one.
         let mut open = false;
         for &(x, y) in points {
             let finite = x.is_finite() && y.is_finite();
@@ -88,6 +90,8 @@ impl Svg {
         if finite.len() < 2 {
             return;
         }
+
+        // Along the lower edge, then back along the upper one.
         let mut path = String::new();
         let there = finite.iter().map(|(x, low, _)| (x, low));
         let back = finite.iter().rev().map(|(x, _, high)| (x, high));
@@ -111,19 +115,19 @@ impl Svg {
         self.shaded(area, class, title, 1.0);
     }
 
-    /// A rectangle whose fill is `share` opaque.
+    /// A rectangle whose fill has the given opacity in 0..1.
     pub(in crate::report) fn shaded(
         &mut self,
         area: Area,
         class: &str,
         title: &str,
-        share: f64,
+        opacity: f64,
     ) {
         let (x, y) = (short(area.left), short(area.top));
         let (width, height) = (short(area.width.max(0.0)), short(area.height.max(0.0)));
         let title = tooltip(title);
-        let shade = if share < 1.0 {
-            format!(r#" fill-opacity="{:.3}""#, share.max(0.0))
+        let shade = if opacity < 1.0 {
+            format!(r#" fill-opacity="{:.3}""#, opacity.max(0.0))
         } else {
             String::new()
         };
@@ -190,7 +194,7 @@ fn tooltip(title: &str) -> String {
     }
 }
 
-/// A coordinate with one decimal and no needless zero; tiny files, stable bytes.
+/// A coordinate with one decimal and no needless zero, for small files and stable bytes.
 fn short(value: f64) -> String {
     let value = if value.is_finite() { value } else { 0.0 };
     let text = format!("{value:.1}");
@@ -198,7 +202,7 @@ fn short(value: f64) -> String {
     if text == "-0" { "0".to_owned() } else { text.to_owned() }
 }
 
-/// Text made safe for element content and quoted attributes; control characters go.
+/// Text made safe for element content and quoted attributes; control characters are blanked.
 pub(in crate::report) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {
@@ -215,7 +219,7 @@ pub(in crate::report) fn escape(text: &str) -> String {
     out
 }
 
-/// About how wide a text is in the charts' 11 px sans serif.
+/// The approximate width of a text in the charts' 11 px sans serif.
 pub(in crate::report) fn text_width(text: &str) -> f64 {
     text.chars().count() as f64 * 5.9
 }

@@ -1,9 +1,9 @@
-//! The 2×2 ablation, cluster initialisation × EESD, beside the paper's.
+//! The 2×2 ablation, cluster initialization × EESD, beside the paper's.
 
 use crate::report::document::{Block, Cell, Section, Table};
 use crate::report::headline::{Area, Headline};
 use crate::report::section::paper;
-use crate::report::stats::{BySeed, COVERAGE, Sign, one_sample};
+use crate::report::stats::{BySeed, COVERAGE, one_sample};
 use crate::report::study::{FINAL, Study, in_points, over_seeds};
 use crate::report::words;
 
@@ -17,27 +17,35 @@ pub(in crate::report) fn section(
     if !runs.iter().all(|run| study.has(run)) {
         return None;
     }
-    let mut probes = headlines.iter().filter(|h| h.area == Area::Probes);
-    let last_probe = probes.next_back().map(|h| h.metric.clone());
-    let chosen: Vec<&Headline> = headlines
-        .iter()
-        .filter(|h| h.area != Area::Other || h.task == "concept")
-        .filter(|h| h.area != Area::Probes || Some(&h.metric) == last_probe.as_ref())
-        .collect();
+
+    let runs = [none, init, eesd, both];
+    let chosen = chosen(headlines);
     Some(Section {
         id: "ablation",
-        title: "Ablation: cluster initialisation and EESD".to_owned(),
-        lead: vec!["The four combinations of the two parts of the method. An effect is a difference of means over the other factor; the interaction says how much more EESD helps on top of the cluster initialisation.".to_owned()],
+        title: "Ablation: cluster initialization and EESD".to_owned(),
+        lead: vec!["The four combinations of the two parts of the method. The effect of a part is the mean with it minus the mean without it, over both settings of the other part; the interaction says how much more EESD helps on top of the cluster initialization.".to_owned()],
         blocks: vec![
             Block::Beside {
                 blocks: vec![
-                    Block::Table(ours(study, &chosen, [none, init, eesd, both])),
+                    Block::Table(ours(study, &chosen, runs)),
                     Block::Table(paper::ablation()),
                 ],
             },
-            Block::Table(effects(study, &chosen, [none, init, eesd, both])),
+            Block::Table(effects(study, &chosen, runs)),
         ],
     })
+}
+
+/// The metrics of the ablation: as the paper's, with one probe, that of most pictures.
+fn chosen(headlines: &[Headline]) -> Vec<&Headline> {
+    let probes = headlines.iter().filter(|h| h.area == Area::Probes);
+    let last_probe = probes.map(|h| &h.metric).next_back();
+    let wanted = |headline: &&Headline| match headline.area {
+        Area::Shift | Area::Retrieval => true,
+        Area::Probes => Some(&headline.metric) == last_probe,
+        Area::Other => headline.task == "concept",
+    };
+    headlines.iter().filter(wanted).collect()
 }
 
 fn tick(on: bool) -> Cell {
@@ -47,6 +55,7 @@ fn tick(on: bool) -> Cell {
 fn ours(study: &Study<'_>, headlines: &[&Headline], runs: [&String; 4]) -> Table {
     let mut head = vec![Cell::words("Cluster init"), Cell::words("EESD")];
     head.extend(headlines.iter().map(|h| Cell::number(&h.label)));
+
     let rows = runs.into_iter().enumerate().map(|(index, run)| {
         let init =
             tick(index % 2 == 1).with_mark(study.class(run)).with_title(study.name(run));
@@ -75,47 +84,33 @@ fn effects(study: &Study<'_>, headlines: &[&Headline], runs: [&String; 4]) -> Ta
     ];
     let mut head = vec![Cell::words("Effect of")];
     head.extend(headlines.iter().map(|h| Cell::number(&h.label)));
+
     let rows = contrasts.into_iter().map(|(name, weights)| {
         let mut row = vec![Cell::words(name)];
         row.extend(headlines.iter().map(|headline| {
             let values = runs.map(|run| headline.values(study, run, FINAL));
-            let effect = one_sample(contrast(&values, weights), COVERAGE).map(in_points);
-            let Some(effect) = effect else { return Cell::number(words::NOTHING) };
-            let mut cell = Cell::number(words::signed(effect.mean, 1));
-            cell.sub = effect.interval.map_or_else(
-                || "no interval".to_owned(),
-                |(low, high)| {
-                    format!(
-                        "{} \u{2026} {}",
-                        words::signed(low, 1),
-                        words::signed(high, 1)
-                    )
-                },
-            );
-            cell.best = matches!(effect.sign(), Sign::Above | Sign::Below);
-            cell
+            let effect = one_sample(contrast(&values, weights), COVERAGE);
+            Cell::difference(effect.map(in_points))
         }));
         row
     });
     Table {
         title: "Effects".to_owned(),
-        note: "Points of percent, paired over seeds, with the 95 % t interval below; bold where it excludes zero, in either direction.".to_owned(),
+        note: "Percentage points, paired over seeds, with the 95 % t interval below; bold where the interval excludes zero, in either direction.".to_owned(),
         rows: rows.collect(),
         head,
         foreign: false,
     }
 }
 
-/// The weighted sum of four figures for every seed that has all four.
+/// The weighted sum of four figures, for every seed that has all four.
 fn contrast(values: &[BySeed; 4], weights: [f64; 4]) -> Vec<f64> {
-    values[0]
-        .keys()
-        .filter_map(|seed| {
-            let found: Option<Vec<f64>> =
-                values.iter().map(|v| v.get(seed).copied()).collect();
-            found.map(|found| found.iter().zip(weights).map(|(v, w)| v * w).sum())
-        })
-        .collect()
+    let of_seed = |seed: &u64| -> Option<f64> {
+        let found: Option<Vec<f64>> =
+            values.iter().map(|of_run| of_run.get(seed).copied()).collect();
+        found.map(|found| found.iter().zip(weights).map(|(v, w)| v * w).sum())
+    };
+    values[0].keys().filter_map(of_seed).collect()
 }
 
 #[cfg(test)]

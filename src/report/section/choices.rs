@@ -2,17 +2,21 @@
 
 use serde_json::Value;
 
-use crate::config::{Blocks, Config, EesdTarget, Overrides, load_default};
+use crate::config::{
+    Bases, Blocks, Center, Config, Directions, EesdTarget, Labels, OptimConfig,
+    Overrides, SubspacesConfig, load_default,
+};
 use crate::report::document::{Block, Cell, Section, Table};
 use crate::report::study::Study;
 use crate::report::words;
 
 /// Choices, data and the way to make all this again.
 pub(in crate::report) fn section(study: &Study<'_>) -> Section {
+    let credits = Block::List { items: study.inputs.dataset.attribution.clone() };
     Section {
         id: "how",
         title: "Choices, data, how it was made".to_owned(),
-        lead: vec!["Where the paper fixes no detail, the value is our choice; each is a key of `pipeline.yaml`.".to_owned()],
+        lead: vec!["Where the paper leaves a detail open, the value is our choice; each is a key of `pipeline.yaml`.".to_owned()],
         blocks: vec![
             Block::Table(choices(study.config())),
             Block::Table(runs(study)),
@@ -20,26 +24,108 @@ pub(in crate::report) fn section(study: &Study<'_>) -> Section {
             Block::List { items: made(study) },
             Block::Details {
                 summary: "Credits for the data".to_owned(),
-                blocks: vec![Block::List { items: study.inputs.dataset.attribution.clone() }],
+                blocks: vec![credits],
             },
         ],
     }
 }
 
 fn choices(config: &Config) -> Table {
-    let moe = &config.moe;
-    let eesd = &config.train.eesd;
-    let optim = &config.train.optim;
-    let scale = |init: &crate::config::InitConfig| init.router_scale.unwrap_or(1.0);
-    let mut scales: Vec<String> =
-        config.inits.values().map(|init| plain(scale(init))).collect();
+    let mut rows = architecture(config);
+    rows.extend(config.subspaces.iter().map(|(name, variant)| {
+        let what = format!("Subspaces \u{201c}{name}\u{201d}");
+        row(&what, &format!("subspaces.{name}"), subspaces(variant))
+    }));
+    rows.extend(clustering(config));
+    rows.extend(training(config));
+    rows.push(row(
+        "Relative compactness",
+        "\u{2013}",
+        "tr(S_W S_B\u{207a})/E on expert outputs, tokens grouped by their first expert"
+            .to_owned(),
+    ));
+    table(
+        "Choices",
+        "Everything else stands in `pipeline.yaml` with its reason.",
+        &["What", "Key", "Value"],
+        rows,
+    )
+}
+
+fn architecture(config: &Config) -> Vec<Vec<Cell>> {
+    let (moe, model) = (&config.moe, &config.model);
+    vec![
+        row("Experts E", "moe.experts", moe.experts.to_string()),
+        row(
+            "Active experts K",
+            "moe.top_k",
+            format!("{}, weights renormalized to sum to 1", moe.top_k),
+        ),
+        row(
+            "MoE blocks, image tower",
+            "moe.vision_blocks",
+            blocks(&moe.vision_blocks, model.vision.layers),
+        ),
+        row(
+            "MoE blocks, text tower",
+            "moe.text_blocks",
+            blocks(&moe.text_blocks, model.text.layers),
+        ),
+    ]
+}
+
+fn subspaces(variant: &SubspacesConfig) -> String {
+    let labels = match variant.labels {
+        Labels::Clusters => "k-means clusters",
+        Labels::Shuffled => "shuffled labels",
+    };
+    let moments = match variant.center {
+        Center::None => "moments about the origin (paper)",
+        Center::Mean => "moments about the cluster's mean",
+    };
+    let directions = match variant.directions {
+        Directions::Top => String::new(),
+        other => format!(", directions {}", other.name()),
+    };
+    format!(
+        "\u{3c4} = {}, rank \u{2265} {}, {labels}{directions}, {moments}; clusters below {} tokens shrunk by \u{3b1} = {}",
+        plain(variant.tau),
+        variant.min_rank,
+        variant.min_tokens,
+        plain(variant.shrinkage)
+    )
+}
+
+fn clustering(config: &Config) -> Vec<Vec<Cell>> {
+    let scales = config.inits.values().map(|init| init.router_scale.unwrap_or(1.0));
+    let mut scales: Vec<String> = scales.map(plain).collect();
     scales.sort();
     scales.dedup();
+
+    let cluster = &config.cluster;
+    vec![
+        row("Scale of centroid routers", "inits.*.router_scale", words::list(&scales)),
+        row(
+            "Calibration samples",
+            "activations.samples",
+            words::grouped(config.activations.samples as f64),
+        ),
+        row(
+            "k-means",
+            "cluster",
+            format!(
+                "{} restarts, at most {} iterations",
+                cluster.restarts, cluster.iterations
+            ),
+        ),
+    ]
+}
+
+fn training(config: &Config) -> Vec<Vec<Cell>> {
+    let (train, optim, eesd) = (&config.train, &config.train.optim, &config.train.eesd);
     let tokens = if eesd.tokens < 1.0 {
-        format!(
-            "the {} % of tokens with the highest routing entropy",
-            plain(100.0 * eesd.tokens)
-        )
+        let percent = plain(100.0 * eesd.tokens);
+        format!("the {percent} % of tokens with the highest routing entropy")
     } else {
         "all tokens".to_owned()
     };
@@ -51,58 +137,36 @@ fn choices(config: &Config) -> Table {
             "final embeddings to those of a full EMA model with dense routing"
         }
     };
-    let mut rows = vec![
-        row("Experts E", "moe.experts", moe.experts.to_string()),
+    let optimizer = format!(
+        "AdamW \u{3b2} = ({}, {}), weight decay {}, gradient norm \u{2264} {}",
+        plain(optim.beta1),
+        plain(optim.beta2),
+        plain(optim.weight_decay),
+        plain(optim.clip_norm)
+    );
+    let schedule = format!(
+        "{} after {} steps of warm-up, cosine to {}",
+        plain(optim.learning_rate),
+        optim.warmup,
+        plain(optim.final_learning_rate)
+    );
+    vec![
         row(
-            "Active experts K",
-            "moe.top_k",
-            format!("{}, weights renormalised to sum to 1", moe.top_k),
+            "Load-balance weight \u{3bb}_lb",
+            "train.balance",
+            format!("{}; the loss is 1 at uniform load", plain(train.balance)),
         ),
-        row(
-            "MoE blocks, image tower",
-            "moe.vision_blocks",
-            blocks(&moe.vision_blocks, config.model.vision.layers),
-        ),
-        row(
-            "MoE blocks, text tower",
-            "moe.text_blocks",
-            blocks(&moe.text_blocks, config.model.text.layers),
-        ),
-    ];
-    for (name, s) in &config.subspaces {
-        let about = match s.centre {
-            crate::config::Centre::None => "moments about the origin (paper)",
-            crate::config::Centre::Mean => "moments about the cluster's mean",
-        };
-        let whose = match s.labels {
-            crate::config::Labels::Clusters => "k-means clusters",
-            crate::config::Labels::Shuffled => "shuffled labels",
-        };
-        rows.push(row(
-            &format!("Subspaces \u{201c}{name}\u{201d}"),
-            &format!("subspaces.{name}"),
-            format!("\u{3c4} = {}, rank \u{2265} {}, {whose}, {about}; clusters below {} tokens shrunk by \u{3b1} = {}", plain(s.tau), s.min_rank, s.min_tokens, plain(s.shrinkage)),
-        ));
-    }
-    rows.extend([
-        row("Scale of centroid routers", "inits.*.router_scale", words::list(&scales)),
-        row("Calibration samples", "activations.samples", words::grouped(config.activations.samples as f64)),
-        row("k-means", "cluster", format!("{} restarts, at most {} iterations", config.cluster.restarts, config.cluster.iterations)),
-        row("Load-balance weight \u{3bb}_lb", "train.balance", format!("{}; the loss is 1 at uniform load", plain(config.train.balance))),
-        row("Router z-loss weight \u{3bb}_z", "train.router_z", plain(config.train.router_z)),
+        row("Router z-loss weight \u{3bb}_z", "train.router_z", plain(train.router_z)),
         row("EESD target", "train.eesd.target", target.to_owned()),
         row("EESD tokens", "train.eesd.tokens", tokens),
-        row("EESD teacher", "train.eesd.decay", format!("EMA with decay {}", plain(eesd.decay))),
-        row("Optimiser", "train.optim", format!("AdamW \u{3b2} = ({}, {}), weight decay {}, gradient norm \u{2264} {}", plain(optim.beta1), plain(optim.beta2), plain(optim.weight_decay), plain(optim.clip_norm))),
-        row("Learning rate", "train.optim.learning_rate", format!("{} after {} steps of warm-up, cosine to {}", plain(optim.learning_rate), optim.warmup, plain(optim.final_learning_rate))),
-        row("Relative compactness", "\u{2013}", "tr(S_W S_B\u{207a})/E on expert outputs, tokens grouped by their first expert".to_owned()),
-    ]);
-    table(
-        "Choices",
-        "Everything else stands in `pipeline.yaml` with its reason.",
-        &["What", "Key", "Value"],
-        rows,
-    )
+        row(
+            "EESD teacher",
+            "train.eesd.decay",
+            format!("EMA with decay {}", plain(eesd.decay)),
+        ),
+        row("Optimizer", "train.optim", optimizer),
+        row("Learning rate", "train.optim.learning_rate", schedule),
+    ]
 }
 
 fn runs(study: &Study<'_>) -> Table {
@@ -110,16 +174,20 @@ fn runs(study: &Study<'_>) -> Table {
     let rows = study.runs.iter().map(|name| {
         let run = &config.runs[name];
         let init = config.inits.get(&run.init);
+
+        // Parameters of the initialization, as far as its method has them.
         let mut parameters = Vec::new();
         if let Some(init) = init {
             parameters.extend(init.subspaces.as_ref().map(|s| format!("subspaces {s}")));
             parameters.extend(init.ratio.map(|r| format!("ratio {}", plain(r))));
+            parameters.extend(init.alpha.map(|a| format!("alpha {}", plain(a))));
             parameters
                 .extend(init.router_std.map(|s| format!("router std {}", plain(s))));
         }
-        let method = init.map_or("\u{2013}", |i| i.method.as_str());
+        let method = init.map_or(words::NOTHING, |i| i.method.as_str());
         let seeds: Vec<String> =
             study.seeds(name).iter().map(ToString::to_string).collect();
+
         vec![
             Cell::words(study.name(name)).with_mark(study.class(name)),
             Cell::words(name),
@@ -135,7 +203,7 @@ fn runs(study: &Study<'_>) -> Table {
     });
     table(
         "Runs",
-        "How each run begins and which weight \u{3bb}_eesd its self-distillation has.",
+        "How each run is initialized, and the weight \u{3bb}_eesd of its self-distillation.",
         &["Run", "Key", "Method", "Parameters", "\u{3bb}_eesd", "Seeds"],
         rows.collect(),
     )
@@ -145,6 +213,7 @@ fn data(study: &Study<'_>) -> Table {
     let meta = &study.inputs.dataset;
     let tests = meta.tests.iter().filter(|split| meta.splits.contains_key(*split));
     let rest = meta.splits.keys().filter(|split| !meta.tests.contains(split));
+
     let use_of = |split: &String| {
         let mut uses = Vec::new();
         if *split == meta.retrieval {
@@ -164,6 +233,8 @@ fn data(study: &Study<'_>) -> Table {
         }
         uses.join(", ")
     };
+
+    // Splits that are never tested on come first: training and choices.
     let rows = rest.chain(tests).map(|split| {
         vec![
             Cell::words(split),
@@ -171,42 +242,40 @@ fn data(study: &Study<'_>) -> Table {
             Cell::words(use_of(split)),
         ]
     });
-    let note = format!(
-        "Source `{}`, {}\u{d7}{} pixels.",
-        meta.source,
-        study.config().dataset.image_size,
-        study.config().dataset.image_size
-    );
+    let size = study.config().dataset.image_size;
+    let note = format!("Source `{}`, {size}\u{d7}{size} pixels.", meta.source);
     table("Data", &note, &["Split", "Pictures", "Used for"], rows.collect())
 }
 
 fn made(study: &Study<'_>) -> Vec<String> {
     let config = study.config();
     let seeds: Vec<String> = config.seeds.iter().map(ToString::to_string).collect();
-    let budget = |optim: &crate::config::OptimConfig| {
+    let budget = |optim: &OptimConfig| {
         let (steps, batch) = (words::grouped(optim.steps as f64), optim.batch);
         let samples = words::grouped((optim.steps * optim.batch) as f64);
         format!("{steps} steps of {batch} pairs ({samples} samples)")
     };
+
     let dense = if config.pretrain.checkpoint.is_empty() {
         format!(
             "Dense pretraining: {}, {}.",
             budget(&config.pretrain.optim),
             match config.pretrain.bases {
-                crate::config::Bases::PerSeed => "one model a seed",
-                crate::config::Bases::Shared => "one model for all seeds",
+                Bases::PerSeed => "one model per seed",
+                Bases::Shared => "one model for all seeds",
             }
         )
     } else {
         "Dense model: imported from a checkpoint.".to_owned()
     };
+
     vec![
         format!("Seeds: {}.", seeds.join(", ")),
         dense,
         format!("After upcycling: {}, the same for every run.", budget(&config.train.optim)),
         format!("Intervals of single evaluations: {} bootstrap resamples; intervals of differences: Student's t over seeds.", config.evaluate.bootstrap),
         command(config),
-        "The same inputs give the same bytes of this report; it contains no time and no host, and it loads nothing from the network.".to_owned(),
+        "The same inputs give the same report to the byte: it contains neither time nor host, and it loads nothing from the network.".to_owned(),
     ]
 }
 
@@ -218,8 +287,11 @@ fn command(config: &Config) -> String {
     let (Some(shipped), Some(own)) = (shipped, own) else {
         return "Made by `make`.".to_owned();
     };
+
     let mut changed = Vec::new();
     diff(&shipped, &own, "", &mut changed);
+
+    // A value that the shell or `make` would read differently is not printed as a command.
     let awkward = |text: &String| {
         text.contains(|c: char| c.is_whitespace() || "'`<$\\".contains(c))
     };
@@ -237,7 +309,7 @@ fn command(config: &Config) -> String {
     }
 }
 
-/// Assignments that turn `from` into `to`.
+/// The assignments that turn `from` into `to`.
 fn diff(from: &Value, to: &Value, path: &str, out: &mut Vec<String>) {
     match (from, to) {
         (Value::Object(from), Value::Object(to)) if from.keys().eq(to.keys()) => {
@@ -252,11 +324,13 @@ fn diff(from: &Value, to: &Value, path: &str, out: &mut Vec<String>) {
     }
 }
 
+/// A choice; a key that is only a dash is not set as code.
 fn row(what: &str, key: &str, value: String) -> Vec<Cell> {
     let key = if key.contains('\u{2013}') { key.to_owned() } else { format!("`{key}`") };
     vec![Cell::words(what), Cell::words(key), Cell::words(value)]
 }
 
+/// A table whose numeric columns are those of its first row.
 fn table(title: &str, note: &str, head: &[&str], rows: Vec<Vec<Cell>>) -> Table {
     let numeric = |index: usize| {
         rows.first().is_some_and(|r| r.get(index).is_some_and(|c| !c.words))

@@ -1,18 +1,17 @@
-//! Where the experts come from: k-means and the subspaces of its clusters.
+//! Where the experts come from: clusters by k-means and their subspaces.
 
 use std::collections::BTreeMap;
 
 use crate::report::chart::bars::BarChart;
-use crate::report::chart::layers::Layer;
 use crate::report::chart::lines::{LineChart, Point, Series};
 use crate::report::document::{Block, Cell, Figure, Section, Table};
-use crate::report::inputs::{
-    Clustering, IterationRow, SpectrumRow, SubspaceRow, Subspaces,
-};
+use crate::report::inputs::{Clustering, Subspaces};
 use crate::report::stats::summary;
-use crate::report::study::{Study, in_tower_order, ranked};
+use crate::report::study::{Study, distinct, ranked};
 use crate::report::words;
+use crate::tables::{IterationRow, Layer, SpectrumRow, SubspaceRow};
 
+/// Width and height of a chart of which three stand side by side.
 const SMALL: (f64, f64) = (340.0, 210.0);
 
 /// Clusters and subspaces, if there are any.
@@ -22,6 +21,7 @@ pub(in crate::report) fn section(study: &Study<'_>) -> Option<Section> {
         blocks.extend(Block::figures(objectives(first), 3));
         blocks.extend(Block::figures(sizes(study).into_iter().collect(), 2));
     }
+
     if let Some(subspaces) = shown(study) {
         blocks.extend(Block::figures(spectra(study, subspaces), 3));
     }
@@ -42,6 +42,7 @@ pub(in crate::report) fn section(study: &Study<'_>) -> Option<Section> {
             blocks: vec![Block::Table(experts(subspaces))],
         });
     }
+
     (!blocks.is_empty()).then(|| Section {
         id: "clusters",
         title: "Clusters and subspaces".to_owned(),
@@ -62,14 +63,14 @@ fn shown<'a>(study: &Study<'a>) -> Option<&'a Subspaces> {
 
 fn objectives(clustering: &Clustering) -> Vec<Figure> {
     let rows = &clustering.iterations;
-    let layers = in_tower_order(rows.iter().map(|r| (r.tower.clone(), r.layer)));
+    let layers = distinct(rows.iter().map(|row| &row.layer));
     layers.iter().filter_map(|layer| objective(rows, layer, clustering.seed)).collect()
 }
 
 fn objective(rows: &[IterationRow], layer: &Layer, seed: u64) -> Option<Figure> {
     let mut restarts: BTreeMap<(bool, u32), Vec<Point>> = BTreeMap::new();
-    for row in rows.iter().filter(|r| r.tower == layer.0 && r.layer == layer.1) {
-        // The winner sorts first and is drawn on top.
+    for row in rows.iter().filter(|row| row.layer == *layer) {
+        // The chosen restart sorts first and is drawn on top.
         let points = restarts.entry((!row.chosen, row.restart)).or_default();
         points.push(Point::bare(f64::from(row.iteration), row.objective));
     }
@@ -80,7 +81,8 @@ fn objective(rows: &[IterationRow], layer: &Layer, seed: u64) -> Option<Figure> 
         points,
         ..Series::default()
     });
-    let name = format!("{} block {}", layer.0, layer.1);
+
+    let name = format!("{} block {}", layer.tower, layer.block);
     let chart = LineChart {
         title: format!("k-means objective, {name}"),
         x_label: "iteration".to_owned(),
@@ -90,7 +92,7 @@ fn objective(rows: &[IterationRow], layer: &Layer, seed: u64) -> Option<Figure> 
         ..LineChart::default()
     };
     let caption = format!(
-        "Mean cosine of tokens to their centroid, one line a restart, the chosen one in colour; seed {seed}."
+        "Mean cosine of tokens to their centroid, one line per restart, the chosen one in color; seed {seed}."
     );
     Figure::new(&format!("k-means: {name}"), &caption, chart.draw())
 }
@@ -98,19 +100,20 @@ fn objective(rows: &[IterationRow], layer: &Layer, seed: u64) -> Option<Figure> 
 fn sizes(study: &Study<'_>) -> Option<Figure> {
     let all = &study.inputs.clusterings;
     let rows = || all.iter().flat_map(|c| &c.clusters);
-    let layers = in_tower_order(rows().map(|r| (r.tower.clone(), r.layer)));
+    let layers = distinct(rows().map(|row| &row.layer));
     let groups: Vec<Vec<f64>> = layers
         .iter()
         .map(|layer| {
-            let seeds = all.iter().map(|c| (c.seed, shares(c, layer)));
+            let seeds = all.iter().map(|c| (c.seed, fractions(c, layer)));
             ranked(&seeds.collect())
         })
         .collect();
+
     let top = groups.iter().flatten().copied().fold(0.0, f64::max) * 1.06;
     let experts = study.config().moe.experts.max(1);
     let chart = BarChart {
         title: "Sizes of clusters".to_owned(),
-        y_label: "share of tokens".to_owned(),
+        y_label: "fraction of tokens".to_owned(),
         class: "c1".to_owned(),
         layers,
         groups,
@@ -120,22 +123,21 @@ fn sizes(study: &Study<'_>) -> Option<Figure> {
     };
     Figure::new(
         "Cluster sizes",
-        "Share of a layer's tokens in each cluster, in descending order within a seed, mean over seeds.",
+        "Fraction of a layer's tokens in each cluster, in descending order within a seed, mean over seeds.",
         chart.draw(),
     )
 }
 
-fn shares(clustering: &Clustering, layer: &Layer) -> Vec<f64> {
-    let here =
-        clustering.clusters.iter().filter(|r| r.tower == layer.0 && r.layer == layer.1);
-    let sizes: Vec<f64> = here.map(|r| f64::from(r.size)).collect();
+/// The fraction of the layer's tokens in each cluster.
+fn fractions(clustering: &Clustering, layer: &Layer) -> Vec<f64> {
+    let here = clustering.clusters.iter().filter(|row| row.layer == *layer);
+    let sizes: Vec<f64> = here.map(|row| f64::from(row.size)).collect();
     let total: f64 = sizes.iter().sum();
     sizes.into_iter().map(|size| size / total.max(1.0)).collect()
 }
 
 fn spectra(study: &Study<'_>, subspaces: &Subspaces) -> Vec<Figure> {
-    let rows = &subspaces.spectra;
-    let layers = in_tower_order(rows.iter().map(|r| (r.tower.clone(), r.layer)));
+    let layers = distinct(subspaces.spectra.iter().map(|row| &row.layer));
     let tau = study.config().subspaces.get(&subspaces.variant).map(|s| s.tau);
     let mut figures = Vec::new();
     for matrix in ["fc1", "fc2"] {
@@ -153,21 +155,21 @@ fn spectrum(
     tau: Option<f64>,
 ) -> Option<Figure> {
     let mut experts: BTreeMap<u32, Vec<&SpectrumRow>> = BTreeMap::new();
-    let here =
-        |r: &&SpectrumRow| r.tower == layer.0 && r.layer == layer.1 && r.matrix == matrix;
+    let here = |row: &&SpectrumRow| row.layer == *layer && row.matrix == matrix;
     for row in subspaces.spectra.iter().filter(here) {
         experts.entry(row.expert).or_default().push(row);
     }
+
+    let kept_rank = |expert: u32| {
+        let own = |row: &&SubspaceRow| {
+            row.layer == *layer && row.matrix == matrix && row.expert == expert
+        };
+        subspaces.experts.iter().find(own).map(|row| crate::num::widen(row.rank))
+    };
     let series = experts.into_iter().map(|(expert, mut rows)| {
         rows.sort_by_key(|row| row.index);
-        let own = |r: &&SubspaceRow| {
-            r.tower == layer.0
-                && r.layer == layer.1
-                && r.matrix == matrix
-                && r.expert == expert
-        };
-        let rank = subspaces.experts.iter().find(own).map(|r| crate::num::widen(r.rank));
         let points = residuals(&rows);
+        let rank = kept_rank(expert);
         let title = rank.map_or_else(String::new, |rank| format!(", rank {rank}"));
         Series {
             title: format!("expert {expert}{title}"),
@@ -177,7 +179,8 @@ fn spectrum(
             ..Series::default()
         }
     });
-    let name = format!("{} block {}, {matrix}", layer.0, layer.1);
+
+    let name = format!("{} block {}, {matrix}", layer.tower, layer.block);
     let chart = LineChart {
         title: format!("Energy left out, {name}"),
         x_label: "rank r".to_owned(),
@@ -190,7 +193,7 @@ fn spectrum(
             .map(|t| (1.0 - t, "1 \u{2212} \u{3c4}".to_owned())),
         size: SMALL,
     };
-    let caption = "Share of the output energy outside the first r directions, one line an expert; dots mark the kept ranks.";
+    let caption = "Fraction of the output energy outside the first r directions, one line per expert; dots mark the kept ranks.";
     Figure::new(&name, caption, chart.draw())
 }
 
@@ -210,80 +213,89 @@ fn residuals(rows: &[&SpectrumRow]) -> Vec<Point> {
     left.iter().enumerate().map(|(r, v)| Point::bare(r as f64, v.max(1e-12))).collect()
 }
 
-/// How finely subspaces are tabled.
+/// How finely the table of subspaces is divided.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Detail {
     Whole,
     ByLayer,
 }
 
-/// Variant, matrix and, by layer, whether it is the text tower's and its block.
-type Group<'a> = (&'a str, &'a str, Option<(bool, u32)>);
+/// What a row of the table of subspaces sums up.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Group<'a> {
+    variant: &'a str,
+    matrix: &'a str,
+    /// `None` for all layers together.
+    layer: Option<&'a Layer>,
+}
 
 fn variants(study: &Study<'_>, detail: Detail) -> Table {
     let mut groups: BTreeMap<Group<'_>, Vec<&SubspaceRow>> = BTreeMap::new();
     for one in &study.inputs.subspaces {
         for row in &one.experts {
-            let layer =
-                (detail == Detail::ByLayer).then(|| (row.tower != "vision", row.layer));
-            groups.entry((&*one.variant, &*row.matrix, layer)).or_default().push(row);
+            let layer = (detail == Detail::ByLayer).then_some(&row.layer);
+            let group = Group { variant: &one.variant, matrix: &row.matrix, layer };
+            groups.entry(group).or_default().push(row);
         }
     }
-    let head = ["Variant", "Matrix", "Layer"].map(Cell::words).into_iter();
-    let head = head.chain(
-        ["Mean rank", "Ranks", "Energy kept", "Error inside", "Error outside", "Shrunk"]
-            .map(Cell::number),
-    );
-    let rows = groups.into_iter().map(|((variant, matrix, layer), rows)| {
-        let layer = layer.map_or_else(
-            || "all".to_owned(),
-            |(text, layer)| format!("{} {layer}", if text { "text" } else { "vision" }),
-        );
-        let mean = |pick: fn(&SubspaceRow) -> f64| summary(rows.iter().map(|r| pick(r)));
-        let ranks = || rows.iter().map(|r| r.rank);
-        let full = rows.iter().map(|r| r.full_rank).max().unwrap_or(0);
-        let (low, high) = (ranks().min().unwrap_or(0), ranks().max().unwrap_or(0));
-        let shrunk = rows.iter().filter(|r| r.shrinkage > 0.0).count();
-        vec![
-            Cell::words(variant),
-            Cell::words(matrix),
-            Cell::words(layer),
-            Cell::number(words::spread(mean(|r| f64::from(r.rank)), 1.0, 1)),
-            Cell::number(format!("{low}\u{2013}{high} of {full}")),
-            Cell::number(words::mean_percent(mean(|r| r.retained))),
-            Cell::number(words::mean_percent(mean(|r| r.error_inside))),
-            Cell::number(words::mean_percent(mean(|r| r.error_outside))),
-            Cell::number(shrunk.to_string()),
-        ]
-    });
+
+    let words = ["Variant", "Matrix", "Layer"].map(Cell::words);
+    let numbers =
+        ["Mean rank", "Ranks", "Energy kept", "Error inside", "Error outside", "Shrunk"];
+    let head = words.into_iter().chain(numbers.map(Cell::number));
     Table {
         title: "Subspaces".to_owned(),
-        note: "Over experts and seeds, \u{b1} standard deviation. Energy kept and errors in percent: relative squared output error of the projected matrix on the expert's own cluster (inside) and on the other clusters (outside). Shrunk counts experts whose moments were drawn towards the whole because their cluster was small.".to_owned(),
-        rows: rows.collect(),
+        note: "Over experts and seeds, \u{b1} standard deviation. Energy kept and errors are in percent; an error is the relative squared output error of the projected matrix, on the expert's own cluster (inside) and on the other clusters (outside). Shrunk counts the experts whose cluster was small, so that their moments were drawn towards those of all tokens.".to_owned(),
+        rows: groups.iter().map(|(group, rows)| variant(group, rows)).collect(),
         head: head.collect(),
         foreign: false,
     }
 }
 
-fn experts(subspaces: &Subspaces) -> Table {
-    let head = ["Layer", "Matrix", "Expert"].map(Cell::words).into_iter();
-    let head = head.chain(
-        ["Tokens", "Rank", "Energy kept", "Error inside", "Error outside", "Shrinkage"]
-            .map(Cell::number),
+fn variant(group: &Group<'_>, rows: &[&SubspaceRow]) -> Vec<Cell> {
+    let layer = group.layer.map_or_else(
+        || "all".to_owned(),
+        |Layer { tower, block }| format!("{tower} {block}"),
     );
+    let ranks = || rows.iter().map(|row| row.rank);
+    let (low, high) = (ranks().min().unwrap_or(0), ranks().max().unwrap_or(0));
+    let full = rows.iter().map(|row| row.full_rank).max().unwrap_or(0);
+    let shrunk = rows.iter().filter(|row| row.shrinkage > 0.0).count();
+    let mean = |of: fn(&SubspaceRow) -> f64| summary(rows.iter().map(|row| of(row)));
+
+    vec![
+        Cell::words(group.variant),
+        Cell::words(group.matrix),
+        Cell::words(layer),
+        Cell::number(words::spread(mean(|row| f64::from(row.rank)), 1.0, 1)),
+        Cell::number(format!("{low}\u{2013}{high} of {full}")),
+        Cell::number(words::mean_percent(mean(|row| row.retained))),
+        Cell::number(words::mean_percent(mean(|row| row.error_inside))),
+        Cell::number(words::mean_percent(mean(|row| row.error_outside))),
+        Cell::number(shrunk.to_string()),
+    ]
+}
+
+fn experts(subspaces: &Subspaces) -> Table {
+    let words = ["Layer", "Matrix", "Expert"].map(Cell::words);
+    let numbers =
+        ["Tokens", "Rank", "Energy kept", "Error inside", "Error outside", "Shrinkage"];
+    let head = words.into_iter().chain(numbers.map(Cell::number));
+
     let mut rows: Vec<&SubspaceRow> = subspaces.experts.iter().collect();
-    rows.sort_by_key(|r| (r.tower != "vision", r.layer, r.matrix.clone(), r.expert));
-    let rows = rows.into_iter().map(|r| {
+    rows.sort_by_key(|&row| (&row.layer, &row.matrix, row.expert));
+    let rows = rows.into_iter().map(|row| {
+        let Layer { tower, block } = &row.layer;
         vec![
-            Cell::words(format!("{} {}", r.tower, r.layer)),
-            Cell::words(&r.matrix),
-            Cell::words(r.expert.to_string()),
-            Cell::number(words::grouped(f64::from(r.tokens))),
-            Cell::number(format!("{} of {}", r.rank, r.full_rank)),
-            Cell::number(words::number(100.0 * r.retained, 2)),
-            Cell::number(words::number(100.0 * r.error_inside, 2)),
-            Cell::number(words::number(100.0 * r.error_outside, 2)),
-            Cell::number(words::number(r.shrinkage, 2)),
+            Cell::words(format!("{tower} {block}")),
+            Cell::words(&row.matrix),
+            Cell::words(row.expert.to_string()),
+            Cell::number(words::grouped(f64::from(row.tokens))),
+            Cell::number(format!("{} of {}", row.rank, row.full_rank)),
+            Cell::number(words::number(100.0 * row.retained, 2)),
+            Cell::number(words::number(100.0 * row.error_inside, 2)),
+            Cell::number(words::number(100.0 * row.error_outside, 2)),
+            Cell::number(words::number(row.shrinkage, 2)),
         ]
     });
     Table {
@@ -301,14 +313,7 @@ mod tests {
 
     #[test]
     fn residual_energy_starts_at_the_total_and_never_rises() {
-        let row = |index, energy| SpectrumRow {
-            tower: "text".into(),
-            layer: 1,
-            expert: 0,
-            matrix: "fc1".into(),
-            index,
-            energy,
-        };
+        let row = |index, energy| SpectrumRow { index, energy, ..SpectrumRow::default() };
         let rows = [row(0, 0.7), row(1, 0.25), row(2, 0.05)];
         let points = residuals(&rows.iter().collect::<Vec<_>>());
         let values: Vec<f64> = points.iter().map(|p| p.mean).collect();

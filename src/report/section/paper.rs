@@ -1,4 +1,5 @@
-//! The published figures (METHOD §8, supplement table A.1), always in tables of their own.
+//! The paper's numbers (its main tables and supplement table A.1), always in tables of their
+//! own: they come from other data at another scale.
 
 use crate::report::document::{Block, Cell, Section, Table};
 
@@ -107,7 +108,7 @@ const TABLE_A1: &[(&str, [&str; 11])] = &[
     ),
 ];
 
-/// Cluster initialisation, EESD, then the four figures.
+/// Cluster initialization, EESD, then the four numbers.
 const ABLATION: &[(&str, &str, [&str; 4])] = &[
     ("\u{2013}", "\u{2013}", ["34.9", "50.9", "63.0", "57.8"]),
     ("\u{2713}", "\u{2013}", ["35.1", "51.1", "63.2", "58.1"]),
@@ -134,13 +135,13 @@ pub(in crate::report) fn section() -> Section {
     Section {
         id: "paper",
         title: "The paper\u{2019}s numbers".to_owned(),
-        lead: vec!["Copied from \u{201c}Enhancing Mixture-of-Experts Specialization via Cluster-Aware Upcycling\u{201d} (CVPR 2026, arXiv 2604.13508), for orientation. They come from CLIP trained on LAION-400M (4 B samples dense, 1.3 B after upcycling) and from other test sets: no figure here can be compared with one of ours. The paper\u{2019}s heads of the two COCO columns look swapped against common usage: its I\u{2192}T is what we call `image_retrieval_recall@1` (text query).".to_owned()],
+        lead: vec!["Copied from \u{201c}Enhancing Mixture-of-Experts Specialization via Cluster-Aware Upcycling\u{201d} (CVPR 2026, arXiv 2604.13508), for orientation. They come from CLIP trained on LAION-400M (4 B samples dense, 1.3 B after upcycling) and from other test sets, so no number here can be compared with one of ours. The headings of the paper\u{2019}s two COCO columns seem to be swapped against common usage: its I\u{2192}T is what we call `image_retrieval_recall@1` (text query).".to_owned()],
         blocks: vec![
-            Block::Table(table("ViT-B/16, zero-shot", "Paper\u{2019}s figures, percent: COCO recall@1; ImageNet-1k and its variants top-1; VTAB natural mean.", &COLUMNS, ZERO_SHOT)),
-            Block::Table(table("ViT-B/16, few-shot and full fine-tuning on ImageNet-1k", "Paper\u{2019}s figures, percent top-1.", &["5-shot", "10-shot", "Full fine-tuning"], FEW_SHOT)),
+            Block::Table(table("ViT-B/16, zero-shot", "The paper\u{2019}s numbers, percent: COCO recall@1; ImageNet-1k and its variants top-1; VTAB natural mean.", &COLUMNS, ZERO_SHOT)),
+            Block::Table(table("ViT-B/16, few-shot and full fine-tuning on ImageNet-1k", "The paper\u{2019}s numbers, percent top-1.", &["5-shot", "10-shot", "Full fine-tuning"], FEW_SHOT)),
             Block::Details {
                 summary: "ViT-B/32: supplement, table A.1".to_owned(),
-                blocks: vec![Block::Table(table("ViT-B/32, zero-shot (supplement, table A.1)", "Paper\u{2019}s figures, percent; columns as above.", &COLUMNS, TABLE_A1))],
+                blocks: vec![Block::Table(table("ViT-B/32, zero-shot (supplement, table A.1)", "The paper\u{2019}s numbers, percent; columns as above.", &COLUMNS, TABLE_A1))],
             },
         ],
     }
@@ -154,6 +155,7 @@ fn table<const N: usize>(
 ) -> Table {
     let mut head = vec![Cell::words("Method")];
     head.extend(columns.iter().map(|c| Cell::number(*c)));
+
     let rows = rows.iter().map(|(name, values)| {
         let mut row = vec![Cell::words(*name)];
         row.extend(values.iter().map(|v| Cell::number(*v)));
@@ -173,6 +175,7 @@ pub(in crate::report) fn ablation() -> Table {
     let mut head = vec![Cell::words("Cluster init"), Cell::words("EESD")];
     let columns = ["COCO I\u{2192}T", "COCO T\u{2192}I", "IN val", "IN 10-shot"];
     head.extend(columns.map(Cell::number));
+
     let rows = ABLATION.iter().map(|(init, eesd, values)| {
         let mut row = vec![Cell::words(*init), Cell::words(*eesd)];
         row.extend(values.iter().map(|v| Cell::number(*v)));
@@ -180,7 +183,7 @@ pub(in crate::report) fn ablation() -> Table {
     });
     Table {
         title: "The paper\u{2019}s ablation (ViT-B/16)".to_owned(),
-        note: "Paper\u{2019}s figures, percent, on other data at another scale: compare the pattern, not the numbers.".to_owned(),
+        note: "The paper\u{2019}s numbers, percent, on other data at another scale: compare the pattern, not the numbers.".to_owned(),
         rows: rows.collect(),
         head,
         foreign: true,

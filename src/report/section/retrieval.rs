@@ -1,4 +1,4 @@
-//! The picture sheet: captions and what they find.
+//! The picture sheet: captions and the pictures they find.
 
 use std::collections::BTreeMap;
 
@@ -6,12 +6,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use crate::report::document::{Block, Hit, Query, Section, Sheet};
-use crate::report::inputs::RetrievalRow;
 use crate::report::study::Study;
 use crate::report::words;
+use crate::tables::RetrievalRow;
 
-/// Pictures shown of each query.
-const SHOWN: usize = 5;
+/// Pictures shown for each query.
+const SHOWN: u32 = 5;
 /// What every PNG file begins with; other bytes are not put into the page.
 const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
 
@@ -21,19 +21,21 @@ pub(in crate::report) fn section(study: &Study<'_>) -> Option<Section> {
     for row in &study.inputs.retrievals {
         queries.entry(row.query).or_default().push(row);
     }
+
     let examples = study.config().report.examples;
-    let queries: Vec<Query> =
-        queries.into_values().take(examples).map(|rows| query(study, rows)).collect();
+    let queries = queries.into_values().take(examples);
+    let queries: Vec<Query> = queries.filter_map(|rows| query(study, rows)).collect();
     if queries.is_empty() {
         return None;
     }
+
     let showcase = &study.config().report.showcase;
-    let seed =
-        study.seeds(showcase).first().map_or_else(String::new, |s| format!(", seed {s}"));
+    let seed = study.seeds(showcase).first().map(|seed| format!(", seed {seed}"));
     let note = format!(
-        "Captions of split `{}` and the {SHOWN} pictures of that split nearest to each by cosine, found by {}{seed}. The caption's own picture is framed; where it is not among the first {SHOWN}, it stands apart at the right. The captions were drawn before any model was seen.",
+        "Captions of split `{}` and the {SHOWN} pictures of that split nearest to each by cosine, found by {}{}. The caption's own picture is framed; where it is not among the first {SHOWN}, it stands apart at the right. The captions were drawn before any model was seen.",
         study.inputs.dataset.retrieval,
         study.name(showcase),
+        seed.unwrap_or_default(),
     );
     Some(Section {
         id: "retrieval",
@@ -43,35 +45,38 @@ pub(in crate::report) fn section(study: &Study<'_>) -> Option<Section> {
     })
 }
 
-fn query(study: &Study<'_>, mut rows: Vec<&RetrievalRow>) -> Query {
+/// One caption with its pictures, best first; `None` without a row.
+fn query(study: &Study<'_>, mut rows: Vec<&RetrievalRow>) -> Option<Query> {
     rows.sort_by_key(|row| row.rank);
-    let first = rows.first().map_or(0, |row| row.rank);
-    // Ranks may begin at 0 or 1, and a far one may follow: the own picture's.
-    let place = |row: &RetrievalRow| crate::num::widen(row.rank - first);
-    let own = rows.iter().find(|row| row.retrieved == row.sample);
-    let (text, sample) =
-        rows.first().map_or_else(Default::default, |r| (r.text.clone(), r.sample));
+    let first = *rows.first()?;
+    let (sample, own_rank) = (first.sample, first.own_rank);
+
     let score = |row: &RetrievalRow| words::number(f64::from(row.score), 2);
     let hit = |row: &&RetrievalRow| Hit {
         sample: row.retrieved,
         picture: picture(study, row.retrieved),
         score: score(row),
-        own: row.retrieved == row.sample,
+        own: row.retrieved == sample,
     };
-    let missed = own.is_none_or(|row| place(row) >= SHOWN).then(|| Hit {
-        sample,
-        picture: picture(study, sample),
-        score: own.map_or_else(String::new, |row| score(row)),
-        own: true,
+    let hits = rows.iter().filter(|row| row.rank < SHOWN).map(hit).collect();
+
+    // The own picture stands apart where it came late. Its score is known only where its row
+    // is there.
+    let missed = (own_rank >= SHOWN).then(|| {
+        let own = rows.iter().find(|row| row.retrieved == sample);
+        Hit {
+            sample,
+            picture: picture(study, sample),
+            score: own.map_or_else(String::new, |row| score(row)),
+            own: true,
+        }
     });
-    let known = rows.iter().find_map(|row| row.own_rank).map(crate::num::widen);
-    let outcome = match known.or_else(|| own.map(|row| place(row))) {
-        Some(0) => "found first".to_owned(),
-        Some(place) => format!("own picture is number {}", place + 1),
-        None => format!("own picture is not among the first {}", rows.len()),
+
+    let outcome = match own_rank {
+        0 => "found first".to_owned(),
+        rank => format!("own picture is number {}", rank + 1),
     };
-    let hits = rows.iter().filter(|row| place(row) < SHOWN).map(hit).collect();
-    Query { text, outcome, hits, missed }
+    Some(Query { text: first.text.clone(), outcome, hits, missed })
 }
 
 fn picture(study: &Study<'_>, sample: u32) -> String {
@@ -88,21 +93,20 @@ mod tests {
     use crate::report::sample::inputs;
 
     #[test]
-    fn a_far_rank_is_told_truly_and_ranks_may_begin_at_one() {
+    fn a_picture_that_came_late_stands_apart_with_its_number() {
         let mut inputs = inputs(&["seeds=[1]"]);
-        inputs.retrievals.retain(|r| r.query == 3 && r.rank < 5);
-        inputs.retrievals.iter_mut().for_each(|r| r.rank += 1);
-        let mut own = inputs.retrievals[0].clone();
-        (own.rank, own.retrieved) = (38, own.sample);
-        inputs.retrievals.push(own);
-        inputs.retrievals.iter_mut().for_each(|r| r.own_rank = None);
-        let page = crate::report::render(&inputs).unwrap().html;
-        assert!(page.contains("own picture is number 38"));
-        assert_eq!(page.matches("class=\"hit\"").count(), 5);
-        assert_eq!(page.matches("class=\"hit own\"").count(), 1);
-        inputs.retrievals.pop();
-        inputs.retrievals.iter_mut().for_each(|r| r.own_rank = Some(216));
+        inputs.retrievals.retain(|row| row.query == 3 && row.rank < 5);
+        inputs.retrievals.iter_mut().for_each(|row| row.own_rank = 216);
         let page = crate::report::render(&inputs).unwrap().html;
         assert!(page.contains("own picture is number 217"));
+        assert_eq!(page.matches("class=\"hit\"").count(), 5);
+        assert_eq!(page.matches("class=\"hit own\"").count(), 1);
+
+        let mut own = inputs.retrievals[0].clone();
+        (own.rank, own.retrieved, own.score) = (216, own.sample, 0.125);
+        inputs.retrievals.push(own);
+        let page = crate::report::render(&inputs).unwrap().html;
+        assert!(page.contains("<span>0.12</span>"), "the score of a late row is shown");
+        assert_eq!(page.matches("class=\"hit own\"").count(), 1);
     }
 }

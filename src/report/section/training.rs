@@ -1,19 +1,21 @@
-//! Curves over training steps: loss, validation, routing entropy, load.
+//! Curves over training steps: loss, validation, routing entropy and load.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::report::chart::lines::{LineChart, Point, Series};
 use crate::report::document::{Block, Figure, Section};
-use crate::report::inputs::{LogRow, RoutingRow, RunInputs};
+use crate::report::inputs::RunInputs;
 use crate::report::stats::summary;
 use crate::report::study::Study;
 use crate::report::words;
+use crate::tables::{LogRow, RoutingRow};
 
 /// Bins of the loss curve: enough to see its shape, few enough to see the mean.
 const BINS: usize = 60;
+/// Width and height of a chart of which two stand side by side.
 const SIZE: (f64, f64) = (540.0, 300.0);
 
-/// A curve of one run at one seed: x to value.
+/// A curve of one run at one seed: pairs of x and value.
 type Curve = Vec<(f64, f64)>;
 
 /// The training curves.
@@ -24,7 +26,10 @@ pub(in crate::report) fn section(study: &Study<'_>) -> Section {
     figures.extend(validation(study, &focus));
     figures.extend(routing(study, &focus, Routed::Entropy));
     figures.extend(routing(study, &focus, Routed::Load));
+
     let mut blocks: Vec<Block> = Block::figures(figures, 2).into_iter().collect();
+
+    // The runs outside of the main figures get a small chart each, folded away.
     let others: Vec<&String> = study.runs.iter().filter(|r| !focus.contains(r)).collect();
     let small: Vec<Figure> =
         others.iter().filter_map(|run| against(study, run)).collect();
@@ -35,10 +40,11 @@ pub(in crate::report) fn section(study: &Study<'_>) -> Section {
         );
         blocks.push(Block::Details { summary, blocks: vec![small] });
     }
+
     Section {
         id: "training",
         title: "Training".to_owned(),
-        lead: vec!["Lines are means over seeds, bands reach from the lowest to the highest seed.".to_owned()],
+        lead: vec!["Lines are means over seeds; bands reach from the lowest to the highest seed.".to_owned()],
         blocks,
     }
 }
@@ -55,7 +61,7 @@ fn loss(study: &Study<'_>, runs: &[String]) -> Option<Figure> {
         ..LineChart::default()
     };
     let caption = format!(
-        "Contrastive loss (nats, without the auxiliary losses), mean within {BINS} equal bins of steps; a first bin far above the rest is cut off."
+        "Contrastive loss (nats, without the auxiliary losses), mean within at most {BINS} equal bins of steps; the axis leaves out the first bin where it is far above the rest."
     );
     Figure::new("Loss", &caption, chart.draw())
 }
@@ -115,9 +121,12 @@ fn against(study: &Study<'_>, run: &str) -> Option<Figure> {
     let mut all = vec![loss_series(study, run)];
     all.extend(study.reference().map(|reference| loss_series(study, reference)));
     let y_domain = settled(&all);
+
+    // So small a chart has no room for labels: names become tooltips.
     for one in &mut all {
         one.title = std::mem::take(&mut one.label);
     }
+
     let chart = LineChart {
         title: format!("Loss of {}", study.name(run)),
         x_label: "step".to_owned(),
@@ -133,28 +142,20 @@ fn against(study: &Study<'_>, run: &str) -> Option<Figure> {
     Figure::new(&study.name(run), &format!("Contrastive loss{reference}."), chart.draw())
 }
 
-fn validation(study: &Study<'_>, runs: &[String]) -> Vec<Figure> {
-    let metrics: BTreeSet<&str> = study
-        .inputs
-        .runs
-        .iter()
-        .flat_map(|r| &r.validation)
-        .map(|row| &*row.metric)
-        .collect();
-    // Accuracy first; a loss is drawn only where there is nothing else.
-    let rate = |metric: &str| match metric {
+fn validation(study: &Study<'_>, runs: &[String]) -> Option<Figure> {
+    let rows = study.inputs.runs.iter().flat_map(|r| &r.validation);
+    let metrics: BTreeSet<&str> = rows.map(|row| row.metric.as_str()).collect();
+
+    // One metric is enough. Accuracy comes first; a loss is drawn only where there is
+    // nothing else.
+    let rate = |metric: &&str| match *metric {
         m if m.contains("acc1") => 0,
         m if m.contains("recall") => 1,
         m if m.contains("acc") => 2,
         _ => 3,
     };
-    let mut metrics: Vec<&str> = metrics.into_iter().collect();
-    metrics.sort_by_key(|metric| rate(metric));
-    metrics
-        .into_iter()
-        .take(1)
-        .filter_map(|metric| validation_of(study, runs, metric))
-        .collect()
+    let metric = metrics.into_iter().min_by_key(rate)?;
+    validation_of(study, runs, metric)
 }
 
 fn validation_of(study: &Study<'_>, runs: &[String], metric: &str) -> Option<Figure> {
@@ -162,13 +163,11 @@ fn validation_of(study: &Study<'_>, runs: &[String], metric: &str) -> Option<Fig
         let own = r.validation.iter().filter(|row| row.metric == metric);
         own.map(|row| (f64::from(row.step), row.value)).collect()
     };
-    let share = study
-        .inputs
-        .runs
-        .iter()
-        .flat_map(rows)
-        .all(|(_, v)| v.is_nan() || (0.0..=1.0).contains(&v));
-    let factor = if share { 100.0 } else { 1.0 };
+
+    // Fractions are drawn in percent, a loss as it is.
+    let mut values = study.inputs.runs.iter().flat_map(rows).map(|(_, value)| value);
+    let fractions = values.all(|v| v.is_nan() || (0.0..=1.0).contains(&v));
+    let (factor, unit) = if fractions { (100.0, " (%)") } else { (1.0, "") };
     let scaled = |r: &RunInputs| -> Curve {
         rows(r).into_iter().map(|(x, v)| (x, factor * v)).collect()
     };
@@ -176,7 +175,7 @@ fn validation_of(study: &Study<'_>, runs: &[String], metric: &str) -> Option<Fig
         let curves: Vec<Curve> = study.of(run).map(scaled).collect();
         series(study, run, &curves)
     });
-    let unit = if share { " (%)" } else { "" };
+
     let chart = LineChart {
         title: format!("Validation: {metric}"),
         x_label: "step".to_owned(),
@@ -186,7 +185,7 @@ fn validation_of(study: &Study<'_>, runs: &[String], metric: &str) -> Option<Fig
         ..LineChart::default()
     };
     let caption =
-        format!("`{metric}` on the validation split, the one kept for choices.");
+        format!("`{metric}` on the validation split, which is kept for choices.");
     Figure::new("Validation", &caption, chart.draw())
 }
 
@@ -198,39 +197,38 @@ enum Routed {
 }
 
 fn routing(study: &Study<'_>, runs: &[String], what: Routed) -> Option<Figure> {
+    let line = |run: &String, figure: fn(&RoutingRow) -> f64| {
+        let curves = study.of(run).map(|r| over_layers(&r.routing, figure));
+        series(study, run, &curves.collect::<Vec<_>>())
+    };
     let mut all = Vec::new();
     for run in runs.iter().filter(|run| study.is_moe(run)) {
         match what {
-            Routed::Entropy => {
-                let curves: Vec<Curve> =
-                    study.of(run).map(|r| over_layers(&r.routing, entropy)).collect();
-                all.push(series(study, run, &curves));
-            }
+            Routed::Entropy => all.push(line(run, entropy)),
             Routed::Load => {
-                let curves: Vec<Curve> =
-                    study.of(run).map(|r| over_layers(&r.routing, busiest)).collect();
-                all.push(series(study, run, &curves));
-                let curves: Vec<Curve> =
-                    study.of(run).map(|r| over_layers(&r.routing, idlest)).collect();
-                let mut low = series(study, run, &curves);
+                // The two lines of a run share one label, that of the upper line.
+                all.push(line(run, busiest));
+                let mut low = line(run, least_busy);
                 low.title = std::mem::take(&mut low.label);
                 all.push(low);
             }
         }
     }
+
     let experts = study.config().moe.experts;
     let (name, y_label, caption) = match what {
         Routed::Entropy => (
             "Routing entropy",
             "entropy / ln E",
-            "Entropy of the router's softmax over ln E, mean over tokens, layers and towers: 1 is uniform, 0 is certain.",
+            "Entropy of the router's softmax over ln E, mean over tokens, layers and towers: 1 means a uniform router, 0 a certain one.",
         ),
         Routed::Load => (
-            "Load of the busiest and the idlest expert",
+            "Load of the busiest and the least busy expert",
             "load \u{d7} E",
-            "Share of assignments times E, mean over layers: the upper line of a run is its busiest expert, the lower one its idlest; 1 is perfect balance.",
+            "Fraction of assignments times E, mean over layers: the upper line of a run is its busiest expert, the lower line its least busy one; 1 is perfect balance.",
         ),
     };
+
     let chart = LineChart {
         title: name.to_owned(),
         x_label: "step".to_owned(),
@@ -253,6 +251,7 @@ fn over_layers(rows: &[RoutingRow], figure: impl Fn(&RoutingRow) -> f64) -> Curv
         .into_iter()
         .filter_map(|(step, values)| summary(values).map(|s| (f64::from(step), s.mean)))
         .collect();
+
     let width = means.len().div_ceil(BINS).max(1);
     means
         .chunks(width)
@@ -274,7 +273,7 @@ fn busiest(row: &RoutingRow) -> f64 {
     f64::from(top) * row.utilisation.len() as f64
 }
 
-fn idlest(row: &RoutingRow) -> f64 {
+fn least_busy(row: &RoutingRow) -> f64 {
     let bottom = row.utilisation.iter().copied().fold(f32::NAN, f32::min);
     f64::from(bottom) * row.utilisation.len() as f64
 }
@@ -293,13 +292,7 @@ mod tests {
 
     #[test]
     fn binning_keeps_the_mean() {
-        let row = |step| LogRow {
-            step,
-            loss: 0.0,
-            clip: f64::from(step),
-            balance: 0.0,
-            eesd: 0.0,
-        };
+        let row = |step| LogRow { step, clip: f64::from(step), ..LogRow::default() };
         let log: Vec<_> = (0..600).map(row).collect();
         let bins = binned(&log);
         assert_eq!(bins.len(), BINS);
@@ -309,12 +302,10 @@ mod tests {
     #[test]
     fn load_is_one_when_balanced() {
         let row = RoutingRow {
-            step: 0,
-            tower: "vision".into(),
-            layer: 1,
             entropy: 4_f64.ln(),
             utilisation: vec![0.25; 4],
+            ..RoutingRow::default()
         };
-        assert_eq!((busiest(&row), idlest(&row), entropy(&row)), (1.0, 1.0, 1.0));
+        assert_eq!((busiest(&row), least_busy(&row), entropy(&row)), (1.0, 1.0, 1.0));
     }
 }

@@ -1,21 +1,38 @@
-//! The verdict: honest words made from paired differences, never a win the numbers do not
-//! show.
+//! The verdict: words made from paired differences, which never claim a win that the numbers
+//! do not show.
 
+use crate::config::Bases;
 use crate::report::chart::forest::{Forest, ForestRow};
 use crate::report::document::{Figure, Verdict};
 use crate::report::headline::{Area, Headline};
-use crate::report::stats::{BySeed, COVERAGE, Difference, Sign, paired, summary};
-use crate::report::study::{FINAL, Study, difference_points, over_seeds};
+use crate::report::stats::{
+    BySeed, COVERAGE, Difference, Sign, paired, summary, t_quantile,
+};
+use crate::report::study::{FINAL, LayerKey, Study, difference_points, over_seeds};
 use crate::report::words;
 
-/// One metric of the contest between two runs.
-struct Bout<'h> {
+/// The two runs of a comparison, by key or by readable name.
+#[derive(Clone, Copy)]
+struct Pair<'a> {
+    ours: &'a str,
+    theirs: &'a str,
+}
+
+/// One headline metric of the two runs.
+struct Contest<'h> {
     headline: &'h Headline,
     difference: Difference,
-    /// Means of the two runs, in percent.
-    means: (String, String),
+    /// Mean of our run, in percent.
+    ours: String,
+    /// Mean of the other run, in percent.
+    theirs: String,
     /// The sign that survives a Bonferroni correction.
     corrected: Sign,
+}
+
+/// Whether a sign says that there is a difference.
+fn shown(sign: Sign) -> bool {
+    matches!(sign, Sign::Above | Sign::Below)
 }
 
 /// The verdict on the showcase run against the reference run.
@@ -27,17 +44,20 @@ pub(in crate::report) fn verdict(study: &Study<'_>, headlines: &[Headline]) -> V
     if !study.has(showcase) {
         return without("The showcase run is missing, so there is nothing to decide.");
     }
-    let bouts = bouts(study, headlines, (showcase, reference));
-    if bouts.is_empty() {
+
+    let runs = Pair { ours: showcase, theirs: reference };
+    let contests = contests(study, headlines, runs);
+    if contests.is_empty() {
         return without("The two runs share no metric over a common seed.");
     }
-    let names = (study.name(showcase), study.name(reference));
-    let mut statements = statements(&bouts);
-    statements.extend(structure(study, (showcase, reference)));
+
+    let (ours, theirs) = (study.name(showcase), study.name(reference));
+    let mut statements = statements(&contests);
+    statements.extend(structure(study, runs));
     Verdict {
-        headline: headline(&bouts, &names),
+        headline: headline(&contests, Pair { ours: &ours, theirs: &theirs }),
         statements,
-        caveats: caveats(study, &bouts),
+        caveats: caveats(study, &contests),
         figure: figure(study, headlines, reference),
     }
 }
@@ -46,21 +66,27 @@ fn without(headline: &str) -> Verdict {
     Verdict { headline: headline.to_owned(), ..Verdict::default() }
 }
 
-fn bouts<'h>(
+fn contests<'h>(
     study: &Study<'_>,
     headlines: &'h [Headline],
-    (ours, theirs): (&str, &str),
-) -> Vec<Bout<'h>> {
+    runs: Pair<'_>,
+) -> Vec<Contest<'h>> {
     let contested = || headlines.iter().filter(|h| h.area != Area::Other);
+
+    // With several metrics, each must pass a stricter test for all to hold at once.
     let strict = 1.0 - (1.0 - COVERAGE) / contested().count().max(1) as f64;
     contested()
         .filter_map(|headline| {
-            let a = headline.values(study, ours, FINAL);
-            let b = headline.values(study, theirs, FINAL);
-            let corrected = paired(&a, &b, strict)?.sign();
-            let means = shared_means(&a, &b);
-            let difference = difference_points(&a, &b)?;
-            Some(Bout { headline, difference, means, corrected })
+            let a = headline.values(study, runs.ours, FINAL);
+            let b = headline.values(study, runs.theirs, FINAL);
+            let (ours, theirs) = shared_means(&a, &b);
+            Some(Contest {
+                headline,
+                difference: difference_points(&a, &b)?,
+                ours,
+                theirs,
+                corrected: paired(&a, &b, strict)?.sign(),
+            })
         })
         .collect()
 }
@@ -78,28 +104,34 @@ fn shared_means(a: &BySeed, b: &BySeed) -> (String, String) {
     (mean(a), mean(b))
 }
 
-fn headline(bouts: &[Bout<'_>], (ours, theirs): &(String, String)) -> String {
+/// The answer in one sentence: what is better, what is worse, and what is within
+/// the noise.
+fn headline(contests: &[Contest<'_>], names: Pair<'_>) -> String {
+    let Pair { ours, theirs } = names;
     let labels = |sign: Sign| -> Vec<String> {
-        let chosen = bouts.iter().filter(|b| b.difference.sign() == sign);
-        chosen.map(|b| words::lower(&b.headline.label)).collect()
+        let chosen = contests.iter().filter(|c| c.difference.sign() == sign);
+        chosen.map(|c| words::lower(&c.headline.label)).collect()
     };
-    let seeds = bouts.iter().map(|b| b.difference.n).max().unwrap_or(0);
+    let seeds = contests.iter().map(|c| c.difference.n).max().unwrap_or(0);
     let (won, lost) = (labels(Sign::Above), labels(Sign::Below));
     let (covered, unknown) = (labels(Sign::Covered), labels(Sign::Unknown));
-    if unknown.len() == bouts.len() && seeds < 2 {
+
+    // The clear cases get a sentence of their own.
+    if unknown.len() == contests.len() && seeds < 2 {
         return format!(
             "One seed gives no interval: nothing can be claimed about {ours} against {theirs}."
         );
     }
-    if won.len() == bouts.len() {
+    if won.len() == contests.len() {
         return format!("{ours} beats {theirs} on {}.", words::list(&won));
     }
     if won.is_empty() && lost.is_empty() {
         let n = words::count(seeds, "seed");
         return format!(
-            "Not shown: over {n} the noise covers every difference below between {ours} and {theirs}."
+            "No difference between {ours} and {theirs} is shown: over {n}, all are within the noise."
         );
     }
+
     let mut parts = Vec::new();
     if !won.is_empty() {
         parts.push(format!("{ours} beats {theirs} on {}", words::list(&won)));
@@ -113,10 +145,8 @@ fn headline(bouts: &[Bout<'_>], (ours, theirs): &(String, String)) -> String {
         parts.push(format!("{subject} on {}", words::list(&lost)));
     }
     if !covered.is_empty() {
-        parts.push(format!(
-            "on {} the noise covers the difference",
-            words::list(&covered)
-        ));
+        let metrics = words::list(&covered);
+        parts.push(format!("on {metrics} the difference is within the noise"));
     }
     if !unknown.is_empty() {
         parts.push(format!("on {} there is no interval", words::list(&unknown)));
@@ -124,7 +154,7 @@ fn headline(bouts: &[Bout<'_>], (ours, theirs): &(String, String)) -> String {
     format!("{}.", parts.join("; "))
 }
 
-fn statements(bouts: &[Bout<'_>]) -> Vec<String> {
+fn statements(contests: &[Contest<'_>]) -> Vec<String> {
     let areas = [
         (Area::Shift, "Shift"),
         (Area::Retrieval, "Retrieval"),
@@ -132,8 +162,8 @@ fn statements(bouts: &[Bout<'_>]) -> Vec<String> {
     ];
     let mut out = Vec::new();
     for (area, title) in areas {
-        let own = || bouts.iter().filter(|b| b.headline.area == area);
-        let parts: Vec<_> = own().map(|bout| sentence(bout, title)).collect();
+        let own = contests.iter().filter(|c| c.headline.area == area);
+        let parts: Vec<_> = own.map(|contest| sentence(contest, title)).collect();
         if !parts.is_empty() {
             out.push(format!("{title}: {}.", parts.join("; ")));
         }
@@ -141,119 +171,124 @@ fn statements(bouts: &[Bout<'_>]) -> Vec<String> {
     out
 }
 
-fn sentence(bout: &Bout<'_>, title: &str) -> String {
-    let (ours, theirs) = &bout.means;
-    let end = match bout.difference.sign() {
+fn sentence(contest: &Contest<'_>, title: &str) -> String {
+    let Contest { headline, difference, ours, theirs, .. } = contest;
+    let end = match difference.sign() {
         Sign::Above => "better",
         Sign::Below => "worse",
-        Sign::Covered => "the noise covers the difference",
-        Sign::Unknown => "no interval, no claim",
+        Sign::Covered => "within the noise",
+        Sign::Unknown => "without an interval, nothing is claimed",
     };
-    let points = words::points(&bout.difference);
-    let label = &bout.headline.label;
-    let label =
-        if label == title { String::new() } else { format!("{} ", words::lower(label)) };
+
+    // The only metric of an area need not be named after its title.
+    let label = if headline.label == title {
+        String::new()
+    } else {
+        format!("{} ", words::lower(&headline.label))
+    };
+    let points = words::points(difference);
     format!("{label}{ours} against {theirs}, {points} points: {end}")
 }
 
 /// Expert similarity and routing entropy, each as a mean over layers.
-fn structure(study: &Study<'_>, runs: (&str, &str)) -> Option<String> {
+fn structure(study: &Study<'_>, runs: Pair<'_>) -> Option<String> {
     let metrics = [
         ("similarity", "expert similarity"),
         ("entropy_normalised", "routing entropy (1 is uniform)"),
     ];
-    let parts: Vec<String> = metrics
-        .iter()
-        .filter_map(|(metric, name)| {
-            let (a, b) =
-                (layer_mean(study, runs.0, metric), layer_mean(study, runs.1, metric));
-            let (ours, theirs) = (over_seeds(&a)?, over_seeds(&b)?);
-            let end = match paired(&a, &b, COVERAGE)?.sign() {
-                Sign::Above => "higher",
-                Sign::Below => "lower",
-                Sign::Covered => "the noise covers the difference",
-                Sign::Unknown => "no interval",
-            };
-            let (ours, theirs) =
-                (words::number(ours.mean, 2), words::number(theirs.mean, 2));
-            Some(format!("{name} {ours} against {theirs}: {end}"))
-        })
-        .collect();
+    let part = |&(metric, name): &(&str, &str)| {
+        let a = layer_mean(study, runs.ours, metric);
+        let b = layer_mean(study, runs.theirs, metric);
+        let (ours, theirs) = (over_seeds(&a)?, over_seeds(&b)?);
+        let end = match paired(&a, &b, COVERAGE)?.sign() {
+            Sign::Above => "higher",
+            Sign::Below => "lower",
+            Sign::Covered => "the difference is within the noise",
+            Sign::Unknown => "no interval",
+        };
+        let (ours, theirs) = (words::number(ours.mean, 2), words::number(theirs.mean, 2));
+        Some(format!("{name} {ours} against {theirs}: {end}"))
+    };
+    let parts: Vec<String> = metrics.iter().filter_map(part).collect();
     (!parts.is_empty())
         .then(|| format!("Structure after training: {}.", parts.join("; ")))
 }
 
+/// The mean over layers of a metric, for every seed that has all layers.
 fn layer_mean(study: &Study<'_>, run: &str, metric: &str) -> BySeed {
     let layers = study.moe_layers();
-    let all: Vec<BySeed> =
-        layers.iter().map(|l| study.layer(run, FINAL, l, metric)).collect();
-    let seeds = study.seeds(run).into_iter();
-    seeds
-        .filter_map(|seed| {
-            let values: Option<Vec<f64>> =
-                all.iter().map(|v| v.get(&seed).copied()).collect();
-            values.filter(|v| !v.is_empty()).map(|v| (seed, crate::num::mean(&v)))
-        })
-        .collect()
+    let of_layer = |layer| study.layer(LayerKey { run, point: FINAL, layer, metric });
+    let all: Vec<BySeed> = layers.iter().map(of_layer).collect();
+
+    let of_seed = |seed: u64| {
+        let values = all.iter().map(|layer| layer.get(&seed).copied());
+        let values: Vec<f64> = values.collect::<Option<_>>()?;
+        (!values.is_empty()).then(|| (seed, crate::num::mean(&values)))
+    };
+    study.seeds(run).into_iter().filter_map(of_seed).collect()
 }
 
-fn caveats(study: &Study<'_>, bouts: &[Bout<'_>]) -> Vec<String> {
-    let n = bouts.iter().map(|b| b.difference.n).min().unwrap_or(0);
+fn caveats(study: &Study<'_>, contests: &[Contest<'_>]) -> Vec<String> {
+    let n = contests.iter().map(|c| c.difference.n).min().unwrap_or(0);
     let mut out = Vec::new();
     if n > 1 {
-        let quantile = crate::report::stats::t_quantile(0.5 + COVERAGE / 2.0, n - 1);
+        let quantile = t_quantile(0.5 + COVERAGE / 2.0, n - 1);
         out.push(format!(
             "Differences are paired by seed; brackets are 95 % t intervals over n = {n} seeds (factor {quantile:.2} on the standard error). A difference counts only where its interval excludes zero."
         ));
-        let shown = bouts
-            .iter()
-            .filter(|b| matches!(b.difference.sign(), Sign::Above | Sign::Below));
-        let kept =
-            bouts.iter().filter(|b| matches!(b.corrected, Sign::Above | Sign::Below));
-        let (shown, kept) = (shown.count(), kept.count());
-        if shown > 0 {
-            let metrics = bouts.len();
-            out.push(format!(
-                "{metrics} metrics are compared at once: with Bonferroni's correction {kept} of the {shown} shown differences remain."
-            ));
-        }
+        out.extend(correction(contests));
     } else {
         out.push("With one shared seed no spread can be estimated; differences are printed without a claim.".to_owned());
     }
-    if study.config().pretrain.bases == crate::config::Bases::Shared {
+    if study.config().pretrain.bases == Bases::Shared {
         out.push(
-            "All seeds share one dense model: the intervals do not cover its luck."
+            "All seeds share one dense model: the intervals do not cover how lucky its training was."
                 .to_owned(),
         );
     }
     out
 }
 
+/// How many differences remain when the number of comparisons is taken into account.
+fn correction(contests: &[Contest<'_>]) -> Option<String> {
+    let found = contests.iter().filter(|c| shown(c.difference.sign())).count();
+    let kept = contests.iter().filter(|c| shown(c.corrected)).count();
+    let metrics = contests.len();
+    (found > 0).then(|| {
+        format!(
+            "{metrics} metrics are compared at once: with Bonferroni's correction {kept} of the {found} shown differences remain."
+        )
+    })
+}
+
+/// The differences from the reference of the showcase and of the run that has only the
+/// cluster initialization.
 fn figure(study: &Study<'_>, headlines: &[Headline], reference: &str) -> Option<Figure> {
     let report = &study.config().report;
-    let mut contestants = vec![report.showcase.as_str()];
+    let mut runs = vec![report.showcase.as_str()];
     let init_only = report.ablation.get(1).map(String::as_str);
-    contestants.extend(init_only.filter(|r| study.has(r) && *r != report.showcase));
-    contestants.retain(|run| *run != reference);
+    runs.extend(init_only.filter(|r| study.has(r) && *r != report.showcase));
+    runs.retain(|run| *run != reference);
+
     let theirs = study.name(reference);
-    let groups = contestants.into_iter().map(|run| {
-        let rows =
-            bouts(study, headlines, (run, reference)).into_iter().map(|bout| ForestRow {
-                label: bout.headline.label.clone(),
-                class: study.class(run),
-                difference: bout.difference,
-            });
+    let groups = runs.into_iter().map(|run| {
+        let contests = contests(study, headlines, Pair { ours: run, theirs: reference });
+        let rows = contests.into_iter().map(|contest| ForestRow {
+            label: contest.headline.label.clone(),
+            class: study.class(run),
+            difference: contest.difference,
+        });
         (format!("{} \u{2212} {theirs}", study.name(run)), rows.collect())
     });
     let forest = Forest {
         title: format!("Paired differences from {theirs}"),
-        x_label: format!("points of percent; right of zero is better than {theirs}"),
+        x_label: format!("percentage points; right of zero is better than {theirs}"),
         groups: groups.collect(),
         width: 540.0,
     };
     Figure::new(
         "Paired differences over seeds",
-        "Mean difference after training with its 95 % t interval; filled where the interval excludes zero, hollow where the noise covers the difference.",
+        "Mean difference after training with its 95 % t interval; the mark is filled where the interval excludes zero, and hollow where the difference is within the noise.",
         forest.draw(),
     )
 }

@@ -1,18 +1,18 @@
 //! GELU and QuickGELU with their derivatives in one pass.
 //!
-//! The forward writes the derivative too: value and slope share the exponential, and the
+//! The forward writes the derivative too: value and derivative share the exponential, and the
 //! backward is then one multiplication.
 
 use super::simd;
 use crate::config::Activation;
 
-/// Replaces `x` by act(x) and writes act'(x) to `slope`.
-pub fn forward(activation: Activation, x: &mut [f32], slope: &mut [f32]) {
+/// Replaces `x` by act(x) and writes act'(x) to `derivative`.
+pub fn forward(activation: Activation, x: &mut [f32], derivative: &mut [f32]) {
     match activation {
         Activation::Gelu => simd::dispatch(
             #[inline(always)]
             || {
-                for (x, s) in x.iter_mut().zip(slope) {
+                for (x, s) in x.iter_mut().zip(derivative) {
                     (*x, *s) = gelu(*x);
                 }
             },
@@ -20,7 +20,7 @@ pub fn forward(activation: Activation, x: &mut [f32], slope: &mut [f32]) {
         Activation::QuickGelu => simd::dispatch(
             #[inline(always)]
             || {
-                for (x, s) in x.iter_mut().zip(slope) {
+                for (x, s) in x.iter_mut().zip(derivative) {
                     (*x, *s) = quick_gelu(*x);
                 }
             },
@@ -92,18 +92,20 @@ mod tests {
     }
 
     #[test]
-    fn values_and_slopes_equal_the_definition() {
+    fn values_and_derivatives_equal_the_definition() {
         for activation in [Activation::Gelu, Activation::QuickGelu] {
             for i in -500..500_i16 {
                 let x = f32::from(i) * 0.01;
-                let (mut value, mut slope) = ([x], [0.0]);
-                forward(activation, &mut value, &mut slope);
+                let (mut value, mut derivative) = ([x], [0.0]);
+                forward(activation, &mut value, &mut derivative);
                 let x = f64::from(x);
                 let step = 1e-5;
                 let (up, down) =
                     (exact(activation, x + step), exact(activation, x - step));
                 assert!((f64::from(value[0]) - exact(activation, x)).abs() < 1e-6, "{x}");
-                assert!((f64::from(slope[0]) - (up - down) / (2.0 * step)).abs() < 2e-6);
+                assert!(
+                    (f64::from(derivative[0]) - (up - down) / (2.0 * step)).abs() < 2e-6
+                );
                 let mut again = [crate::num::round_f32(x)];
                 apply(activation, &mut again);
                 assert_eq!(again[0].to_bits(), value[0].to_bits());

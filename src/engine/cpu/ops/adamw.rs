@@ -31,6 +31,8 @@ pub fn update(
     let keep = 1.0 - step.learning_rate * decay;
     let rate = step.learning_rate / step.correction1;
     let root = 1.0 / step.correction2.sqrt();
+
+    // Decay acts on the weights themselves and not through the moments.
     simd::dispatch(
         #[inline(always)]
         || {
@@ -99,7 +101,7 @@ mod tests {
         }
     }
 
-    /// candle-nn writes the same optimiser over its own tensors.
+    /// candle-nn writes the same optimizer over its own tensors.
     #[test]
     fn steps_equal_those_of_candle_nn() {
         use candle_core::{Device, Tensor, Var};

@@ -37,12 +37,15 @@ pub fn forward(
     let scale = 1.0 / (size as f32).sqrt();
     let squares = starts.windows(2).map(|s| (s[1] - s[0]).pow(2)).sum::<usize>();
     workspace.probabilities.resize(heads.count * squares, 0.0);
+
+    // Every head of every sample has a square of its own.
     let mut probabilities = workspace.probabilities.as_mut_slice();
     for pair in starts.windows(2) {
         let t = pair[1] - pair[0];
         for head in 0..heads.count {
             let (p, rest) = probabilities.split_at_mut(t * t);
             probabilities = rest;
+
             let part = Part { qkv, row: pair[0], t, d, column: head * size, size };
             gemm::a_bt(p, part.q(), part.k(), Write::Replace);
             simd::dispatch(
@@ -69,6 +72,7 @@ pub fn backward(
     let longest = starts.windows(2).map(|s| s[1] - s[0]).max().unwrap_or(0);
     workspace.probability_gradient.resize(longest * longest, 0.0);
     workspace.score_gradient.resize(longest * longest, 0.0);
+
     let mut probabilities = workspace.probabilities.as_slice();
     for pair in starts.windows(2) {
         let t = pair[1] - pair[0];
@@ -77,6 +81,7 @@ pub fn backward(
         for head in 0..heads.count {
             let (p, rest) = probabilities.split_at(t * t);
             probabilities = rest;
+
             let part = Part { qkv, row: pair[0], t, d, column: head * size, size };
             let dout = Rows::strided(&dout[pair[0] * d + head * size..], t, size, d);
             gemm::a_bt(dp, dout, part.v(), Write::Replace);
@@ -84,6 +89,8 @@ pub fn backward(
                 #[inline(always)]
                 || score_gradient(ds, dp, p, t, scale),
             );
+
+            // The gradients of q, k and v lie side by side, as the rows they belong to.
             let base = pair[0] * 3 * d + head * size;
             let ds = Rows::new(ds, t);
             gemm::a_b_strided(&mut dqkv[base..], 3 * d, ds, part.k());
@@ -153,7 +160,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::engine::cpu::ops::check::{assert_close, random, slopes, wide};
+    use crate::engine::cpu::ops::check::{assert_close, differences, random, wide};
 
     /// The definition, one output value after the other.
     fn slow(qkv: &[f64], d: usize, starts: &[usize], heads: Heads) -> Vec<f64> {
@@ -214,7 +221,7 @@ mod tests {
             assert_close("out", &out, &truth(&wide(&qkv)), 1e-5);
             let mut dqkv = vec![9.0; n * 3 * d];
             backward(&mut dqkv, &dout, &qkv, &starts, (heads, &mut workspace));
-            assert_close("dqkv", &dqkv, &slopes(&qkv, &dout, truth), 2e-5);
+            assert_close("dqkv", &dqkv, &differences(&qkv, &dout, truth), 2e-5);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The slow truth of the operators' tests: definitions in f64 and their central differences.
 //!
 //! A test writes an operator's definition as plain loops over f64, compares the forward with
-//! it, and the hand-written backward with the differences of Σ pull · y.
+//! it, and the hand-written backward with the differences of Σ upstream · y.
 
 use crate::rng;
 
@@ -20,23 +20,24 @@ pub(super) fn wide(values: &[f32]) -> Vec<f64> {
     values.iter().map(|v| f64::from(*v)).collect()
 }
 
-/// d (Σ pull · f(x)) / dx by central differences.
-pub(super) fn slopes(
+/// d (Σ upstream · f(x)) / dx by central differences.
+pub(super) fn differences(
     x: &[f32],
-    pull: &[f32],
+    upstream: &[f32],
     f: impl Fn(&[f64]) -> Vec<f64>,
 ) -> Vec<f64> {
     let mut x = wide(x);
-    let pulled = |x: &[f64]| -> f64 {
-        f(x).iter().zip(pull).map(|(y, p)| y * f64::from(*p)).sum()
+    let weighted = |x: &[f64]| -> f64 {
+        f(x).iter().zip(upstream).map(|(y, p)| y * f64::from(*p)).sum()
     };
+
     let mut found = Vec::with_capacity(x.len());
     for i in 0..x.len() {
         let middle = x[i];
         x[i] = middle + STEP;
-        let up = pulled(&x);
+        let up = weighted(&x);
         x[i] = middle - STEP;
-        found.push((up - pulled(&x)) / (2.0 * STEP));
+        found.push((up - weighted(&x)) / (2.0 * STEP));
         x[i] = middle;
     }
     found

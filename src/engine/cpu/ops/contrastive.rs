@@ -1,15 +1,19 @@
 //! The symmetric contrastive loss over a batch, from raw embeddings to their gradients.
 //!
 //! L = ½ (CE(s Î T̂ᵀ) + CE(s T̂ Îᵀ)) with unit rows Î, T̂ and s = `exp(logit_scale)`
-//! (METHOD §4). One operator, because the two cross-entropies share the similarity matrix
-//! and the gradient passes through the normalisation at once. Sums of the loss are f64.
+//! (METHOD §4). With label smoothing ε the target of a row is (1 - ε) times its own column plus
+//! ε/B on every column, as PyTorch's `CrossEntropyLoss` has it. One operator, because the two cross-entropies share the similarity matrix
+//! and the gradient passes through the normalization at once. Sums of the loss are f64.
 
 use super::simd;
 use crate::linalg::gemm::{self, Rows, Write};
+use crate::num::{self, round_f32};
 
 /// Everything the loss yields, reused from step to step.
 #[derive(Debug, Default, Clone)]
 pub struct Contrastive {
+    /// Fraction ε of the target that is spread evenly over the batch; 0 unless set.
+    pub label_smoothing: f64,
     /// The loss of the last call.
     pub loss: f64,
     /// d loss / d raw image embeddings [B, P].
@@ -27,14 +31,14 @@ pub struct Contrastive {
 /// Unit rows and the lengths they had.
 #[derive(Debug, Default, Clone)]
 pub struct Unit {
-    /// Normalised rows [N, P].
+    /// Normalized rows [N, P].
     pub rows: Vec<f32>,
     inverse_length: Vec<f32>,
 }
 
 impl Unit {
-    /// Normalises the rows of `raw` [N, P].
-    pub fn normalise(&mut self, raw: &[f32], width: usize) {
+    /// Normalizes the rows of `raw` [N, P].
+    pub fn normalize(&mut self, raw: &[f32], width: usize) {
         self.rows.clear();
         self.rows.extend_from_slice(raw);
         self.inverse_length.clear();
@@ -72,8 +76,8 @@ impl Contrastive {
     /// Computes loss and gradients for raw embeddings [B, P] of B pairs.
     pub fn run(&mut self, images: &[f32], texts: &[f32], width: usize, logit_scale: f32) {
         let pairs = images.len() / width;
-        self.images.normalise(images, width);
-        self.texts.normalise(texts, width);
+        self.images.normalize(images, width);
+        self.texts.normalize(texts, width);
         let scale = logit_scale.exp();
         self.similarity.resize(pairs * pairs, 0.0);
         let (i, t) =
@@ -81,12 +85,16 @@ impl Contrastive {
         gemm::a_bt(&mut self.similarity, i, t, Write::Replace);
         self.by_column.resize(pairs * pairs, 0.0);
         transpose(&mut self.by_column, &self.similarity, pairs);
-        let (rows, row_slope) = cross_entropy(&mut self.similarity, pairs, scale);
-        let (columns, column_slope) = cross_entropy(&mut self.by_column, pairs, scale);
-        let share = 0.5 / pairs as f64;
-        self.loss = share * (rows + columns);
-        self.scale_gradient = share * f64::from(scale) * (row_slope + column_slope);
-        // Both halves hold (softmax - one-hot); d loss / d similarity is their mean times s / B.
+
+        let target = Target { pairs, scale, smoothing: self.label_smoothing };
+        let rows = cross_entropy(&mut self.similarity, target);
+        let columns = cross_entropy(&mut self.by_column, target);
+        let fraction = 0.5 / pairs as f64;
+        self.loss = fraction * (rows.loss + columns.loss);
+        self.scale_gradient =
+            fraction * f64::from(scale) * (rows.along_scale + columns.along_scale);
+
+        // Both halves hold (softmax - target); d loss / d similarity is their mean times s / B.
         let factor = scale * 0.5 / pairs as f32;
         for r in 0..pairs {
             for c in 0..pairs {
@@ -94,15 +102,16 @@ impl Contrastive {
                 self.similarity[r * pairs + c] = factor * both;
             }
         }
+
         self.image_gradient.resize(images.len(), 0.0);
         self.text_gradient.resize(texts.len(), 0.0);
-        let slope = Rows::new(&self.similarity, pairs);
-        gemm::a_b(&mut self.image_gradient, slope, t, Write::Replace);
-        gemm::at_b(&mut self.text_gradient, slope, i, Write::Replace);
+        let by_similarity = Rows::new(&self.similarity, pairs);
+        gemm::a_b(&mut self.image_gradient, by_similarity, t, Write::Replace);
+        gemm::at_b(&mut self.text_gradient, by_similarity, i, Write::Replace);
     }
 
     /// Adds gradients with respect to the *unit* embeddings, then passes all of it through
-    /// the normalisation. Call once after [`Contrastive::run`].
+    /// the normalization. Call once after [`Contrastive::run`].
     pub fn finish(&mut self, extra: Option<(&[f32], &[f32])>, width: usize) {
         if let Some((images, texts)) = extra {
             simd::add(&mut self.image_gradient, images);
@@ -118,37 +127,70 @@ impl Contrastive {
     }
 }
 
-/// Cross-entropy with the diagonal as labels. Replaces the similarities by
-/// (softmax - one-hot) and returns (Σ loss, Σ slope ⊙ similarity).
-fn cross_entropy(similarity: &mut [f32], pairs: usize, scale: f32) -> (f64, f64) {
-    let (mut loss, mut along) = (0.0, 0.0);
+/// What the rows of a similarity matrix are compared with.
+#[derive(Debug, Clone, Copy)]
+struct Target {
+    pairs: usize,
+    scale: f32,
+    smoothing: f64,
+}
+
+/// Sums over the rows of a cross-entropy.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sums {
+    /// Σ loss.
+    loss: f64,
+    /// Σ (softmax - target) ⊙ similarity: the derivative by the scale.
+    along_scale: f64,
+}
+
+/// Cross-entropy with the diagonal as labels, smoothed. Replaces the similarities by
+/// (softmax - target).
+fn cross_entropy(similarity: &mut [f32], target: Target) -> Sums {
+    let Target { pairs, scale, smoothing } = target;
+    let keep = round_f32(1.0 - smoothing);
+    let spread = round_f32(smoothing / pairs as f64);
+
+    let mut sums = Sums::default();
     for (label, row) in similarity.chunks_exact_mut(pairs).enumerate() {
-        let (row_loss, row_along) = simd::dispatch(
+        // The mean similarity matters to smoothed targets only.
+        let mean = if smoothing > 0.0 { num::sum(row) / pairs as f64 } else { 0.0 };
+        simd::dispatch(
             #[inline(always)]
             || {
                 let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let target = scale * (row[label] - largest);
+                let own = row[label];
                 let mut total = 0.0_f64;
                 let mut weighted = 0.0_f64;
-                let own = row[label];
                 for v in row.iter_mut() {
                     let e = simd::exp(scale * (*v - largest));
                     total += f64::from(e);
                     weighted += f64::from(e * *v);
                     *v = e;
                 }
-                let inverse = crate::num::round_f32(1.0 / total);
+
+                let inverse = round_f32(1.0 / total);
                 for v in row.iter_mut() {
-                    *v *= inverse;
+                    *v = *v * inverse - spread;
                 }
-                row[label] -= 1.0;
-                (total.ln() - f64::from(target), weighted / total - f64::from(own))
+                row[label] -= keep;
+
+                let by_label = f64::from(scale * (own - largest));
+                let by_mean = f64::from(scale) * (mean - f64::from(largest));
+                let (loss, along) = if smoothing > 0.0 {
+                    (
+                        (1.0 - smoothing) * by_label + smoothing * by_mean,
+                        (1.0 - smoothing) * f64::from(own) + smoothing * mean,
+                    )
+                } else {
+                    (by_label, f64::from(own))
+                };
+                sums.loss += total.ln() - loss;
+                sums.along_scale += weighted / total - along;
             },
         );
-        loss += row_loss;
-        along += row_along;
     }
-    (loss, along)
+    sums
 }
 
 fn transpose(out: &mut [f32], x: &[f32], n: usize) {
@@ -170,30 +212,48 @@ mod tests {
         let mut stream = rng::stream(1, "contrastive");
         let mut x = vec![0.0; 2 * pairs * width];
         rng::fill_normal(&mut stream, 1.0, &mut x);
-        let loss = |x: &[f32], s: f32| {
-            let mut c = Contrastive::default();
-            let (i, t) = x.split_at(pairs * width);
-            c.run(i, t, width, s);
-            c.finish(None, width);
-            c
-        };
-        let at = loss(&x, 1.3);
-        let step = 1e-2;
-        let slope = |up: &Contrastive, down: &Contrastive| {
-            (up.loss - down.loss) / (2.0 * f64::from(step))
-        };
-        let s = slope(&loss(&x, 1.3 + step), &loss(&x, 1.3 - step));
-        assert!((s - at.scale_gradient).abs() < 1e-4, "{s} {}", at.scale_gradient);
-        let gradient = [at.image_gradient, at.text_gradient].concat();
-        for (index, g) in gradient.iter().enumerate() {
-            let moved = |by: f32| {
-                let mut y = x.clone();
-                y[index] += by;
-                loss(&y, 1.3)
+        for label_smoothing in [0.0, 0.1, 0.6] {
+            let loss = |x: &[f32], s: f32| {
+                let mut c = Contrastive { label_smoothing, ..Contrastive::default() };
+                let (i, t) = x.split_at(pairs * width);
+                c.run(i, t, width, s);
+                c.finish(None, width);
+                c
             };
-            let s = slope(&moved(step), &moved(-step));
-            assert!((s - f64::from(*g)).abs() < 2e-4, "{index}: {s} {g}");
+            let at = loss(&x, 1.3);
+            let step = 1e-2;
+            let difference = |up: &Contrastive, down: &Contrastive| {
+                (up.loss - down.loss) / (2.0 * f64::from(step))
+            };
+            let s = difference(&loss(&x, 1.3 + step), &loss(&x, 1.3 - step));
+            assert!((s - at.scale_gradient).abs() < 1e-4, "{s} {}", at.scale_gradient);
+            let gradient = [at.image_gradient, at.text_gradient].concat();
+            for (index, g) in gradient.iter().enumerate() {
+                let moved = |by: f32| {
+                    let mut y = x.clone();
+                    y[index] += by;
+                    loss(&y, 1.3)
+                };
+                let s = difference(&moved(step), &moved(-step));
+                assert!((s - f64::from(*g)).abs() < 2e-4, "{index}: {s} {g}");
+            }
         }
+    }
+
+    /// With all of the target spread evenly, pairs no longer matter.
+    #[test]
+    fn full_smoothing_does_not_know_which_text_belongs_to_which_image() {
+        let width = 6;
+        let mut x = vec![0.0; 2 * 4 * width];
+        rng::fill_normal(&mut rng::stream(2, "contrastive"), 1.0, &mut x);
+        let (images, texts) = x.split_at(4 * width);
+        let rotated = [&texts[width..], &texts[..width]].concat();
+        let loss = |texts: &[f32]| {
+            let mut c = Contrastive { label_smoothing: 1.0, ..Contrastive::default() };
+            c.run(images, texts, width, 1.0);
+            c.loss
+        };
+        assert!((loss(texts) - loss(&rotated)).abs() < 1e-6);
     }
 
     #[test]

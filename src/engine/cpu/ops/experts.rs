@@ -8,34 +8,15 @@
 use super::router::Routing;
 use super::{activation, linear, simd};
 use crate::config::Activation;
+use crate::ffn::FfnParts;
 use crate::linalg::gemm::{self, Rows as View, Write};
 use crate::num::{index_u32, widen};
 
 /// The stacked weights of E experts: [E, h, d], [E, h], [E, d, h], [E, d].
-#[derive(Debug, Clone, Copy)]
-pub struct Weights<'a> {
-    /// W1 of every expert.
-    pub fc1: &'a [f32],
-    /// b1 of every expert.
-    pub fc1_bias: &'a [f32],
-    /// W2 of every expert.
-    pub fc2: &'a [f32],
-    /// b2 of every expert.
-    pub fc2_bias: &'a [f32],
-}
+pub type Weights<'a> = FfnParts<&'a [f32]>;
 
 /// Their gradients, added to.
-#[derive(Debug)]
-pub struct Gradients<'a> {
-    /// Gradient of W1.
-    pub fc1: &'a mut [f32],
-    /// Gradient of b1.
-    pub fc1_bias: &'a mut [f32],
-    /// Gradient of W2.
-    pub fc2: &'a mut [f32],
-    /// Gradient of b2.
-    pub fc2_bias: &'a mut [f32],
-}
+pub type Gradients<'a> = FfnParts<&'a mut [f32]>;
 
 /// Extents of an expert layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,7 +55,7 @@ pub struct Workspace {
     slots: Vec<u32>,
     inputs: Vec<f32>,
     hidden: Vec<f32>,
-    slope: Vec<f32>,
+    derivative: Vec<f32>,
     outputs: Vec<f32>,
 }
 
@@ -134,25 +115,36 @@ pub fn forward_add(
     ws.top_k = k;
     ws.sort(&routing.chosen, shape.experts);
     let slots = ws.pairs.len();
+
     ws.inputs.resize(slots * d, 0.0);
     ws.hidden.resize(slots * h, 0.0);
-    ws.slope.resize(slots * h, 0.0);
+    ws.derivative.resize(slots * h, 0.0);
     ws.outputs.resize(slots * d, 0.0);
+
+    // Dispatch: the rows of an expert lie together.
     for (row, &pair) in ws.inputs.chunks_exact_mut(d).zip(&ws.pairs) {
         let token = widen(pair) / k;
         row.copy_from_slice(&x[token * d..(token + 1) * d]);
     }
+
     for e in 0..shape.experts {
         let own = shape.expert(weights, e);
         let (from, to) = (ws.starts[e], ws.starts[e + 1]);
         if from == to {
             continue;
         }
+
         let hidden = &mut ws.hidden[from * h..to * h];
         linear::forward(hidden, &ws.inputs[from * d..to * d], own.fc1, own.fc1_bias);
-        activation::forward(shape.activation, hidden, &mut ws.slope[from * h..to * h]);
+        activation::forward(
+            shape.activation,
+            hidden,
+            &mut ws.derivative[from * h..to * h],
+        );
         linear::forward(&mut ws.outputs[from * d..to * d], hidden, own.fc2, own.fc2_bias);
     }
+
+    // Combine: in the order of slots, which the routing alone decides.
     for (row, &pair) in ws.outputs.chunks_exact(d).zip(&ws.pairs) {
         let weight = routing.weights[widen(pair)];
         let token = widen(pair) / k;
@@ -182,6 +174,8 @@ pub fn backward_add(
     scratch.outputs.resize(slots * d, 0.0);
     scratch.hidden.resize(slots * h, 0.0);
     scratch.inputs.resize(slots * d, 0.0);
+
+    // The gradient of a row's output, and of the weight it was added with.
     let rows = scratch.outputs.chunks_exact_mut(d).zip(ws.outputs.chunks_exact(d));
     for ((gradient, output), &pair) in rows.zip(&ws.pairs) {
         let pair = widen(pair);
@@ -197,11 +191,13 @@ pub fn backward_add(
             },
         );
     }
+
     for e in 0..shape.experts {
         let (from, to) = (ws.starts[e], ws.starts[e + 1]);
         if from == to {
             continue;
         }
+
         let own = shape.expert(weights, e);
         let dy = &scratch.outputs[from * d..to * d];
         let dh = &mut scratch.hidden[from * h..to * h];
@@ -211,11 +207,13 @@ pub fn backward_add(
         );
         linear::backward_parameters(dw2, db2, dy, &ws.hidden[from * h..to * h]);
         linear::backward_input(dh, dy, own.fc2, d);
-        let slope = &ws.slope[from * h..to * h];
+
+        let derivative = &ws.derivative[from * h..to * h];
         simd::dispatch(
             #[inline(always)]
-            || dh.iter_mut().zip(slope).for_each(|(g, s)| *g *= s),
+            || dh.iter_mut().zip(derivative).for_each(|(g, s)| *g *= s),
         );
+
         let (dw1, db1) = (
             &mut gradients.fc1[e * h * d..(e + 1) * h * d],
             &mut gradients.fc1_bias[e * h..(e + 1) * h],
@@ -223,6 +221,7 @@ pub fn backward_add(
         linear::backward_parameters(dw1, db1, dh, &ws.inputs[from * d..to * d]);
         linear::backward_input(&mut scratch.inputs[from * d..to * d], dh, own.fc1, h);
     }
+
     for (row, &pair) in scratch.inputs.chunks_exact(d).zip(&ws.pairs) {
         let token = widen(pair) / k;
         simd::dispatch(
@@ -244,11 +243,13 @@ pub fn ensemble(
 ) {
     let (d, h, count) = (shape.width, shape.hidden, shape.experts);
     let mut hidden = vec![0.0; x.len() / d * h];
-    let shares = || probabilities.chunks_exact(count);
+    let weights_of_rows = || probabilities.chunks_exact(count);
+
+    // The second biases, each with its expert's probability.
     simd::dispatch(
         #[inline(always)]
         || {
-            for (y, p) in y.chunks_exact_mut(d).zip(shares()) {
+            for (y, p) in y.chunks_exact_mut(d).zip(weights_of_rows()) {
                 y.fill(0.0);
                 for (p, bias) in p.iter().zip(weights.fc2_bias.chunks_exact(d)) {
                     y.iter_mut().zip(bias).for_each(|(y, b)| *y = p.mul_add(*b, *y));
@@ -256,6 +257,7 @@ pub fn ensemble(
             }
         },
     );
+
     for e in 0..count {
         let own = shape.expert(weights, e);
         linear::forward(&mut hidden, x, own.fc1, own.fc1_bias);
@@ -263,7 +265,7 @@ pub fn ensemble(
         simd::dispatch(
             #[inline(always)]
             || {
-                for (row, p) in hidden.chunks_exact_mut(h).zip(shares()) {
+                for (row, p) in hidden.chunks_exact_mut(h).zip(weights_of_rows()) {
                     for v in row {
                         *v *= p[e];
                     }
@@ -279,7 +281,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::engine::cpu::ops::check::{assert_close, random, slopes, wide};
+    use crate::engine::cpu::ops::check::{assert_close, differences, random, wide};
 
     /// The parts of a layer: x, W1, b1, W2, b2 and the routing weights.
     type Parts = [Vec<f32>; 6];
@@ -373,10 +375,10 @@ mod tests {
             backward_add(dx, &dy, &mut routing, (shape, weights, &mut gradients), buffers);
             let names = ["dx", "dfc1", "dfc1_bias", "dfc2", "dfc2_bias"];
             for (i, found) in found.iter().enumerate() {
-                let truth = slopes(&parts[i], &dy, |moved| definition(i, moved));
+                let truth = differences(&parts[i], &dy, |moved| definition(i, moved));
                 assert_close(names[i], found, &truth, 2e-5);
             }
-            let truth = slopes(&parts[5], &dy, |moved| definition(5, moved));
+            let truth = differences(&parts[5], &dy, |moved| definition(5, moved));
             assert_close("dweights", &routing.weight_gradient, &truth, 2e-5);
             prop_assert!(found[1][e * h * d..].iter().all(|v| *v == 0.0));
         }

@@ -59,7 +59,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::engine::cpu::ops::check::{assert_close, random, slopes, wide};
+    use crate::engine::cpu::ops::check::{assert_close, differences, random, wide};
 
     fn slow(x: &[f64], w: &[f64], b: &[f64]) -> Vec<f64> {
         let width = w.len() / b.len();
@@ -93,11 +93,11 @@ mod tests {
             assert_close("y added to", &y, &added, 1e-5);
             let mut dx = vec![9.0; n * i];
             backward_input(&mut dx, &dy, &w, o);
-            assert_close("dx", &dx, &slopes(&x, &dy, |x| slow(x, &w64, &b64)), 1e-5);
+            assert_close("dx", &dx, &differences(&x, &dy, |x| slow(x, &w64, &b64)), 1e-5);
             let (mut dw, mut db) = (vec![0.0; o * i], vec![0.0; o]);
             backward_parameters(&mut dw, &mut db, &dy, &x);
-            assert_close("dw", &dw, &slopes(&w, &dy, |w| slow(&x64, w, &b64)), 1e-5);
-            assert_close("db", &db, &slopes(&b, &dy, |b| slow(&x64, &w64, b)), 1e-5);
+            assert_close("dw", &dw, &differences(&w, &dy, |w| slow(&x64, w, &b64)), 1e-5);
+            assert_close("db", &db, &differences(&b, &dy, |b| slow(&x64, &w64, b)), 1e-5);
         }
     }
 }

@@ -1,6 +1,6 @@
-//! The router: softmax over experts, top-K with renormalised weights, and its gradient.
+//! The router: softmax over experts, top-K with renormalized weights, and its gradient.
 //!
-//! Renormalising the K largest probabilities is a softmax over the K chosen logits, so the
+//! Renormalizing the K largest probabilities is a softmax over the K chosen logits, so the
 //! task gradient reaches those logits only; balance and z-loss reach all of them through the
 //! full softmax (METHOD §1, §4). Ties go to the lower index.
 
@@ -14,7 +14,7 @@ pub struct Routing {
     pub probabilities: Vec<f32>,
     /// Chosen experts [N, K], best first.
     pub chosen: Vec<u32>,
-    /// Their renormalised weights [N, K].
+    /// Their renormalized weights [N, K].
     pub weights: Vec<f32>,
     /// log Σ exp of the logits `[N]`.
     pub log_sum: Vec<f32>,
@@ -35,8 +35,11 @@ pub fn forward(routing: &mut Routing, x: &[f32], router: &[f32], width: usize, k
     routing.weight_gradient.resize(n * k, 0.0);
     routing.log_sum.resize(n, 0.0);
     routing.entropy.resize(n, 0.0);
+
     let logits = &mut routing.probabilities;
     gemm::a_bt(logits, Rows::new(x, width), Rows::new(router, width), Write::Replace);
+
+    // Shifted logits stay for the entropy; exponentials of them cannot overflow.
     for (row, largest) in logits.chunks_exact_mut(e).zip(&mut routing.log_sum) {
         *largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         for v in row {
@@ -48,12 +51,14 @@ pub fn forward(routing: &mut Routing, x: &[f32], router: &[f32], width: usize, k
         #[inline(always)]
         || logits.iter_mut().for_each(|v| *v = simd::exp(*v)),
     );
+
     let shifted = routing.shifted.chunks_exact(e);
     for (token, (row, shifted)) in logits.chunks_exact_mut(e).zip(shifted).enumerate() {
         let total: f32 = row.iter().sum();
         for v in row.iter_mut() {
             *v /= total;
         }
+
         let log_total = total.ln();
         routing.log_sum[token] += log_total;
         // -Σ p ln p with ln p = shifted - log_total.
@@ -64,7 +69,7 @@ pub fn forward(routing: &mut Routing, x: &[f32], router: &[f32], width: usize, k
     }
 }
 
-/// The K largest of a row, ties to the lower index, and their shares of their sum.
+/// The K largest of a row, ties to the lower index, and their fractions of their sum.
 fn top_k(row: &[f32], chosen: &mut [u32], weights: &mut [f32]) {
     for slot in 0..chosen.len() {
         let mut best: Option<usize> = None;
@@ -107,29 +112,33 @@ pub fn backward_add(
     let width = router.len() / e;
     let k = routing.weights.len() * e / routing.probabilities.len().max(1);
     routing.logit_gradient.resize(routing.probabilities.len(), 0.0);
-    for (token, slope) in routing.logit_gradient.chunks_exact_mut(e).enumerate() {
+
+    for (token, gradient) in routing.logit_gradient.chunks_exact_mut(e).enumerate() {
         let p = &routing.probabilities[token * e..(token + 1) * e];
         if auxiliary.counted[token] {
-            let pull = auxiliary.probability;
-            let along: f32 = pull.iter().zip(p).map(|(c, p)| c * p).sum();
+            let by_probability = auxiliary.probability;
+            let along: f32 = by_probability.iter().zip(p).map(|(c, p)| c * p).sum();
             let z = 2.0 * auxiliary.log_sum_square * routing.log_sum[token];
-            for ((s, p), c) in slope.iter_mut().zip(p).zip(pull) {
+            for ((s, p), c) in gradient.iter_mut().zip(p).zip(by_probability) {
                 *s = p * (c - along + z);
             }
         } else {
-            slope.fill(0.0);
+            gradient.fill(0.0);
         }
+
+        // The renormalized weights are a softmax over the chosen logits.
         let slots = token * k..(token + 1) * k;
         let (g, dg) =
             (&routing.weights[slots.clone()], &routing.weight_gradient[slots.clone()]);
         let along: f32 = g.iter().zip(dg).map(|(g, dg)| g * dg).sum();
         for ((g, dg), &c) in g.iter().zip(dg).zip(&routing.chosen[slots]) {
-            slope[crate::num::widen(c)] += g * (dg - along);
+            gradient[crate::num::widen(c)] += g * (dg - along);
         }
     }
-    let slope = Rows::new(&routing.logit_gradient, e);
-    gemm::at_b(router_gradient, slope, Rows::new(x, width), Write::Add);
-    gemm::a_b(dx, slope, Rows::new(router, width), Write::Add);
+
+    let logits = Rows::new(&routing.logit_gradient, e);
+    gemm::at_b(router_gradient, logits, Rows::new(x, width), Write::Add);
+    gemm::a_b(dx, logits, Rows::new(router, width), Write::Add);
 }
 
 #[cfg(test)]
@@ -137,7 +146,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::engine::cpu::ops::check::{assert_close, random, slopes, wide};
+    use crate::engine::cpu::ops::check::{assert_close, differences, random, wide};
     use crate::num::widen;
 
     /// Softmax probabilities [N, E] and log Σ exp `[N]`.
@@ -176,12 +185,13 @@ mod tests {
             assert_close("probabilities", &routing.probabilities, &p, 1e-5);
             assert_close("log sum", &routing.log_sum, &log_sum, 1e-5);
 
-            // The weights of the chosen experts, the balance's pull on the probabilities of
-            // counted tokens and the z-loss in one list of outputs, each with its pull.
-            let pulls = (random("dw", n * k, seed), random("dp", e, seed));
+            // The weights of the chosen experts, the balance's gradient on the probabilities of
+            // counted tokens and the z-loss in one list of outputs, each with its upstream
+            // gradient.
+            let given = (random("dw", n * k, seed), random("dp", e, seed));
             let counted: Vec<bool> = (0..n).map(|token| token % 3 != 1).collect();
             let z = 0.1;
-            routing.weight_gradient.copy_from_slice(&pulls.0);
+            routing.weight_gradient.copy_from_slice(&given.0);
             let chosen = routing.chosen.clone();
             let outputs = |x: &[f64], router: &[f64]| {
                 let (p, log_sum) = slow(x, router, d);
@@ -196,16 +206,16 @@ mod tests {
                 out.extend(log_sum.iter().enumerate().map(|(i, l)| counts(i) * l * l));
                 out
             };
-            let pull =
-                [pulls.0.clone(), pulls.1.repeat(n), vec![z; n]].concat();
+            let upstream =
+                [given.0.clone(), given.1.repeat(n), vec![z; n]].concat();
             let auxiliary = Auxiliary {
-                probability: &pulls.1, log_sum_square: z, counted: &counted,
+                probability: &given.1, log_sum_square: z, counted: &counted,
             };
             let (mut dx, mut dr) = (vec![0.0; n * d], vec![0.0; e * d]);
             backward_add(&mut routing, &auxiliary, (&x, &mut dx), (&router, &mut dr));
             let (x64, r64) = (wide(&x), wide(&router));
-            assert_close("dx", &dx, &slopes(&x, &pull, |x| outputs(x, &r64)), 2e-5);
-            assert_close("drouter", &dr, &slopes(&router, &pull, |r| outputs(&x64, r)), 2e-5);
+            assert_close("dx", &dx, &differences(&x, &upstream, |x| outputs(x, &r64)), 2e-5);
+            assert_close("drouter", &dr, &differences(&router, &upstream, |r| outputs(&x64, r)), 2e-5);
         }
     }
 }

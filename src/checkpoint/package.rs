@@ -1,0 +1,446 @@
+//! One folder that loads anywhere: weights, the code that runs them, tokenizer, preprocessing
+//! and a model card.
+//!
+//! The code is the Python package's own source, so that it stands once. `config.json` is ours
+//! with the keys by which Hugging Face's Auto classes find the code.
+
+use std::path::{Path, PathBuf};
+
+use minijinja::Environment;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::export::export_upcycle;
+use super::lineage::Lineage;
+use super::preprocess::Preprocessing;
+use super::shards::write_json;
+use super::{config, hugging_face};
+use crate::data::Meta;
+use crate::error::{Context, Error, Result};
+use crate::image::{Filter, Fit, Framing};
+use crate::model::{Checkpoint, ClipConfig, Tower};
+use crate::text::Tokenizer;
+
+/// The code in the folder, with its license.
+const CODE: [(&str, &str); 5] = [
+    (
+        "configuration_upcycle.py",
+        include_str!("../../python/upcycle_moe/configuration_upcycle.py"),
+    ),
+    (
+        "image_processing_upcycle.py",
+        include_str!("../../python/upcycle_moe/image_processing_upcycle.py"),
+    ),
+    ("modeling_upcycle.py", include_str!("../../python/upcycle_moe/modeling_upcycle.py")),
+    ("network_upcycle.py", include_str!("../../python/upcycle_moe/network_upcycle.py")),
+    ("LICENSE-code.txt", include_str!("../../LICENSE")),
+];
+
+/// The template of `README.md`.
+const CARD: &str = include_str!("package/card.md");
+
+/// A model with everything that its folder holds.
+#[derive(Debug)]
+pub struct Package<'a> {
+    /// The weights, in the form they are kept in.
+    pub model: &'a Checkpoint,
+    /// The vocabulary the model was trained with.
+    pub tokenizer: &'a Tokenizer,
+    /// What pictures have to go through.
+    pub pictures: &'a Preprocessing,
+    /// What the model card says beyond that.
+    pub card: &'a Card,
+}
+
+/// What a model card says and no weight tells.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Card {
+    /// The name of the model.
+    pub name: String,
+    /// The result of a pipeline that was exported, as `train/sparse-s1/<key>`.
+    pub origin: Option<String>,
+    /// Who made the pictures it was trained on, and under which license.
+    pub attribution: Vec<String>,
+    /// Measurements, and the files they were read from.
+    pub results: Results,
+}
+
+impl Card {
+    /// The card of a model; the data set that it was trained on tells whose pictures they are.
+    pub fn new(name: &str, lineage: Option<&Lineage>, results: Results) -> Result<Self> {
+        let attribution = lineage.map(attribution).transpose()?.unwrap_or_default();
+        let origin = lineage.map(|lineage| lineage.origin.clone());
+        Ok(Self { name: name.to_owned(), origin, attribution, results })
+    }
+}
+
+/// The field `attribution` of a data set.
+fn attribution(lineage: &Lineage) -> Result<Vec<String>> {
+    let path = lineage.description();
+    let place = path.display();
+    let text = std::fs::read_to_string(&path).context(|| format!("reading {place}"))?;
+    let meta: Meta = serde_json::from_str(&text).map_err(|e| {
+        Error::corrupt(format!("{place} is not a valid dataset.json")).caused_by(e)
+    })?;
+    Ok(meta.layout.attribution)
+}
+
+/// Measurements of a model, in the order of their files: task, split, metric, value and
+/// interval in percent.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Results {
+    rows: Vec<[String; 5]>,
+    sources: Vec<String>,
+}
+
+/// `metrics.json` of the stage `evaluate`.
+#[derive(Deserialize)]
+struct Evaluated {
+    r#final: Measurements,
+}
+
+#[derive(Deserialize)]
+struct Measurements {
+    measurements: Vec<Measured>,
+}
+
+#[derive(Deserialize)]
+struct Measured {
+    task: String,
+    split: String,
+    metric: String,
+    value: f64,
+    low: f64,
+    high: f64,
+}
+
+/// A file of `upcycle-evaluate on`, whose fields are `CLIP_benchmark`'s.
+#[derive(Deserialize)]
+struct Benchmarked {
+    dataset: String,
+    task: String,
+    metrics: std::collections::BTreeMap<String, Option<f64>>,
+}
+
+impl Results {
+    /// Reads `metrics.json` of the stage `evaluate`, or a set's JSON of `upcycle-evaluate on`.
+    pub fn read(files: &[PathBuf]) -> Result<Self> {
+        let mut results = Self::default();
+        for path in files {
+            let place = path.display();
+            let text =
+                std::fs::read_to_string(path).context(|| format!("reading {place}"))?;
+            results.rows.extend(rows(&text).ok_or_else(|| {
+                Error::usage(format!(
+                    "--metrics: {place} holds no measurements; expected metrics.json of the \
+                     stage evaluate, or a set's JSON file of upcycle-evaluate on"
+                ))
+            })?);
+            results.sources.push(format!("`{place}`"));
+        }
+        Ok(results)
+    }
+}
+
+/// The rows of one file of either kind; `None` if it is neither.
+fn rows(text: &str) -> Option<Vec<[String; 5]>> {
+    let percent = |value: f64| format!("{:.1}", 100.0 * value);
+
+    if let Ok(file) = serde_json::from_str::<Evaluated>(text) {
+        let row = |m: Measured| {
+            let interval = format!("{} to {}", percent(m.low), percent(m.high));
+            [cell(&m.task), cell(&m.split), cell(&m.metric), percent(m.value), interval]
+        };
+        return Some(file.r#final.measurements.into_iter().map(row).collect());
+    }
+
+    let file: Benchmarked = serde_json::from_str(text).ok()?;
+    // A metric that the set does not allow, as acc5 of four classes, is null.
+    let row = |(metric, value): (String, Option<f64>)| {
+        let none = "-".to_owned();
+        Some([
+            cell(&file.task),
+            cell(&file.dataset),
+            cell(&metric),
+            percent(value?),
+            none,
+        ])
+    };
+    Some(file.metrics.into_iter().filter_map(row).collect())
+}
+
+/// Text that cannot end its cell of a table.
+fn cell(text: &str) -> String {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    words.join(" ").replace('|', "\\|")
+}
+
+/// Writes a package: weights in one file, or in shards of at most `shard` bytes with an index.
+///
+/// Names and shapes are documented in `docs/checkpoints.md`; [`super::import`] reads it.
+pub fn export_package(
+    folder: &Path,
+    package: &Package<'_>,
+    shard: Option<u64>,
+) -> Result<()> {
+    let Package { model, tokenizer, pictures, card } = package;
+    let shape = &model.config;
+
+    // The model as we keep it, and then its configuration again with more keys.
+    export_upcycle(folder, model, Some(pictures), shard)?;
+    write_json(&folder.join(hugging_face::FILE), &hugging_face_config(shape)?)?;
+    for (name, text) in CODE {
+        write(&folder.join(name), text)?;
+    }
+
+    let vocabulary = tokenizer.json()?;
+    write(&folder.join("tokenizer.json"), &vocabulary)?;
+    let settings = tokenizer_config(&vocabulary, shape.text.context)?;
+    write_json(&folder.join("tokenizer_config.json"), &settings)?;
+
+    let framing = pictures.framing(shape.vision.image_size)?;
+    let settings = preprocessor(pictures, framing);
+    write_json(&folder.join("preprocessor_config.json"), &settings)?;
+    write(&folder.join("README.md"), &card_of(shape, pictures, card)?)
+}
+
+/// Our `config.json` with the keys of Hugging Face.
+fn hugging_face_config(shape: &ClipConfig) -> Result<Value> {
+    let writing = || "writing config.json".to_owned();
+    let mut json = serde_json::to_value(shape).context(writing)?;
+    json["model_type"] = json!(config::MODEL_TYPE);
+    json["architectures"] = json!(["UpcycleClipModel"]);
+    json["auto_map"] = json!({
+        "AutoConfig": "configuration_upcycle.UpcycleClipConfig",
+        "AutoModel": "modeling_upcycle.UpcycleClipModel",
+        "AutoModelForZeroShotImageClassification": "modeling_upcycle.UpcycleClipModel",
+    });
+    Ok(json)
+}
+
+/// `tokenizer_config.json` beside a `tokenizer.json`.
+fn tokenizer_config(vocabulary: &str, context: usize) -> Result<Value> {
+    let json: Value = serde_json::from_str(vocabulary)
+        .context(|| "reading the tokenizer".to_owned())?;
+    let marks: Vec<&str> = json["added_tokens"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|token| token["content"].as_str())
+        .collect();
+    let [.., start, end] = marks.as_slice() else {
+        return Err(Error::failed("the tokenizer does not name its start and end marks"));
+    };
+
+    // A caption that spells out a mark holds it only if the vocabulary is CLIP's in
+    // open_clip's spelling: that is what the weights were trained with.
+    let is_clip = json["model"]["end_of_word_suffix"] == "</w>";
+    let keeps_marks = is_clip && *end == "<end_of_text>";
+    Ok(json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": context,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "bos_token": start,
+        "eos_token": end,
+        "unk_token": end,
+        "pad_token": end,
+        "padding_side": "right",
+        "truncation_side": "right",
+        "split_special_tokens": !keeps_marks,
+        // Versions of transformers before 5 set it to false where it is not said.
+        "add_prefix_space": !is_clip,
+        "clean_up_tokenization_spaces": false,
+    }))
+}
+
+/// `preprocessor_config.json`: the fields of `CLIPImageProcessor`, and our code, which has
+/// none of its differences.
+fn preprocessor(pictures: &Preprocessing, framing: Framing) -> Value {
+    let Framing { side, resized, fit, filter, fill, convention } = framing;
+
+    // Where the longest side is resized, CLIPImageProcessor cannot stand in for ours.
+    let (kind, size) = match fit {
+        Fit::Shortest => ("CLIPImageProcessor", json!({"shortest_edge": resized})),
+        Fit::Squash => {
+            ("CLIPImageProcessor", json!({"height": resized, "width": resized}))
+        }
+        Fit::Longest => ("UpcycleImageProcessor", json!({"longest_edge": resized})),
+    };
+    let resample = match filter {
+        Filter::Bicubic => 3,
+        Filter::Bilinear => 2,
+    };
+    json!({
+        "image_processor_type": kind,
+        "auto_map": {
+            "AutoImageProcessor": "image_processing_upcycle.UpcycleImageProcessor",
+        },
+        "do_convert_rgb": true,
+        "do_resize": true,
+        "size": size,
+        "resample": resample,
+        "do_center_crop": true,
+        "crop_size": {"height": side, "width": side},
+        "do_rescale": true,
+        "rescale_factor": 1.0 / 255.0,
+        "do_normalize": true,
+        "image_mean": pictures.mean,
+        "image_std": pictures.std,
+        "fill_color": fill,
+        "convention": convention,
+    })
+}
+
+/// The text of `README.md`.
+fn card_of(shape: &ClipConfig, pictures: &Preprocessing, card: &Card) -> Result<String> {
+    let facts: Vec<Vec<String>> = facts(shape, pictures)
+        .into_iter()
+        .map(|(name, value)| vec![name.to_owned(), value])
+        .collect();
+    let results: Vec<Vec<String>> =
+        card.results.rows.iter().map(|r| r.to_vec()).collect();
+    let attribution: Vec<String> = card.attribution.iter().map(|l| cell(l)).collect();
+    let context = minijinja::context! {
+        name => card.name.as_str(),
+        version => env!("CARGO_PKG_VERSION"),
+        experts => shape.moe.as_ref().map(|moe| moe.experts),
+        origin => card.origin.as_deref(),
+        facts => facts,
+        results => results,
+        sources => card.results.sources.clone(),
+        attribution => attribution,
+    };
+    let text = Environment::new().render_named_str("card.md", CARD, context);
+    text.map(|text| text.trim_end().to_owned() + "\n")
+        .context(|| "writing the model card".to_owned())
+}
+
+/// The table of what the model is.
+fn facts(shape: &ClipConfig, pictures: &Preprocessing) -> Vec<(&'static str, String)> {
+    let (total, active) = crate::model::params::parameter_counts(shape);
+    let tower = |tower| {
+        let shape = shape.tower(tower);
+        format!(
+            "{} blocks of width {}, {} heads, FFN {}",
+            shape.layers, shape.width, shape.heads, shape.hidden
+        )
+    };
+    let (vision, text) = (&shape.vision, &shape.text);
+
+    let mut facts = vec![
+        ("parameters", format!("{total}, of which a token passes {active}")),
+        ("activation", shape.activation.name().to_owned()),
+        ("embedding", format!("{} values", shape.embed_dim)),
+        ("image tower", tower(Tower::Vision)),
+        ("text tower", tower(Tower::Text)),
+    ];
+    if let Some(moe) = &shape.moe {
+        let kept = moe.rank.map_or_else(String::new, |rank| {
+            format!(", kept as one shared FFN and a product of rank {rank} each")
+        });
+        facts.push((
+            "experts",
+            format!(
+                "{} per MoE layer, {} active per token{kept}",
+                moe.experts, moe.top_k
+            ),
+        ));
+        facts.push((
+            "MoE layers",
+            format!(
+                "image blocks {:?}, text blocks {:?}, counted from 0",
+                moe.vision_blocks, moe.text_blocks
+            ),
+        ));
+    }
+    facts.push((
+        "pictures",
+        format!(
+            "{0} × {0} pixels in patches of {1}; mean {2:?}, std {3:?}",
+            vision.image_size, vision.patch, pictures.mean, pictures.std
+        ),
+    ));
+    facts.push((
+        "texts",
+        format!("{} tokens of a vocabulary of {}", text.context, text.vocabulary),
+    ));
+    facts
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text).context(|| format!("writing {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::text;
+
+    fn own_vocabulary() -> String {
+        let texts = vec!["red circle".to_owned(), "red square".to_owned()];
+        text::train(&texts, 262).unwrap()
+    }
+
+    fn clip_vocabulary(spelling: [&str; 2]) -> String {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/fixtures/tokenizer/toy_bpe.txt.gz");
+        let json = Tokenizer::open(&path).unwrap().json().unwrap();
+        json.replace("<start_of_text>", spelling[0]).replace("<end_of_text>", spelling[1])
+    }
+
+    #[test]
+    fn a_caption_keeps_marks_only_where_open_clip_would() {
+        let ours = ["<start_of_text>", "<end_of_text>"];
+        let theirs = ["<|startoftext|>", "<|endoftext|>"];
+        for (vocabulary, spelling, splits) in [
+            (own_vocabulary(), ours, true),
+            (clip_vocabulary(ours), ours, false),
+            (clip_vocabulary(theirs), theirs, true),
+        ] {
+            let config = tokenizer_config(&vocabulary, 16).unwrap();
+            assert_eq!(config["split_special_tokens"], splits, "{spelling:?}");
+            let is_own = vocabulary == own_vocabulary();
+            assert_eq!(config["add_prefix_space"], is_own);
+            assert_eq!([&config["bos_token"], &config["eos_token"]], spelling);
+            assert_eq!(config["pad_token"], spelling[1]);
+            assert_eq!(config["model_max_length"], 16);
+        }
+        assert!(tokenizer_config("{}", 16).is_err());
+    }
+
+    #[test]
+    fn measurements_of_both_kinds_are_read_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            fs::write(&path, text).unwrap();
+            path
+        };
+        let measured = json!({"task": "concept", "split": "a|b", "metric": "acc1",
+            "value": 0.5, "low": 0.25, "high": 0.754, "n": 8});
+        let stage = json!({
+            "init": {"measurements": []},
+            "final": {"measurements": [measured], "choices": [], "notes": []},
+        });
+        let set = json!({"dataset": "wds/cars", "model": "m", "task": "zeroshot",
+            "metrics": {"acc1": 0.25, "acc5": null}});
+        let files =
+            [file("a.json", &stage.to_string()), file("b.json", &set.to_string())];
+
+        let results = Results::read(&files).unwrap();
+        assert_eq!(
+            results.rows,
+            [
+                ["concept", "a\\|b", "acc1", "50.0", "25.0 to 75.4"],
+                ["zeroshot", "wds/cars", "acc1", "25.0", "-"],
+            ]
+        );
+        assert_eq!(results.sources.len(), 2);
+
+        let bad = file("c.json", r#"{"metrics": 3}"#);
+        let error = Results::read(&[bad]).unwrap_err().to_string();
+        assert!(error.contains("c.json holds no measurements"), "{error}");
+    }
+}

@@ -1,0 +1,78 @@
+//! Which engine runs a model: the one place where that is decided.
+
+use super::Engine;
+use super::candle::{self, Candle};
+use super::cpu::{self, Cpu};
+use super::cuda::{self, Cuda};
+use crate::config::{Compute, Device, Precision};
+use crate::error::{Error, Result};
+use crate::model::{Checkpoint, ClipConfig};
+
+/// An engine that can be opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// The product's engine on processors.
+    Cpu,
+    /// A card.
+    Cuda {
+        /// Which one, as the driver counts.
+        ordinal: usize,
+        /// What products are computed in.
+        precision: Precision,
+    },
+    /// The reference on candle's automatic differentiation, for tests.
+    Candle,
+}
+
+impl Backend {
+    /// The engine that a configuration asks for.
+    ///
+    /// `device: auto` takes the first card where it can be opened, and processors
+    /// elsewhere; `cuda:N` takes that card or says why not.
+    pub fn choose(compute: Compute) -> Result<Self> {
+        let Compute { device, precision } = compute;
+        let card = match device {
+            Device::Cpu => None,
+            Device::Auto => cuda::available().then_some(0),
+            Device::Cuda(ordinal) => {
+                cuda::require(ordinal)?;
+                Some(ordinal)
+            }
+        };
+        match (card, precision) {
+            (Some(ordinal), precision) => Ok(Self::Cuda { ordinal, precision }),
+            (None, Precision::F32) => Ok(Self::Cpu),
+            (None, Precision::Bf16) => Err(Error::usage(
+                "precision: found bf16, expected f32, because the engine on processors \
+                 computes in f32 only; set `precision: f32`",
+            )),
+        }
+    }
+
+    /// The name that enters the keys of results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => cpu::BACKEND,
+            Self::Cuda { precision, .. } => cuda::backend(precision),
+            Self::Candle => candle::BACKEND,
+        }
+    }
+}
+
+/// An engine for models of this shape, which still need their weights.
+pub fn open(config: &ClipConfig, backend: Backend) -> Result<Box<dyn Engine>> {
+    Ok(match backend {
+        Backend::Cpu => Box::new(Cpu::new(config)),
+        Backend::Cuda { ordinal, precision } => {
+            Box::new(Cuda::open(config, ordinal, precision)?)
+        }
+        Backend::Candle => Box::new(Candle::new(config)),
+    })
+}
+
+/// An engine that holds the weights of a model.
+pub fn open_model(model: Checkpoint, backend: Backend) -> Result<Box<dyn Engine>> {
+    let mut engine = open(&model.config, backend)?;
+    engine.adopt(model.values)?;
+    Ok(engine)
+}
