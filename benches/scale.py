@@ -147,7 +147,7 @@ def estimate(shape: dict, speed: dict) -> list:
     lines += ["", "| hardware | days for one run of 1.3 B samples, estimated |", "|---|---|"]
     lines += [f"| {name} at {share:.0%} of its peak | {total / (peak * share) / 86400:.1f} |"
               for name, (peak, share) in HARDWARE.items()]
-    lines += ["", "The estimate is arithmetic, not a measurement: a build for GPUs does not exist yet."]
+    lines += ["", "The estimate is arithmetic, not a measurement; docs/gpu.md has what was measured on a card."]
     return lines
 
 

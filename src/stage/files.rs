@@ -39,9 +39,13 @@ pub(crate) fn layer_name(tower: Tower, block: usize) -> String {
 }
 
 /// What runs the models of a node: its device and precision were checked when the plan was
-/// made.
+/// made. A card is named on the console, because `device: auto` does not say which it is.
 pub(crate) fn backend(job: &Job<'_>) -> Result<Backend> {
-    Backend::choose(job.node.compute)
+    let backend = Backend::choose(job.node.compute)?;
+    if let Backend::Cuda { ordinal, .. } = backend {
+        job.progress.line(&format!("runs on cuda:{ordinal} ({})", backend.name()));
+    }
+    Ok(backend)
 }
 
 /// Evaluation asks any engine for embeddings.
