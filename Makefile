@@ -40,7 +40,7 @@ FLAGS = $(MODE) $(if $(filter $@,$(FORCE)),$(if $(call has,q),,--force)) $(if $(
 
 STAGES := dataset pretrain activations cluster subspaces upcycle train evaluate analyze report
 
-.PHONY: all build fetch status why dag verify gc clean help test test-python bench-peers bench-scale peers $(STAGES)
+.PHONY: all build fetch status why dag verify gc clean help test test-python bench-peers bench-scale gpu-check peers $(STAGES)
 
 all: report
 
@@ -153,6 +153,10 @@ test-python: | build peers
 	    $(PEERS_ENV)/bin/python -B -W ignore "$$test"; \
 	done
 
+# Agreement with the CPU engine and speed on the card of this machine.
+gpu-check: | build
+	@$(BIN)/upcycle-gpu-check --out $(ARTIFACTS)/gpu-check.json
+
 help:
 	@printf '%s\n' \
 	  'Stages, in order:  $(STAGES)' \
@@ -176,5 +180,6 @@ help:
 	  "  make bench-peers            compare with PyTorch, faiss, ..; ROWS='kmeans' for some" \
 	  '  make bench-scale            ViT-B from import to report: time and memory' \
 	  '  make test-python            the Python package, exports in transformers and ONNX, the notebook' \
+	  '  make gpu-check              the CUDA engine on this machine: is it right, how fast' \
 	  '' \
 	  'upcycle-inspect --help shows more: show, diff, lineage, accept.'

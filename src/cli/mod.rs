@@ -7,6 +7,8 @@ pub mod evaluate_on;
 pub mod export;
 pub mod fit;
 mod forecast;
+#[cfg(feature = "cuda")]
+pub mod gpu_check;
 pub mod import;
 pub mod inspect;
 mod output;

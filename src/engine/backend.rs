@@ -1,8 +1,9 @@
 //! Which engine runs a model: the one place where that is decided.
 
 use super::Engine;
-use super::candle::Candle;
+use super::candle::{self, Candle};
 use super::cpu::{self, Cpu};
+use super::cuda::{self, Cuda};
 use crate::config::{Compute, Device, Precision};
 use crate::error::{Error, Result};
 use crate::model::{Checkpoint, ClipConfig};
@@ -12,6 +13,13 @@ use crate::model::{Checkpoint, ClipConfig};
 pub enum Backend {
     /// The product's engine on processors.
     Cpu,
+    /// A card.
+    Cuda {
+        /// Which one, as the driver counts.
+        ordinal: usize,
+        /// What products are computed in.
+        precision: Precision,
+    },
     /// The reference on candle's automatic differentiation, for tests.
     Candle,
 }
@@ -19,18 +27,22 @@ pub enum Backend {
 impl Backend {
     /// The engine that a configuration asks for.
     ///
-    /// `device: auto` takes a card where there is an engine for one, and processors
-    /// elsewhere.
+    /// `device: auto` takes the first card where it can be opened, and processors
+    /// elsewhere; `cuda:N` takes that card or says why not.
     pub fn choose(compute: Compute) -> Result<Self> {
-        match (compute.device, compute.precision) {
-            // The CUDA engine will be chosen here: for `auto` where a card answers, and for
-            // `cuda:N`.
-            (Device::Cuda(index), _) => Err(Error::usage(format!(
-                "device: found cuda:{index}, but this version has no engine for cards; set \
-                 `device: cpu`"
-            ))),
-            (Device::Auto | Device::Cpu, Precision::F32) => Ok(Self::Cpu),
-            (Device::Auto | Device::Cpu, Precision::Bf16) => Err(Error::usage(
+        let Compute { device, precision } = compute;
+        let card = match device {
+            Device::Cpu => None,
+            Device::Auto => cuda::available().then_some(0),
+            Device::Cuda(ordinal) => {
+                cuda::require(ordinal)?;
+                Some(ordinal)
+            }
+        };
+        match (card, precision) {
+            (Some(ordinal), precision) => Ok(Self::Cuda { ordinal, precision }),
+            (None, Precision::F32) => Ok(Self::Cpu),
+            (None, Precision::Bf16) => Err(Error::usage(
                 "precision: found bf16, expected f32, because the engine on processors \
                  computes in f32 only; set `precision: f32`",
             )),
@@ -41,7 +53,8 @@ impl Backend {
     pub fn name(self) -> &'static str {
         match self {
             Self::Cpu => cpu::BACKEND,
-            Self::Candle => super::candle::BACKEND,
+            Self::Cuda { precision, .. } => cuda::backend(precision),
+            Self::Candle => candle::BACKEND,
         }
     }
 }
@@ -50,7 +63,9 @@ impl Backend {
 pub fn open(config: &ClipConfig, backend: Backend) -> Result<Box<dyn Engine>> {
     Ok(match backend {
         Backend::Cpu => Box::new(Cpu::new(config)),
-        // The CUDA engine will be opened beside these.
+        Backend::Cuda { ordinal, precision } => {
+            Box::new(Cuda::open(config, ordinal, precision)?)
+        }
         Backend::Candle => Box::new(Candle::new(config)),
     })
 }

@@ -16,6 +16,11 @@ mod auxiliary;
 mod backend;
 pub mod candle;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+#[cfg(not(feature = "cuda"))]
+#[path = "cuda_absent.rs"]
+pub mod cuda;
 #[cfg(test)]
 mod tests;
 

@@ -325,12 +325,20 @@ fn calls_in_the_wrong_order_are_refused_with_a_sentence() {
 #[test]
 fn device_and_precision_choose_the_engine_or_say_why_not() {
     let choose = |device, precision| Backend::choose(Compute { device, precision });
+    let card = cuda::available();
     for device in [Device::Auto, Device::Cpu] {
+        if device == Device::Auto && card {
+            assert_eq!(choose(device, Precision::F32).unwrap().name(), "cuda-f32");
+            assert_eq!(choose(device, Precision::Bf16).unwrap().name(), "cuda-bf16");
+            continue;
+        }
         assert_eq!(choose(device, Precision::F32).unwrap().name(), "cpu-f32");
         let error = choose(device, Precision::Bf16).unwrap_err();
         assert_eq!(error.kind().exit_code(), 2);
         assert!(error.to_string().contains("set `precision: f32`"), "{error}");
     }
-    let error = choose(Device::Cuda(1), Precision::F32).unwrap_err().to_string();
-    assert!(error.contains("cuda:1") && error.contains("set `device: cpu`"), "{error}");
+
+    // No machine has as many cards.
+    let error = choose(Device::Cuda(999), Precision::F32).unwrap_err().to_string();
+    assert!(error.contains("cuda:999") && error.contains("set `device: cpu`"), "{error}");
 }

@@ -1,0 +1,498 @@
+//! Both towers with their inputs and heads: pixels and token ids to raw embeddings, and the
+//! gradients back.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use cudarc::driver::PinnedHostSlice;
+
+use super::device::{Arg, Buffer, Device, Extents, Grid, Kind, Operand, Slice};
+use super::layout::Places;
+use super::ops::{self, Linear, Moments, NormBack, NormInto, Shape, Stream};
+use super::tower::{
+    Back, Batch, Pair, Pass, Scratch, Teacher, TowerState, Transformer, Watch, ints,
+    moments,
+};
+use crate::error::{Error, Result};
+use crate::model::names::Place;
+use crate::model::{ClipConfig, Tower};
+use crate::num::widen;
+
+/// Where both towers' parameters lie.
+#[derive(Debug)]
+pub(super) struct Clip {
+    config: ClipConfig,
+    vision: Head,
+    text: Head,
+    patch: Range<usize>,
+    class: Range<usize>,
+    token: Range<usize>,
+    pre_norm: Pair,
+}
+
+/// What both towers have: positions, blocks, a norm and a projection.
+#[derive(Debug)]
+struct Head {
+    position: Range<usize>,
+    blocks: Transformer,
+    norm: Pair,
+    projection: Range<usize>,
+    embed_dim: usize,
+}
+
+/// One tower's rows over a micro-batch, uploaded.
+#[derive(Debug)]
+pub(super) struct Rows {
+    pub(super) batch: Batch,
+    input: Input,
+}
+
+#[derive(Debug)]
+enum Input {
+    Pictures(Buffer),
+    Captions(Captions),
+}
+
+/// Token ids by row, their positions, and the rows sorted by id: the order in which the
+/// token embedding's gradient is summed.
+#[derive(Debug)]
+struct Captions {
+    ids: Buffer,
+    places: Buffer,
+    unique: Buffer,
+    firsts: Buffer,
+    rows: Buffer,
+}
+
+/// What a head keeps beside its blocks' states.
+#[derive(Debug)]
+pub(super) struct HeadState {
+    blocks: TowerState,
+    pooled: Buffer,
+    norm: Moments,
+    normed: Buffer,
+    dnormed: Buffer,
+    dpooled: Buffer,
+    dpooled_copy: Buffer,
+    patches: Buffer,
+    embedded: Buffer,
+    raw: Buffer,
+    pre_norm: Moments,
+}
+
+impl Head {
+    fn new(
+        config: &ClipConfig,
+        places: &Places,
+        tower: Tower,
+        first_layer: usize,
+    ) -> Self {
+        let (weight, bias) = (Place::PostNormWeight(tower), Place::PostNormBias(tower));
+        Self {
+            position: places.range(Place::PositionEmbedding(tower)),
+            blocks: Transformer::new(config, places, tower, first_layer),
+            norm: Pair::new(places, weight, bias),
+            projection: places.range(Place::Projection(tower)),
+            embed_dim: config.embed_dim,
+        }
+    }
+
+    fn width(&self) -> usize {
+        self.blocks.shape.width
+    }
+
+    fn projected(&self, samples: usize) -> Extents {
+        Extents { m: samples, n: self.embed_dim, k: self.width() }
+    }
+}
+
+impl Clip {
+    pub(super) fn new(config: &ClipConfig, places: &Places) -> Self {
+        let first = config.moe_blocks(Tower::Vision).len();
+        Self {
+            vision: Head::new(config, places, Tower::Vision, 0),
+            text: Head::new(config, places, Tower::Text, first),
+            patch: places.range(Place::PatchEmbedding),
+            class: places.range(Place::ClassEmbedding),
+            token: places.range(Place::TokenEmbedding),
+            pre_norm: Pair::new(places, Place::PreNormWeight, Place::PreNormBias),
+            config: config.clone(),
+        }
+    }
+
+    fn head(&self, tower: Tower) -> &Head {
+        match tower {
+            Tower::Vision => &self.vision,
+            Tower::Text => &self.text,
+        }
+    }
+
+    /// Values of one picture and of one caption.
+    pub(super) fn sizes(&self) -> (usize, usize) {
+        (3 * self.config.vision.image_size.pow(2), self.config.text.context)
+    }
+
+    /// The state of a tower for a backward, or without one.
+    pub(super) fn state(
+        &self,
+        device: &Device,
+        tower: Tower,
+        light: bool,
+    ) -> Result<HeadState> {
+        let real = || device.buffer(device.real(), 0);
+        let float = || device.buffer(Kind::F32, 0);
+        Ok(HeadState {
+            blocks: self.head(tower).blocks.state(device, light)?,
+            pooled: float()?,
+            norm: moments(device)?,
+            normed: real()?,
+            dnormed: real()?,
+            dpooled: float()?,
+            dpooled_copy: real()?,
+            patches: real()?,
+            embedded: real()?,
+            raw: float()?,
+            pre_norm: moments(device)?,
+        })
+    }
+
+    /// Uploads pictures [n, 3, S, S].
+    pub(super) fn pictures(
+        &self,
+        device: &Device,
+        pixels: &[f32],
+        taught: Option<f64>,
+        staging: &mut Option<PinnedHostSlice<u8>>,
+    ) -> Result<Rows> {
+        let size = self.sizes().0;
+        if !pixels.len().is_multiple_of(size) {
+            return Err(Error::failed(format!(
+                "a batch of pictures has {} values, expected a multiple of {size}",
+                pixels.len()
+            )));
+        }
+        let (samples, tokens) = (pixels.len() / size, self.vision.blocks.shape.tokens);
+        let starts: Vec<usize> = (0..=samples).map(|s| s * tokens).collect();
+        let counted = vec![true; samples * tokens];
+        let pooled = starts[..samples].to_vec();
+        let batch = Batch::new(device, (starts, counted), &pooled, taught)?;
+        let mut buffer = device.buffer(Kind::F32, pixels.len())?;
+        device.stream_in(&mut buffer, pixels, staging)?;
+        Ok(Rows { batch, input: Input::Pictures(buffer) })
+    }
+
+    /// Uploads captions [n, T]; rows behind the end of text are left out, because they
+    /// cannot reach the embedding.
+    pub(super) fn captions(
+        &self,
+        device: &Device,
+        ids: &[u32],
+        taught: Option<f64>,
+    ) -> Result<Rows> {
+        let (context, vocabulary) = (self.sizes().1, self.config.text.vocabulary);
+        if !ids.len().is_multiple_of(context) {
+            return Err(Error::failed(format!(
+                "a batch of captions has {} ids, expected a multiple of {context}",
+                ids.len()
+            )));
+        }
+        if let Some(id) = ids.iter().find(|id| widen(**id) >= vocabulary) {
+            return Err(Error::failed(format!(
+                "a caption holds the id {id}, expected ids below {vocabulary}"
+            )));
+        }
+        let (mut starts, mut counted, mut pooled) = (vec![0], Vec::new(), Vec::new());
+        let (mut kept, mut places) = (Vec::new(), Vec::new());
+        for caption in ids.chunks_exact(context) {
+            let end = end_of_text(caption);
+            pooled.push(kept.len() + end);
+            for (place, &id) in caption[..=end].iter().enumerate() {
+                kept.push(widen(id));
+                places.push(place);
+                counted.push(place > 0);
+            }
+            starts.push(kept.len());
+        }
+        let mut by_id: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for (row, id) in kept.iter().enumerate() {
+            by_id.entry(*id).or_default().push(row);
+        }
+        let unique: Vec<usize> = by_id.keys().copied().collect();
+        let mut firsts = vec![0];
+        firsts.extend(by_id.values().scan(0, |sum, rows| {
+            *sum += rows.len();
+            Some(*sum)
+        }));
+        let rows: Vec<usize> = by_id.into_values().flatten().collect();
+        let upload = |values: &[usize]| device.upload(Kind::I32, &ints(values));
+        let captions = Captions {
+            ids: upload(&kept)?,
+            places: upload(&places)?,
+            unique: upload(&unique)?,
+            firsts: upload(&firsts)?,
+            rows: upload(&rows)?,
+        };
+        let batch = Batch::new(device, (starts, counted), &pooled, taught)?;
+        Ok(Rows { batch, input: Input::Captions(captions) })
+    }
+
+    /// Runs a tower; raw embeddings [n, P] go to `into`.
+    pub(super) fn forward(
+        &self,
+        pass: Pass<'_>,
+        (tower, rows): (Tower, &Rows),
+        (state, scratch): (&mut HeadState, &mut Scratch),
+        (into, watch): (Slice<'_>, Watch<'_>),
+    ) -> Result<()> {
+        let Pass { device, weights, teacher, .. } = pass;
+        let (head, batch) = (self.head(tower), &rows.batch);
+        head.blocks.fit((device, teacher), batch, (&mut state.blocks, scratch))?;
+        state.fit(device, (batch.samples(), head.width()))?;
+        match &rows.input {
+            Input::Pictures(pixels) => {
+                self.embed_pictures(pass, (pixels, batch), state)?
+            }
+            Input::Captions(captions) => {
+                let args = [
+                    head.blocks.input(&state.blocks).into(),
+                    (&captions.ids).into(),
+                    (&captions.places).into(),
+                    weights.master(&self.token).into(),
+                    weights.master(&head.position).into(),
+                    batch.rows().into(),
+                    head.width().into(),
+                ];
+                device.launch("captions_embed", Grid::warps(batch.rows()), &args)?;
+            }
+        }
+        head.blocks.forward(pass, batch, (&state.blocks, scratch), watch)?;
+        let (samples, d) = (batch.samples(), head.width());
+        let args = [
+            (&state.pooled).into(),
+            (&state.blocks.stream).into(),
+            batch.pooled().into(),
+            samples.into(),
+            d.into(),
+        ];
+        device.launch("rows_gather", Grid::warps(samples), &args)?;
+        let norm = (head.norm.affine(weights), &state.norm);
+        let shape = Shape { rows: samples, width: d };
+        let (y, x) = (state.normed.all(), state.pooled.all());
+        ops::norm(device, (y, x), None, norm, shape)?;
+        let projection = Operand::new(weights.real(&head.projection), head.embed_dim);
+        let operands = (Operand::new(y, d), projection);
+        device.gemm((into, head.embed_dim), operands, head.projected(samples), 0.0)
+    }
+
+    fn embed_pictures(
+        &self,
+        pass: Pass<'_>,
+        (pixels, batch): (&Buffer, &Batch),
+        state: &mut HeadState,
+    ) -> Result<()> {
+        let Pass { device, weights, .. } = pass;
+        let vision = &self.config.vision;
+        let (d, tokens) = (vision.width, self.vision.blocks.shape.tokens);
+        let (samples, rows) = (batch.samples(), batch.rows());
+        let (patches, values) = (samples * (tokens - 1), 3 * vision.patch * vision.patch);
+        device.fit(&mut state.patches, patches * values)?;
+        device.fit(&mut state.embedded, patches * d)?;
+        device.fit(&mut state.raw, rows * d)?;
+        device.fit(&mut state.pre_norm.mean, rows)?;
+        device.fit(&mut state.pre_norm.inverse, rows)?;
+        let args = [
+            (&state.patches).into(),
+            pixels.into(),
+            vision.image_size.into(),
+            vision.patch.into(),
+            samples.into(),
+        ];
+        let grid = Grid::new([(patches * values).div_ceil(256).min(1 << 16), 1, 1], 256);
+        device.launch("patches_cut", grid, &args)?;
+        let linear = Linear { rows: patches, inputs: values, outputs: d };
+        let weight = weights.real(&self.patch);
+        linear.forward(device, state.embedded.all(), state.patches.all(), weight)?;
+        let args = [
+            (&state.raw).into(),
+            (&state.embedded).into(),
+            weights.master(&self.class).into(),
+            weights.master(&self.vision.position).into(),
+            rows.into(),
+            tokens.into(),
+            d.into(),
+        ];
+        device.launch("patches_embed", Grid::warps(rows), &args)?;
+        let norm = (self.pre_norm.affine(weights), &state.pre_norm);
+        let x = self.vision.blocks.input(&state.blocks);
+        ops::norm_stream(device, (x, state.raw.all()), norm, Shape { rows, width: d })
+    }
+
+    /// Adds to the gradient of every parameter of a tower, from that of its raw embeddings
+    /// [n, P] as products read it.
+    pub(super) fn backward(
+        &self,
+        back: Back<'_>,
+        (tower, rows): (Tower, &Rows),
+        dembedding: Slice<'_>,
+        (state, scratch): (&mut HeadState, &mut Scratch),
+    ) -> Result<()> {
+        let Back { device, weights, beta, .. } = back;
+        let (head, batch) = (self.head(tower), &rows.batch);
+        let (samples, d) = (batch.samples(), head.width());
+        let width = head.embed_dim;
+        head.blocks.fit_backward(device, batch, scratch)?;
+        let operands = (
+            Operand::new(state.normed.all(), d).turned(),
+            Operand::new(dembedding, width),
+        );
+        let extents = Extents { m: d, n: width, k: samples };
+        device.gemm((back.of(&head.projection), width), operands, extents, beta)?;
+        let projection = Operand::new(weights.real(&head.projection), width).turned();
+        let operands = (Operand::new(dembedding, width), projection);
+        let extents = Extents { m: samples, n: d, k: width };
+        device.gemm((state.dnormed.all(), d), operands, extents, 0.0)?;
+        let of = NormBack {
+            dy: state.dnormed.all(),
+            x: state.pooled.all(),
+            moments: &state.norm,
+            gain: weights.master(&head.norm.weight),
+            shape: Shape { rows: samples, width: d },
+            add: false,
+        };
+        let affine = head.norm.gradient(back.gradient);
+        let into = NormInto { affine, bias: None, beta };
+        let stream = Stream { dx: state.dpooled.all(), copy: state.dpooled_copy.all() };
+        ops::norm_backward(device, stream, of, into, &scratch.partial)?;
+        device.clear(scratch.dx.all())?;
+        device.clear(scratch.dx_copy.all())?;
+        let args = [
+            (&scratch.dx).into(),
+            (&scratch.dx_copy).into(),
+            (&state.dpooled).into(),
+            batch.pooled().into(),
+            samples.into(),
+            d.into(),
+        ];
+        device.launch("rows_scatter", Grid::warps(samples), &args)?;
+        head.blocks.backward(back, batch, (&state.blocks, scratch))?;
+        match &rows.input {
+            Input::Pictures(_) => self.pictures_backward(back, batch, (state, scratch)),
+            Input::Captions(captions) => {
+                let dx = scratch.dx.all();
+                self.captions_backward(back, (captions, batch), dx)
+            }
+        }
+    }
+
+    fn pictures_backward(
+        &self,
+        back: Back<'_>,
+        batch: &Batch,
+        (state, scratch): (&HeadState, &Scratch),
+    ) -> Result<()> {
+        let Back { device, weights, beta, .. } = back;
+        let vision = &self.config.vision;
+        let (d, tokens) = (vision.width, self.vision.blocks.shape.tokens);
+        let (samples, rows) = (batch.samples(), batch.rows());
+        let of = NormBack {
+            dy: scratch.dx_copy.all(),
+            x: state.raw.all(),
+            moments: &state.pre_norm,
+            gain: weights.master(&self.pre_norm.weight),
+            shape: Shape { rows, width: d },
+            add: false,
+        };
+        let affine = self.pre_norm.gradient(back.gradient);
+        let into = NormInto { affine, bias: None, beta };
+        // The stream's gradient is not needed any more; that of the raw rows takes its place.
+        let stream = Stream { dx: scratch.dx.all(), copy: scratch.inner.all() };
+        ops::norm_backward(device, stream, of, into, &scratch.partial)?;
+        for (into, tokens) in [(&self.vision.position, tokens), (&self.class, 1)] {
+            let into = (back.of(into), beta);
+            position_backward(device, into, (scratch.dx.all(), batch), (tokens, d))?;
+        }
+        let args = [
+            (&state.embedded).into(),
+            (&scratch.dx).into(),
+            rows.into(),
+            tokens.into(),
+            d.into(),
+        ];
+        device.launch("patches_embed_backward", Grid::warps(rows), &args)?;
+        let (patches, values) = (samples * (tokens - 1), 3 * vision.patch * vision.patch);
+        let linear = Linear { rows: patches, inputs: values, outputs: d };
+        let into = (back.of(&self.patch), beta);
+        linear.backward_weight(device, into, state.embedded.all(), state.patches.all())
+    }
+
+    fn captions_backward(
+        &self,
+        back: Back<'_>,
+        (captions, batch): (&Captions, &Batch),
+        dx: Slice<'_>,
+    ) -> Result<()> {
+        let Back { device, beta, .. } = back;
+        let (d, context) = (self.config.text.width, self.config.text.context);
+        let into = (back.of(&self.text.position), beta);
+        position_backward(device, into, (dx, batch), (context, d))?;
+        let token = back.of(&self.token);
+        if beta == 0.0 {
+            device.clear(token)?;
+        }
+        let args: [Arg<'_>; 6] = [
+            token.into(),
+            dx.into(),
+            (&captions.unique).into(),
+            (&captions.firsts).into(),
+            (&captions.rows).into(),
+            d.into(),
+        ];
+        let grid = Grid::new([captions.unique.len(), 1, 1], 128);
+        device.launch("token_backward", grid, &args)
+    }
+}
+
+/// Sums the rows of each position over the samples that have it.
+fn position_backward(
+    device: &Device,
+    (into, beta): (Slice<'_>, f32),
+    (dx, batch): (Slice<'_>, &Batch),
+    (tokens, d): (usize, usize),
+) -> Result<()> {
+    let args = [
+        into.into(),
+        dx.into(),
+        batch.starts().into(),
+        batch.samples().into(),
+        tokens.into(),
+        d.into(),
+        beta.into(),
+    ];
+    device.launch("position_backward", Grid::threads(tokens * d, 256), &args)
+}
+
+impl HeadState {
+    fn fit(&mut self, device: &Device, (samples, d): (usize, usize)) -> Result<()> {
+        for buffer in [&mut self.pooled, &mut self.dpooled] {
+            device.fit(buffer, samples * d)?;
+        }
+        for buffer in [&mut self.normed, &mut self.dnormed, &mut self.dpooled_copy] {
+            device.fit(buffer, samples * d)?;
+        }
+        device.fit(&mut self.norm.mean, samples)?;
+        device.fit(&mut self.norm.inverse, samples)
+    }
+}
+
+/// The first position of the largest id: the end-of-text token has the largest.
+fn end_of_text(caption: &[u32]) -> usize {
+    let largest = caption.iter().copied().max().unwrap_or(0);
+    caption.iter().position(|&id| id == largest).unwrap_or(0)
+}
+
+/// A pass without a teacher and without statistics.
+impl<'a> Pass<'a> {
+    pub(super) fn plain(device: &'a Device, weights: &'a super::layout::Weights) -> Self {
+        Self { device, weights, teacher: Teacher::None, statistics: None }
+    }
+}

@@ -1,0 +1,33 @@
+//! The engine on NVIDIA cards: whole micro-batches on one card, kernels of our own around
+//! cuBLAS's matrix products.
+//!
+//! [`device`] is the only file that speaks to the driver. Kernels are CUDA C++ (`kernels/`),
+//! compiled at run time for the card at hand; nothing of CUDA is needed to build or start
+//! the program. In CI an emulated driver executes the same kernels on the processor
+//! (`tests/emulator`). The mathematics is that of [`crate::engine::cpu`], whose results this
+//! engine reproduces up to rounding; `docs/gpu.md` says how far, and what ran on hardware.
+//!
+//! Two runs on one card give the same bits: every sum has one owner and one order.
+
+mod attention;
+mod clip;
+pub mod device;
+mod ffn;
+mod layout;
+mod ops;
+mod signature;
+mod step;
+mod tower;
+
+pub use device::{available, require};
+pub use step::Cuda;
+
+use crate::config::Precision;
+
+/// The name that enters keys.
+pub fn backend(precision: Precision) -> &'static str {
+    match precision {
+        Precision::F32 => "cuda-f32",
+        Precision::Bf16 => "cuda-bf16",
+    }
+}

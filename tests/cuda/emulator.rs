@@ -1,0 +1,122 @@
+//! Builds the emulated driver and lets the program find it as it finds NVIDIA's.
+#![expect(unsafe_code, reason = "libraries are loaded by name and called")]
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+/// How the emulator runs what it is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Order {
+    /// 0 ascending, 1 descending, else the seed of a permutation of warps and lanes.
+    pub(crate) threads: u32,
+    /// Whether work runs only when somebody waits for it.
+    pub(crate) late: bool,
+}
+
+/// Leave to use the device: one test at a time, because its order is the process's.
+#[derive(Debug)]
+pub(crate) struct Session {
+    _only: MutexGuard<'static, ()>,
+}
+
+static ONE: Mutex<()> = Mutex::new(());
+static READY: OnceLock<Result<bool, String>> = OnceLock::new();
+
+/// A device that runs in order, or nothing where there is none to be had.
+pub(crate) fn session() -> Option<Session> {
+    session_in(Order { threads: 0, late: false })
+}
+
+/// A device that runs in this order.
+pub(crate) fn session_in(order: Order) -> Option<Session> {
+    let only = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    match READY.get_or_init(prepare) {
+        Ok(true) => configure(order),
+        Ok(false) => {}
+        Err(reason) => {
+            let required = std::env::var_os("UPCYCLE_REQUIRE_EMULATOR").is_some();
+            assert!(!required, "{reason}");
+            println!("skipped: {reason}");
+            return None;
+        }
+    }
+    Some(Session { _only: only })
+}
+
+/// Whether the tests run on a real card.
+pub(crate) fn on_card() -> bool {
+    std::env::var_os("UPCYCLE_CUDA_TESTS").is_some_and(|own| own == OsStr::new("card"))
+}
+
+/// Loads the emulator, unless a card is asked for; true where it is there.
+fn prepare() -> Result<bool, String> {
+    if on_card() {
+        return Ok(false);
+    }
+    let folder = build()?;
+    // The program asks for libcuda.so by name and gets what has been loaded under it.
+    for name in ["libcuda.so", "libcublas.so", "libnvrtc.so"] {
+        load(&folder.join(name))?;
+    }
+    Ok(true)
+}
+
+fn load(path: &Path) -> Result<(), String> {
+    use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+    // SAFETY: the emulator's initializers read the environment and nothing else.
+    let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) };
+    let library = library.map_err(|e| format!("{}: {e}", path.display()))?;
+    std::mem::forget(library);
+    Ok(())
+}
+
+fn configure(order: Order) {
+    let library = libloading::os::unix::Library::this();
+    // SAFETY: the emulator exports this function with this signature.
+    let found = unsafe { library.get::<extern "C" fn(u32, u32)>(b"emulator_configure") };
+    found.expect("the emulator is loaded")(order.threads, u32::from(order.late));
+}
+
+/// Builds the emulator once per state of its sources.
+fn build() -> Result<PathBuf, String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let own = root.join("tests/emulator");
+    let mut files = Vec::new();
+    for folder in [&own, &root.join("src/engine/cuda/kernels")] {
+        let entries =
+            std::fs::read_dir(folder).map_err(|e| format!("no emulator: {e}"))?;
+        files.extend(entries.filter_map(Result::ok).map(|entry| entry.path()));
+    }
+    files.sort();
+    let flags = std::env::var_os("UPCYCLE_EMULATOR_FLAGS").unwrap_or_default();
+    let flags = flags.to_string_lossy().into_owned();
+    let mut hash = blake3::Hasher::new();
+    hash.update(flags.as_bytes());
+    for file in &files {
+        hash.update(&std::fs::read(file).map_err(|e| format!("no emulator: {e}"))?);
+    }
+    let name = &hash.finalize().to_hex()[..16];
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("emulator-{name}"));
+    if folder.join("libnvrtc.so").exists() {
+        return Ok(folder);
+    }
+    // Tests of other processes may build at the same time: the last to finish wins.
+    let scratch = folder.with_extension(std::process::id().to_string());
+    let mut command = Command::new(own.join("build.sh"));
+    command.arg(&scratch).args(flags.split_whitespace());
+    let output = command.output().map_err(|e| format!("no emulator: {e}"))?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        let compiler = Command::new("g++").arg("--version").output();
+        assert!(compiler.is_err(), "the emulator does not build: {text}");
+        return Err(
+            "there is no C++ compiler (g++) for the emulated CUDA driver".to_owned()
+        );
+    }
+    if std::fs::rename(&scratch, &folder).is_err() {
+        let _ = std::fs::remove_dir_all(&scratch);
+    }
+    Ok(folder)
+}

@@ -1,0 +1,432 @@
+//! The whole engine against the CPU engine on tiny models.
+
+use upcycle::config::Precision;
+use upcycle::config::{EesdTarget, OptimConfig};
+use upcycle::engine::cpu::Cpu;
+use upcycle::engine::cuda::Cuda;
+use upcycle::engine::{
+    Engine, Losses, Objective, Pairs, TeacherPlan, TowerInput, Trainable, Training,
+    TrainingState,
+};
+use upcycle::model::names::Place;
+use upcycle::model::params::Layout;
+use upcycle::model::{ClipConfig, Tower};
+
+use crate::emulator::{Order, session, session_in};
+use crate::models::{config, pairs, values};
+use crate::truth::gap;
+
+const WEIGHTS: (f64, f64, f64) = (0.5, 0.3, 0.7);
+
+fn optim() -> OptimConfig {
+    OptimConfig {
+        steps: 3,
+        batch: 40,
+        micro_batch: 0,
+        learning_rate: 1e-2,
+        final_learning_rate: 0.0,
+        warmup: 0,
+        beta1: 0.9,
+        beta2: 0.98,
+        epsilon: 1e-6,
+        weight_decay: 0.2,
+        clip_norm: 1.0,
+        augment: upcycle::config::Augment::None,
+        validate_every: 0,
+        checkpoint_every: 0,
+    }
+}
+
+fn training(config: &ClipConfig, target: Option<EesdTarget>) -> Training {
+    let (balance, router_z, eesd) = WEIGHTS;
+    Training {
+        optim: optim(),
+        trainable: Trainable::all(config),
+        objective: Objective { balance, router_z, eesd, label_smoothing: 0.0 },
+        teacher: target.map(|target| TeacherPlan { target, share: 0.4, decay: 0.9 }),
+    }
+}
+
+/// A CUDA engine at `values`, with a teacher at `taught`.
+fn open(
+    config: &ClipConfig,
+    precision: Precision,
+    weights: (&[f32], &[f32]),
+    target: Option<EesdTarget>,
+) -> Cuda {
+    let mut engine = Cuda::open(config, 0, precision).unwrap();
+    start(&mut engine, &training(config, target), weights);
+    engine
+}
+
+/// Makes an engine ready to train `values`, with a teacher at `taught`.
+fn start(
+    engine: &mut dyn Engine,
+    training: &Training,
+    (values, taught): (&[f32], &[f32]),
+) {
+    engine.load(taught).unwrap();
+    engine.start_training(training).unwrap();
+    let state = engine.training_state().unwrap();
+    engine.restore(&TrainingState { values: values.to_vec(), ..state }).unwrap();
+}
+
+fn step(
+    engine: &mut dyn Engine,
+    (pixels, ids): &(Vec<f32>, Vec<u32>),
+) -> (Losses, Vec<f32>) {
+    let losses = engine.step(Pairs { pixels, ids }).unwrap();
+    (losses, engine.gradient().unwrap())
+}
+
+/// Losses and gradient of the CPU engine.
+fn reference(
+    config: &ClipConfig,
+    weights: (&[f32], &[f32]),
+    target: Option<EesdTarget>,
+    batch: &(Vec<f32>, Vec<u32>),
+) -> (Losses, Vec<f32>) {
+    let mut engine = Cpu::new(config);
+    start(&mut engine, &training(config, target), weights);
+    step(&mut engine, batch)
+}
+
+fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|v| f64::from(*v)).collect()
+}
+
+/// Largest gap of any tensor's gradient, relative to the tensor's largest value.
+fn worst(config: &ClipConfig, found: &[f32], truth: &[f32]) -> (f64, String) {
+    let layout = Layout::new(config);
+    let each = layout.iter().map(|(parameter, range)| {
+        let truth = wide(&truth[range.clone()]);
+        (gap(&found[range], &truth), parameter.name.clone())
+    });
+    each.max_by(|a, b| a.0.total_cmp(&b.0)).unwrap()
+}
+
+/// |found - truth| / |truth| over all values.
+fn distance(found: &[f32], truth: &[f32]) -> f64 {
+    let square =
+        |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
+    let pairs = found.iter().zip(truth);
+    let gaps = square(&mut pairs.map(|(a, b)| f64::from(*a) - f64::from(*b)));
+    (gaps / square(&mut truth.iter().map(|v| f64::from(*v)))).sqrt()
+}
+
+const KINDS: [(bool, Option<EesdTarget>); 4] = [
+    (false, None),
+    (true, None),
+    (true, Some(EesdTarget::Layer)),
+    (true, Some(EesdTarget::Embedding)),
+];
+
+#[test]
+fn losses_and_every_gradient_equal_the_cpu_in_f32() {
+    let Some(_session) = session() else { return };
+    for (moe, target) in KINDS {
+        let config = config(moe);
+        let (student, teacher) = (values(&config, "student"), values(&config, "teacher"));
+        let weights = (student.as_slice(), teacher.as_slice());
+        let batch = pairs(&config, 37);
+        let (expected, truth) = reference(&config, weights, target, &batch);
+        let mut engine = open(&config, Precision::F32, weights, target);
+        let (losses, gradient) = step(&mut engine, &batch);
+        let near = |what: &str, a: f64, b: f64| {
+            assert!(
+                (a - b).abs() < 2e-5 * (1.0 + b.abs()),
+                "{moe} {target:?} {what}: {a} {b}"
+            );
+        };
+        near("clip", losses.clip, expected.clip);
+        near("balance", losses.balance, expected.balance);
+        near("router z", losses.router_z, expected.router_z);
+        near("eesd", losses.eesd, expected.eesd);
+        near("total", losses.total, expected.total);
+        for (own, other) in losses.layers.iter().zip(&expected.layers) {
+            assert_eq!((own.0, own.1), (other.0, other.1));
+            assert_eq!(own.2.counts, other.2.counts);
+            near("rows", own.2.rows, other.2.rows);
+            near("entropy", own.2.entropy, other.2.entropy);
+        }
+        assert_eq!(losses.layers.len(), expected.layers.len());
+        let (off, name) = worst(&config, &gradient, &truth);
+        assert!(off < 5e-5, "{moe} {target:?} {name}: off by {off:.2e}");
+    }
+}
+
+#[test]
+fn losses_and_gradients_are_near_the_cpu_in_bf16() {
+    let Some(_session) = session() else { return };
+    for (moe, target) in KINDS {
+        let config = config(moe);
+        let (student, teacher) = (values(&config, "student"), values(&config, "teacher"));
+        let weights = (student.as_slice(), teacher.as_slice());
+        let batch = pairs(&config, 37);
+        let (expected, truth) = reference(&config, weights, target, &batch);
+        let mut engine = open(&config, Precision::Bf16, weights, target);
+        let (losses, gradient) = step(&mut engine, &batch);
+        let off = (losses.total - expected.total).abs() / expected.total;
+        assert!(off < 0.02, "{moe} {target:?}: {} {}", losses.total, expected.total);
+        let off = distance(&gradient, &truth);
+        println!("bf16 {moe} {target:?}: gradient off by {off:.3}");
+        assert!(off < 0.08, "{moe} {target:?}: gradient off by {off:.3}");
+    }
+}
+
+#[test]
+fn micro_batches_have_the_gradient_of_the_whole_batch() {
+    let Some(_session) = session() else { return };
+    for (moe, target) in KINDS {
+        let config = config(moe);
+        let (student, teacher) = (values(&config, "student"), values(&config, "teacher"));
+        let weights = (student.as_slice(), teacher.as_slice());
+        let batch = pairs(&config, 37);
+        let mut engine = open(&config, Precision::F32, weights, target);
+        let (whole, truth) = step(&mut engine, &batch);
+        let mut plan = training(&config, target);
+        plan.optim.micro_batch = 16;
+        start(&mut engine, &plan, weights);
+        let (losses, gradient) = step(&mut engine, &batch);
+        assert!((whole.total - losses.total).abs() < 1e-5 * (1.0 + whole.total));
+        let (off, name) = worst(&config, &gradient, &truth);
+        assert!(off < 2e-5, "{moe} {target:?} {name}: off by {off:.2e}");
+    }
+}
+
+#[test]
+fn encoding_recording_and_routing_equal_the_cpu() {
+    let Some(_session) = session() else { return };
+    let config = config(true);
+    let weights = values(&config, "student");
+    let (pixels, ids) = pairs(&config, 21);
+    let mut engine = Cuda::open(&config, 0, Precision::F32).unwrap();
+    engine.load(&weights).unwrap();
+    assert_eq!(engine.values().unwrap(), weights);
+    let mut cpu = Cpu::new(&config);
+    cpu.load(&weights).unwrap();
+    let truth = cpu.encode_images(&pixels).unwrap();
+    assert!(gap(&engine.encode_images(&pixels).unwrap(), &wide(&truth)) < 1e-5);
+    let truth = cpu.encode_texts(&ids).unwrap();
+    assert!(gap(&engine.encode_texts(&ids).unwrap(), &wide(&truth)) < 1e-5);
+
+    for (tower, input) in [
+        (Tower::Vision, TowerInput::Pixels(&pixels)),
+        (Tower::Text, TowerInput::Ids(&ids)),
+    ] {
+        let inputs = engine.ffn_inputs(input, &[0, 2]).unwrap();
+        let truth = cpu.ffn_inputs(input, &[0, 2]).unwrap();
+        assert_eq!(inputs.counted, truth.counted);
+        assert_eq!(inputs.starts, truth.starts);
+        assert_eq!(inputs.rows.len(), 2);
+        for (block, rows) in &inputs.rows {
+            assert!(gap(rows, &wide(&truth.rows[block])) < 1e-5, "{tower:?} {block}");
+        }
+
+        let layers = engine.routing(input).unwrap();
+        let truth = cpu.routing(input).unwrap();
+        assert_eq!(layers.len(), config.moe_blocks(tower).len());
+        for (layer, truth) in layers.iter().zip(&truth) {
+            assert_eq!(layer.block, truth.block);
+            assert_eq!(layer.chosen, truth.chosen);
+            assert!(gap(&layer.probabilities, &wide(&truth.probabilities)) < 1e-5);
+            assert!(gap(&layer.inputs, &wide(&truth.inputs)) < 1e-5);
+        }
+    }
+}
+
+/// Three steps of training: gradients' norms, weights, moments and the teacher.
+fn trained(
+    precision: Precision,
+    target: Option<EesdTarget>,
+) -> (Vec<f64>, Vec<Vec<f32>>) {
+    let config = config(true);
+    let weights = values(&config, "student");
+    let mut engine = open(&config, precision, (&weights, &weights), target);
+    let (pixels, ids) = pairs(&config, 40);
+    let mut numbers = Vec::new();
+    for _ in 0..3 {
+        numbers.push(engine.step(Pairs { pixels: &pixels, ids: &ids }).unwrap().total);
+        numbers.push(engine.update(1e-2).unwrap());
+    }
+    let state = engine.training_state().unwrap();
+    assert_eq!(state.steps, 3);
+    let average = state.average.unwrap_or_default();
+    (numbers, vec![state.values, state.first, state.second, average])
+}
+
+#[test]
+fn three_steps_equal_those_of_the_cpu() {
+    let Some(_session) = session() else { return };
+    for target in [None, Some(EesdTarget::Layer), Some(EesdTarget::Embedding)] {
+        let (numbers, state) = trained(Precision::F32, target);
+        let config = config(true);
+        let (weights, batch) = (values(&config, "student"), pairs(&config, 40));
+        let mut cpu = Cpu::new(&config);
+        start(&mut cpu, &training(&config, target), (&weights, &weights));
+        for step in 0..3 {
+            let total = self::step(&mut cpu, &batch).0.total;
+            assert!((total - numbers[2 * step]).abs() < 1e-3, "{target:?} {step}");
+            let norm = cpu.update(1e-2).unwrap();
+            let ratio = norm / numbers[2 * step + 1];
+            assert!((ratio - 1.0).abs() < 1e-3, "{target:?} {step}: {ratio}");
+        }
+        let truth = cpu.training_state().unwrap();
+        assert!(distance(&state[0], &truth.values) < 1e-3, "{target:?}");
+        assert_eq!(state[3].len(), truth.average.as_ref().map_or(0, Vec::len));
+        if let Some(average) = truth.average {
+            assert!(distance(&state[3], &average) < 1e-3, "{target:?}");
+        }
+    }
+}
+
+/// CLIP-MoE's constant scale may lie beyond what training allows.
+#[test]
+fn a_frozen_logit_scale_is_not_clamped() {
+    let Some(_session) = session() else { return };
+    let config = config(false);
+    let mut weights = values(&config, "student");
+    let scale = Layout::new(&config).range(Place::LogitScale).start;
+    weights[scale] = 5.0;
+    for frozen in [true, false] {
+        let mut plan = training(&config, None);
+        for (own, (parameter, _)) in
+            plan.trainable.iter_mut().zip(Layout::new(&config).iter())
+        {
+            if frozen && parameter.place == Place::LogitScale {
+                *own = Trainable::Frozen;
+            }
+        }
+        let mut engine = Cuda::open(&config, 0, Precision::F32).unwrap();
+        start(&mut engine, &plan, (&weights, &weights));
+        step(&mut engine, &pairs(&config, 16));
+        engine.update(1e-3).unwrap();
+        let found = engine.values().unwrap()[scale];
+        let expected = if frozen { 5.0 } else { 100.0_f32.ln() };
+        assert!((found - expected).abs() < 1e-6, "{frozen}: {found}");
+    }
+}
+
+#[test]
+fn calls_in_the_wrong_order_are_refused_with_a_sentence() {
+    let Some(_session) = session() else { return };
+    let config = config(false);
+    let (pixels, ids) = pairs(&config, 2);
+    let batch = Pairs { pixels: &pixels, ids: &ids };
+    let plan = training(&config, None);
+    let mut engine = Cuda::open(&config, 0, Precision::F32).unwrap();
+    let refused = |error: upcycle::error::Error, part: &str| {
+        assert!(error.to_string().contains(part), "{error}");
+    };
+    refused(engine.encode_images(&pixels).unwrap_err(), "no weights yet");
+    refused(engine.values().unwrap_err(), "no weights yet");
+    refused(engine.start_training(&plan).unwrap_err(), "no weights yet");
+    refused(engine.load(&[0.0; 3]).unwrap_err(), "3 weights, expected");
+
+    engine.load(&values(&config, "student")).unwrap();
+    refused(engine.step(batch).unwrap_err(), "does not train yet");
+    engine.start_training(&plan).unwrap();
+    refused(engine.update(0.1).unwrap_err(), "call step first");
+    refused(engine.gradient().unwrap_err(), "call step first");
+    let short = Pairs { pixels: &pixels[1..], ids: &ids };
+    refused(engine.step(short).unwrap_err(), "expected");
+    let low_rank = ClipConfig {
+        moe: self::config(true)
+            .moe
+            .map(|moe| upcycle::model::Moe { rank: Some(2), ..moe }),
+        ..config
+    };
+    let error = Cuda::open(&low_rank, 0, Precision::F32).unwrap_err();
+    refused(error, "low rank");
+}
+
+/// `device: cuda:0` opens what is there, and the plan names it in keys.
+#[test]
+fn the_engine_is_chosen_by_device_and_precision() {
+    use upcycle::config::{Compute, Device};
+    use upcycle::engine::Backend;
+    let Some(_session) = session() else { return };
+    for (precision, name) in
+        [(Precision::F32, "cuda-f32"), (Precision::Bf16, "cuda-bf16")]
+    {
+        for device in [Device::Auto, Device::Cuda(0)] {
+            let backend = Backend::choose(Compute { device, precision }).unwrap();
+            assert_eq!(backend.name(), name);
+            let engine = upcycle::engine::open(&config(true), backend).unwrap();
+            assert_eq!(engine.backend(), name);
+        }
+    }
+    let compute = Compute { device: Device::Cpu, precision: Precision::F32 };
+    assert_eq!(Backend::choose(compute).unwrap().name(), "cpu-f32");
+    let compute = Compute { device: Device::Cuda(999), precision: Precision::F32 };
+    let error = Backend::choose(compute).unwrap_err().to_string();
+    assert!(error.contains("cuda:999") && error.contains("set `device: cpu`"), "{error}");
+}
+
+#[test]
+fn two_runs_give_the_same_bits() {
+    let Some(_session) = session() else { return };
+    for precision in [Precision::F32, Precision::Bf16] {
+        let one = trained(precision, Some(EesdTarget::Layer));
+        assert!(one == trained(precision, Some(EesdTarget::Layer)), "{precision:?}");
+    }
+}
+
+/// Four orders of threads, and work that runs as late as it may.
+#[test]
+fn no_order_of_threads_changes_a_bit() {
+    let late = |threads| Order { threads, late: true };
+    let orders = [1, 7, 12].map(|threads| Order { threads, late: false });
+    let run = |order| {
+        session_in(order)
+            .map(|_session| trained(Precision::Bf16, Some(EesdTarget::Layer)))
+    };
+    let Some(one) = run(Order { threads: 0, late: false }) else { return };
+    for order in orders.into_iter().chain([late(0), late(1)]) {
+        assert!(run(order).as_ref() == Some(&one), "{order:?}");
+    }
+}
+
+#[test]
+fn frozen_tensors_keep_their_values_and_have_no_gradient() {
+    let Some(_session) = session() else { return };
+    let config = config(true);
+    let weights = values(&config, "student");
+    let mut plan = training(&config, None);
+    for own in plan.trainable.iter_mut().step_by(2) {
+        *own = Trainable::Frozen;
+    }
+    let mut engine = Cuda::open(&config, 0, Precision::F32).unwrap();
+    engine.load(&weights).unwrap();
+    engine.start_training(&plan).unwrap();
+    let (_, gradient) = step(&mut engine, &pairs(&config, 16));
+    engine.update(1e-2).unwrap();
+    let moved = engine.values().unwrap();
+    for (index, (parameter, range)) in Layout::new(&config).iter().enumerate() {
+        let changed = moved[range.clone()] != weights[range.clone()];
+        let zero = gradient[range].iter().all(|g| *g == 0.0);
+        let frozen = index % 2 == 0;
+        assert_eq!((changed, zero), (!frozen, frozen), "{}", parameter.name);
+    }
+}
+
+#[test]
+fn a_checkpoint_goes_on_as_if_nothing_had_happened() {
+    let Some(_session) = session() else { return };
+    let config = config(true);
+    let weights = values(&config, "student");
+    let (pixels, ids) = pairs(&config, 20);
+    let batch = Pairs { pixels: &pixels, ids: &ids };
+    let target = Some(EesdTarget::Embedding);
+    let mut whole = open(&config, Precision::Bf16, (&weights, &weights), target);
+    whole.step(batch).unwrap();
+    whole.update(1e-2).unwrap();
+    let state = whole.training_state().unwrap();
+    whole.step(batch).unwrap();
+    whole.update(1e-2).unwrap();
+    let mut other = open(&config, Precision::Bf16, (&weights, &weights), target);
+    other.restore(&state).unwrap();
+    other.step(batch).unwrap();
+    other.update(1e-2).unwrap();
+    assert!(whole.training_state().unwrap() == other.training_state().unwrap());
+}

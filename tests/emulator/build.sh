@@ -1,0 +1,22 @@
+#!/bin/sh
+# Builds the emulated libcuda.so, libcublas.so and libnvrtc.so into the folder $1; further
+# arguments go to the compiler (-fsanitize=address,undefined -g). The libraries carry plain
+# names only: NVIDIA's NVRTC would load a libcuda.so.1.
+set -e
+here=$(cd "$(dirname "$0")" && pwd)
+out=$1
+shift
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+cxx=${CXX:-g++}
+kernels=$here/../../src/engine/cuda/kernels
+flags="-std=c++17 -O2 -fPIC -fvisibility=hidden -Wno-unknown-pragmas -I $kernels -I $here -I $out"
+"$cxx" -E -P -DLIST_KERNELS -std=c++17 -I "$kernels" -I "$here" "$here/kernels.cpp" |
+  grep -oE 'KERNEL_NAME +[a-z_0-9]+' | sed 's/KERNEL_NAME *\(.*\)/X(\1)/' >"$out/kernels.inc"
+"$cxx" $flags "$@" -DREAL_BF16 -c "$here/kernels.cpp" -o "$out/bf16.o" &
+first=$!
+"$cxx" $flags "$@" -c "$here/kernels.cpp" -o "$out/f32.o"
+wait $first
+"$cxx" $flags "$@" -shared -Wl,-soname,libcuda.so "$here/host.cpp" "$out/bf16.o" "$out/f32.o" -o "$out/libcuda.so"
+"$cxx" $flags "$@" -shared -Wl,-soname,libcublas.so "$here/blas.cpp" -L "$out" -lcuda -o "$out/libcublas.so"
+"$cxx" $flags "$@" -shared -Wl,-soname,libnvrtc.so "$here/nvrtc.cpp" -o "$out/libnvrtc.so"
