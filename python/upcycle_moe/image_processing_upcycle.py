@@ -18,7 +18,8 @@ class UpcycleImageProcessor(BaseImageProcessor):
     aspect, or `height` and `width`, which do not. `crop_size` is S; the margin that is missing
     after `longest_edge` has the level `fill_color`. By the `convention` of `open_clip`, colors
     are resized weighted by alpha and the offset of the cut is rounded half to even; by that of
-    `hugging_face`, alpha is dropped before the resize and the offset is rounded down.
+    `hugging_face`, pictures are laid over white before the resize and the offset is rounded
+    down.
     """
 
     model_input_names = ["pixel_values"]
@@ -47,6 +48,9 @@ class UpcycleImageProcessor(BaseImageProcessor):
         """One Pillow picture as RGB of the model's size."""
         transparent = "A" in image.getbands() or "transparency" in image.info
         keeps_alpha = transparent and self.convention == "open_clip"
+        if transparent and not keeps_alpha:
+            paper = Image.new("RGBA", image.size, (255, 255, 255, 255))
+            image = Image.alpha_composite(paper, image.convert("RGBA"))
         # Pillow weights colors by alpha when it resizes RGBA.
         image = image.convert("RGBA" if keeps_alpha else "RGB")
         image = image.resize(self.extents(*image.size), self.resample).convert("RGB")

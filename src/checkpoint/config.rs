@@ -66,16 +66,16 @@ pub(super) fn beside(
                 hugging_face::FILE
             )));
         }
-        (Layout::HuggingFace, None) => match file(hugging_face::FILE) {
-            Some(path) => hugging_face::shape(&path, hints)?,
-            None => {
+        (Layout::HuggingFace, None) => {
+            let Some(path) = file(hugging_face::FILE) else {
                 let place = folder.join(hugging_face::FILE);
                 return Err(Error::failed(format!(
                     "{} does not exist; it has to say how many heads the towers have",
                     place.display()
                 )));
-            }
-        },
+            };
+            hugging_face::shape(&path, hints)?
+        }
         (Layout::OpenClip, None) => {
             match (file(open_clip::FILE), file(hugging_face::FILE)) {
                 (Some(path), _) => open_clip::shape(&open_clip::read(&path)?, hints)?,

@@ -30,6 +30,9 @@ fn refusal(path: &Path) -> String {
     import(path, &hints()).unwrap_err().chain()
 }
 
+/// Gives the names of a checkpoint another form.
+type Rename = Box<dyn Fn(&str) -> String>;
+
 #[test]
 fn every_container_of_pytorch_holds_the_same_model() {
     let plain = plain();
@@ -112,7 +115,6 @@ fn marks_of_wrappers_are_taken_off_wherever_they_stand() {
         let own = name.starts_with("visual.") || name == "logit_scale";
         if own { name.to_owned() } else { format!("text.{name}") }
     };
-    type Rename = Box<dyn Fn(&str) -> String>;
     let renames: Vec<(&str, Rename)> = vec![
         ("compiled tower", Box::new(|n| n.replace("visual.", "visual._orig_mod."))),
         ("compiled blocks", Box::new(inside("_orig_mod"))),
@@ -214,7 +216,7 @@ fn heads_come_from_flags_from_a_configuration_or_from_an_architecture() {
     assert!(named("ViT-B-32").contains("--heads 2: the configuration says 12 heads"));
     let said = |activation| {
         let config = Some(PathBuf::from("ViT-B-32"));
-        let hints = Hints { config, activation, ..Hints::default() };
+        let hints = Hints { activation, config, ..Hints::default() };
         import(&fixture("plain.safetensors"), &hints).unwrap_err().chain()
     };
     assert!(said(Some(Activation::Gelu)).contains("of another shape"));

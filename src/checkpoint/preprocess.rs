@@ -275,7 +275,7 @@ impl Preprocessing {
     }
 }
 
-/// `open_clip`'s evaluation transform. What is absent is open_clip's default.
+/// `open_clip`'s evaluation transform. What is absent is `open_clip`'s default.
 fn of_open_clip(cfg: &Section) -> Result<Preprocessing> {
     cfg.obey(OPEN_CLIP)?;
     let usual = Preprocessing::OPENAI;

@@ -15,9 +15,11 @@ use candle_core::{DType, Device};
 use zip::ZipArchive;
 
 use super::pickle::{self, MOST_BYTES};
-use super::weights::Named;
 use crate::error::{Context, Error, Result};
 use crate::io::tensors::Tensor;
+
+/// Tensors under the names of a file.
+pub(super) type Named = Vec<(String, Tensor)>;
 
 /// Entries under which training checkpoints keep the weights.
 const WRAPPERS: [&str; 4] = ["state_dict", "model_state_dict", "model", "module"];
@@ -197,10 +199,14 @@ fn storage_widths(object: &Object, widths: &mut BTreeMap<String, u64>) {
             }
         }
         Object::Tuple(parts) | Object::List(parts) => {
-            parts.iter().for_each(|part| storage_widths(part, widths));
+            for part in parts {
+                storage_widths(part, widths);
+            }
         }
         Object::Dict(entries) => {
-            entries.iter().for_each(|(_, value)| storage_widths(value, widths));
+            for (_, value) in entries {
+                storage_widths(value, widths);
+            }
         }
         Object::Reduce { args, callable } | Object::Build { args, callable } => {
             storage_widths(callable, widths);
@@ -278,11 +284,10 @@ fn find(object: Object) -> std::result::Result<Option<Entries>, String> {
     let direct = entries.iter().any(|(_, value)| is_tensor(value));
 
     let chosen = match (usual.as_slice(), holders.as_slice()) {
-        ([one], _) => Some(*one),
         ([], []) => None,
         // The optimizer's state may be the only dict beside the weights themselves.
         ([], _) if direct => None,
-        ([], [one]) => Some(*one),
+        ([one], _) | ([], [one]) => Some(*one),
         (many, holders) => {
             let many = if many.is_empty() { holders } else { many };
             let mut names: Vec<String> = many.iter().map(|&index| named(index)).collect();

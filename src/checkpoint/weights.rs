@@ -9,7 +9,7 @@ use std::path::Path;
 
 use safetensors::tensor::SafeTensors;
 
-use super::torch;
+use super::torch::{self, Named};
 use crate::error::{Context, Error, Result};
 use crate::io::foreign;
 use crate::io::hostile::check_names;
@@ -44,9 +44,6 @@ const IGNORED: [&str; 6] = [
     "vision_model.embeddings.position_ids",
 ];
 
-/// Tensors under the names of a file.
-pub(super) type Named = Vec<(String, Tensor)>;
-
 /// Reads a file of weights by its extension.
 pub(super) fn read(path: &Path) -> Result<Tensors> {
     let named = match path.extension().and_then(|extension| extension.to_str()) {
@@ -73,11 +70,11 @@ fn unmarked(name: &str) -> String {
 /// Whether a name is that of a weight.
 fn is_weight(name: &str) -> bool {
     let name = unmarked(name);
-    let ignored = |entry: &&str| {
-        name.strip_suffix(*entry)
+    let ignored = |entry: &str| {
+        name.strip_suffix(entry)
             .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
     };
-    !IGNORED.iter().any(|entry| ignored(&entry))
+    !IGNORED.iter().any(|entry| ignored(entry))
 }
 
 /// Gives tensors the names that `open_clip` or Hugging Face would have saved.

@@ -130,10 +130,9 @@ pub fn assignments(text: &str) -> Vec<String> {
             Some('"') if escaped => escaped = false,
             Some('"') if c == '\\' => escaped = true,
             Some(open) if c == open => quote = None,
-            Some(_) => {}
             // An apostrophe inside of a word is a letter.
             None if matches!(c, '\'' | '"') && !before.is_alphanumeric() => {
-                quote = Some(c)
+                quote = Some(c);
             }
             None if matches!(c, '[' | '{') => depth += 1,
             None if matches!(c, ']' | '}') => depth = depth.saturating_sub(1),
@@ -142,7 +141,8 @@ pub fn assignments(text: &str) -> Vec<String> {
                 before = c;
                 continue;
             }
-            None => {}
+            // Inside of quotes every other character is a part of the value, as outside.
+            Some(_) | None => {}
         }
         before = c;
         if let Some(last) = found.last_mut() {

@@ -8,12 +8,14 @@ mod augment;
 mod codec;
 mod drawing;
 mod jpeg;
+mod pixels;
 mod raster;
 mod resize;
 mod square;
 
 pub use augment::{Augmenter, Normalise};
-pub use codec::{MAX_PIXELS, decode, encode_png};
+pub use codec::{decode, encode_png};
+pub use pixels::MAX_PIXELS;
 pub use raster::{rasterise, render};
 pub use resize::{Filter, resize};
 pub use square::{Convention, Fit, Framing, square, square_over_white};

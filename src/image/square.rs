@@ -14,7 +14,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::codec::{Origin, Pixels, mixed, multiply, open};
+use super::codec::open;
+use super::pixels::{Origin, Pixels, mixed, multiply};
 use super::resize::{Filter, resize_with};
 use super::{MAX_PIXELS, Picture};
 use crate::error::{Error, Result};
@@ -89,7 +90,11 @@ impl Framing {
         let pixels = open(bytes, name)?;
         match self.convention {
             Convention::OpenClip => self.fitted(&pixels),
-            Convention::HuggingFace => self.fitted(&Pixels::Color(pixels.into_color())),
+            Convention::HuggingFace => {
+                // transformers lays what is transparent over white before it resizes (5.24;
+                // earlier releases dropped it).
+                self.fitted(&Pixels::Color(pixels.over_white().into_color()))
+            }
         }
     }
 

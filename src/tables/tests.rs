@@ -120,7 +120,8 @@ fn a_file_that_does_not_fit_is_named_with_its_column() {
     assert!(error.contains("no column value"), "{error}");
     assert!(error.contains("validation.parquet"), "{error}");
 
-    table(Column::F64(vec![1.0])).write(&path).unwrap();
+    let whole = table(Column::F64(vec![1.0])).with("value", Column::F64(vec![0.5]));
+    whole.write(&path).unwrap();
     let error = format!("{:?}", read::<ValidationRow>(folder.path()).unwrap_err());
     assert!(error.contains("column step holds f64, expected u32"), "{error}");
 }

@@ -215,7 +215,7 @@ pub fn find(name: &str) -> Result<&'static dyn Method> {
     if let Some(method) = methods().find(|method| method.name() == name) {
         return Ok(method);
     }
-    let hint = did_you_mean(name, methods().map(|method| method.name()));
+    let hint = did_you_mean(name, methods().map(Method::name));
     Err(Error::usage(format!("there is no method named {name}{hint}")))
 }
 

@@ -1,6 +1,6 @@
 //! The two routers a layer can start with.
 
-use super::{LayerInput, Method, Parameter, Settings};
+use super::{LayerInput, Method};
 use crate::error::Result;
 use crate::linalg::Matrix;
 use crate::num;
@@ -18,14 +18,6 @@ pub enum Router {
 }
 
 impl Router {
-    /// The parameter that this router takes.
-    pub(super) fn parameter(self) -> Parameter {
-        match self {
-            Self::Random => Parameter::RouterStd,
-            Self::Centroids => Parameter::RouterScale,
-        }
-    }
-
     /// The router of one layer.
     pub(super) fn of(
         self,
@@ -36,7 +28,8 @@ impl Router {
             Self::Random => Ok(random(layer)),
             Self::Centroids => {
                 let place = layer.streams.place();
-                Ok(scaled(layer.settings, layer.evidence.centroids(method, place)?))
+                let centroids = layer.evidence.centroids(method, place)?;
+                Ok(scaled(centroids, layer.settings.router_scale()))
             }
         }
     }
@@ -52,10 +45,10 @@ fn random(layer: &LayerInput<'_>) -> Matrix {
     router
 }
 
-fn scaled(settings: &Settings, centroids: &Matrix) -> Matrix {
+fn scaled(centroids: &Matrix, scale: f64) -> Matrix {
     let mut router = centroids.clone();
     for value in router.data_mut() {
-        *value = num::round_f32(settings.router_scale() * f64::from(*value));
+        *value = num::round_f32(scale * f64::from(*value));
     }
     router
 }
@@ -87,9 +80,12 @@ mod tests {
     fn the_default_scale_keeps_centroids_bit_for_bit_and_others_multiply() {
         let parts = Parts::new(5, 7, 3, 2);
         let method = find("router-only").unwrap();
-        assert_eq!(scaled(&settings(method, 3), &parts.centroids), parts.centroids);
+        assert_eq!(
+            scaled(&parts.centroids, settings(method, 3).router_scale()),
+            parts.centroids
+        );
         let twice = settings_with(method, 3, |init| init.router_scale = Some(2.0));
         let doubled: Vec<f32> = parts.centroids.data().iter().map(|v| 2.0 * v).collect();
-        assert_eq!(scaled(&twice, &parts.centroids).data(), doubled);
+        assert_eq!(scaled(&parts.centroids, twice.router_scale()).data(), doubled);
     }
 }

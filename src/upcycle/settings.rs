@@ -31,6 +31,16 @@ pub enum Parameter {
     RouterStd,
 }
 
+impl Router {
+    /// The parameter that this router takes.
+    pub(super) fn parameter(self) -> Parameter {
+        match self {
+            Self::Random => Parameter::RouterStd,
+            Self::Centroids => Parameter::RouterScale,
+        }
+    }
+}
+
 impl Parameter {
     /// The key in `pipeline.yaml`.
     pub fn key(self) -> &'static str {

@@ -174,7 +174,7 @@ fn archives_that_are_none_are_refused() {
     let mut object = tensor("FloatStorage", b"K\x00", b"K\x04\x85", one, b"K\x04");
     object.splice(..0, *b"\x80\x02}.");
     let long = [&old[..], &object, b"\x80\x02]X\x01\0\0\0", b"0a.", &[0xff; 8]].concat();
-    assert!(refusal("pickle", &long).contains("w"));
+    assert!(refusal("pickle", &long).contains('w'));
     // A count of entries that is a lie.
     let mut lie = archive(&[("archive/data.pkl", b"}.")]);
     let end = lie.len() - 22;

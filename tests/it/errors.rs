@@ -98,6 +98,7 @@ fn errors_of_the_configuration() {
     insta::assert_snapshot!(text);
 }
 
+#[expect(clippy::too_many_lines, reason = "a catalogue, one entry after the other")]
 #[test]
 fn errors_of_checkpoints() {
     let folder = place();
@@ -107,7 +108,7 @@ fn errors_of_checkpoints() {
         copy("clip-tiny-gelu/open_clip", &here.join(name), config, change);
     };
     oc("pooled", |json| {
-        json["model_cfg"]["vision_cfg"]["attentional_pool"] = json!(true)
+        json["model_cfg"]["vision_cfg"]["attentional_pool"] = json!(true);
     });
     oc("random", |json| {
         json["model_cfg"]["text_cfg"]["tokenizer_kwargs"] =

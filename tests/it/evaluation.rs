@@ -304,7 +304,10 @@ fn a_damaged_set_is_named_and_does_not_take_the_others_with_it() {
     assert!(here.join("out/whole.json").exists() && !here.join("out/torn.json").exists());
     let (code, error) = bad(here, EVALUATE, &on(&["mismatch"], &[]));
     assert_eq!(code, 4, "{error}");
-    assert!(error.contains("class 2, classnames.txt names 2 (0 to 1)"), "{error}");
+    assert!(
+        error.contains("class 2, but classnames.txt has 2 names, for classes 0 to 1"),
+        "{error}"
+    );
     let lines = good(here, EVALUATE, &on(&["torn"], &["--corrupt-share", "0.2"]));
     assert!(lines.contains("skipped)"), "{lines}");
     let found = result(here, "out/torn.json");

@@ -206,7 +206,7 @@ fn only_runs_the_named_run_and_refuses_unknown_ones() {
 
     let error = world.one("total", &Settings::default(), &only("c")).unwrap_err();
     assert_eq!(error.kind().exit_code(), 2);
-    assert!(error.message().contains("it has: a, b"), "{error}");
+    assert!(error.message().contains("there are: a, b"), "{error}");
     let error = world.one("squares", &Settings::default(), &only("c")).unwrap_err();
     assert!(error.message().contains("has no runs"), "{error}");
 }

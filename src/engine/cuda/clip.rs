@@ -10,8 +10,8 @@ use super::device::{Arg, Buffer, Device, Extents, Grid, Kind, Operand, Slice};
 use super::layout::Places;
 use super::ops::{self, Linear, Moments, NormBack, NormInto, Shape, Stream};
 use super::tower::{
-    Back, Batch, Pair, Pass, Scratch, Teacher, TowerState, Transformer, Watch, ints,
-    moments,
+    self, Back, Batch, Pair, Pass, Scratch, Teacher, TowerState, Transformer, Watch,
+    ints, moments,
 };
 use crate::error::{Error, Result};
 use crate::model::names::Place;
@@ -50,7 +50,7 @@ pub(super) struct Rows {
 #[derive(Debug)]
 enum Input {
     Pictures(Buffer),
-    Captions(Captions),
+    Captions(Box<Captions>),
 }
 
 /// Token ids by row, their positions, and the rows sorted by id: the order in which the
@@ -233,7 +233,7 @@ impl Clip {
             rows: upload(&rows)?,
         };
         let batch = Batch::new(device, (starts, counted), &pooled, taught)?;
-        Ok(Rows { batch, input: Input::Captions(captions) })
+        Ok(Rows { batch, input: Input::Captions(Box::new(captions)) })
     }
 
     /// Runs a tower; raw embeddings [n, P] go to `into`.
@@ -250,11 +250,11 @@ impl Clip {
         state.fit(device, (batch.samples(), head.width()))?;
         match &rows.input {
             Input::Pictures(pixels) => {
-                self.embed_pictures(pass, (pixels, batch), state)?
+                self.embed_pictures(pass, (pixels, batch), state)?;
             }
             Input::Captions(captions) => {
                 let args = [
-                    head.blocks.input(&state.blocks).into(),
+                    tower::input(&state.blocks).into(),
                     (&captions.ids).into(),
                     (&captions.places).into(),
                     weights.master(&self.token).into(),
@@ -323,7 +323,7 @@ impl Clip {
         ];
         device.launch("patches_embed", Grid::warps(rows), &args)?;
         let norm = (self.pre_norm.affine(weights), &state.pre_norm);
-        let x = self.vision.blocks.input(&state.blocks);
+        let x = tower::input(&state.blocks);
         ops::norm_stream(device, (x, state.raw.all()), norm, Shape { rows, width: d })
     }
 

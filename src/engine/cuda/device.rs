@@ -533,6 +533,9 @@ impl Device {
     }
 
     /// Fits `buffer` to these values and writes them.
+    ///
+    /// # Panics
+    /// Where the values are of another size than the kind of the buffer.
     pub fn write<T: bytemuck::NoUninit>(
         &self,
         buffer: &mut Buffer,
@@ -579,6 +582,9 @@ impl Device {
     }
 
     /// The first values of a buffer, after all work before.
+    ///
+    /// # Panics
+    /// Where the values are of another size than the kind of the buffer.
     pub fn download<T: bytemuck::Pod>(&self, buffer: &Buffer) -> Result<Vec<T>> {
         assert_eq!(size_of::<T>(), buffer.kind.size(), "values fit the buffer's kind");
         let mut values = vec![T::zeroed(); buffer.len];
@@ -633,6 +639,9 @@ impl Device {
     }
 
     /// Copies values to another place of the same length and kind.
+    ///
+    /// # Panics
+    /// Where the places differ in length or kind.
     pub fn copy(&self, to: Slice<'_>, from: Slice<'_>) -> Result<()> {
         assert!(to.len == from.len && to.kind == from.kind, "copies are of one shape");
         if from.is_empty() {

@@ -34,11 +34,11 @@ pub(super) struct Moments {
     pub(super) inverse: Buffer,
 }
 
-/// A residual addition in front of a norm: `out` = x + `added` + `bias`.
+/// A residual addition in front of a norm: `out` = x + `branch` + `bias`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Added<'a> {
     pub(super) out: Slice<'a>,
-    pub(super) added: Slice<'a>,
+    pub(super) branch: Slice<'a>,
     pub(super) bias: Slice<'a>,
 }
 
@@ -65,7 +65,7 @@ pub(super) fn norm(
 ) -> Result<()> {
     let moments = [Arg::from(&moments.mean), Arg::from(&moments.inverse)];
     let (out, product, bias) = match added {
-        Some(own) => (own.out.into(), own.added.into(), own.bias.into()),
+        Some(own) => (own.out.into(), own.branch.into(), own.bias.into()),
         None => (Arg::None, Arg::None, Arg::None),
     };
     let affine = [affine.gain.into(), affine.offset.into(), rows.into(), width.into()];

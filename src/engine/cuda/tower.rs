@@ -451,12 +451,7 @@ impl Transformer {
             .max(rows.div_ceil(ops::ROWS_A_CHUNK) * self.experts * d)
     }
 
-    /// The place of the stream that the embedding fills.
-    pub(super) fn input<'a>(&self, state: &'a TowerState) -> Slice<'a> {
-        state.blocks[0].x.all()
-    }
-
-    /// Runs all blocks from [`Self::input`] to `state.stream`.
+    /// Runs all blocks from [`input`] to `state.stream`.
     pub(super) fn forward(
         &self,
         pass: Pass<'_>,
@@ -474,7 +469,7 @@ impl Transformer {
             let norm = (block.ln_1.affine(weights), &own.ln_1);
             let (x, added) = match product {
                 Some((from, bias)) => {
-                    let added = Added { out: own.x.all(), added: from, bias };
+                    let added = Added { out: own.x.all(), branch: from, bias };
                     (before.middle.all(), Some(added))
                 }
                 None => (own.x.all(), None),
@@ -494,7 +489,7 @@ impl Transformer {
 
             let bias = weights.master(&block.out.bias);
             let added =
-                Added { out: own.middle.all(), added: scratch.product.all(), bias };
+                Added { out: own.middle.all(), branch: scratch.product.all(), bias };
             let norm = (block.ln_2.affine(weights), &own.ln_2);
             let (y, x) = (own.ffn_input.all(), own.x.all());
             ops::norm(device, (y, x), Some(added), norm, shape)?;
@@ -515,7 +510,7 @@ impl Transformer {
         // A dense last block leaves its product to be added; the norm's output is not used.
         if let Some((added, bias)) = product {
             let (own, block) = (&state.blocks[last], &self.blocks[self.blocks.len() - 1]);
-            let added = Added { out: state.stream.all(), added, bias };
+            let added = Added { out: state.stream.all(), branch: added, bias };
             let norm = (block.ln_1.affine(weights), &scratch.routing.moments);
             let y = scratch.inner.all();
             ops::norm(device, (y, own.middle.all()), Some(added), norm, shape)?;
@@ -706,4 +701,9 @@ pub(super) fn largest(starts: &[usize]) -> usize {
 /// Bounds as the device wrote them.
 pub(super) fn bounds(values: &[i32]) -> Vec<usize> {
     values.iter().map(|n| widen(n.cast_unsigned())).collect()
+}
+
+/// The place of the stream that the embedding fills.
+pub(super) fn input(state: &TowerState) -> Slice<'_> {
+    state.blocks[0].x.all()
 }

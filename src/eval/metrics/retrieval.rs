@@ -224,8 +224,8 @@ mod tests {
         assert!(found.text_retrieval_recall(0).is_err());
         for (owner, says) in [
             (vec![0, 1, 1, 1], "image 2 has no caption"),
-            (vec![0, 1, 2, 3], "caption 3 belongs to image 3 of 3"),
-            (vec![0, 1, 2], "4 captions with 3 owners"),
+            (vec![0, 1, 2, 3], "caption 3 belongs to image 3, expected a number below 3"),
+            (vec![0, 1, 2], "found 3 owners for 4 captions"),
         ] {
             let error = Retrieval::new(&images, &texts, &owner).unwrap_err();
             assert!(error.message().contains(says), "{error:?}");
