@@ -161,12 +161,12 @@ impl Preprocessing {
 
     fn of(section: &Section) -> Result<Option<Self>> {
         let has = |key: &str| section.map.contains_key(key);
+        // Any field of Hugging Face's file makes it one: none of them may be passed over.
+        let of_processor = CLIP_PROCESSOR.iter().any(|(key, _)| has(key));
 
         let found = if has("model_cfg") || has("preprocess_cfg") {
             let Some(cfg) = section.optional("preprocess_cfg")? else { return Ok(None) };
             of_open_clip(&cfg)?
-        } else if has("image_mean") || has("do_resize") || has("crop_size") {
-            of_hugging_face(section)?
         } else if has("splits") && has("image_size") {
             of_dataset(section)?
         } else if has("mean") || has("std") {
@@ -176,6 +176,8 @@ impl Preprocessing {
                 Error::corrupt(format!("{place} is not a valid {PREPROCESS}"))
                     .caused_by(e)
             })?
+        } else if of_processor {
+            of_hugging_face(section)?
         } else {
             return Ok(None);
         };
