@@ -328,7 +328,9 @@ fn a_damaged_set_is_named_and_does_not_take_the_others_with_it() {
         let (found, error) = bad(here, EVALUATE, &args);
         assert!(error.contains(why) && found == code, "{args:?}: {found} {error}");
     }
-    fs::remove_file(here.join("dense/preprocess.json")).unwrap();
+    for file in ["preprocess.json", "preprocessor_config.json"] {
+        fs::remove_file(here.join("dense").join(file)).unwrap();
+    }
     let (_, error) = bad(here, EVALUATE, &on(&["whole"], &[]));
     assert!(error.contains("give --preprocess"), "{error}");
 }
