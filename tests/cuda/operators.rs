@@ -92,6 +92,7 @@ impl Packed {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a sequence of kernels beside its definition")]
 fn attention_equals_its_definition_for_all_heads_and_lengths() {
     let Some(_session) = session() else { return };
     for precision in BOTH {
@@ -182,6 +183,7 @@ fn attention_equals_its_definition_for_all_heads_and_lengths() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a sequence of kernels beside its definition")]
 fn norms_equal_their_definition() {
     let Some(_session) = session() else { return };
     for precision in BOTH {

@@ -1,7 +1,7 @@
 //! Launches of attention: the grid, the scale and the sizes of shared memory.
 
 use super::device::{Buffer, Device, Grid, Kind, Slice};
-use super::tower::Batch;
+use super::pass::Batch;
 use crate::error::Result;
 use crate::model::TowerShape;
 

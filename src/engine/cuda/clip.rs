@@ -9,10 +9,8 @@ use cudarc::driver::PinnedHostSlice;
 use super::device::{Arg, Buffer, Device, Extents, Grid, Kind, Operand, Slice};
 use super::layout::Places;
 use super::ops::{self, Linear, Moments, NormBack, NormInto, Shape, Stream};
-use super::tower::{
-    self, Back, Batch, Pair, Pass, Scratch, Teacher, TowerState, Transformer, Watch,
-    ints, moments,
-};
+use super::pass::{Back, Batch, Pair, Pass, Scratch, Teacher, ints, moments};
+use super::tower::{self, TowerState, Transformer, Watch};
 use crate::error::{Error, Result};
 use crate::model::names::Place;
 use crate::model::{ClipConfig, Tower};

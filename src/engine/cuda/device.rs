@@ -28,6 +28,7 @@ use cudarc::driver::{
 };
 use cudarc::nvrtc;
 
+pub use super::kind::Kind;
 use super::signature::{Parameter, Signatures};
 use crate::config::Precision;
 use crate::error::{Context as _, Error, Result};
@@ -45,43 +46,6 @@ const SOURCES: [&str; 10] = [
     include_str!("kernels/loss.cuh"),
     include_str!("kernels/optim.cuh"),
 ];
-
-/// What the values of a buffer are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// 32-bit floats.
-    F32,
-    /// The upper half of 32-bit floats.
-    Bf16,
-    /// 64-bit floats.
-    F64,
-    /// 32-bit signed integers.
-    I32,
-    /// Bytes.
-    U8,
-}
-
-impl From<Precision> for Kind {
-    /// What activations, and the weights that matrix products read, are held in.
-    fn from(precision: Precision) -> Self {
-        match precision {
-            Precision::F32 => Self::F32,
-            Precision::Bf16 => Self::Bf16,
-        }
-    }
-}
-
-impl Kind {
-    /// Bytes of one value.
-    pub fn size(self) -> usize {
-        match self {
-            Self::F64 => 8,
-            Self::F32 | Self::I32 => 4,
-            Self::Bf16 => 2,
-            Self::U8 => 1,
-        }
-    }
-}
 
 /// Memory of the device.
 #[derive(Debug)]

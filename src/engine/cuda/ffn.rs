@@ -11,22 +11,19 @@ use std::ops::Range;
 
 use super::device::{Buffer, Device, Grid, Kind, Slice};
 use super::layout::{Places, Weights};
-use super::ops::{self, Linear, Moments, ROWS_A_CHUNK, Segments};
-use super::tower::{
-    Back, Batch, HostStarts, Pair, Pass, Teacher, bounds, ints, largest, moments,
+use super::ops::{self, Linear, ROWS_A_CHUNK, Segments};
+use super::pass::{
+    Back, Batch, Ensemble, HostStarts, Pair, Pass, SORTED, Scratch, Teacher, bounds,
+    largest,
 };
 use crate::config::Activation;
 use crate::error::Result;
 use crate::model::names::{Part, Place};
 use crate::model::{ClipConfig, Tower};
-use crate::num::truncate_usize;
 
 /// Tokens that one warp of the router's kernels handles, and warps of their blocks.
 const ROUTED: usize = 4;
 const ROUTER_WARPS: usize = 4;
-
-/// Pairs of a block of the sort by expert (`kernels/experts.cuh`).
-const SORTED: usize = 256;
 
 /// Experts whose sums one thread holds side by side (`kernels/router.cuh`).
 const ABREAST: usize = 8;
@@ -89,86 +86,6 @@ pub(super) struct MoeState {
     /// Distilled rows and how far the layer's output is from the ensemble's [n, d].
     distilled: Buffer,
     difference: Buffer,
-}
-
-/// Buffers that routers use in turn.
-#[derive(Debug)]
-pub(super) struct Scratch {
-    /// For a norm whose moments nobody reads.
-    pub(super) moments: Moments,
-    counts: Buffer,
-    dweight: Buffer,
-    dlogits: Buffer,
-    marked: Buffer,
-    taught: Ensemble,
-}
-
-/// Buffers of the ensemble over some rows.
-#[derive(Debug)]
-struct Ensemble {
-    inputs: Buffer,
-    target: Buffer,
-    hidden: Buffer,
-    probabilities: Buffer,
-    chosen: Buffer,
-    weights: Buffer,
-    log_sum: Buffer,
-    entropy: Buffer,
-}
-
-impl Scratch {
-    pub(super) fn new(device: &Device) -> Result<Self> {
-        let make = |kind| device.buffer(kind, 0);
-        let taught = Ensemble {
-            inputs: make(device.real())?,
-            target: make(Kind::F32)?,
-            hidden: make(device.real())?,
-            probabilities: make(Kind::F32)?,
-            chosen: make(Kind::I32)?,
-            weights: make(Kind::F32)?,
-            log_sum: make(Kind::F32)?,
-            entropy: make(Kind::F32)?,
-        };
-        Ok(Self {
-            moments: moments(device)?,
-            counts: make(Kind::I32)?,
-            dweight: make(Kind::F32)?,
-            dlogits: make(Kind::F32)?,
-            marked: make(Kind::I32)?,
-            taught,
-        })
-    }
-
-    pub(super) fn fit(
-        &mut self,
-        device: &Device,
-        rows: usize,
-        (experts, k): (usize, usize),
-    ) -> Result<()> {
-        device.fit(&mut self.counts, (rows * k).div_ceil(SORTED) * experts)?;
-        device.fit(&mut self.dweight, rows * k)?;
-        device.fit(&mut self.dlogits, rows * experts)?;
-        device.fit(&mut self.marked, rows)
-    }
-
-    /// Room for the ensemble over `rows` rows.
-    pub(super) fn fit_ensemble(
-        &mut self,
-        device: &Device,
-        rows: usize,
-        (width, hidden): (usize, usize),
-        (experts, k): (usize, usize),
-    ) -> Result<()> {
-        let taught = &mut self.taught;
-        device.fit(&mut taught.inputs, rows * width)?;
-        device.fit(&mut taught.target, rows * width)?;
-        device.fit(&mut taught.hidden, rows * hidden)?;
-        device.fit(&mut taught.probabilities, rows * experts)?;
-        device.fit(&mut taught.chosen, rows * k)?;
-        device.fit(&mut taught.weights, rows * k)?;
-        device.fit(&mut taught.log_sum, rows)?;
-        device.fit(&mut taught.entropy, rows)
-    }
 }
 
 impl MoeState {
@@ -263,7 +180,7 @@ impl Ffn {
         pass: Pass<'a>,
         batch: &Batch,
         (x, stream): (Slice<'_>, (Slice<'_>, Slice<'_>)),
-        (kept, scratch): ((Slice<'_>, &MoeState), &super::tower::Scratch),
+        (kept, scratch): ((Slice<'_>, &MoeState), &Scratch),
     ) -> Result<Option<Slice<'a>>> {
         match self {
             Self::Dense(dense) => {
@@ -282,7 +199,7 @@ impl Ffn {
         back: Back<'_>,
         batch: &Batch,
         x: Slice<'_>,
-        (kept, scratch): ((Slice<'_>, &MoeState), &super::tower::Scratch),
+        (kept, scratch): ((Slice<'_>, &MoeState), &Scratch),
     ) -> Result<()> {
         match self {
             Self::Dense(dense) => dense.backward(back, batch, (x, kept.0), scratch),
@@ -351,7 +268,7 @@ impl Dense {
         pass: Pass<'a>,
         batch: &Batch,
         (x, pre): (Slice<'_>, Slice<'_>),
-        scratch: &super::tower::Scratch,
+        scratch: &Scratch,
     ) -> Result<Slice<'a>> {
         let Pass { device, weights, .. } = pass;
         let (rows, shape) = (batch.rows(), self.shape);
@@ -368,7 +285,7 @@ impl Dense {
         back: Back<'_>,
         batch: &Batch,
         (x, pre): (Slice<'_>, Slice<'_>),
-        scratch: &super::tower::Scratch,
+        scratch: &Scratch,
     ) -> Result<()> {
         let Back { device, weights, beta, .. } = back;
         let (rows, shape) = (batch.rows(), self.shape);
@@ -444,7 +361,7 @@ impl Moe {
         pass: Pass<'_>,
         batch: &Batch,
         (x, (middle, next)): (Slice<'_>, (Slice<'_>, Slice<'_>)),
-        ((pre, kept), scratch): ((Slice<'_>, &MoeState), &super::tower::Scratch),
+        ((pre, kept), scratch): ((Slice<'_>, &MoeState), &Scratch),
     ) -> Result<()> {
         let Pass { device, weights, .. } = pass;
         let (rows, d) = (batch.rows(), self.shape.width);
@@ -497,7 +414,7 @@ impl Moe {
         device: &Device,
         (weights, starts): (&Weights, &[usize]),
         (pre, kept): (Slice<'_>, &MoeState),
-        scratch: &super::tower::Scratch,
+        scratch: &Scratch,
     ) -> Result<()> {
         let Shape { width: d, hidden: h, .. } = self.shape;
         for e in 0..self.experts {
@@ -529,7 +446,7 @@ impl Moe {
         &self,
         pass: Pass<'_>,
         batch: &Batch,
-        (kept, scratch): (&MoeState, &super::tower::Scratch),
+        (kept, scratch): (&MoeState, &Scratch),
     ) -> Result<()> {
         let Some(all) = pass.statistics else { return Ok(()) };
         let (device, rows) = (pass.device, batch.rows());
@@ -646,7 +563,7 @@ impl Moe {
         (pass, teacher): (Pass<'_>, &Weights),
         batch: &Batch,
         x: Slice<'_>,
-        (kept, scratch): (&MoeState, &super::tower::Scratch),
+        (kept, scratch): (&MoeState, &Scratch),
     ) -> Result<()> {
         let (device, d) = (pass.device, self.shape.width);
         let Some(selection) = batch.selection() else { return Ok(()) };
@@ -708,7 +625,7 @@ impl Moe {
         back: Back<'_>,
         batch: &Batch,
         x: Slice<'_>,
-        ((pre, kept), scratch): ((Slice<'_>, &MoeState), &super::tower::Scratch),
+        ((pre, kept), scratch): ((Slice<'_>, &MoeState), &Scratch),
     ) -> Result<()> {
         let Back { device, weights, beta, .. } = back;
         let Shape { width: d, hidden: h, .. } = self.shape;
@@ -786,7 +703,7 @@ impl Moe {
         back: Back<'_>,
         (batch, pull): (&Batch, Slice<'_>),
         x: Slice<'_>,
-        (kept, scratch): (&MoeState, &super::tower::Scratch),
+        (kept, scratch): (&MoeState, &Scratch),
     ) -> Result<()> {
         let Back { device, weights, beta, .. } = back;
         let (rows, d, e) = (batch.rows(), self.shape.width, self.experts);
@@ -846,39 +763,4 @@ pub(super) fn sum_statistics(
     let width = into.len();
     let args = [into.into(), partial.into(), count.into(), width.into()];
     device.launch("sum_statistics", Grid::new([width, 1, 1], 256), &args)
-}
-
-/// Which rows of each group of samples a layer's teacher sees: as many as the fraction says,
-/// known before any entropy is.
-#[derive(Debug)]
-pub(super) struct Selection {
-    /// Rows of each group.
-    pub(super) keep: Buffer,
-    /// Where they go.
-    pub(super) offsets: Buffer,
-    /// All of them.
-    pub(super) total: usize,
-}
-
-impl Selection {
-    /// The `fraction` of the counted rows of each group, rounded up.
-    pub(super) fn new(
-        device: &Device,
-        (counted, groups): (&[bool], &[usize]),
-        fraction: f64,
-    ) -> Result<Self> {
-        let (mut keep, mut offsets, mut total) = (Vec::new(), Vec::new(), 0);
-        for group in groups.windows(2) {
-            let count = counted[group[0]..group[1]].iter().filter(|own| **own).count();
-            let own = truncate_usize((fraction * count as f64).ceil()).min(count);
-            keep.push(own);
-            offsets.push(total);
-            total += own;
-        }
-        Ok(Self {
-            keep: device.upload(Kind::I32, &ints(&keep))?,
-            offsets: device.upload(Kind::I32, &ints(&offsets))?,
-            total,
-        })
-    }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::device::Kind;
+use super::kind::Kind;
 
 /// What a kernel expects in one place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

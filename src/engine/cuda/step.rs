@@ -16,7 +16,8 @@ use super::clip::{Clip, HeadState, Rows};
 use super::device::{Buffer, Device, Extents, Grid, Kind, Operand, Slice};
 use super::ffn::sum_statistics;
 use super::layout::{Places, Weights};
-use super::tower::{Back, Pass, Scratch, Teacher, Watch};
+use super::pass::{Back, Pass, Scratch, Teacher};
+use super::tower::Watch;
 use crate::config::{EesdTarget, Precision};
 use crate::engine::{
     Engine, FfnInputs, LayerRouting, LayerStats, Losses, Pairs, StateBuffer, TowerInput,

@@ -4,155 +4,18 @@
 //! per block, before each norm; the products in between are `real`. What a linear layer of
 //! the residual branch yields is added by the norm behind it, in one pass over the rows.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 use super::attention::{self, Attention};
 use super::device::{Buffer, Device, Grid, Kind, Slice};
-use super::ffn::{Ffn, MoeState, Selection};
-use super::layout::{Places, Weights};
-use super::ops::{
-    self, Added, Affine, Linear, Moments, NormBack, NormInto, Segments, Shape, Stream,
-};
+use super::ffn::{Ffn, MoeState};
+use super::layout::Places;
+use super::ops::{self, Added, Linear, Moments, NormBack, NormInto, Shape};
+use super::pass::{Back, Batch, Pair, Pass, Scratch, Teacher, moments};
 use crate::engine::LayerRouting;
 use crate::error::Result;
 use crate::model::names::{Part, Place};
 use crate::model::{ClipConfig, Tower, TowerShape};
-use crate::num::widen;
-
-/// Samples of a group within which distillation chooses its rows, as on the CPU.
-const GROUP: usize = crate::engine::cpu::clip::GROUP;
-
-/// The rows of a micro-batch: whose they are and what is asked of them.
-#[derive(Debug)]
-pub(super) struct Batch {
-    host_starts: Vec<usize>,
-    host_counted: Vec<bool>,
-    starts: Buffer,
-    counted: Buffer,
-    pooled: Buffer,
-    whole: Buffer,
-    groups: Buffer,
-    group_starts: Vec<usize>,
-    selection: Option<Selection>,
-}
-
-impl Batch {
-    /// `starts` has one entry per sample and the end; `pooled` one row per sample. A teacher
-    /// of layers sees the `taught` fraction of the rows that count.
-    pub(super) fn new(
-        device: &Device,
-        (starts, counted): (Vec<usize>, Vec<bool>),
-        pooled: &[usize],
-        taught: Option<f64>,
-    ) -> Result<Self> {
-        let rows = starts.last().copied().unwrap_or(0);
-        let samples = starts.len() - 1;
-        let mut group_starts: Vec<usize> =
-            starts.iter().copied().step_by(GROUP).collect();
-        if !samples.is_multiple_of(GROUP) {
-            group_starts.push(rows);
-        }
-        let own = (counted.as_slice(), group_starts.as_slice());
-        let select = |fraction| Selection::new(device, own, fraction);
-        let selection = taught.map(select).transpose()?;
-        let flags: Vec<i32> = counted.iter().map(|&own| i32::from(own)).collect();
-        Ok(Self {
-            starts: device.upload(Kind::I32, &ints(&starts))?,
-            counted: device.upload(Kind::I32, &flags)?,
-            pooled: device.upload(Kind::I32, &ints(pooled))?,
-            whole: device.upload(Kind::I32, &ints(&[0, rows]))?,
-            groups: device.upload(Kind::I32, &ints(&group_starts))?,
-            host_starts: starts,
-            host_counted: counted,
-            group_starts,
-            selection,
-        })
-    }
-
-    pub(super) fn rows(&self) -> usize {
-        self.host_counted.len()
-    }
-
-    pub(super) fn samples(&self) -> usize {
-        self.host_starts.len() - 1
-    }
-
-    /// Rows of the longest sample.
-    pub(super) fn longest(&self) -> usize {
-        self.host_starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0)
-    }
-
-    pub(super) fn host_starts(&self) -> &[usize] {
-        &self.host_starts
-    }
-
-    pub(super) fn host_counted(&self) -> &[bool] {
-        &self.host_counted
-    }
-
-    pub(super) fn starts(&self) -> &Buffer {
-        &self.starts
-    }
-
-    pub(super) fn counted(&self) -> &Buffer {
-        &self.counted
-    }
-
-    /// The row of each sample that the embedding is made of.
-    pub(super) fn pooled(&self) -> &Buffer {
-        &self.pooled
-    }
-
-    /// The bounds of the groups of [`GROUP`] samples, and of each its rows that count.
-    pub(super) fn groups(&self) -> (&Buffer, &[usize]) {
-        (&self.groups, &self.group_starts)
-    }
-
-    /// The rows that a teacher of layers sees.
-    pub(super) fn selection(&self) -> Option<&Selection> {
-        self.selection.as_ref()
-    }
-
-    /// All rows as those of one expert.
-    pub(super) fn whole(&self) -> Segments<'_> {
-        Segments { starts: self.whole.all(), experts: 1, largest: self.rows() }
-    }
-}
-
-/// Indices as the device reads them.
-///
-/// # Panics
-/// Beyond 2,147,483,647: buffers of a micro-batch are smaller.
-pub(super) fn ints(values: &[usize]) -> Vec<i32> {
-    let int =
-        |&n: &usize| i32::try_from(n).expect("indices of a micro-batch are below 2^31");
-    values.iter().map(int).collect()
-}
-
-/// A weight and its bias among the parameters.
-#[derive(Debug, Clone)]
-pub(super) struct Pair {
-    pub(super) weight: Range<usize>,
-    pub(super) bias: Range<usize>,
-}
-
-impl Pair {
-    pub(super) fn new(places: &Places, weight: Place, bias: Place) -> Self {
-        Self { weight: places.range(weight), bias: places.range(bias) }
-    }
-
-    /// Both in f32, as a norm reads them.
-    pub(super) fn affine<'a>(&self, weights: &'a Weights) -> Affine<'a> {
-        Affine { gain: weights.master(&self.weight), offset: weights.master(&self.bias) }
-    }
-
-    /// Their gradients.
-    pub(super) fn gradient<'a>(&self, flat: &'a Buffer) -> Affine<'a> {
-        Affine { gain: flat.at(self.weight.clone()), offset: flat.at(self.bias.clone()) }
-    }
-}
 
 #[derive(Debug)]
 struct Block {
@@ -161,47 +24,6 @@ struct Block {
     out: Pair,
     ln_2: Pair,
     ffn: Ffn,
-}
-
-/// Who teaches the MoE layers of a forward pass.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Teacher<'a> {
-    /// Nobody: top-K routing alone.
-    None,
-    /// The ensemble of these weights, for the rows that the batch's selection names.
-    Ensemble(&'a Weights),
-    /// No student: every MoE layer's output is the ensemble of all its experts.
-    IsEnsemble,
-}
-
-/// What a forward pass needs beside the rows.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Pass<'a> {
-    pub(super) device: &'a Device,
-    pub(super) weights: &'a Weights,
-    pub(super) teacher: Teacher<'a>,
-    /// Where the sums over the batch go, [layers, 5 + 2E] of f64; none where no one asks.
-    pub(super) statistics: Option<Slice<'a>>,
-}
-
-/// What a backward pass needs beside the rows.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Back<'a> {
-    pub(super) device: &'a Device,
-    pub(super) weights: &'a Weights,
-    /// The flat gradient.
-    pub(super) gradient: &'a Buffer,
-    /// 0 for the first micro-batch of a step, which replaces the gradient, then 1.
-    pub(super) beta: f32,
-    /// Weights of the auxiliary losses [layers, E + 2].
-    pub(super) pulls: &'a Buffer,
-}
-
-impl<'a> Back<'a> {
-    /// The gradient of a parameter.
-    pub(super) fn of(&self, range: &Range<usize>) -> Slice<'a> {
-        self.gradient.at(range.clone())
-    }
 }
 
 /// What somebody outside takes from every block of a forward pass.
@@ -240,55 +62,6 @@ pub(super) struct TowerState {
     blocks: Vec<BlockState>,
     /// The residual stream behind the last block [N, d].
     pub(super) stream: Buffer,
-}
-
-/// Buffers that every block of both towers uses in turn.
-#[derive(Debug)]
-pub(super) struct Scratch {
-    /// Products that are added to the stream [N, d].
-    pub(super) product: Buffer,
-    /// FFN hidden rows, then their gradients [N K, h].
-    pub(super) hidden: Buffer,
-    /// Rows by slot [N K, d].
-    pub(super) slots: Buffer,
-    pub(super) slot_gradients: Buffer,
-    /// Partial sums.
-    pub(super) partial: Buffer,
-    pub(super) partial_f64: Buffer,
-    /// The stream's gradient in f32 and as products read it [N, d].
-    pub(super) dx: Buffer,
-    pub(super) dx_copy: Buffer,
-    /// The gradient within a residual branch [N, d].
-    pub(super) inner: Buffer,
-    dqkv: Buffer,
-    delta: Buffer,
-    pub(super) routing: super::ffn::Scratch,
-}
-
-impl Scratch {
-    pub(super) fn new(device: &Device) -> Result<Self> {
-        let real = || device.buffer(device.real(), 0);
-        let float = || device.buffer(Kind::F32, 0);
-        Ok(Self {
-            product: real()?,
-            hidden: real()?,
-            slots: real()?,
-            slot_gradients: real()?,
-            partial: float()?,
-            partial_f64: device.buffer(Kind::F64, 0)?,
-            dx: float()?,
-            dx_copy: real()?,
-            inner: real()?,
-            dqkv: real()?,
-            delta: float()?,
-            routing: super::ffn::Scratch::new(device)?,
-        })
-    }
-
-    /// The gradient of the stream.
-    pub(super) fn stream(&self) -> Stream<'_> {
-        Stream { dx: self.dx.all(), copy: self.dx_copy.all() }
-    }
 }
 
 /// The transformer of one tower.
@@ -619,14 +392,6 @@ impl BlockState {
     }
 }
 
-/// Room for a norm's means and deviations.
-pub(super) fn moments(device: &Device) -> Result<Moments> {
-    Ok(Moments {
-        mean: device.buffer(Kind::F32, 0)?,
-        inverse: device.buffer(Kind::F32, 0)?,
-    })
-}
-
 impl Watch<'_> {
     fn take(
         &mut self,
@@ -688,19 +453,6 @@ fn reals(device: &Device, buffer: &Buffer) -> Result<Vec<f32>> {
     }
     let bits: Vec<u16> = device.download(buffer)?;
     Ok(bits.into_iter().map(|bits| f32::from_bits(u32::from(bits) << 16)).collect())
-}
-
-/// Expert bounds on the host, written when a layer has been routed.
-pub(super) type HostStarts = RefCell<Vec<usize>>;
-
-/// The largest difference of neighbors.
-pub(super) fn largest(starts: &[usize]) -> usize {
-    starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0)
-}
-
-/// Bounds as the device wrote them.
-pub(super) fn bounds(values: &[i32]) -> Vec<usize> {
-    values.iter().map(|n| widen(n.cast_unsigned())).collect()
 }
 
 /// The place of the stream that the embedding fills.
