@@ -86,9 +86,9 @@ pub fn compactness(routing: &Routing<'_>, outputs: &Matrix) -> Result<Compactnes
 #[derive(Debug)]
 struct Groups {
     counts: Vec<usize>,
-    /// `μ_e` [E][d]; zeros for an empty group.
+    /// `μ_e` `[E, d]`; zeros for an empty group.
     means: Vec<Vec<f64>>,
-    /// μ [d].
+    /// μ `[d]`.
     mean: Vec<f64>,
 }
 
@@ -120,7 +120,7 @@ impl Groups {
         Self { counts, means, mean }
     }
 
-    /// M [d,E], columns `√n_e (μ_e - μ)`: `S_B = M Mᵀ`.
+    /// M `[d,E]`, columns `√n_e (μ_e - μ)`: `S_B = M Mᵀ`.
     fn between_factor(&self) -> DMatrix<f64> {
         DMatrix::from_fn(self.mean.len(), self.counts.len(), |i, expert| {
             (self.counts[expert] as f64).sqrt() * (self.means[expert][i] - self.mean[i])

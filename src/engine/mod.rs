@@ -59,7 +59,7 @@ pub enum TowerInput<'a> {
 pub struct FfnInputs {
     /// Sample s owns rows `starts[s]..starts[s + 1]`; captions are ragged.
     pub starts: Vec<usize>,
-    /// Rows that enter losses, statistics and recordings [N]: all of a picture; of a caption
+    /// Rows that enter losses, statistics and recordings `[N]`: all of a picture; of a caption
     /// neither the start token nor what follows the end of text.
     pub counted: Vec<bool>,
     /// LN2 outputs [N, d] by block.

@@ -63,7 +63,7 @@ pub struct Split<'a, R> {
     role: PhantomData<R>,
 }
 
-/// Everything that [`super::evaluate`] reads; names are those of `dataset.json`.
+/// Everything that [`super::evaluate()`] reads; names are those of `dataset.json`.
 #[derive(Debug)]
 pub struct Bundle<'a> {
     /// Classes and prompts.

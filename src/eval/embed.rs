@@ -101,7 +101,7 @@ pub(super) fn split<R>(
     images(encoder, split, &all, batch)
 }
 
-/// Embeds texts [n] to [n, P], `batch` at a time.
+/// Embeds texts `[n]` to [n, P], `batch` at a time.
 pub(super) fn texts(
     encoder: &mut dyn Encoder,
     vocabulary: &Vocabulary<'_>,

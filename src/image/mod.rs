@@ -1,7 +1,7 @@
 //! Pictures: bytes to pixels, SVG to pixels, resizing, and the random changes of training.
 //!
 //! A [`Picture`] is 8-bit RGB, rows from the top, and nothing else. What else a file may hold
-//! (alpha, inks of print, one bit a pixel) ends in [`square`], which needs it because
+//! (alpha, inks of print, one bit a pixel) ends in [`square()`], which needs it because
 //! `open_clip`'s transform does, so that no later step has to know about it.
 
 mod augment;

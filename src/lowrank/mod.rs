@@ -2,7 +2,7 @@
 //!
 //! Sees matrices and labelled rows, no model. Moments are gathered in one streaming pass
 //! ([`MomentsBuilder`]) and serve every variant ([`LayerMoments::subspaces`]); weights follow
-//! by [`project`] and [`affine_bias`].
+//! by [`project()`] and [`affine_bias`].
 
 mod draws;
 mod frame;

@@ -1,7 +1,7 @@
 //! What the report is made of: the rows of all stages' tables, run by run.
 //!
 //! This is plain data without paths, hosts or times, so that rendering is a pure function of
-//! it. [`super::load`] fills it from artifacts; tests fill it with drawn figures.
+//! it. [`super::load()`] fills it from artifacts; tests fill it with drawn figures.
 
 use std::collections::BTreeMap;
 

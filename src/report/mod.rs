@@ -1,7 +1,7 @@
 //! The report: what the runs show, in words, tables and figures, as one HTML file, its
 //! Markdown twin and `comparison.parquet`.
 //!
-//! [`load`] reads the tables of all stages into [`ReportInputs`]. [`render`] is a pure
+//! [`load()`] reads the tables of all stages into [`ReportInputs`]. [`render()`] is a pure
 //! function of these: it knows no clock, host, path or network. It claims a difference only
 //! where the 95 % interval of the paired difference over seeds excludes zero.
 

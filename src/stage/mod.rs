@@ -1,7 +1,7 @@
 //! The ten stages: procedures wired to artifacts. The only place that knows file names.
 //!
 //! The file of a stage holds its slice of the configuration, says which files it reads and
-//! writes, and calls one procedure. [`plan`] is the graph: which stage reads which. Finding out
+//! writes, and calls one procedure. [`plan()`] is the graph: which stage reads which. Finding out
 //! whether a stage is stale, and running it, is left to [`crate::pipeline`], which does not
 //! know any stage by name.
 

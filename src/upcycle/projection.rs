@@ -25,7 +25,7 @@ use crate::num;
 pub(super) struct Projection<'a> {
     /// U [out, r]; `None` keeps everything.
     pub(super) basis: Option<Mat<f64>>,
-    /// W μ [out], if the bias is to make up for the mean.
+    /// W μ `[out]`, if the bias is to make up for the mean.
     pub(super) mean: Option<&'a [f32]>,
     /// The part α of the discarded outputs that is taken away, 0 to 1.
     pub(super) alpha: f64,

@@ -18,7 +18,7 @@ pub(super) struct Forward {
     /// A checkpoint: ours, Hugging Face's or `open_clip`'s, a folder or a file of weights.
     #[arg(long, value_name = "DIR")]
     checkpoint: PathBuf,
-    /// Safetensors with `pixel_values` [B,3,S,S] and `input_ids` [B,T] (any integer type).
+    /// Safetensors with `pixel_values` `[B,3,S,S]` and `input_ids` `[B,T]` (any integer type).
     #[arg(long, value_name = "FILE")]
     inputs: PathBuf,
     /// Where `image_embeds`, `text_embeds`, `logits_per_image` and `<tower>.layers.<l>.ffn_in`

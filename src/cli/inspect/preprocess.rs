@@ -29,7 +29,7 @@ pub(super) struct Preprocess {
     /// Standard deviation of red, green and blue [default: `OpenAI`'s].
     #[arg(long, value_name = "R,G,B", value_delimiter = ',')]
     std: Option<Vec<f32>>,
-    /// Where `pixel_values` [B,3,N,N] is written.
+    /// Where `pixel_values` `[B,3,N,N]` is written.
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
 }

@@ -12,12 +12,12 @@ use crate::config::Activation;
 /// Epsilon of every LayerNorm.
 const NORM_EPSILON: f64 = 1e-5;
 
-/// x W^T + b for rows `x` [N, in], `weight` [out, in], `bias` [out].
+/// x W^T + b for rows `x` [N, in], `weight` [out, in], `bias` `[out]`.
 pub(super) fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     x.matmul(&weight.t()?)?.broadcast_add(bias)
 }
 
-/// Normalises each row to mean 0 and variance 1, then applies gain and bias [d].
+/// Normalises each row to mean 0 and variance 1, then applies gain and bias `[d]`.
 pub(super) fn layer_norm(x: &Tensor, gain: &Tensor, bias: &Tensor) -> Result<Tensor> {
     let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
     let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;

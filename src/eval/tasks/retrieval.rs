@@ -12,7 +12,7 @@ use crate::linalg::Matrix;
 pub(crate) struct Captions<'a> {
     /// Unit embeddings [m, P].
     pub(crate) texts: &'a Matrix,
-    /// The picture that each caption belongs to [m].
+    /// The picture that each caption belongs to `[m]`.
     pub(crate) owner: &'a [usize],
 }
 
