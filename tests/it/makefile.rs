@@ -37,9 +37,11 @@ fn the_makefile_has_the_graph_of_the_plan() {
 /// Runs make over binaries that only say how they were called.
 fn make(args: &[&str]) -> Output {
     let folder = tempfile::tempdir().unwrap();
-    // Arguments are shown with bars between them, so that blanks inside of one can be told.
+    // Arguments are shown with bars between them, so that blanks inside of one can be told. A
+    // line is written at once: two stages that `make -j` runs side by side share one pipe.
     let script = "#!/bin/sh\ncase \"$*\" in *--missing-packages*) exit 0;; esac\n\
-                  printf '%s' \"${0##*/} $*\"; printf ' |%s' \"$@\"; echo\n";
+                  line=\"${0##*/} $*\"; for part; do line=\"$line |$part\"; done\n\
+                  printf '%s\\n' \"$line\"\n";
     for name in ALL.iter().map(|stage| stage.name).chain(["inspect"]) {
         let path = folder.path().join(format!("upcycle-{name}"));
         fs::write(&path, script).unwrap();
