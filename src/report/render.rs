@@ -35,8 +35,7 @@ pub fn render(inputs: &ReportInputs) -> Result<Rendered> {
     let document = document(&study);
     let context = || "rendering the report".to_owned();
 
-    // Both templates are filled from the same tree, which only knows what is
-    // serialized.
+    // Both templates are filled from the same tree, which only knows what is serialized.
     let tree = value(&serde_json::to_value(&document).context(context)?);
 
     let environment = environment().context(context)?;

@@ -35,8 +35,7 @@ pub(super) fn from_config(config: Config) -> ReportInputs {
         }
     }
 
-    // Seeds may share a base model, and runs a variant of subspaces: both are made
-    // once.
+    // Seeds may share a base model, and runs a variant of subspaces: both are made once.
     let clusterings =
         config.base_seeds().iter().map(|&seed| clustering(&config, seed)).collect();
 

@@ -18,7 +18,7 @@ pub(in crate::report) struct BarChart {
     pub(in crate::report) groups: Vec<Vec<f64>>,
     /// Largest value of y, so that charts side by side share it.
     pub(in crate::report) top: f64,
-    /// A labelled horizontal line.
+    /// A labeled horizontal line.
     pub(in crate::report) rule: Option<(f64, String)>,
     pub(in crate::report) size: (f64, f64),
 }

@@ -45,7 +45,7 @@ pub(in crate::report) struct LineChart {
     pub(in crate::report) y_domain: Option<(f64, f64)>,
     /// Whether y is logarithmic.
     pub(in crate::report) y_log: bool,
-    /// A labelled horizontal line.
+    /// A labeled horizontal line.
     pub(in crate::report) rule: Option<(f64, String)>,
     /// Width and height.
     pub(in crate::report) size: (f64, f64),

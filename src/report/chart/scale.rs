@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn decades_are_labelled_plainly() {
+    fn decades_are_labeled_plainly() {
         let ticks = Scale::log((1e-5, 1.0), (0.0, 1.0)).ticks(6);
         let labels: Vec<_> = ticks.iter().map(|t| t.1.as_str()).collect();
         assert_eq!(labels, ["1e\u{2212}5", "1e\u{2212}4", "0.001", "0.01", "0.1", "1"]);

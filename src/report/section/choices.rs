@@ -57,8 +57,7 @@ fn choices(config: &Config) -> Table {
 fn architecture(config: &Config) -> Vec<Vec<Cell>> {
     let (moe, model) = (&config.moe, &config.model);
 
-    // Blocks are a rule in the configuration (`every-2`); the report prints what it
-    // gave.
+    // Blocks are a rule in the configuration (`every-2`); the report prints what it gave.
     vec![
         row("Experts E", "moe.experts", moe.experts.to_string()),
         row(
