@@ -14,7 +14,7 @@ use super::section::{LARGEST, Section};
 use super::{hugging_face, open_clip};
 use crate::error::{Error, Result};
 use crate::io::tensors::Tensors;
-use crate::model::names::{self, Part, Place};
+use crate::model::names::{self, ParameterId, Part};
 use crate::model::{ClipConfig, TextConfig, Tower, VisionConfig};
 
 /// The value of `model_type` in `config.json`.
@@ -136,8 +136,8 @@ fn without_bookkeeping(mut map: Map<String, Value>) -> Map<String, Value> {
 
 /// Reads the shape off `open_clip`'s tensors; heads and activation cannot be read off.
 fn from_shapes(foreign: &Tensors, hints: &Hints) -> Result<ClipConfig> {
-    let axis = |place: Place, axis: usize| -> Result<usize> {
-        let name = place.name();
+    let axis = |id: ParameterId, axis: usize| -> Result<usize> {
+        let name = id.name();
         let shape = foreign.get(&name).map(|tensor| tensor.shape.as_slice());
         let length = shape.and_then(|shape| shape.get(axis)).copied();
         length.filter(|n| (1..=LARGEST).contains(n)).ok_or_else(|| {
@@ -155,12 +155,12 @@ fn from_shapes(foreign: &Tensors, hints: &Hints) -> Result<ClipConfig> {
         };
         (0..=MOST_LAYERS).take_while(|&index| has(index)).count()
     };
-    let hidden = |tower: Tower| axis(Place::Block(tower, 0, Part::FcBias), 0);
+    let hidden = |tower: Tower| axis(ParameterId::Block(tower, 0, Part::FcBias), 0);
 
-    let vision_width = axis(Place::PatchEmbedding, 0)?;
-    let patch = axis(Place::PatchEmbedding, 2)?;
-    let patches = axis(Place::PositionEmbedding(Tower::Vision), 0)? - 1;
-    let text_width = axis(Place::TokenEmbedding, 1)?;
+    let vision_width = axis(ParameterId::PatchEmbedding, 0)?;
+    let patch = axis(ParameterId::PatchEmbedding, 2)?;
+    let patches = axis(ParameterId::PositionEmbedding(Tower::Vision), 0)? - 1;
+    let text_width = axis(ParameterId::TokenEmbedding, 1)?;
 
     let (Some(activation), Some(heads), Some(text_heads)) =
         (hints.activation, hints.heads, hints.text_heads)
@@ -169,7 +169,7 @@ fn from_shapes(foreign: &Tensors, hints: &Hints) -> Result<ClipConfig> {
     };
 
     Ok(ClipConfig {
-        embed_dim: axis(Place::Projection(Tower::Text), 1)?,
+        embed_dim: axis(ParameterId::Projection(Tower::Text), 1)?,
         activation,
         vision: VisionConfig {
             image_size: patches.isqrt() * patch,
@@ -180,8 +180,8 @@ fn from_shapes(foreign: &Tensors, hints: &Hints) -> Result<ClipConfig> {
             hidden: hidden(Tower::Vision)?,
         },
         text: TextConfig {
-            context: axis(Place::PositionEmbedding(Tower::Text), 0)?,
-            vocabulary: axis(Place::TokenEmbedding, 0)?,
+            context: axis(ParameterId::PositionEmbedding(Tower::Text), 0)?,
+            vocabulary: axis(ParameterId::TokenEmbedding, 0)?,
             width: text_width,
             layers: blocks(Tower::Text),
             heads: text_heads,

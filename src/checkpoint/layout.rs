@@ -9,7 +9,7 @@ use std::path::Path;
 use super::section::Section;
 use crate::error::{Error, Result};
 use crate::io::tensors::{Tensor, Tensors};
-use crate::model::names::{self, Part, Place};
+use crate::model::names::{self, ParameterId, Part};
 use crate::model::{ClipConfig, Tower};
 
 /// Whose names a checkpoint uses.
@@ -47,10 +47,10 @@ impl Layout {
     }
 
     /// `None` if the layout has no such parameter.
-    fn source(self, place: Place) -> Option<Source> {
+    fn source(self, id: ParameterId) -> Option<Source> {
         match self {
-            Self::OpenClip => Some(Source::Same(place.name())),
-            Self::HuggingFace => hugging_face(place),
+            Self::OpenClip => Some(Source::Same(id.name())),
+            Self::HuggingFace => hugging_face(id),
         }
     }
 }
@@ -87,36 +87,36 @@ pub(super) fn check_towers(path: &Path, foreign: &Tensors) -> Result<()> {
     )))
 }
 
-fn hugging_face(place: Place) -> Option<Source> {
+fn hugging_face(id: ParameterId) -> Option<Source> {
     let model = |tower: Tower| format!("{}_model", tower.name());
     let vision = |rest: &str| Source::Same(format!("vision_model.{rest}"));
-    Some(match place {
-        Place::LogitScale => Source::Same("logit_scale".to_owned()),
-        Place::ClassEmbedding => vision("embeddings.class_embedding"),
-        Place::PatchEmbedding => vision("embeddings.patch_embedding.weight"),
-        Place::PreNormWeight => vision("pre_layrnorm.weight"),
-        Place::PreNormBias => vision("pre_layrnorm.bias"),
-        Place::PostNormWeight(Tower::Vision) => vision("post_layernorm.weight"),
-        Place::PostNormBias(Tower::Vision) => vision("post_layernorm.bias"),
-        Place::PostNormWeight(Tower::Text) => {
+    Some(match id {
+        ParameterId::LogitScale => Source::Same("logit_scale".to_owned()),
+        ParameterId::ClassEmbedding => vision("embeddings.class_embedding"),
+        ParameterId::PatchEmbedding => vision("embeddings.patch_embedding.weight"),
+        ParameterId::PreNormWeight => vision("pre_layrnorm.weight"),
+        ParameterId::PreNormBias => vision("pre_layrnorm.bias"),
+        ParameterId::PostNormWeight(Tower::Vision) => vision("post_layernorm.weight"),
+        ParameterId::PostNormBias(Tower::Vision) => vision("post_layernorm.bias"),
+        ParameterId::PostNormWeight(Tower::Text) => {
             Source::Same("text_model.final_layer_norm.weight".to_owned())
         }
-        Place::PostNormBias(Tower::Text) => {
+        ParameterId::PostNormBias(Tower::Text) => {
             Source::Same("text_model.final_layer_norm.bias".to_owned())
         }
-        Place::TokenEmbedding => {
+        ParameterId::TokenEmbedding => {
             Source::Same("text_model.embeddings.token_embedding.weight".to_owned())
         }
-        Place::PositionEmbedding(tower) => {
+        ParameterId::PositionEmbedding(tower) => {
             Source::Same(format!("{}.embeddings.position_embedding.weight", model(tower)))
         }
-        Place::Projection(Tower::Vision) => {
+        ParameterId::Projection(Tower::Vision) => {
             Source::Transposed("visual_projection.weight".to_owned())
         }
-        Place::Projection(Tower::Text) => {
+        ParameterId::Projection(Tower::Text) => {
             Source::Transposed("text_projection.weight".to_owned())
         }
-        Place::Block(tower, index, part) => {
+        ParameterId::Block(tower, index, part) => {
             let block = format!("{}.encoder.layers.{index}", model(tower));
             let same = |rest: &str| Source::Same(format!("{block}.{rest}"));
             let three = |kind: &str| {
@@ -188,7 +188,7 @@ pub(super) fn collect(
 
     for parameter in names::parameters(config) {
         let shape = parameter.shape;
-        let tensor = match layout.source(parameter.place) {
+        let tensor = match layout.source(parameter.id) {
             None => {
                 account.missing.push(parameter.name.clone());
                 None
@@ -227,7 +227,7 @@ pub(super) fn spread(
     let mut foreign = Tensors::new();
     for parameter in names::parameters(config) {
         let tensor = &tensors[&parameter.name];
-        match layout.source(parameter.place) {
+        match layout.source(parameter.id) {
             None => {
                 let name = parameter.name;
                 return Err(Error::usage(format!(

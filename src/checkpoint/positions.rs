@@ -7,7 +7,7 @@
 
 use crate::error::{Error, Result};
 use crate::io::tensors::Tensors;
-use crate::model::names::Place;
+use crate::model::names::ParameterId;
 use crate::model::{ClipConfig, Tower};
 use crate::num::{round_f32, truncate_usize};
 
@@ -27,7 +27,7 @@ pub fn resize_positions(
     }
 
     let (from, to) = (config.vision.image_size / patch, side / patch);
-    let name = Place::PositionEmbedding(Tower::Vision).name();
+    let name = ParameterId::PositionEmbedding(Tower::Vision).name();
     let Some(tensor) = tensors.get_mut(&name) else {
         return Err(Error::failed(format!("there is no tensor {name}")));
     };

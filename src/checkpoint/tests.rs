@@ -13,7 +13,7 @@ use crate::config::Activation;
 use crate::engine::candle::ReferenceClip;
 use crate::image::Convention;
 use crate::io::tensors::Tensor;
-use crate::model::names::{self, Part, Place};
+use crate::model::names::{self, ParameterId, Part};
 use crate::model::{Moe, TextConfig, Tower, VisionConfig};
 
 const FIXTURES: [(&str, Activation); 2] = [
@@ -508,8 +508,8 @@ fn the_stacked_projection_is_query_key_value() {
     let raw = read_raw(&fixture("clip-tiny-gelu", "hf").join("model.safetensors"));
     let key = "text_model.encoder.layers.2.self_attn.k_proj.weight";
     let (.., bytes) = raw.iter().find(|(name, ..)| name == key).unwrap();
-    let place = Place::Block(Tower::Text, 2, Part::InProjWeight);
-    let stacked = &tensors[&place.name()];
+    let id = ParameterId::Block(Tower::Text, 2, Part::InProjWeight);
+    let stacked = &tensors[&id.name()];
     assert_eq!(stacked.shape, [72, 24]);
     let part: Vec<u8> =
         stacked.data[24 * 24..2 * 24 * 24].iter().flat_map(|v| v.to_le_bytes()).collect();

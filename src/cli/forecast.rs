@@ -39,8 +39,8 @@ fn making(mixture: &ClipConfig) -> usize {
     let dense = ClipConfig { moe: None, ..mixture.clone() };
     let layer = |tower, block| -> usize {
         let all = parameters(mixture).into_iter();
-        let own = all.filter(|p| p.place.block() == Some((tower, block)));
-        own.filter(|p| p.place.is_moe()).map(|p| p.len()).sum()
+        let own = all.filter(|p| p.id.block() == Some((tower, block)));
+        own.filter(|p| p.id.is_moe()).map(|p| p.len()).sum()
     };
     let blocks = |tower| mixture.moe_blocks(tower).iter().map(move |&b| layer(tower, b));
     let largest = Tower::BOTH.into_iter().flat_map(blocks).max();
@@ -142,7 +142,7 @@ fn layers(mixture: &ClipConfig) -> Vec<String> {
             let prefix = crate::model::names::block(tower, block).prefix();
             let own = all
                 .iter()
-                .filter(|p| p.place.is_moe() && p.place.block() == Some((tower, block)));
+                .filter(|p| p.id.is_moe() && p.id.block() == Some((tower, block)));
             let shapes: Vec<String> = own
                 .map(|p| {
                     let name = p.name.strip_prefix(&prefix).unwrap_or(&p.name);
