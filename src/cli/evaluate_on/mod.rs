@@ -18,7 +18,7 @@ use serde_json::json;
 use self::measure::{Model, Report};
 use self::names::Found;
 use self::outcome::{Details, Outcome, ResultFiles};
-use super::import::preprocessing;
+use super::import::{check_vocabulary, preprocessing};
 use crate::artifact::Digest;
 use crate::checkpoint::{self, Hints, Preprocessing};
 use crate::cli;
@@ -219,14 +219,7 @@ impl<'a> Work<'a> {
         // The same vocabulary reads captions differently after another cleaning.
         let tokenizer = checkpoint::cleaned(tokenizer, &args.checkpoint, &args.hints)?;
 
-        let (found, expected) =
-            (tokenizer.vocabulary(), checkpoint.config.text.vocabulary);
-        if found != expected {
-            return Err(Error::usage(format!(
-                "the tokenizer has {found} entries, the model expects {expected}: give its \
-                 own with --tokenizer"
-            )));
-        }
+        check_vocabulary(&checkpoint.config, &tokenizer)?;
 
         // A wrong preparation lowers accuracy without any error, so none is assumed.
         let pictures = match &args.preprocess {
@@ -375,7 +368,7 @@ fn key(
         "weights": Digest::of_bytes(&bytes).as_str(),
         "tokenizer": tokenizer.json()?,
         "pictures": pictures.json()?,
-        "source": source::of_stage(evaluate::STAGE.name),
+        "source": source::of_stage(evaluate::STAGE.name, Backend::Cpu.name()),
         "split": args.split,
         "recall_at": args.recall_at,
         "templates": text(&args.templates)?,
