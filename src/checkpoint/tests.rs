@@ -431,7 +431,7 @@ fn unsupported_architectures_are_refused_by_name() {
     };
     refuse_open_clip(
         |json| json["model_cfg"]["vision_cfg"]["attentional_pool"] = json!(true),
-        "attentional_pool = true is not supported; supported is only false",
+        "attentional_pool = true is not supported; only false is supported",
     );
     refuse_open_clip(
         |json| json["model_cfg"]["vision_cfg"]["layers"] = json!([3, 4, 6, 3]),
@@ -439,7 +439,7 @@ fn unsupported_architectures_are_refused_by_name() {
     );
     refuse_open_clip(
         |json| json["model_cfg"]["text_cfg"]["pool_type"] = json!("last"),
-        "pool_type = \"last\" is not supported; supported is only \"argmax\"",
+        "pool_type = \"last\" is not supported; only \"argmax\" is supported",
     );
     refuse_open_clip(
         |json| json["model_cfg"]["vision_cfg"]["head_width"] = json!(64),
