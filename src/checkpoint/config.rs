@@ -240,6 +240,7 @@ fn check(config: &ClipConfig) -> Result<()> {
         )));
     }
 
+    // Engines divide by the number of heads and allocate for every block.
     for tower in Tower::BOTH {
         let shape = config.tower(tower);
         let name = tower.name();

@@ -304,6 +304,7 @@ fn facts(shape: &ClipConfig, pictures: &Preprocessing) -> Vec<(&'static str, Str
         ("text tower", tower(Tower::Text)),
     ];
 
+    // Experts of low rank are few parameters on disk and whole FFNs when they run.
     if let Some(moe) = &shape.moe {
         let kept = moe.rank.map_or_else(String::new, |rank| {
             format!(", kept as one shared FFN and a product of rank {rank} each")

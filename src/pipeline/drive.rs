@@ -270,6 +270,7 @@ impl Drive<'_> {
             threads,
         };
 
+        // The store decides again, under a lock: another process may have been faster.
         let clock = Instant::now();
         let outcome = self.store.produce(
             &request,

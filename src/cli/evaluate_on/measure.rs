@@ -145,6 +145,7 @@ impl Gathered<'_> {
             Skipped { key, fault, reason }
         };
 
+        // What lacks a class or a caption is a bad pair, which the tolerance may allow.
         match (self.set.task(), pair.label) {
             (Task::Classification { classes, .. }, Some(label))
                 if label >= classes.len() =>

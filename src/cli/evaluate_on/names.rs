@@ -84,6 +84,7 @@ pub(super) fn resolve(asked: &[String], root: Option<&Path>) -> Result<Resolved>
             continue;
         };
 
+        // Missing members are reported by name, so that a mean over the rest misleads nobody.
         let before = resolved.sets.len();
         for member in members {
             match set(member, root)? {

@@ -304,6 +304,7 @@ fn write(model: &SphericalKMeansModel, out: &Folder) -> Result<()> {
     });
     tables::write(&out.path(FitClusterRow::FILE), clusters.collect())?;
 
+    // All restarts are in the table; `chosen` marks the one whose centroids are kept.
     let iterations = model.history.iter().map(|stats| FitIterationRow {
         restart: index_u32(stats.restart),
         iteration: index_u32(stats.iteration),

@@ -33,6 +33,7 @@ pub(super) fn show(
         )));
     }
 
+    // Each format is shown as people read it: rows, shapes, or text.
     let path = view.store.dir(&place, &manifest.key).join(file);
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("parquet") => table_head(&path, rows),

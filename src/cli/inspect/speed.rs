@@ -165,6 +165,7 @@ impl Runner {
             Variant::MoeEesd => Objective { balance, eesd: 0.1, ..Objective::default() },
         };
 
+        // The teacher as it is configured: its fraction of tokens decides what it costs.
         let eesd = &config.train.eesd;
         let teacher =
             TeacherPlan { target: eesd.target, share: eesd.tokens, decay: eesd.decay };
