@@ -32,8 +32,8 @@ pub struct Recording {
     pub seed: u64,
 }
 
-/// Writes `<tower>-<layer>.parquet` for every layer into `out`; the number of rows of each
-/// layer comes back. `progress` is told how many samples are done.
+/// Writes `<tower>-<layer>.parquet` for every layer into `out` and returns the number of rows of
+/// each. `progress` is told how many samples are done.
 pub fn record(
     engine: &mut dyn Engine,
     data: &Dataset,
@@ -41,6 +41,7 @@ pub fn record(
     out: &Path,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<usize>> {
+    // Samples are drawn by shuffling all of them, so that a larger number contains a smaller one.
     let split = data.split("train")?;
     let mut order: Vec<usize> = (0..split.len()).collect();
     order.shuffle(&mut rng::stream(recording.seed, "activations/samples"));
@@ -58,6 +59,7 @@ pub fn record(
                 "moe: the {tower} tower has no block {layer}, only blocks below {layers}"
             )));
         }
+
         let file = format!("{}-{layer}.parquet", tower.name());
         sinks.push((TableWriter::create(&out.join(file))?, 0));
     }
@@ -74,6 +76,7 @@ pub fn record(
         done += rows.len();
         progress(done);
     }
+
     write(&mut sinks, &waiting)?;
     sinks.into_iter().map(|(sink, count)| sink.finish().map(|()| count)).collect()
 }
@@ -101,6 +104,8 @@ impl Recorder<'_> {
     fn batch(&mut self, rows: &[usize]) -> Result<Vec<(usize, Table)>> {
         let samples: Vec<u32> =
             rows.iter().map(|&row| self.split.rows[row].sample).collect();
+
+        // One tower's rows are in memory at a time, and one pass gives all of its layers.
         let mut tables = Vec::new();
         for tower in Tower::BOTH {
             let own = self.recording.layers.iter().enumerate();
@@ -134,6 +139,8 @@ impl Recorder<'_> {
                 self.split.pixels(rows, &mut pixels)?;
                 self.engine.ffn_inputs(TowerInput::Pixels(&pixels), blocks)
             }
+
+            // A sample may have several captions; one of them is recorded.
             Tower::Text => {
                 let texts: Vec<&str> =
                     rows.iter().map(|&row| self.caption(&self.split.rows[row])).collect();
@@ -163,6 +170,7 @@ struct Kept {
 }
 
 impl Kept {
+    /// Chooses rows of a tower over a batch.
     fn new(
         inputs: &FfnInputs,
         tower: Tower,
@@ -171,9 +179,12 @@ impl Kept {
     ) -> Self {
         let (rows, sample_numbers, positions) = Default::default();
         let mut kept = Self { tower, rows, samples: sample_numbers, positions };
+
         for (bounds, &sample) in inputs.starts.windows(2).zip(samples) {
             let mut own: Vec<usize> =
                 (bounds[0]..bounds[1]).filter(|&row| inputs.counted[row]).collect();
+
+            // Drawn by the name of the sample, and put back into the order of the tokens.
             let wanted = recording.tokens_per_sample;
             if wanted > 0 && wanted < own.len() {
                 let name = format!("activations/tokens/{}/{sample}", tower.name());

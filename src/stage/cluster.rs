@@ -46,12 +46,14 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
 
     let mut out = Outputs::default();
     let mut centroids = Tensors::new();
+
     for (tower, layer) in layers {
         let name = files::layer_name(tower, layer);
         let file = format!("{}-{layer}.parquet", tower.name());
         let table = Table::read(&job.input("activations", &file)?)?;
         let (width, data) = table.vectors("x")?;
 
+        // One cluster per expert; centroids are unit rows [E, d].
         let checked = SphericalKMeans::params(params.clusters)
             .iterations(params.cluster.iterations)
             .restarts(params.cluster.restarts)
@@ -73,7 +75,8 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     out.write(job)
 }
 
-/// A seed for each layer: equal layers must not get equal starts by accident.
+/// The seed of a layer. Each has its own, because equal layers must not get equal starts by
+/// accident.
 fn layer_seed(seed: u64, name: &str) -> u64 {
     use crate::rng::RngExt;
     crate::rng::stream(seed, &format!("cluster/{name}")).random()
@@ -84,7 +87,8 @@ fn layers(job: &Job<'_>) -> Result<Vec<(Tower, usize)>> {
     let folder = files::folder(job, "activations")?;
     let mut layers = Vec::new();
     for tower in Tower::BOTH {
-        for layer in 0..1000 {
+        // A checked configuration has fewer blocks than this.
+        for layer in 0..1024 {
             if folder.join(format!("{}-{layer}.parquet", tower.name())).exists() {
                 layers.push((tower, layer));
             }
@@ -110,12 +114,14 @@ struct Outputs {
 }
 
 impl Outputs {
+    /// Adds the rows of one layer.
     fn add(
         &mut self,
         layer: &Layer,
         table: &Table,
         model: &SphericalKMeansModel,
     ) -> Result<()> {
+        // Assignments are in the order of the recorded rows, which say whose token each is.
         let tokens = table.u32s("sample")?.iter().zip(table.u32s("position")?);
         let found = model.assignments.iter().zip(&model.cosines);
         self.assignments.extend(tokens.zip(found).map(
@@ -145,6 +151,7 @@ impl Outputs {
         Ok(())
     }
 
+    /// Writes the tables.
     fn write(self, job: &Job<'_>) -> Result<()> {
         tables::write(&job.output(AssignmentRow::FILE), self.assignments)?;
         tables::write(&job.output(ClusterRow::FILE), self.clusters)?;

@@ -38,7 +38,7 @@ pub struct SubspacesParams {
     pub seed: u64,
 }
 
-/// Where a layer stands.
+/// The tower and the block of a layer.
 #[derive(Debug, Clone, Copy)]
 struct LayerAt {
     tower: Tower,
@@ -62,14 +62,16 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
         for block in 0..model.config.tower(tower).layers {
             let key = (tower.name().to_owned(), index_u32(block));
             let Some(own) = labels.get_mut(&key) else { continue };
+
             let name = files::layer_name(tower, block);
 
-            // Groups of the same sizes whose tokens have nothing in common.
+            // The control: groups of the same sizes whose tokens have nothing in common.
             if params.subspaces.labels == Labels::Shuffled {
                 let stream = format!("subspaces/shuffle/{name}");
                 own.shuffle(&mut rng::stream(params.seed, &stream));
             }
 
+            // The number of experts is that of the centroids: a cluster may be empty of tokens.
             let experts = centroids.get(&name).and_then(|t| t.shape.first().copied());
             let experts = experts.ok_or_else(|| {
                 Error::corrupt(format!(
@@ -81,6 +83,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
             let moments = moments(job, &model, at, own, experts)?;
             let (config, seed) = (&params.subspaces, params.seed);
             let found = moments.subspaces(config, seed, &name)?;
+
             for (expert, found) in found.iter().enumerate() {
                 keep(&mut subspace_bases, &format!("{name}.{expert}"), found)?;
                 out.add(&Layer::new(tower.name(), block), expert, found);
@@ -101,6 +104,7 @@ fn moments(
     labels: &[u32],
     experts: usize,
 ) -> Result<LayerMoments> {
+    // The second matrix sees activations of the first, so the FFN itself has to be run.
     let kind = model.config.activation;
     let apply = |values: &mut [f32]| activation::apply(kind, values);
     let weights = model.dense_ffn(at.tower, at.block)?;
@@ -110,6 +114,8 @@ fn moments(
     let file =
         job.input("activations", &format!("{}-{}.parquet", at.tower.name(), at.block))?;
     let mut reader = TableReader::open(&file)?;
+
+    // Labels and rows have the same order, so each part of the file has its part of the labels.
     let mut from = 0;
     while let Some(part) = reader.next()? {
         let to = from + part.rows();
@@ -123,6 +129,7 @@ fn moments(
         builder.push(part.vectors("x")?.1, own)?;
         from = to;
     }
+
     builder.finish()
 }
 
@@ -139,6 +146,7 @@ fn labels(job: &Job<'_>) -> Result<LayerLabels> {
     Ok(labels)
 }
 
+/// Adds the bases of one expert. A matrix of full rank has none: it stays as it is.
 fn keep(subspace_bases: &mut Tensors, name: &str, found: &ExpertSubspaces) -> Result<()> {
     for (matrix, subspace) in [("fc1", &found.fc1), ("fc2", &found.fc2)] {
         if let Some(basis) = &subspace.basis {
@@ -146,6 +154,8 @@ fn keep(subspace_bases: &mut Tensors, name: &str, found: &ExpertSubspaces) -> Re
             let tensor = Tensor::new(shape, basis.data().to_vec())?;
             subspace_bases.insert(format!("{name}.{matrix}"), tensor);
         }
+
+        // There is a mean where moments are taken about it.
         if let Some(mean) = &subspace.mean {
             let tensor = Tensor::new(vec![mean.len()], mean.clone())?;
             subspace_bases.insert(format!("{name}.{matrix}.mean"), tensor);
@@ -162,6 +172,7 @@ struct Outputs {
 }
 
 impl Outputs {
+    /// Adds the rows of one expert.
     fn add(&mut self, layer: &Layer, expert: usize, found: &ExpertSubspaces) {
         let expert = index_u32(expert);
         for (matrix, s) in [("fc1", &found.fc1), ("fc2", &found.fc2)] {
@@ -190,6 +201,7 @@ impl Outputs {
         }
     }
 
+    /// Writes the tables.
     fn write(self, job: &Job<'_>) -> Result<()> {
         tables::write(&job.output(SubspaceRow::FILE), self.subspaces)?;
         tables::write(&job.output(SpectrumRow::FILE), self.spectra)
