@@ -64,7 +64,7 @@ impl Encoder for Toy {
 }
 
 /// The number in a text is its concept.
-fn tokenise(texts: &[String]) -> Result<Vec<u32>> {
+fn tokenize(texts: &[String]) -> Result<Vec<u32>> {
     let number = |text: &String| {
         let digits: String = text.chars().filter(char::is_ascii_digit).collect();
         digits.parse::<u32>().context(|| format!("no number in {text:?}"))
@@ -96,7 +96,7 @@ fn vocabulary() -> Vocabulary<'static> {
     Vocabulary {
         concepts: (0..CONCEPTS).map(concept).collect(),
         templates: vec!["{}".to_owned(), "a picture of {}".to_owned()],
-        tokenise: &tokenise,
+        tokenize: &tokenize,
     }
 }
 

@@ -42,8 +42,8 @@ const EXAMPLES: usize = 32;
 pub fn run(job: &mut Job<'_>) -> Result<()> {
     let EvaluateParams { evaluate, seed } = job.params()?;
     let pictures = open(job)?;
-    let tokenise = |texts: &[String]| pictures.tokenise(texts);
-    let bundle = bundle(&pictures, &tokenise)?;
+    let tokenize = |texts: &[String]| pictures.tokenize(texts);
+    let bundle = bundle(&pictures, &tokenize)?;
     let backend = files::backend(job)?;
 
     job.progress.start(2, "evaluations");
@@ -101,7 +101,7 @@ fn open(job: &Job<'_>) -> Result<Pictures> {
 
 fn bundle<'a>(
     pictures: &'a Pictures,
-    tokenise: eval::Tokenise<'a>,
+    tokenize: eval::Tokenize<'a>,
 ) -> Result<Bundle<'a>> {
     let layout = &pictures.dataset.meta.layout;
     let mut tests = layout.tests.clone();
@@ -112,7 +112,7 @@ fn bundle<'a>(
 
     let splits = tests.iter().map(|name| pictures.role(name)).collect::<Result<_>>()?;
     Ok(Bundle {
-        vocabulary: pictures.vocabulary(tokenise),
+        vocabulary: pictures.vocabulary(tokenize),
         train: pictures.role("train")?,
         validation: pictures.role("val")?,
         splits,
@@ -125,16 +125,10 @@ fn bundle<'a>(
 
 /// The measurements of one point in time.
 fn rows(point: &str, found: &Evaluation) -> impl Iterator<Item = MetricRow> {
-    found.measurements.iter().map(move |m| MetricRow {
-        point: point.to_owned(),
-        task: m.task.clone(),
-        split: m.split.clone(),
-        metric: m.metric.clone(),
-        value: m.value,
-        low: m.low,
-        high: m.high,
-        n: m.n,
-    })
+    found
+        .measurements
+        .iter()
+        .map(move |m| MetricRow { point: point.to_owned(), measured: m.clone() })
 }
 
 /// One row per picture found.
