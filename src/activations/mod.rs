@@ -8,14 +8,15 @@
 
 use std::path::Path;
 
-use crate::data::{Dataset, SampleRow, Split};
+use crate::data::{Dataset, Split};
 use crate::engine::{Engine, FfnInputs, TowerInput};
 use crate::error::{Error, Result};
-use crate::io::table::{Column, Table, TableWriter};
+use crate::io::table::{Table, TableWriter};
 use crate::model::Tower;
 use crate::num::index_u32;
 use crate::par;
 use crate::rng::{self, RngExt, SliceRandom};
+use crate::tables::{Activations, Layer, SampleRow, TokenRow};
 
 /// What is recorded.
 #[derive(Debug, Clone)]
@@ -60,7 +61,7 @@ pub fn record(
             )));
         }
 
-        let file = format!("{}-{layer}.parquet", tower.name());
+        let file = Activations::file(tower.name(), layer);
         sinks.push((TableWriter::create(&out.join(file))?, 0));
     }
 
@@ -120,7 +121,9 @@ impl Recorder<'_> {
             let blocks: Vec<usize> = layers.iter().map(|&(_, layer)| layer).collect();
             let inputs = self.inputs(tower, rows, &blocks)?;
             let kept = Kept::new(&inputs, tower, &samples, self.recording);
-            let made = par::map(layers.len(), |i| kept.table(&inputs, layers[i].1));
+            let made = par::try_map(layers.len(), |i| {
+                kept.activations(&inputs, layers[i].1).into_table()
+            })?;
             tables.extend(layers.iter().map(|&(index, _)| index).zip(made));
         }
         Ok(tables)
@@ -201,20 +204,21 @@ impl Kept {
     }
 
     /// The kept rows of one layer.
-    fn table(&self, inputs: &FfnInputs, layer: usize) -> Table {
-        let input = &inputs.rows[&layer];
+    fn activations(&self, inputs: &FfnInputs, block: usize) -> Activations {
+        let input = &inputs.rows[&block];
         let width = input.len() / inputs.counted.len().max(1);
-        let mut data = Vec::with_capacity(self.rows.len() * width);
+        let mut kept = Vec::with_capacity(self.rows.len() * width);
         for &row in &self.rows {
-            data.extend_from_slice(&input[row * width..(row + 1) * width]);
+            kept.extend_from_slice(&input[row * width..(row + 1) * width]);
         }
 
-        let n = self.rows.len();
-        Table::new()
-            .with("tower", Column::Text(vec![self.tower.name().to_owned(); n]))
-            .with("layer", Column::U32(vec![index_u32(layer); n]))
-            .with("sample", Column::U32(self.samples.clone()))
-            .with("position", Column::U32(self.positions.clone()))
-            .with("x", Column::Vectors { width, data })
+        let layer = Layer::new(self.tower.name(), block);
+        let tokens = self.samples.iter().zip(&self.positions);
+        let tokens = tokens.map(|(&sample, &position)| TokenRow {
+            layer: layer.clone(),
+            sample,
+            position,
+        });
+        Activations { tokens: tokens.collect(), width, inputs: kept }
     }
 }

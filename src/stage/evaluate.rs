@@ -131,16 +131,10 @@ fn bundle<'a>(
 
 /// The measurements of one point in time.
 fn rows(point: &str, found: &Evaluation) -> impl Iterator<Item = MetricRow> {
-    found.measurements.iter().map(move |m| MetricRow {
-        point: point.to_owned(),
-        task: m.task.clone(),
-        split: m.split.clone(),
-        metric: m.metric.clone(),
-        value: m.value,
-        low: m.low,
-        high: m.high,
-        n: m.n,
-    })
+    found
+        .measurements
+        .iter()
+        .map(move |m| MetricRow { point: point.to_owned(), measured: m.clone() })
 }
 
 /// One row per picture found.

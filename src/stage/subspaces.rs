@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::files;
 use crate::config::{Labels, SubspacesConfig};
 use crate::engine::cpu::ops::activation;
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::io::table::TableReader;
 use crate::io::tensors::{self, Tensor, Tensors};
 use crate::lowrank::{ExpertSubspaces, FfnFunction, LayerMoments};
@@ -17,7 +17,9 @@ use crate::model::{Checkpoint, Tower};
 use crate::num::index_u32;
 use crate::pipeline::{Job, Stage, Width};
 use crate::rng::{self, SliceRandom};
-use crate::tables::{self, Layer, Row as _, SpectrumRow, SubspaceRow};
+use crate::tables::{
+    self, Activations, AssignmentRow, Layer, Row as _, SpectrumRow, SubspaceRow,
+};
 
 /// This stage.
 pub const STAGE: Stage = Stage {
@@ -111,14 +113,16 @@ fn moments(
     let ffn = FfnFunction { weights, activation: &apply };
     let mut builder = LayerMoments::builder(ffn, experts)?;
 
-    let file =
-        job.input("activations", &format!("{}-{}.parquet", at.tower.name(), at.block))?;
+    let file = Activations::file(at.tower.name(), at.block);
+    let file = job.input("activations", &file)?;
     let mut reader = TableReader::open(&file)?;
 
     // Labels and rows have the same order, so each part of the file has its part of the labels.
     let mut from = 0;
     while let Some(part) = reader.next()? {
-        let to = from + part.rows();
+        let part = Activations::from_table(part)
+            .context(|| format!("reading {}", file.display()))?;
+        let to = from + part.tokens.len();
         let own = labels.get(from..to).ok_or_else(|| {
             let (file, found) = (file.display(), labels.len());
             Error::corrupt(format!(
@@ -126,7 +130,7 @@ fn moments(
                  one assignment per row; make the stage cluster again"
             ))
         })?;
-        builder.push(part.vectors("x")?.1, own)?;
+        builder.push(&part.inputs, own)?;
         from = to;
     }
 
@@ -135,12 +139,17 @@ fn moments(
 
 /// The assignments by layer.
 fn labels(job: &Job<'_>) -> Result<LayerLabels> {
-    let mut reader = TableReader::open(&job.input("cluster", "assignments.parquet")?)?;
+    let path = job.input("cluster", AssignmentRow::FILE)?;
+    let mut reader = TableReader::open(&path)?;
     let mut labels = LayerLabels::new();
     while let Some(part) = reader.next()? {
-        let rows = part.texts("tower")?.iter().zip(part.u32s("layer")?);
-        for ((tower, layer), cluster) in rows.zip(part.u32s("cluster")?) {
-            labels.entry((tower.clone(), *layer)).or_default().push(*cluster);
+        let rows = tables::from_table::<AssignmentRow>(part)
+            .context(|| format!("reading {}", path.display()))?;
+        for AssignmentRow { token, cluster, .. } in rows {
+            labels
+                .entry((token.layer.tower, token.layer.block))
+                .or_default()
+                .push(cluster);
         }
     }
     Ok(labels)
@@ -180,13 +189,7 @@ impl Outputs {
                 layer: layer.clone(),
                 expert,
                 matrix: matrix.to_owned(),
-                tokens: index_u32(s.tokens),
-                rank: index_u32(s.rank),
-                full_rank: index_u32(s.full_rank),
-                retained: s.retained,
-                error_inside: s.error_inside,
-                error_outside: s.error_outside,
-                shrinkage: s.shrinkage,
+                figures: s.figures(),
                 cross: s.cross,
             });
 

@@ -11,8 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::output;
 use crate::error::{Context as _, Result};
-use crate::eval::Measurement;
-use crate::tables::{self, SetRow};
+use crate::tables::{self, Measurement, SetRow};
 
 /// The content of `<set>.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -80,13 +79,8 @@ fn rows(outcome: &Outcome, found: &[Measurement]) -> Vec<SetRow> {
         dataset: outcome.dataset.clone(),
         model: outcome.model.clone(),
         pretrained: outcome.pretrained.clone(),
-        task: m.task.clone(),
-        split: outcome.upcycle.split.clone(),
-        metric: m.metric.clone(),
-        value: m.value,
-        low: m.low,
-        high: m.high,
-        n: m.n,
+        // The name by which the user knows the split, and not that of its role here.
+        measured: Measurement { split: outcome.upcycle.split.clone(), ..m.clone() },
     };
     found.iter().map(row).collect()
 }

@@ -355,13 +355,7 @@ fn write_tables(jobs: &[Job], done: &Outcome, out: &Folder) -> Result<()> {
             subspaces.push(FitSubspaceRow {
                 matrix: job.name.clone(),
                 cluster,
-                tokens: index_u32(s.tokens),
-                rank: index_u32(s.rank),
-                full_rank: index_u32(s.full_rank),
-                retained: s.retained,
-                error_inside: s.error_inside,
-                error_outside: s.error_outside,
-                shrinkage: s.shrinkage,
+                figures: s.figures(),
             });
 
             let spectrum = s.spectrum.iter().enumerate();
