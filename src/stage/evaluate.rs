@@ -41,8 +41,8 @@ const EXAMPLES: usize = 32;
 pub fn run(job: &mut Job<'_>) -> Result<()> {
     let EvaluateParams { evaluate, seed } = job.params()?;
     let pictures = open(job)?;
-    let tokenise = |texts: &[String]| pictures.tokenise(texts);
-    let bundle = bundle(&pictures, &tokenise)?;
+    let tokenize = |texts: &[String]| pictures.tokenize(texts);
+    let bundle = bundle(&pictures, &tokenize)?;
     let backend = files::backend(job)?;
 
     job.progress.start(2, "evaluations");
@@ -107,7 +107,7 @@ fn open(job: &Job<'_>) -> Result<Pictures> {
 /// The splits in their roles, and the texts that stand for concepts.
 fn bundle<'a>(
     pictures: &'a Pictures,
-    tokenise: eval::Tokenise<'a>,
+    tokenize: eval::Tokenize<'a>,
 ) -> Result<Bundle<'a>> {
     let layout = &pictures.dataset.meta.layout;
     let mut tests = layout.tests.clone();
@@ -118,7 +118,7 @@ fn bundle<'a>(
 
     let splits = tests.iter().map(|name| pictures.role(name)).collect::<Result<_>>()?;
     Ok(Bundle {
-        vocabulary: pictures.vocabulary(tokenise),
+        vocabulary: pictures.vocabulary(tokenize),
         train: pictures.role("train")?,
         validation: pictures.role("val")?,
         splits,

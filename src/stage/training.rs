@@ -72,8 +72,8 @@ impl Watcher for Watch<'_> {
     }
 
     fn validate(&mut self, mut engine: &mut dyn Engine) -> Result<Vec<(String, f64)>> {
-        let tokenise = |texts: &[String]| self.pictures.tokenise(texts);
-        let vocabulary = self.pictures.vocabulary(&tokenise);
+        let tokenize = |texts: &[String]| self.pictures.tokenize(texts);
+        let vocabulary = self.pictures.vocabulary(&tokenize);
 
         // The role is a type: this split can be used for choices, and a test split cannot.
         let validation = self.pictures.role::<eval::Validation>(VALIDATION)?;

@@ -85,8 +85,8 @@ pub(super) fn measure(
     let embeddings = Matrix::new(pictures, encoder.embed_dim(), rows)?;
     let images = LabelledImages::<Test>::embedded(name, embeddings, labels)?;
 
-    let tokenise = |texts: &[String]| model.tokenizer.encode_all(texts, context);
-    let vocabulary = vocabulary(set.task(), &tokenise);
+    let tokenize = |texts: &[String]| model.tokenizer.encode_all(texts, context);
+    let vocabulary = vocabulary(set.task(), &tokenize);
 
     let (task, measurements) = match set.task() {
         Task::Classification { .. } => {
@@ -105,7 +105,7 @@ pub(super) fn measure(
 }
 
 /// The texts that stand for classes; retrieval asks with captions and has none.
-fn vocabulary<'a>(task: &Task, tokenise: eval::Tokenise<'a>) -> Vocabulary<'a> {
+fn vocabulary<'a>(task: &Task, tokenize: eval::Tokenize<'a>) -> Vocabulary<'a> {
     let (classes, templates) = match task {
         Task::Classification { classes, templates } => {
             (classes.clone(), templates.clone())
@@ -116,7 +116,7 @@ fn vocabulary<'a>(task: &Task, tokenise: eval::Tokenise<'a>) -> Vocabulary<'a> {
     // A foreign set knows no groups of classes and holds none out: all are equal here.
     let concept = |label| Concept { label, group: 0, subgroup: 0, held_out: false };
     let concepts = classes.into_iter().map(concept).collect();
-    Vocabulary { concepts, templates, tokenise }
+    Vocabulary { concepts, templates, tokenize }
 }
 
 /// Pictures on their way to embeddings, and the embeddings so far.

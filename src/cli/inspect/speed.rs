@@ -168,7 +168,7 @@ impl Runner {
         // The teacher as it is configured: its fraction of tokens decides what it costs.
         let eesd = &config.train.eesd;
         let teacher =
-            TeacherPlan { target: eesd.target, share: eesd.tokens, decay: eesd.decay };
+            TeacherPlan { target: eesd.target, fraction: eesd.tokens, decay: eesd.decay };
         let training = Training {
             optim: config.train.optim.clone(),
             trainable: Trainable::all(&model.config),
