@@ -31,14 +31,17 @@ fn main() {
     println!("cargo::rerun-if-changed=src");
     println!("cargo::rerun-if-changed=Cargo.lock");
 
-    // A stage, the hash of its code on a processor, and that of its code on a card.
+    // A stage with the hash of its code on a processor, and as `<stage>/cuda` on a card.
     let src = Path::new("src");
-    let mut table = String::from("const SOURCES: &[(&str, &str, &str)] = &[\n");
+    let mut table = String::from("const SOURCES: &[(&str, &str)] = &[\n");
     for stage in hash::stages(src) {
-        let [cpu, cuda] =
-            [Device::Cpu, Device::Cuda].map(|device| hash::of_stage(src, &stage, device));
-        writeln!(table, "    ({stage:?}, {cpu:?}, {cuda:?}),")
-            .expect("a string takes all text");
+        for (name, device) in
+            [(stage.clone(), Device::Cpu), (format!("{stage}/cuda"), Device::Cuda)]
+        {
+            let hash = hash::of_stage(src, &stage, device);
+            writeln!(table, "    ({name:?}, {hash:?}),")
+                .expect("a string takes all text");
+        }
     }
 
     table.push_str("];\nconst FORMATS: &[(&str, &str)] = &[\n");

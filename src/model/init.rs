@@ -43,7 +43,7 @@ fn fill(
             rng::fill_normal(stream, root(config.tower(tower).width), out);
         }
         ParameterId::PositionEmbedding(Tower::Text) => {
-            rng::fill_normal(stream, 0.01, out)
+            rng::fill_normal(stream, 0.01, out);
         }
         ParameterId::TokenEmbedding => rng::fill_normal(stream, 0.02, out),
 

@@ -15,10 +15,11 @@ include!(concat!(env!("OUT_DIR"), "/sources.rs"));
 ///
 /// The code of the CUDA engine counts for its own backends only, whose names begin with `cuda-`.
 pub fn of_stage(name: &str, backend: &str) -> &'static str {
-    let Some((_, cpu, cuda)) = SOURCES.iter().find(|(stage, ..)| *stage == name) else {
-        return "";
+    let name = match backend.split_once('-') {
+        Some(("cuda", _)) => format!("{name}/cuda"),
+        _ => name.to_owned(),
     };
-    if backend.starts_with("cuda-") { cuda } else { cpu }
+    SOURCES.iter().find(|(stage, _)| *stage == name).map_or("", |(_, hash)| hash)
 }
 
 /// Name and versions of every package that fixes bytes of results.
