@@ -211,7 +211,8 @@ fn program(file: &Section) -> Result<Processor> {
         let kind = kind.as_str().unwrap_or_default();
         let is_clip =
             kind.starts_with("CLIPImageProcessor") || kind == "CLIPFeatureExtractor";
-        if !is_clip && !(is_own && kind == "UpcycleImageProcessor") {
+        let is_ours = is_own && kind == "UpcycleImageProcessor";
+        if !(is_clip || is_ours) {
             return Err(file.wrong(key, "CLIPImageProcessor or CLIPFeatureExtractor"));
         }
     }
