@@ -21,6 +21,7 @@ mod package;
 mod pickle;
 mod positions;
 mod preprocess;
+mod preprocess_files;
 mod section;
 #[cfg(test)]
 mod settings_tests;
