@@ -1,6 +1,6 @@
 //! What the types cannot say: ranges, divisibility, and names that must exist.
 
-use super::{Config, OptimConfig, SubspacesConfig};
+use super::{Config, MultipletConfig, OptimConfig, SubspacesConfig};
 use crate::error::{Error, Result, did_you_mean};
 
 /// Widths and sides beyond this are slips of the keyboard, refused before memory is taken.
@@ -26,6 +26,7 @@ impl Check for Config {
         positive("activations.batch", self.activations.batch)?;
         positive("cluster.iterations", self.cluster.iterations)?;
         positive("cluster.restarts", self.cluster.restarts)?;
+        self.multiplet.check().map_err(|e| within("multiplet", &e))?;
         for (name, variant) in &self.subspaces {
             variant.check().map_err(|e| within(&format!("subspaces.{name}"), &e))?;
         }
@@ -158,6 +159,15 @@ impl Check for OptimConfig {
             "0 or more",
         )?;
         require(self.clip_norm > 0.0, "clip_norm", &self.clip_norm, "above 0")
+    }
+}
+
+impl Check for MultipletConfig {
+    fn check(&self) -> Result<()> {
+        positive("image_clusters", self.image_clusters)?;
+        positive("text_clusters", self.text_clusters)?;
+        share("label_smoothing", self.label_smoothing)?;
+        self.optim.check().map_err(|e| within("optim", &e))
     }
 }
 

@@ -29,6 +29,8 @@ pub struct Config {
     pub activations: ActivationsConfig,
     /// Spherical k-means.
     pub cluster: ClusterConfig,
+    /// Fine-tunings that give the experts of CLIP-MoE.
+    pub multiplet: MultipletConfig,
     /// Data-aware subspaces: one entry per variant.
     pub subspaces: BTreeMap<String, SubspacesConfig>,
     /// Where the experts go and how tokens are routed.
@@ -331,6 +333,20 @@ pub struct ClusterConfig {
     pub tolerance: f64,
 }
 
+/// Section `multiplet` (METHOD §3.1).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MultipletConfig {
+    /// Clusters of the pictures' embeddings.
+    pub image_clusters: usize,
+    /// Clusters of the captions' embeddings.
+    pub text_clusters: usize,
+    /// Fraction of the contrastive target that is spread evenly over the batch.
+    pub label_smoothing: f64,
+    /// Optimisation of each fine-tuning.
+    pub optim: OptimConfig,
+}
+
 /// Whose labels a subspace variant uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -527,6 +543,28 @@ pub struct RunConfig {
     /// λ of EESD; 0 if absent.
     #[serde(default)]
     pub eesd: f64,
+    /// Which tensors train; all if absent.
+    #[serde(default, skip_serializing_if = "Trains::is_all")]
+    pub trains: Trains,
+}
+
+/// Which tensors a run trains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Trains {
+    /// All of them.
+    #[default]
+    All,
+    /// The routers of the MoE layers: CLIP-MoE as published.
+    Routers,
+}
+
+impl Trains {
+    /// Whether it is the default.
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+    pub fn is_all(&self) -> bool {
+        *self == Self::All
+    }
 }
 
 /// Section `evaluate`.

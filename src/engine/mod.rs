@@ -30,6 +30,7 @@ use std::fmt::Debug;
 
 use crate::config::{EesdTarget, OptimConfig};
 use crate::error::Result;
+use crate::model::names::{Parameter, Place};
 use crate::model::params::Layout;
 use crate::model::{ClipConfig, Tower};
 
@@ -97,6 +98,16 @@ impl Trainable {
         let layout = Layout::new(config);
         let train = |decay| Self::Train { decay };
         layout.iter().map(|(parameter, _)| train(parameter.role.decays())).collect()
+    }
+
+    /// As [`Trainable::all`] where `trains` says so; every other tensor is frozen.
+    pub fn only(config: &ClipConfig, trains: impl Fn(Place) -> bool) -> Vec<Self> {
+        let layout = Layout::new(config);
+        let all = layout.iter().zip(Self::all(config));
+        let choose = |((parameter, _), own): ((&Parameter, _), Self)| {
+            if trains(parameter.place) { own } else { Self::Frozen }
+        };
+        all.map(choose).collect()
     }
 }
 

@@ -1,4 +1,4 @@
-//! The ten stages: procedures wired to artifacts. The only place that knows file names.
+//! The stages: procedures wired to artifacts. The only place that knows file names.
 //!
 //! The file of a stage holds its slice of the configuration, says which files it reads and
 //! writes, and calls one procedure. [`plan()`] is the graph: which stage reads which. Finding out
@@ -12,6 +12,7 @@ pub mod analyze;
 pub mod cluster;
 pub mod dataset;
 pub mod evaluate;
+pub mod multiplet;
 pub mod pretrain;
 pub mod report;
 pub mod subspaces;
@@ -32,6 +33,7 @@ pub const ALL: &[Stage] = &[
     activations::STAGE,
     cluster::STAGE,
     subspaces::STAGE,
+    multiplet::STAGE,
     upcycle::STAGE,
     train::STAGE,
     evaluate::STAGE,

@@ -25,6 +25,7 @@ mod cluster;
 mod evaluate;
 mod field;
 mod fit;
+mod multiplet;
 mod report;
 mod subspaces;
 #[cfg(test)]
@@ -38,6 +39,7 @@ pub use field::{Field, Value};
 pub use fit::{
     FitAssignmentRow, FitClusterRow, FitIterationRow, FitSpectrumRow, FitSubspaceRow,
 };
+pub use multiplet::GroupRow;
 pub use report::ComparisonRow;
 pub use subspaces::{SpectrumRow, SubspaceRow};
 pub use train::{LogRow, RoutingRow, ValidationRow};

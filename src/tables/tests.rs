@@ -22,6 +22,7 @@ fn structs() -> Vec<(&'static str, &'static str, Columns)> {
         of::<IterationRow>("cluster"),
         of::<SubspaceRow>("subspaces"),
         of::<SpectrumRow>("subspaces"),
+        of::<GroupRow>("multiplet"),
         of::<FitAssignmentRow>("fit"),
         of::<FitClusterRow>("fit"),
         of::<FitIterationRow>("fit"),

@@ -182,6 +182,13 @@ fn copies(dense: &Checkpoint, config: &Config) -> Result<Checkpoint> {
     let method = upcycle::find("sparse")?;
     let init = InitConfig { method: method.name().to_owned(), ..InitConfig::default() };
     let settings = Settings::new(method, &init, config.moe.experts)?;
-    let recipe = Recipe { method, settings, centroids: None, subspaces: None, seed: 1 };
+    let recipe = Recipe {
+        method,
+        settings,
+        centroids: None,
+        subspaces: None,
+        multiplet: None,
+        seed: 1,
+    };
     mixture(dense, &config.moe, &recipe).checkpoint()
 }
