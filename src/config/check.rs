@@ -40,11 +40,21 @@ impl Check for Config {
             require(value >= 0.0, key, &value, "0 or more")?;
         }
         share("train.eesd.tokens", self.train.eesd.tokens)?;
-        share("train.eesd.decay", self.train.eesd.decay)?;
+        let eesd = &self.train.eesd;
+        share("train.eesd.decay", eesd.decay)?;
+        share("train.eesd.half_life", eesd.half_life)?;
+        let teaches = eesd.half_life > 0.0 || eesd.decay > 0.0;
+        let expected = "above 0, or train.eesd.decay above 0";
+        require(teaches, "train.eesd.half_life", &eesd.half_life, expected)?;
 
         positive("evaluate.batch", self.evaluate.batch)?;
         distinct("evaluate.recall_at", &self.evaluate.recall_at)?;
         distinct("evaluate.shots", &self.evaluate.shots)?;
+        // No step is no fine-tuning, and its other values do not matter.
+        if self.evaluate.fine_tuning.steps > 0 {
+            let tuning = self.evaluate.fine_tuning.check();
+            tuning.map_err(|e| within("evaluate.fine_tuning", &e))?;
+        }
         positive("evaluate.probe_draws", self.evaluate.probe_draws)?;
         let l2 = &self.evaluate.probe_l2;
         let fine = !l2.is_empty() && l2.iter().all(|&v| v > 0.0);
@@ -122,6 +132,9 @@ impl Config {
             named(&format!("runs.{name}.init"), &run.init, self.inits.keys())?;
             let key = format!("runs.{name}.eesd");
             require(run.eesd >= 0.0, &key, &run.eesd, "0 or more")?;
+            if let Some(tokens) = run.eesd_tokens {
+                share(&format!("runs.{name}.eesd_tokens"), tokens)?;
+            }
         }
         named("report.reference", &self.report.reference, self.runs.keys())?;
         named("report.showcase", &self.report.showcase, self.runs.keys())?;

@@ -530,8 +530,21 @@ pub struct EesdConfig {
     pub target: EesdTarget,
     /// Fraction of tokens, the most uncertain first; 1 takes all.
     pub tokens: f64,
-    /// Decay of the EMA teacher.
+    /// Half-life of the EMA teacher, as a fraction of the run's steps.
+    pub half_life: f64,
+    /// Decay of the EMA teacher per step, instead of a half-life; 0 for the half-life.
     pub decay: f64,
+}
+
+impl EesdConfig {
+    /// The decay of the EMA teacher per step of a run.
+    pub fn decay_over(&self, steps: usize) -> f64 {
+        if self.decay > 0.0 {
+            return self.decay;
+        }
+        // A half-life below a step would leave no teacher but the student itself.
+        0.5_f64.powf(1.0 / (self.half_life * steps as f64).max(1.0))
+    }
 }
 
 /// One entry of `runs`.
@@ -546,6 +559,9 @@ pub struct RunConfig {
     /// Which tensors train; all if absent.
     #[serde(default, skip_serializing_if = "Trains::is_all")]
     pub trains: Trains,
+    /// `train.eesd.tokens` of this run; as in that section if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eesd_tokens: Option<f64>,
 }
 
 /// Which tensors a run trains.
@@ -579,6 +595,8 @@ pub struct EvaluateConfig {
     pub probe_draws: usize,
     /// Inverse regularization is chosen among these ℓ2 weights on the validation split.
     pub probe_l2: Vec<f64>,
+    /// Optimisation of the full fine-tuning; 0 steps for none.
+    pub fine_tuning: OptimConfig,
     /// Bootstrap resamples of each interval.
     pub bootstrap: usize,
     /// Samples per forward pass.

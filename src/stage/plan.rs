@@ -256,9 +256,12 @@ impl<'a> Planner<'a> {
     }
 
     fn train(&self, run: &str, seed: u64) -> Result<Node> {
-        let train = self.config.train.clone();
+        let mut train = self.config.train.clone();
         let named = run_name(run, seed);
         let run = self.run_config(run)?;
+        if let Some(tokens) = run.eesd_tokens {
+            train.eesd.tokens = tokens;
+        }
         let params = TrainParams { train, eesd: run.eesd, trains: run.trains, seed };
         let init = input("upcycle", run_name(&run.init, seed), MODEL);
         self.with_engine(node(

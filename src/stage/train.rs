@@ -51,7 +51,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     let teacher = TeacherPlan {
         target: train.eesd.target,
         share: train.eesd.tokens,
-        decay: train.eesd.decay,
+        decay: train.eesd.decay_over(steps),
     };
     let training = Training {
         trainable: trainable(&start.config, trains),

@@ -34,7 +34,7 @@ mod train;
 
 pub use analyze::{AnalysisRow, SimilarityRow, WHOLE_LAYER};
 pub use cluster::{AssignmentRow, ClusterRow, IterationRow};
-pub use evaluate::{MetricRow, RetrievalRow, SetRow};
+pub use evaluate::{MetricRow, OutcomeRow, RetrievalRow, SetRow};
 pub use field::{Field, Value};
 pub use fit::{
     FitAssignmentRow, FitClusterRow, FitIterationRow, FitSpectrumRow, FitSubspaceRow,

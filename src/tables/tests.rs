@@ -29,6 +29,7 @@ fn structs() -> Vec<(&'static str, &'static str, Columns)> {
         of::<FitSubspaceRow>("fit"),
         of::<FitSpectrumRow>("fit"),
         of::<MetricRow>("evaluate"),
+        of::<OutcomeRow>("evaluate"),
         of::<RetrievalRow>("evaluate"),
         of::<SetRow>("evaluate"),
         of::<AnalysisRow>("analyze"),

@@ -30,6 +30,8 @@ pub struct Facts {
     pub learning_rate: f64,
     /// Global gradient norm before clipping.
     pub gradient_norm: f64,
+    /// What [`super::ratio::eesd_ratio`] found; NaN where it was not asked.
+    pub eesd_gradient_ratio: f64,
 }
 
 impl Record {
@@ -47,6 +49,7 @@ impl Record {
             eesd: losses.eesd,
             gradient_norm: facts.gradient_norm,
             logit_scale: losses.logit_scale,
+            eesd_gradient_ratio: facts.eesd_gradient_ratio,
         });
 
         for (tower, block, sums) in &losses.layers {

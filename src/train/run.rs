@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::ratio;
 use super::record::{Facts, Record};
 use super::resume::{self, Resumed};
 use super::schedule::Schedule;
@@ -70,8 +71,12 @@ pub fn train(
     let schedule = Schedule::new(optim);
     let mut queue = Prefetch::start(Arc::clone(batches), first..optim.steps, AHEAD)?;
     while let Some(batch) = queue.take()? {
-        let losses = engine.step(Pairs { pixels: &batch.pixels, ids: &batch.ids })?;
+        let pairs = Pairs { pixels: &batch.pixels, ids: &batch.ids };
+        let without =
+            ratio::undistilled(&mut *engine, &plan.training, pairs, batch.step)?;
+        let losses = engine.step(pairs)?;
         check_finite(losses.total, batch.step)?;
+        let eesd_gradient_ratio = ratio::eesd_ratio(&*engine, without)?;
         let learning_rate = schedule.at(batch.step);
         let gradient_norm = engine.update(learning_rate)?;
 
@@ -81,6 +86,7 @@ pub fn train(
             samples: done * optim.batch,
             learning_rate,
             gradient_norm,
+            eesd_gradient_ratio,
         };
         record.step(facts, &losses);
         watcher.stepped(done, losses.total);

@@ -153,8 +153,8 @@ impl Runner {
             Variant::MoeEesd => Objective { balance, eesd: 0.1, ..Objective::default() },
         };
         let eesd = &config.train.eesd;
-        let teacher =
-            TeacherPlan { target: eesd.target, share: eesd.tokens, decay: eesd.decay };
+        let decay = eesd.decay_over(config.train.optim.steps);
+        let teacher = TeacherPlan { target: eesd.target, share: eesd.tokens, decay };
         let training = Training {
             optim: config.train.optim.clone(),
             trainable: Trainable::all(&model.config),
