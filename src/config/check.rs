@@ -39,26 +39,8 @@ impl Check for Config {
         ] {
             require(value >= 0.0, key, &value, "0 or more")?;
         }
-        share("train.eesd.tokens", self.train.eesd.tokens)?;
-        let eesd = &self.train.eesd;
-        share("train.eesd.decay", eesd.decay)?;
-        share("train.eesd.half_life", eesd.half_life)?;
-        let teaches = eesd.half_life > 0.0 || eesd.decay > 0.0;
-        let expected = "above 0, or train.eesd.decay above 0";
-        require(teaches, "train.eesd.half_life", &eesd.half_life, expected)?;
-
-        positive("evaluate.batch", self.evaluate.batch)?;
-        distinct("evaluate.recall_at", &self.evaluate.recall_at)?;
-        distinct("evaluate.shots", &self.evaluate.shots)?;
-        // No step is no fine-tuning, and its other values do not matter.
-        if self.evaluate.fine_tuning.steps > 0 {
-            let tuning = self.evaluate.fine_tuning.check();
-            tuning.map_err(|e| within("evaluate.fine_tuning", &e))?;
-        }
-        positive("evaluate.probe_draws", self.evaluate.probe_draws)?;
-        let l2 = &self.evaluate.probe_l2;
-        let fine = !l2.is_empty() && l2.iter().all(|&v| v > 0.0);
-        require(fine, "evaluate.probe_l2", &format!("{l2:?}"), "positive numbers")?;
+        self.check_eesd()?;
+        self.check_evaluate()?;
         positive("analyze.samples", self.analyze.samples)
     }
 }
@@ -101,6 +83,31 @@ impl Config {
         require(context >= 3, "dataset.context", &context, "at least 3 tokens")?;
         let vocabulary = self.dataset.vocabulary;
         require(vocabulary >= 260, "dataset.vocabulary", &vocabulary, "at least 260")
+    }
+
+    fn check_eesd(&self) -> Result<()> {
+        share("train.eesd.tokens", self.train.eesd.tokens)?;
+        let eesd = &self.train.eesd;
+        share("train.eesd.decay", eesd.decay)?;
+        share("train.eesd.half_life", eesd.half_life)?;
+        let teaches = eesd.half_life > 0.0 || eesd.decay > 0.0;
+        let expected = "above 0, or train.eesd.decay above 0";
+        require(teaches, "train.eesd.half_life", &eesd.half_life, expected)
+    }
+
+    fn check_evaluate(&self) -> Result<()> {
+        positive("evaluate.batch", self.evaluate.batch)?;
+        distinct("evaluate.recall_at", &self.evaluate.recall_at)?;
+        distinct("evaluate.shots", &self.evaluate.shots)?;
+        // No step is no fine-tuning, and its other values do not matter.
+        if self.evaluate.fine_tuning.steps > 0 {
+            let tuning = self.evaluate.fine_tuning.check();
+            tuning.map_err(|e| within("evaluate.fine_tuning", &e))?;
+        }
+        positive("evaluate.probe_draws", self.evaluate.probe_draws)?;
+        let l2 = &self.evaluate.probe_l2;
+        let fine = !l2.is_empty() && l2.iter().all(|&v| v > 0.0);
+        require(fine, "evaluate.probe_l2", &format!("{l2:?}"), "positive numbers")
     }
 
     fn check_moe(&self) -> Result<()> {

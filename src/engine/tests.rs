@@ -217,12 +217,12 @@ fn both_engines_differentiate_a_loss_over_pictures_alike() {
     for case in cases() {
         let (pixels, _) = random_pairs(&case.config, 19, "pictures");
         let mut loss = quadratic(case.config.embed_dim);
-        let mut found = BACKENDS.map(|backend| {
+        let found = BACKENDS.map(|backend| {
             let mut engine = started(&case, backend);
             let value = engine.image_step(&pixels, &mut loss).unwrap();
             (value, engine.gradient().unwrap())
         });
-        let [(own, gradient), (expected, reference)] = &mut found;
+        let [(own, gradient), (expected, reference)] = &found;
         assert!(
             (*own - *expected).abs() < 1e-4 * expected.abs().max(1.0),
             "{}",

@@ -182,7 +182,7 @@ mod tests {
             let Interval { low, high } = found.interval;
             mixed_hits += u32::from((low..=high).contains(&TRUTH));
 
-            let all = [(0..40).collect(), (0..60).collect()];
+            let all: [Vec<usize>; 2] = [(0..40).collect(), (0..60).collect()];
             let own = units(&replicates, &weights, &all);
             let half = 4.303 * num::std_dev(&own) / 3.0_f64.sqrt();
             t_hits += u32::from((num::mean(&own) - TRUTH).abs() <= half);

@@ -1,5 +1,5 @@
 //! Differences picture by picture: from `outcomes.parquet` of two runs to an interval that
-//! covers training luck and test pictures ([`crate::eval::mixed`]).
+//! covers training luck and test pictures ([`crate::eval::mixed()`]).
 
 use std::collections::BTreeMap;
 

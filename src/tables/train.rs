@@ -39,7 +39,7 @@ pub struct LogRow {
     #[serde(with = "bits")]
     pub logit_scale: f64,
     /// Length of the self-distillation's gradient on the experts over that of all other
-    /// losses; NaN where it is not measured.
+    /// losses, as it was measured last; 0 without distillation.
     #[serde(with = "bits")]
     pub eesd_gradient_ratio: f64,
 }

@@ -31,10 +31,8 @@ pub(super) fn undistilled(
 }
 
 /// Length of the distillation's gradient on the experts over that of all other losses, from
-/// the gradient that the engine holds and that of the same batch without distillation; NaN
-/// without one.
-pub(super) fn eesd_ratio(engine: &dyn Engine, without: Option<Vec<f32>>) -> Result<f64> {
-    let Some(without) = without else { return Ok(f64::NAN) };
+/// the gradient that the engine holds and that of the same batch without distillation.
+pub(super) fn eesd_ratio(engine: &dyn Engine, without: &[f32]) -> Result<f64> {
     let with = engine.gradient()?;
     let (mut distilled, mut other) = (0.0, 0.0);
     for (parameter, range) in Layout::new(engine.config()).iter() {

@@ -30,7 +30,7 @@ pub struct Facts {
     pub learning_rate: f64,
     /// Global gradient norm before clipping.
     pub gradient_norm: f64,
-    /// What [`super::ratio::eesd_ratio`] found; NaN where it was not asked.
+    /// How strong the gradient of self-distillation is.
     pub eesd_gradient_ratio: f64,
 }
 
@@ -63,6 +63,11 @@ impl Record {
                 utilisation: fractions.collect(),
             });
         }
+    }
+
+    /// The ratio of gradients that was measured last; 0 before, as without distillation.
+    pub fn eesd_gradient_ratio(&self) -> f64 {
+        self.steps.last().map_or(0.0, |row| row.eesd_gradient_ratio)
     }
 
     /// Adds the metrics of a validation after `step` steps.

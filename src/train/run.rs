@@ -76,7 +76,10 @@ pub fn train(
             ratio::undistilled(&mut *engine, &plan.training, pairs, batch.step)?;
         let losses = engine.step(pairs)?;
         check_finite(losses.total, batch.step)?;
-        let eesd_gradient_ratio = ratio::eesd_ratio(&*engine, without)?;
+        let eesd_gradient_ratio = match without {
+            Some(without) => ratio::eesd_ratio(&*engine, &without)?,
+            None => record.eesd_gradient_ratio(),
+        };
         let learning_rate = schedule.at(batch.step);
         let gradient_norm = engine.update(learning_rate)?;
 

@@ -103,6 +103,7 @@ fn the_pipeline_gives_the_same_bytes_for_any_thread_count_and_rests_when_done() 
     assert!(a.len() > 100, "only {} results", a.len());
     assert_eq!(a, b);
     crate::tables::are_as_documented(one.path());
+    crate::clip_moe::is_what_it_says(one.path());
 
     let again = run(one.path(), 2);
     assert!(!again.contains("runs"), "{again}");

@@ -122,7 +122,7 @@ pub(crate) fn measure(
 fn outcomes(probing: &Probing<'_>, metric: &str, hits: &[Vec<bool>]) -> Vec<Outcome> {
     let pictures = probing.tests.iter().flat_map(|images| {
         let rows = with_class(images, probing.class).into_iter();
-        rows.map(|row| (images.split.clone(), images.sample[row]))
+        rows.map(move |row| (images.split.clone(), images.sample[row]))
     });
     pictures
         .enumerate()
