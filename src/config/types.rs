@@ -626,3 +626,23 @@ pub struct ReportConfig {
     /// Example retrievals to show.
     pub examples: usize,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_its_half_life_half_of_the_teacher_is_left() {
+        let eesd = |half_life: f64, decay: f64| EesdConfig {
+            target: EesdTarget::Layer,
+            tokens: 1.0,
+            half_life,
+            decay,
+        };
+        let left = eesd(0.05, 0.0).decay_over(1200).powi(60);
+        assert!((left - 0.5).abs() < 1e-12, "{left}");
+        // A decay that is given is taken as it is, and no half-life is shorter than a step.
+        assert!((eesd(0.05, 0.999).decay_over(1200) - 0.999).abs() < 1e-15);
+        assert!((eesd(0.05, 0.0).decay_over(2) - 0.5).abs() < 1e-15);
+    }
+}

@@ -13,7 +13,7 @@ mod bundle;
 mod embed;
 mod evaluate;
 mod examples;
-pub mod fine_tuning;
+mod fine_tuning;
 mod measurement;
 pub mod metrics;
 mod mixed;

@@ -167,6 +167,15 @@ fn a_shared_base_is_made_once_and_read_by_all_seeds() {
 }
 
 #[test]
+fn a_run_that_trains_routers_needs_some() {
+    let set = ["runs.dense={init: dense, trains: routers}"];
+    let error = plan(&config(&set), Path::new("cache")).unwrap_err().to_string();
+    assert!(error.contains("runs.dense.trains: found routers"), "{error}");
+    let set = ["runs.sparse={init: sparse, trains: routers}"];
+    assert_eq!(touched(&set), BTreeSet::from(["train"]));
+}
+
+#[test]
 fn only_what_some_run_uses_is_planned() {
     let set = ["runs.dense.init=sparse", "pretrain.checkpoint=folder"];
     let nodes = nodes(&set);

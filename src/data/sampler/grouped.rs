@@ -171,7 +171,7 @@ mod tests {
                 }
             }
             let numbers: BTreeSet<u32> = groups.iter().copied().collect();
-            prop_assert_eq!(numbers.last().map(|&last| last as usize + 1), Some(numbers.len()));
+            prop_assert_eq!(numbers.last().map(|&last| crate::num::widen(last) + 1), Some(numbers.len()));
         }
 
         /// Every batch is full, of one group, of distinct concepts, and no row comes twice in
