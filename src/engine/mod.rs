@@ -30,7 +30,7 @@ use std::fmt::Debug;
 
 use crate::config::{EesdTarget, OptimConfig};
 use crate::error::{Error, Result};
-use crate::model::names::{Parameter, Place};
+use crate::model::names::{Parameter, ParameterId};
 use crate::model::params::Layout;
 use crate::model::{ClipConfig, Tower};
 
@@ -101,11 +101,11 @@ impl Trainable {
     }
 
     /// As [`Trainable::all`] where `trains` says so; every other tensor is frozen.
-    pub fn only(config: &ClipConfig, trains: impl Fn(Place) -> bool) -> Vec<Self> {
+    pub fn only(config: &ClipConfig, trains: impl Fn(ParameterId) -> bool) -> Vec<Self> {
         let layout = Layout::new(config);
         let all = layout.iter().zip(Self::all(config));
         let choose = |((parameter, _), own): ((&Parameter, _), Self)| {
-            if trains(parameter.place) { own } else { Self::Frozen }
+            if trains(parameter.id) { own } else { Self::Frozen }
         };
         all.map(choose).collect()
     }
@@ -130,7 +130,7 @@ pub struct TeacherPlan {
     /// What is distilled.
     pub target: EesdTarget,
     /// Fraction of tokens of `target: layer`, the most uncertain first.
-    pub share: f64,
+    pub fraction: f64,
     /// Decay of the EMA.
     pub decay: f64,
 }
@@ -177,6 +177,7 @@ impl LayerStats {
         self.distance += other.distance;
         self.target_square += other.target_square;
 
+        // Empty sums take the number of experts from the first that are added.
         self.counts.resize(other.counts.len(), 0.0);
         self.probability.resize(other.probability.len(), 0.0);
         self.counts.iter_mut().zip(&other.counts).for_each(|(a, b)| *a += b);
@@ -203,9 +204,11 @@ pub struct Losses {
     pub layers: Vec<(Tower, usize, LayerStats)>,
 }
 
-/// Everything a training run is at a step, for checkpoints. Flat buffers in the order of the
-/// model's layout; the teacher's in that of the model with its experts merged
-/// ([`ClipConfig::merged`]), which is the same for all but experts of low rank.
+/// The whole state of a training run after a step, for checkpoints.
+///
+/// All buffers are flat, in the order of the model's layout; that of the teacher is in the
+/// order of the model with its experts merged ([`ClipConfig::merged`]), which is the same for
+/// all but experts of low rank.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct TrainingState {
     /// Weights.
@@ -241,17 +244,18 @@ pub type ImageLoss<'a> = &'a mut dyn FnMut(&[f32]) -> Result<(f64, Vec<f32>)>;
 /// Results depend on weights and inputs alone, never on the number of threads or on what ran
 /// before. Methods take `&mut self` because workspaces are reused.
 pub trait Engine: Debug + Send {
-    /// The name that enters keys, where bytes depend on it: `cpu-f32`, `cuda-bf16`.
+    /// The name of the engine in the keys of results whose bytes depend on it: `cpu-f32`,
+    /// `cuda-bf16`.
     fn backend(&self) -> &'static str;
 
     /// The model's shape.
     fn config(&self) -> &ClipConfig;
 
-    /// Replaces the weights; flat, in the order of the model's layout.
+    /// Replaces the weights by a flat buffer in the order of the model's layout.
     fn load(&mut self, values: &[f32]) -> Result<()>;
 
-    /// Replaces the weights by a buffer that nobody else needs. An engine on processors takes
-    /// it over, so that the weights are in memory once.
+    /// Replaces the weights by a buffer that the caller gives away. An engine on processors
+    /// keeps that buffer, so that the weights are in memory once.
     fn adopt(&mut self, values: Vec<f32>) -> Result<()> {
         self.load(&values)
     }
@@ -259,7 +263,7 @@ pub trait Engine: Debug + Send {
     /// The weights as they are now.
     fn values(&self) -> Result<Vec<f32>>;
 
-    /// The weights, and the end of the engine: the counterpart of [`Engine::adopt`].
+    /// Consumes the engine and returns its weights: the counterpart of [`Engine::adopt`].
     fn into_values(self: Box<Self>) -> Result<Vec<f32>> {
         self.values()
     }
@@ -280,7 +284,8 @@ pub trait Engine: Debug + Send {
     /// How every MoE layer of a tower routes, blocks ascending.
     fn routing(&mut self, input: TowerInput<'_>) -> Result<Vec<LayerRouting>>;
 
-    /// Makes ready to train the loaded weights: fresh moments, the teacher at the weights.
+    /// Prepares to train the loaded weights: moments are zero, and the teacher starts as a copy
+    /// of the weights.
     fn start_training(&mut self, training: &Training) -> Result<()>;
 
     /// Replaces the weights of the losses for the steps that follow.
@@ -301,9 +306,9 @@ pub trait Engine: Debug + Send {
         )))
     }
 
-    /// One step of clipping and `AdamW` on the gradient of the last [`Engine::step`], and of
-    /// the teacher; a logit scale that trains is kept within [1, 100]. The norm of the gradient before
-    /// clipping comes back.
+    /// One step of clipping and `AdamW` on the gradient of the last [`Engine::step`], then one
+    /// step of the teacher; a logit scale that trains is kept within [1, 100]. Returns the norm
+    /// of the gradient before clipping.
     fn update(&mut self, learning_rate: f64) -> Result<f64>;
 
     /// The gradient of the last [`Engine::step`], flat; zeros where a tensor is frozen.
@@ -324,6 +329,6 @@ pub trait Engine: Debug + Send {
         }))
     }
 
-    /// Goes on from a checkpoint, after [`Engine::start_training`].
+    /// Continues from a checkpoint; call [`Engine::start_training`] first.
     fn restore(&mut self, state: &TrainingState) -> Result<()>;
 }

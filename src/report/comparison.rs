@@ -61,6 +61,7 @@ fn filled(
     mixed: Option<Mixed>,
 ) -> Option<ComparisonRow> {
     let summary = over_seeds(values)?;
+    // Parquet has a column of numbers here, in which NaN says that there is no interval.
     let (low, high) = difference.and_then(|d| d.interval).unwrap_or((f64::NAN, f64::NAN));
 
     Some(ComparisonRow {

@@ -24,7 +24,7 @@ use crate::error::{Context as _, Error, Result};
 use crate::ffn::Ffn;
 use crate::io::tensors::{self, Tensor, TensorFile, Tensors};
 use crate::linalg::Matrix;
-use crate::model::names::{Part, Place};
+use crate::model::names::{ParameterId, Part};
 use crate::model::{Checkpoint, Tower};
 use crate::num::{index_u32, widen};
 use crate::pipeline::{Job, Stage, Width};
@@ -256,8 +256,8 @@ fn fine_tune(
     let (split, sampler) = (Arc::clone(split), Box::new(sampler));
     let batches = Batches::with_sampler(split, &data.tokenizer, settings, sampler)?;
 
-    let is_trained = |place: Place| match place {
-        Place::Block(tower, block, part) => {
+    let is_trained = |id: ParameterId| match id {
+        ParameterId::Block(tower, block, part) => {
             params.blocks(tower).contains(&block) && Part::DENSE.contains(&part)
         }
         _ => false,
@@ -407,8 +407,8 @@ mod tests {
             |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         for (parameter, range) in Layout::new(&dense.config).iter() {
             let same = bits(&dense.values[range.clone()]) == bits(&tuned.values[range]);
-            let trained = match parameter.place {
-                Place::Block(tower, block, part) => {
+            let trained = match parameter.id {
+                ParameterId::Block(tower, block, part) => {
                     Part::DENSE.contains(&part)
                         && (tower, block) == (tower, params.blocks(tower)[0])
                 }

@@ -9,7 +9,7 @@ use super::{files, training};
 use crate::config::{TrainConfig, Trains};
 use crate::engine::{Objective, TeacherPlan, Trainable, Training};
 use crate::error::Result;
-use crate::model::names::{Part, Place};
+use crate::model::names::{ParameterId, Part};
 use crate::model::{Checkpoint, ClipConfig};
 use crate::pipeline::{Job, Stage, Width};
 use crate::train;
@@ -44,15 +44,19 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     let pictures = training::open(job)?;
     let start =
         Checkpoint::read_as_kept(files::folder(job, "upcycle")?, "model.safetensors")?;
+
     // Another order than the dense model saw, the same for every run of a seed.
     let batches = training::batches(&pictures, &train.optim, order_seed(seed))?;
     let steps = train.optim.steps;
+
+    // The dense model of the comparison has no experts that could teach.
     let distills = start.config.moe.is_some() && eesd > 0.0;
     let teacher = TeacherPlan {
         target: train.eesd.target,
-        share: train.eesd.tokens,
+        fraction: train.eesd.tokens,
         decay: train.eesd.decay_over(steps),
     };
+
     let training = Training {
         trainable: trainable(&start.config, trains),
         objective: Objective {
@@ -67,6 +71,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     let backend = files::backend(job)?;
     let plan = train::Plan { training, backend, scratch: Some(job.draft.scratch()?) };
 
+    // The start is kept beside the end, because evaluation and analysis compare the two.
     files::write_model(job, &start, "init.safetensors")?;
     let mut watch = training::Watch::new(&pictures, job.progress.clone(), steps);
     let trained = train::train(start, &batches, &plan, &mut watch)?;
@@ -83,12 +88,13 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
 fn trainable(config: &ClipConfig, trains: Trains) -> Vec<Trainable> {
     match trains {
         Trains::All => Trainable::all(config),
-        Trains::Routers => Trainable::only(config, |place| {
-            matches!(place, Place::Block(_, _, Part::Router))
+        Trains::Routers => Trainable::only(config, |id| {
+            matches!(id, ParameterId::Block(_, _, Part::Router))
         }),
     }
 }
 
+/// The seed of the order of batches.
 fn order_seed(seed: u64) -> u64 {
     use crate::rng::RngExt;
     crate::rng::stream(seed, "train/order").random()

@@ -36,7 +36,7 @@ pub(super) fn eesd_ratio(engine: &dyn Engine, without: &[f32]) -> Result<f64> {
     let with = engine.gradient()?;
     let (mut distilled, mut other) = (0.0, 0.0);
     for (parameter, range) in Layout::new(engine.config()).iter() {
-        if !parameter.place.is_expert() {
+        if !parameter.id.is_expert() {
             continue;
         }
         for (with, without) in with[range.clone()].iter().zip(&without[range]) {

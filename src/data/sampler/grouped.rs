@@ -91,11 +91,13 @@ impl Grouped {
     fn deal(&self, epoch: usize) -> Vec<usize> {
         let mut stream = stream(self.seed, epoch);
         let mut batches = Vec::new();
+
         for Group { rows, deal } in &self.groups {
             let dealt = deal.deal(&mut stream);
             let dealt: Vec<usize> = dealt.into_iter().map(|place| rows[place]).collect();
             batches.extend(dealt.chunks_exact(self.batch).map(<[usize]>::to_vec));
         }
+
         batches.shuffle(&mut stream);
         batches.concat()
     }

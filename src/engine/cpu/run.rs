@@ -13,7 +13,7 @@ use crate::engine::{
 };
 use crate::error::{Error, Result};
 use crate::model::ClipConfig;
-use crate::model::names::Place;
+use crate::model::names::ParameterId;
 use crate::model::params::Layout;
 
 /// The logarithm of the largest logit scale; the smallest is 0 (METHOD §4).
@@ -21,17 +21,17 @@ fn largest_scale() -> f32 {
     100.0_f32.ln()
 }
 
-/// Everything of a run that is not the weights themselves.
+/// Everything that a run keeps besides the weights.
 #[derive(Debug)]
 pub(super) struct Run {
     training: Training,
     optimizer: AdamW,
     teacher: Option<Teacher>,
     step: Step,
-    /// The gradient by the whole experts.
+    /// The gradient with respect to whole experts.
     gradient: Vec<f32>,
-    /// The gradient in the form in which weights train, where that is another.
-    pulled: Vec<f32>,
+    /// The gradient with respect to experts of low rank; empty where experts train whole.
+    low_rank_gradient: Vec<f32>,
     is_low_rank: bool,
     /// Ranges of the frozen tensors.
     frozen: Vec<Range<usize>>,
@@ -73,18 +73,20 @@ impl Run {
             (*t == Trainable::Frozen).then(|| range.clone())
         };
         let frozen: Vec<Range<usize>> = ranges.iter().filter_map(is_frozen).collect();
-        let scale = layout.range(Place::LogitScale).start;
+
+        let scale = layout.range(ParameterId::LogitScale).start;
         let teacher = training.teacher.map(|plan| {
             let average = followed(clip.config(), plan);
             Teacher { plan, values: average.start(whole), average }
         });
+
         Ok(Self {
             scale: (!frozen.iter().any(|range| range.contains(&scale))).then_some(scale),
             optimizer: AdamW::new(ranges),
             teacher,
             step: Step::new(),
             gradient: vec![0.0; whole.len()],
-            pulled: Vec::new(),
+            low_rank_gradient: Vec::new(),
             is_low_rank: weights.is_low_rank(),
             frozen,
             training: training.clone(),
@@ -109,12 +111,13 @@ impl Run {
         let distillation = match &self.teacher {
             Some(Teacher { plan, values, .. }) => match plan.target {
                 EesdTarget::Layer => {
-                    Distillation::Layers { teacher: values, fraction: plan.share }
+                    Distillation::Layers { teacher: values, fraction: plan.fraction }
                 }
                 EesdTarget::Embedding => Distillation::Embeddings { teacher: values },
             },
             None => Distillation::None,
         };
+
         let request = Request {
             pairs,
             objective: self.training.objective,
@@ -154,7 +157,9 @@ impl Run {
 
     /// Brings the gradient into the form in which weights train, without frozen tensors.
     fn finish(&mut self, weights: &Weights) {
-        let gradient = weights.pull_back(&mut self.gradient, &mut self.pulled);
+        // Frozen tensors have no part in the gradient, and so none in the norm that
+        // clips.
+        let gradient = weights.pull_back(&mut self.gradient, &mut self.low_rank_gradient);
         for range in &self.frozen {
             gradient[range.clone()].fill(0.0);
         }
@@ -168,8 +173,13 @@ impl Run {
         learning_rate: f64,
     ) -> Result<f64> {
         self.gradient()?;
+
+        // A gradient serves one update: using it twice would be a step that no batch
+        // asked for.
         self.ready = false;
-        let gradient = if self.is_low_rank { &self.pulled } else { &self.gradient };
+        let gradient =
+            if self.is_low_rank { &self.low_rank_gradient } else { &self.gradient };
+
         let (optimizer, optim) = (&mut self.optimizer, &self.training.optim);
         let norm = weights.change(|values| {
             let norm = optimizer.step(values, gradient, learning_rate, optim);
@@ -190,7 +200,7 @@ impl Run {
         if !self.ready {
             return Err(Error::failed("there is no gradient: call step first"));
         }
-        Ok(if self.is_low_rank { &self.pulled } else { &self.gradient })
+        Ok(if self.is_low_rank { &self.low_rank_gradient } else { &self.gradient })
     }
 
     pub(super) fn first(&self) -> &[f32] {
@@ -205,7 +215,7 @@ impl Run {
         self.teacher.as_ref().map(|teacher| teacher.values.as_slice())
     }
 
-    /// A copy of everything.
+    /// A copy of the run's whole state.
     pub(super) fn state(&self, weights: &Weights) -> Result<TrainingState> {
         Ok(TrainingState {
             values: weights.kept()?.to_vec(),
@@ -216,7 +226,7 @@ impl Run {
         })
     }
 
-    /// Goes on from a copy.
+    /// Continues from a copy.
     pub(super) fn restore(
         &mut self,
         weights: &mut Weights,
@@ -229,6 +239,8 @@ impl Run {
         for (name, found, expected) in buffers {
             same_length(name, found.len(), expected)?;
         }
+
+        // All lengths are checked before anything is overwritten.
         let average = state.average.as_deref();
         match (&mut self.teacher, average) {
             (Some(teacher), Some(values)) => {
@@ -259,7 +271,7 @@ impl Run {
 fn followed(config: &ClipConfig, plan: TeacherPlan) -> Average {
     let layout = Layout::new(config);
     let whole = plan.target == EesdTarget::Embedding;
-    let own = layout.iter().filter(|(p, _)| whole || p.place.is_moe());
+    let own = layout.iter().filter(|(p, _)| whole || p.id.is_moe());
     Average::new(own.map(|(_, range)| range), plan.decay)
 }
 
