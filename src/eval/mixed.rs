@@ -87,6 +87,8 @@ pub fn mixed(
 
     let all: Vec<Vec<usize>> = sizes.iter().map(|&n| (0..n).collect()).collect();
     let observed = units(replicates, weights, &all);
+
+    // The pictures of a resample are the same for all replicates: that is what crosses them.
     let resampled = bootstrap.resample(name, 1, |draws| {
         let drawn: Vec<Vec<usize>> = sizes.iter().map(|&n| draws.examples(n)).collect();
         vec![population_mean(&units(replicates, weights, &drawn), draws)]
@@ -116,10 +118,13 @@ fn units(replicates: &[Replicate], weights: &[f64], drawn: &[Vec<usize>]) -> Vec
             })
             .sum()
     };
+
+    // Seeds of one base share its luck, so several bases are what is independent.
     let mut by_base: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
     for replicate in replicates {
         by_base.entry(replicate.base).or_default().push(on_drawn(replicate));
     }
+
     if by_base.len() > 1 {
         return by_base.values().map(|seeds| num::mean(seeds)).collect();
     }

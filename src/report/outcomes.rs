@@ -21,6 +21,7 @@ pub(super) fn difference(
     if key.point != FINAL || key.run == theirs {
         return None;
     }
+
     let mut replicates = Vec::new();
     for ours in study.of(key.run) {
         let Some(other) = study.of(theirs).find(|other| other.seed == ours.seed) else {
@@ -30,6 +31,7 @@ pub(super) fn difference(
         replicates.push(Replicate { base: study.config().base_of(ours.seed), strata });
     }
 
+    // Strata are splits: pictures are drawn anew within each.
     let sizes: Vec<usize> = replicates.first()?.strata.iter().map(Vec::len).collect();
     let total: usize = sizes.iter().sum();
     let weight = |size: usize| {
@@ -57,13 +59,16 @@ fn pictures<'a>(
         ("summary", "shift") => ("concept", "acc1"),
         own => own,
     };
+
     let mut found = Pictures::new();
     for row in &run.outcomes {
+        // Probes and fine-tuning are judged on all shift splits together.
         let of_split = if key.split == "shift" {
             shifts.contains(&row.split)
         } else {
             row.split == key.split
         };
+
         let wanted = of_split && row.task == task && row.metric == metric;
         if wanted && row.point == FINAL {
             found.entry(&row.split).or_default().insert(row.sample, row.value);

@@ -86,6 +86,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     let backend = files::backend(job)?;
     let scratch = job.draft.scratch()?;
 
+    // Before any model has looked at them, all samples are of one group.
     let mut out = Outputs::default();
     let mut groups = vec![0; split.len()];
     let mut former = dense.clone();
@@ -98,6 +99,8 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
         let sampler = sampler(&params, &split, &groups, seed).context(|| {
             format!("drawing the batches of round {round} of the multiplet")
         })?;
+
+        // What is left out trains no expert of this round, so nobody should have to guess it.
         let left_out: usize = sampler.left_out().values().sum();
         let left_out_share = left_out as f64 / split.len() as f64;
         let n_groups = groups.iter().max().map_or(0, |&last| widen(last) + 1);
@@ -109,6 +112,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
             100.0 * left_out_share
         ));
 
+        // Every round starts from the dense model and resumes from a folder of its own.
         let tuning = Tuning {
             params: &params,
             data,
@@ -121,6 +125,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
         let steps = params.multiplet.optim.steps;
         let mut watch = training::Watch::new(&pictures, job.progress.clone(), steps);
         let tuned = fine_tune(&dense, tuning, &mut watch)?;
+
         out.add_ffns(round, &params, &tuned.checkpoint)?;
         tuned
             .record
@@ -143,6 +148,8 @@ pub(crate) fn read(file: &TensorFile, layer: &str, experts: usize) -> Result<Vec
         })?;
         Ok(tensor.data)
     };
+
+    // Round 0 would be the dense FFN, which the reader has.
     let ffn = |round| {
         Ok(Ffn {
             fc1: part(round, "fc1")?,
@@ -185,6 +192,8 @@ fn lookalikes(
 ) -> Result<Lookalikes> {
     let mut engine = engine::open_model(model.clone(), backend)?;
     let width = engine.config().embed_dim;
+
+    // Pictures are read batch by batch: only embeddings stay in memory.
     let (mut images, mut texts) = (Vec::new(), Vec::new());
     let all: Vec<usize> = (0..split.len()).collect();
     for rows in all.chunks(BATCH) {
@@ -256,6 +265,7 @@ fn fine_tune(
     let (split, sampler) = (Arc::clone(split), Box::new(sampler));
     let batches = Batches::with_sampler(split, &data.tokenizer, settings, sampler)?;
 
+    // Only what becomes an expert trains; the rest must stay what the experts stand among.
     let is_trained = |id: ParameterId| match id {
         ParameterId::Block(tower, block, part) => {
             params.blocks(tower).contains(&block) && Part::DENSE.contains(&part)
@@ -298,6 +308,7 @@ impl Outputs {
             self.centroids.insert(format!("{side}.{round}"), tensor);
         }
 
+        // One row per sample, so that anybody can check a batch's group.
         let rows = split.rows.iter().zip(groups).enumerate();
         self.groups.extend(rows.map(|(index, (row, &group))| GroupRow {
             round: index_u32(round),
@@ -319,6 +330,8 @@ impl Outputs {
             for &block in params.blocks(tower) {
                 let ffn = model.dense_ffn(tower, block)?;
                 let (h, d) = (ffn.hidden(), ffn.width());
+
+                // Named as bases are: layer, expert, matrix.
                 let layer = files::layer_name(tower, block);
                 for (part, shape, values) in [
                     ("fc1", vec![h, d], ffn.fc1),
