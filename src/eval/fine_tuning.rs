@@ -123,6 +123,8 @@ fn train(
             order.sort_unstable();
             order.shuffle(&mut rng::stream(seed, &name));
         }
+
+        // Every batch is full; what is left of an epoch is dealt in another.
         let rows = &order[place * batch..(place + 1) * batch];
         let pixels = (bundle.train.pixels)(rows)?;
         let labels: Vec<usize> = rows.iter().map(|&row| class[row]).collect();
@@ -169,6 +171,8 @@ fn measure(
         }));
         hits.push(own);
     }
+
+    // A split without any picture of a class has no part in the score.
     let count: usize = hits.iter().map(Vec::len).sum();
     if count == 0 {
         return Ok(None);

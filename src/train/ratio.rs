@@ -34,6 +34,8 @@ pub(super) fn undistilled(
 /// the gradient that the engine holds and that of the same batch without distillation.
 pub(super) fn eesd_ratio(engine: &dyn Engine, without: &[f32]) -> Result<f64> {
     let with = engine.gradient()?;
+
+    // The experts are what the distillation is for, so they alone are compared.
     let (mut distilled, mut other) = (0.0, 0.0);
     for (parameter, range) in Layout::new(engine.config()).iter() {
         if !parameter.id.is_expert() {
