@@ -38,7 +38,7 @@ MODE = $(if $(call has,t),$(error make -t is not supported: results are made, no
 WHERE = --config '$(CONFIG)' --artifacts '$(ARTIFACTS)' --cache '$(CACHE)' $(if $(PROFILE),--profile '$(PROFILE)') $(if $(SET),--assignments '$(subst ','\'',$(SET))') $(if $(DEVICE),--set 'device=$(DEVICE)')
 FLAGS = $(MODE) $(if $(filter $@,$(FORCE)),$(if $(call has,q),,--force)) $(if $(THREADS),--threads $(THREADS)) $(if $(JOBS),--jobs $(JOBS))
 
-STAGES := dataset pretrain activations cluster subspaces upcycle train evaluate analyze report
+STAGES := dataset pretrain activations cluster subspaces multiplet upcycle train evaluate analyze report
 
 .PHONY: all build fetch status why dag verify gc clean help test test-python bench-peers bench-scale gpu-check peers $(STAGES)
 
@@ -50,7 +50,8 @@ pretrain: dataset
 activations: dataset pretrain
 cluster: activations
 subspaces: pretrain activations cluster
-upcycle: pretrain cluster subspaces
+multiplet: dataset pretrain
+upcycle: pretrain cluster subspaces multiplet
 train: dataset upcycle
 evaluate: dataset train
 analyze: dataset pretrain train

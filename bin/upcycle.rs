@@ -1,6 +1,6 @@
 //! `upcycle-upcycle`: the dense model becomes a mixture of experts.
 //!
-//! Reads: `pretrain`, and `cluster` and `subspaces` where the method needs them.
+//! Reads: `pretrain`, and `cluster`, `subspaces` and `multiplet` where the method needs them.
 //! Writes: `model.safetensors`, `config.json`.
 //!
 //! ```console

@@ -46,6 +46,14 @@ pub mod metric {
     pub const DEAD_EXPERTS: &str = "dead_experts";
     /// Mean probability over the tokens assigned to an expert, per expert.
     pub const ROUTING_PROBABILITY: &str = "routing_probability";
+    /// [`ENTROPY_NORMALIZED`] over the pooled tokens alone, those that become embeddings.
+    pub const POOLED_ENTROPY_NORMALIZED: &str = "pooled_entropy_normalised";
+    /// [`UTILIZATION`] over the pooled tokens alone, per expert.
+    pub const POOLED_UTILIZATION: &str = "pooled_utilisation";
+    /// [`UTILIZATION_CV`] over the pooled tokens alone.
+    pub const POOLED_UTILIZATION_CV: &str = "pooled_utilisation_cv";
+    /// [`DEAD_EXPERTS`] over the pooled tokens alone.
+    pub const POOLED_DEAD_EXPERTS: &str = "pooled_dead_experts";
     /// tr(`S_W` `S_B`⁺) / E.
     pub const COMPACTNESS: &str = "compactness";
     /// tr(`S_W`) / tr(`S_B`).
@@ -63,6 +71,9 @@ pub struct LayerView<'a> {
     pub top_k: usize,
     /// The experts of every token [N·K], best first.
     pub assigned: &'a [u32],
+    /// The tokens that become embeddings, one per sample: the class token of a picture, the
+    /// end of a caption. In the last block of a tower, they alone get a gradient of the task.
+    pub pooled: &'a [usize],
     /// The output of every token's first expert `[N, d]`.
     pub outputs: &'a Matrix,
     /// The weights of every expert; biases are not read.
@@ -126,11 +137,39 @@ pub fn analyze_layer(view: &LayerView<'_>) -> Result<LayerAnalysis> {
     out.layer(metric::DEAD_EXPERTS, Some(load.dead.len() as f64));
     out.experts(metric::ROUTING_PROBABILITY, routing_probability(&routing));
 
+    pooled(view, &mut out)?;
     let scatter = compactness(&routing, view.outputs)?;
     out.layer(metric::COMPACTNESS, scatter.overlap);
     out.layer(metric::COMPACTNESS_TRACE_RATIO, scatter.trace_ratio);
     out.layer(metric::COMPACTNESS_WITHIN_SHARE, scatter.within_fraction);
     Ok(LayerAnalysis { readings: out.0, cosines })
+}
+
+/// What the router does with the pooled tokens.
+fn pooled(view: &LayerView<'_>, out: &mut Readings) -> Result<()> {
+    let (mut probabilities, mut assigned) = (Vec::new(), Vec::new());
+    for &token in view.pooled {
+        if token >= view.probs.rows() {
+            let tokens = view.probs.rows();
+            return Err(Error::failed(format!(
+                "pooled tokens: found {token}, expected a number below {tokens}"
+            )));
+        }
+        probabilities.extend_from_slice(view.probs.row(token));
+        let own = token * view.top_k..(token + 1) * view.top_k;
+        assigned.extend_from_slice(&view.assigned[own]);
+    }
+
+    let shape = [view.pooled.len(), view.probs.cols()];
+    let probabilities = Matrix::new(shape[0], shape[1], probabilities)?;
+    let routing = Routing::new(&probabilities, view.top_k, &assigned)?;
+    out.layer(metric::POOLED_ENTROPY_NORMALIZED, entropy(&routing).normalized);
+
+    let load = utilization(&routing);
+    out.experts(metric::POOLED_UTILIZATION, load.fractions.iter().copied().map(Some));
+    out.layer(metric::POOLED_UTILIZATION_CV, Some(load.variation));
+    out.layer(metric::POOLED_DEAD_EXPERTS, Some(load.dead.len() as f64));
+    Ok(())
 }
 
 /// Collects the defined numbers.
@@ -187,6 +226,7 @@ mod tests {
                 probs: &self.probs,
                 top_k: 2,
                 assigned: &self.assigned,
+                pooled: &[1],
                 outputs: &self.outputs,
                 experts: &experts,
                 dense: Some(FfnTensors { fc1: &[0.0, 0.0], ..NOTHING }),
@@ -224,6 +264,13 @@ mod tests {
         near(metric::ROUTING_PROBABILITY, Some(0), 1.125 / 3.0);
         near(metric::ROUTING_PROBABILITY, Some(1), 0.5);
         near(metric::ROUTING_PROBABILITY, Some(2), 0.25);
+        // The pooled token is token 1, whose experts are 1 and 0.
+        near(metric::POOLED_ENTROPY_NORMALIZED, None, sharp / 3.0_f64.ln());
+        for (expert, fraction) in [(0, 0.5), (1, 0.5), (2, 0.0)] {
+            near(metric::POOLED_UTILIZATION, Some(expert), fraction);
+        }
+        near(metric::POOLED_UTILIZATION_CV, None, 0.5_f64.sqrt());
+        near(metric::POOLED_DEAD_EXPERTS, None, 1.0);
         // Means (2, 0) of tokens 0 and 2, (0, 4) of token 1, (4/3, 4/3) of all; tr S_W = 2,
         // S_B = 2/3 (2,-4)(2,-4)ᵀ, its direction (1,-2)/√5, within it 2/5.
         near(metric::COMPACTNESS, None, 2.0 / 5.0 / (40.0 / 3.0) / 3.0);
@@ -249,6 +296,15 @@ mod tests {
             .with(|view| analyze_layer(&LayerView { dense: None, ..*view }))
             .unwrap();
         assert_eq!(value(&all, metric::SIMILARITY_OF_DIFFERENCES, None), None);
+    }
+
+    #[test]
+    fn a_pooled_token_beyond_the_layer_is_refused() {
+        let layer = Layer::new();
+        let error = layer.with(|view| {
+            analyze_layer(&LayerView { pooled: &[3], ..*view }).unwrap_err()
+        });
+        assert_eq!(error.message(), "pooled tokens: found 3, expected a number below 3");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the types cannot say: ranges, divisibility, and names that must exist.
 
-use super::{Config, OptimConfig, SubspacesConfig};
+use super::{Config, MultipletConfig, OptimConfig, SubspacesConfig};
 use crate::error::{Error, Result, did_you_mean};
 
 /// Widths and sides beyond this are slips of the keyboard, refused before memory is taken.
@@ -28,6 +28,7 @@ impl Check for Config {
         positive("activations.batch", self.activations.batch)?;
         positive("cluster.iterations", self.cluster.iterations)?;
         positive("cluster.restarts", self.cluster.restarts)?;
+        self.multiplet.check().map_err(|e| within("multiplet", &e))?;
 
         for (name, variant) in &self.subspaces {
             variant.check().map_err(|e| within(&format!("subspaces.{name}"), &e))?;
@@ -43,16 +44,8 @@ impl Check for Config {
         ] {
             require(value >= 0.0, key, &value, "0 or more")?;
         }
-        share("train.eesd.tokens", self.train.eesd.tokens)?;
-        share("train.eesd.decay", self.train.eesd.decay)?;
-
-        positive("evaluate.batch", self.evaluate.batch)?;
-        distinct("evaluate.recall_at", &self.evaluate.recall_at)?;
-        distinct("evaluate.shots", &self.evaluate.shots)?;
-        positive("evaluate.probe_draws", self.evaluate.probe_draws)?;
-        let l2 = &self.evaluate.probe_l2;
-        let fine = !l2.is_empty() && l2.iter().all(|&v| v > 0.0);
-        require(fine, "evaluate.probe_l2", &format!("{l2:?}"), "positive numbers")?;
+        self.check_eesd()?;
+        self.check_evaluate()?;
         positive("analyze.samples", self.analyze.samples)
     }
 }
@@ -106,6 +99,31 @@ impl Config {
         require(vocabulary >= 260, "dataset.vocabulary", &vocabulary, "at least 260")
     }
 
+    fn check_eesd(&self) -> Result<()> {
+        share("train.eesd.tokens", self.train.eesd.tokens)?;
+        let eesd = &self.train.eesd;
+        share("train.eesd.decay", eesd.decay)?;
+        share("train.eesd.half_life", eesd.half_life)?;
+        let teaches = eesd.half_life > 0.0 || eesd.decay > 0.0;
+        let expected = "above 0, or train.eesd.decay above 0";
+        require(teaches, "train.eesd.half_life", &eesd.half_life, expected)
+    }
+
+    fn check_evaluate(&self) -> Result<()> {
+        positive("evaluate.batch", self.evaluate.batch)?;
+        distinct("evaluate.recall_at", &self.evaluate.recall_at)?;
+        distinct("evaluate.shots", &self.evaluate.shots)?;
+        // No step is no fine-tuning, and its other values do not matter.
+        if self.evaluate.fine_tuning.steps > 0 {
+            let tuning = self.evaluate.fine_tuning.check();
+            tuning.map_err(|e| within("evaluate.fine_tuning", &e))?;
+        }
+        positive("evaluate.probe_draws", self.evaluate.probe_draws)?;
+        let l2 = &self.evaluate.probe_l2;
+        let fine = !l2.is_empty() && l2.iter().all(|&v| v > 0.0);
+        require(fine, "evaluate.probe_l2", &format!("{l2:?}"), "positive numbers")
+    }
+
     /// The mixture, and that its blocks are blocks of the model.
     fn check_moe(&self) -> Result<()> {
         let (e, k) = (self.moe.experts, self.moe.top_k);
@@ -139,6 +157,9 @@ impl Config {
             named(&format!("runs.{name}.init"), &run.init, self.inits.keys())?;
             let key = format!("runs.{name}.eesd");
             require(run.eesd >= 0.0, &key, &run.eesd, "0 or more")?;
+            if let Some(tokens) = run.eesd_tokens {
+                share(&format!("runs.{name}.eesd_tokens"), tokens)?;
+            }
         }
 
         named("report.reference", &self.report.reference, self.runs.keys())?;
@@ -184,6 +205,15 @@ impl Check for OptimConfig {
             "0 or more",
         )?;
         require(self.clip_norm > 0.0, "clip_norm", &self.clip_norm, "above 0")
+    }
+}
+
+impl Check for MultipletConfig {
+    fn check(&self) -> Result<()> {
+        positive("image_clusters", self.image_clusters)?;
+        positive("text_clusters", self.text_clusters)?;
+        share("label_smoothing", self.label_smoothing)?;
+        self.optim.check().map_err(|e| within("optim", &e))
     }
 }
 

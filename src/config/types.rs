@@ -29,6 +29,8 @@ pub struct Config {
     pub activations: ActivationsConfig,
     /// Spherical k-means.
     pub cluster: ClusterConfig,
+    /// Fine-tunings that give the experts of CLIP-MoE.
+    pub multiplet: MultipletConfig,
     /// Data-aware subspaces: one entry per variant.
     pub subspaces: BTreeMap<String, SubspacesConfig>,
     /// Where the experts go and how tokens are routed.
@@ -333,6 +335,20 @@ pub struct ClusterConfig {
     pub tolerance: f64,
 }
 
+/// Section `multiplet` (METHOD §3.1).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MultipletConfig {
+    /// Clusters of the pictures' embeddings.
+    pub image_clusters: usize,
+    /// Clusters of the captions' embeddings.
+    pub text_clusters: usize,
+    /// Fraction of the contrastive target that is spread evenly over the batch.
+    pub label_smoothing: f64,
+    /// Optimisation of each fine-tuning.
+    pub optim: OptimConfig,
+}
+
 /// Whose labels a subspace variant uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -517,8 +533,21 @@ pub struct EesdConfig {
     pub target: EesdTarget,
     /// Fraction of tokens, the most uncertain first; 1 takes all.
     pub tokens: f64,
-    /// Decay of the EMA teacher.
+    /// Half-life of the EMA teacher, as a fraction of the run's steps.
+    pub half_life: f64,
+    /// Decay of the EMA teacher per step, instead of a half-life; 0 for the half-life.
     pub decay: f64,
+}
+
+impl EesdConfig {
+    /// The decay of the EMA teacher per step of a run.
+    pub fn decay_over(&self, steps: usize) -> f64 {
+        if self.decay > 0.0 {
+            return self.decay;
+        }
+        // A half-life below a step would leave no teacher but the student itself.
+        0.5_f64.powf(1.0 / (self.half_life * steps as f64).max(1.0))
+    }
 }
 
 /// One entry of `runs`.
@@ -530,6 +559,31 @@ pub struct RunConfig {
     /// λ of EESD; 0 if absent.
     #[serde(default)]
     pub eesd: f64,
+    /// Which tensors train; all if absent.
+    #[serde(default, skip_serializing_if = "Trains::is_all")]
+    pub trains: Trains,
+    /// `train.eesd.tokens` of this run; as in that section if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eesd_tokens: Option<f64>,
+}
+
+/// Which tensors a run trains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Trains {
+    /// All of them.
+    #[default]
+    All,
+    /// The routers of the MoE layers: CLIP-MoE as published.
+    Routers,
+}
+
+impl Trains {
+    /// Whether it is the default.
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+    pub fn is_all(&self) -> bool {
+        *self == Self::All
+    }
 }
 
 /// Section `evaluate`.
@@ -544,6 +598,8 @@ pub struct EvaluateConfig {
     pub probe_draws: usize,
     /// Inverse regularization is chosen among these ℓ2 weights on the validation split.
     pub probe_l2: Vec<f64>,
+    /// Optimisation of the full fine-tuning; 0 steps for none.
+    pub fine_tuning: OptimConfig,
     /// Bootstrap resamples of each interval.
     pub bootstrap: usize,
     /// Samples per forward pass.
@@ -572,4 +628,24 @@ pub struct ReportConfig {
     pub ablation: Vec<String>,
     /// Example retrievals to show.
     pub examples: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_its_half_life_half_of_the_teacher_is_left() {
+        let eesd = |half_life: f64, decay: f64| EesdConfig {
+            target: EesdTarget::Layer,
+            tokens: 1.0,
+            half_life,
+            decay,
+        };
+        let left = eesd(0.05, 0.0).decay_over(1200).powi(60);
+        assert!((left - 0.5).abs() < 1e-12, "{left}");
+        // A decay that is given is taken as it is, and no half-life is shorter than a step.
+        assert!((eesd(0.05, 0.999).decay_over(1200) - 0.999).abs() < 1e-15);
+        assert!((eesd(0.05, 0.0).decay_over(2) - 0.5).abs() < 1e-15);
+    }
 }

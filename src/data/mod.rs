@@ -29,7 +29,7 @@ pub use collection::{Layout, Meta, Reading};
 pub use pairs::Skipped;
 pub use prefetch::Prefetch;
 pub use read::{Dataset, Split};
-pub use sampler::{Concepts, Grouped, Sampler, Shuffled};
+pub use sampler::{Concepts, Grouped, Sampler, Shuffled, refined};
 pub use write::{Summary, adopt};
 
 use crate::config::{DatasetConfig, Source};

@@ -3,7 +3,8 @@
 //! It has the same names and signatures as the engine, and refuses to open one.
 
 use super::{
-    Engine, FfnInputs, LayerRouting, Losses, Pairs, TowerInput, Training, TrainingState,
+    Engine, FfnInputs, LayerRouting, Losses, Objective, Pairs, TowerInput, Training,
+    TrainingState,
 };
 use crate::config::Precision;
 use crate::error::{Error, Result};
@@ -87,6 +88,10 @@ impl Engine for Cuda {
     }
 
     fn start_training(&mut self, _training: &Training) -> Result<()> {
+        match *self {}
+    }
+
+    fn set_objective(&mut self, _objective: Objective) -> Result<()> {
         match *self {}
     }
 

@@ -29,7 +29,8 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use crate::config::{EesdTarget, OptimConfig};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::model::names::{Parameter, ParameterId};
 use crate::model::params::Layout;
 use crate::model::{ClipConfig, Tower};
 
@@ -97,6 +98,16 @@ impl Trainable {
         let layout = Layout::new(config);
         let train = |decay| Self::Train { decay };
         layout.iter().map(|(parameter, _)| train(parameter.role.decays())).collect()
+    }
+
+    /// As [`Trainable::all`] where `trains` says so; every other tensor is frozen.
+    pub fn only(config: &ClipConfig, trains: impl Fn(ParameterId) -> bool) -> Vec<Self> {
+        let layout = Layout::new(config);
+        let all = layout.iter().zip(Self::all(config));
+        let choose = |((parameter, _), own): ((&Parameter, _), Self)| {
+            if trains(parameter.id) { own } else { Self::Frozen }
+        };
+        all.map(choose).collect()
     }
 }
 
@@ -225,6 +236,9 @@ pub enum StateBuffer {
     Average,
 }
 
+/// A loss over the unit embeddings [n, P] of pictures: its value, and its gradient by them.
+pub type ImageLoss<'a> = &'a mut dyn FnMut(&[f32]) -> Result<(f64, Vec<f32>)>;
+
 /// A model in an engine.
 ///
 /// Results depend on weights and inputs alone, never on the number of threads or on what ran
@@ -274,8 +288,23 @@ pub trait Engine: Debug + Send {
     /// of the weights.
     fn start_training(&mut self, training: &Training) -> Result<()>;
 
+    /// Replaces the weights of the losses for the steps that follow.
+    fn set_objective(&mut self, objective: Objective) -> Result<()>;
+
     /// Losses and gradient of a batch at the current weights; the gradient stays inside.
     fn step(&mut self, pairs: Pairs<'_>) -> Result<Losses>;
+
+    /// A loss over pictures [n, 3, S, S] alone and its gradient, at the current weights; the
+    /// gradient stays inside, and is zero where the image tower reads nothing.
+    fn image_step(&mut self, pixels: &[f32], loss: ImageLoss<'_>) -> Result<f64> {
+        let _ = (pixels, loss);
+        let backend = self.backend();
+        Err(Error::usage(format!(
+            "the engine {backend} cannot train the image tower alone; expected the engine \
+             cpu-f32: set `device: cpu`, or `evaluate.fine_tuning.steps: 0` to go without \
+             fine-tuning"
+        )))
+    }
 
     /// One step of clipping and `AdamW` on the gradient of the last [`Engine::step`], then one
     /// step of the teacher; a logit scale that trains is kept within [1, 100]. Returns the norm

@@ -203,6 +203,137 @@ fn both_engines_train_alike() {
     }
 }
 
+/// A loss over pictures that is no sum over them: ½ |Σ_n a_n z_n|², a_n = 1, 2, 3, ..
+fn quadratic(width: usize) -> impl Fn(&[f32]) -> crate::error::Result<(f64, Vec<f32>)> {
+    move |unit: &[f32]| {
+        let mut sum = vec![0.0_f64; width];
+        for (index, row) in unit.chunks_exact(width).enumerate() {
+            let factor = (index + 1) as f64;
+            sum.iter_mut().zip(row).for_each(|(s, z)| *s += factor * f64::from(*z));
+        }
+        let rows = 0..unit.len() / width;
+        let gradient = rows.flat_map(|index| {
+            let factor = (index + 1) as f64;
+            sum.iter().map(move |s| crate::num::round_f32(factor * s)).collect::<Vec<_>>()
+        });
+        Ok((0.5 * sum.iter().map(|s| s * s).sum::<f64>(), gradient.collect()))
+    }
+}
+
+/// The gradient of a loss over pictures: f32 by hand against f64 by autograd, and against
+/// the loss itself at two points on a line; two groups of samples.
+#[test]
+fn both_engines_differentiate_a_loss_over_pictures_alike() {
+    for case in cases() {
+        let (pixels, _) = random_pairs(&case.config, 19, "pictures");
+        let mut loss = quadratic(case.config.embed_dim);
+        let found = BACKENDS.map(|backend| {
+            let mut engine = started(&case, backend);
+            let value = engine.image_step(&pixels, &mut loss).unwrap();
+            (value, engine.gradient().unwrap())
+        });
+        let [(own, gradient), (expected, reference)] = &found;
+        assert!(
+            (*own - *expected).abs() < 1e-4 * expected.abs().max(1.0),
+            "{}",
+            case.name
+        );
+        let largest = reference.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
+        assert!(largest > 0.0, "{}", case.name);
+        for (parameter, range) in Layout::new(&case.config).iter() {
+            let pairs = gradient[range.clone()].iter().zip(&reference[range]);
+            let off = pairs.fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()));
+            assert!(
+                off < 1e-4 * largest,
+                "{}: {} off by {off:e}",
+                case.name,
+                parameter.name
+            );
+        }
+
+        // Along the gradient the loss changes by the square of its length.
+        let mut engine = started(&case, Backend::Candle);
+        let values = engine.values().unwrap();
+        let length: f64 = reference.iter().map(|g| f64::from(*g).powi(2)).sum();
+        let step = 1e-3 / length.sqrt();
+        let mut at = |sign: f64| {
+            let moved = values.iter().zip(reference.iter()).map(|(v, g)| {
+                crate::num::round_f32(f64::from(*v) + sign * step * f64::from(*g))
+            });
+            engine.load(&moved.collect::<Vec<_>>()).unwrap();
+            let unit = engine.encode_images(&pixels).unwrap();
+            loss(&unit).unwrap().0
+        };
+        let slope = (at(1.0) - at(-1.0)) / (2.0 * step);
+        assert!((slope / length - 1.0).abs() < 2e-2, "{}: {slope} {length}", case.name);
+    }
+}
+
+/// A mixture that distills a fraction of the tokens of each layer.
+fn distilling(fraction: f64) -> Case {
+    let config = config(true);
+    let target = EesdTarget::Layer;
+    let training = Training {
+        optim: optim(),
+        trainable: Trainable::all(&config),
+        objective: Objective { eesd: 0.5, ..Objective::default() },
+        teacher: Some(TeacherPlan { target, fraction, decay: 0.9 }),
+    };
+    Case { name: "distilling", config, training }
+}
+
+/// Beyond 16 samples: the sums of a batch are those of its groups of 16, and at a fraction
+/// below 1 not those of the reference, which chooses from the whole batch.
+#[test]
+fn distilled_tokens_are_chosen_within_groups_of_sixteen_samples() {
+    let case = distilling(0.3);
+    let (pixels, ids) = random_pairs(&case.config, 40, "groups");
+    let (picture, caption) = (pixels.len() / 40, ids.len() / 40);
+    let distances = |backend: Backend, range: std::ops::Range<usize>| -> Vec<f64> {
+        let own = Pairs {
+            pixels: &pixels[range.start * picture..range.end * picture],
+            ids: &ids[range.start * caption..range.end * caption],
+        };
+        let losses = started(&case, backend).step(own).unwrap();
+        losses.layers.iter().map(|(_, _, sums)| sums.distance).collect()
+    };
+
+    let whole = distances(Backend::Cpu, 0..40);
+    let groups = [0..16, 16..32, 32..40].map(|range| distances(Backend::Cpu, range));
+    assert!(!whole.is_empty());
+    for (layer, found) in whole.iter().enumerate() {
+        let expected: f64 = groups.iter().map(|group| group[layer]).sum();
+        assert!(*found > 0.0);
+        assert!((found - expected).abs() < 1e-9 * expected, "{found} {expected}");
+    }
+    let reference = distances(Backend::Candle, 0..40);
+    let other = |(own, reference): (&f64, &f64)| (own / reference - 1.0).abs() > 1e-3;
+    assert!(whole.iter().zip(&reference).any(other), "{whole:?} {reference:?}");
+}
+
+/// The gradient of all losses is that of the distillation and that of the others, so that a
+/// weight of nothing takes the distillation away and a tenfold one makes it tenfold.
+#[test]
+fn another_objective_weighs_the_losses_anew() {
+    let case = distilling(1.0);
+    let (pixels, ids) = random_pairs(&case.config, BATCH, "objective");
+    for backend in BACKENDS {
+        let mut engine = started(&case, backend);
+        let mut gradient = |eesd: f64| {
+            engine.set_objective(Objective { eesd, ..case.training.objective }).unwrap();
+            assert!(engine.gradient().is_err(), "the old gradient is of no use");
+            engine.step(Pairs { pixels: &pixels, ids: &ids }).unwrap();
+            engine.gradient().unwrap()
+        };
+        let (none, once, tenfold) = (gradient(0.0), gradient(0.1), gradient(1.0));
+        let pull: Vec<f32> =
+            once.iter().zip(&none).map(|(a, b)| 10.0 * (a - b)).collect();
+        let expected: Vec<f32> = tenfold.iter().zip(&none).map(|(a, b)| a - b).collect();
+        assert!(expected.iter().any(|v| v.abs() > 1e-4));
+        assert!(worst(&pull, &expected) < 1e-3);
+    }
+}
+
 #[test]
 fn both_engines_see_alike() {
     for case in cases() {

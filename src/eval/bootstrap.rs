@@ -9,8 +9,8 @@ use crate::num;
 use crate::par;
 use crate::rng::{self, RngExt};
 
-/// Fraction of the resamples beyond each end of a 95 % interval.
-const TAIL: f64 = 0.025;
+/// Coverage of an interval, where nothing else is asked for.
+const COVERAGE: f64 = 0.95;
 
 /// The ends of a 95 % interval.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -68,14 +68,27 @@ impl Draws {
         let n = num::index_u32(n);
         (0..n).map(|_| num::widen(self.0.random_range(0..n))).collect()
     }
+
+    /// A draw of Student's t: a normal over the root of a mean of `degrees` squared normals.
+    pub fn student(&mut self, degrees: usize) -> f64 {
+        let normal = rng::normal_f64(&mut self.0);
+        let squares = (0..degrees).map(|_| rng::normal_f64(&mut self.0).powi(2));
+        normal / (squares.sum::<f64>() / degrees as f64).sqrt()
+    }
 }
 
 impl Interval {
     /// The 95 % percentile interval of resampled values.
     pub fn of(values: &[f64]) -> Self {
+        Self::with_coverage(values, COVERAGE)
+    }
+
+    /// The percentile interval of another coverage.
+    pub fn with_coverage(values: &[f64], coverage: f64) -> Self {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
-        Self { low: quantile(&sorted, TAIL), high: quantile(&sorted, 1.0 - TAIL) }
+        let tail = (1.0 - coverage) / 2.0;
+        Self { low: quantile(&sorted, tail), high: quantile(&sorted, 1.0 - tail) }
     }
 }
 
@@ -118,6 +131,15 @@ mod tests {
         let interval = Interval::of(&values);
         let width = (interval.high - interval.low) / (2.0 * 1.96 * expected);
         assert!((width - 1.0).abs() < 0.12, "{width}");
+    }
+
+    /// Of Student's t with 2 degrees, 95 % lie within 4.303.
+    #[test]
+    fn draws_of_student_have_its_tails() {
+        let mut draws = Draws(rng::stream(3, "student"));
+        let n = 20_000;
+        let inside = (0..n).filter(|_| draws.student(2).abs() < 4.302_65).count();
+        assert!((inside as f64 / f64::from(n) - 0.95).abs() < 0.005, "{inside}");
     }
 
     #[test]

@@ -35,6 +35,7 @@ pub fn evaluate(
     let mut out = Evaluation::default();
     let tests = named(&embedded, bundle.tests.iter())?;
     out.measurements.extend(tasks::concept::measure(&zero_shot, &tests, &bundle.shifts)?);
+    out.outcomes.extend(tasks::concept::outcomes(&zero_shot, &tests)?);
 
     let retrieval = named(&embedded, [&bundle.retrieval])?[0];
     out.measurements.extend(tasks::coarse::measure(&zero_shot, retrieval)?);
@@ -113,9 +114,10 @@ fn probe(
     };
 
     match tasks::few_shot::measure(&probing, config, judges.bootstrap)? {
-        Some((measurements, choices)) => {
-            out.measurements.extend(measurements);
-            out.choices = choices;
+        Some(found) => {
+            out.measurements.extend(found.measurements);
+            out.choices = found.choices;
+            out.outcomes.extend(found.outcomes);
         }
         None => out.notes.push(
             "there is no probe: no validation picture or no shifted picture has one of its \

@@ -6,6 +6,22 @@ use super::Interval;
 use crate::error::{Context, Result};
 pub use crate::tables::Measurement;
 
+/// How one picture fared in one metric: 1 where the model is right, 0 where it is not, and
+/// the mean of these where a metric draws several classifiers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// Task of the metric.
+    pub task: &'static str,
+    /// Split of the picture.
+    pub split: String,
+    /// Name of the metric.
+    pub metric: String,
+    /// Number of the picture's sample.
+    pub sample: u32,
+    /// 0 to 1.
+    pub value: f64,
+}
+
 /// The ℓ2 weight that was chosen for a probe, and the accuracies it was chosen by.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Choice {
@@ -30,6 +46,9 @@ pub struct Evaluation {
     pub choices: Vec<Choice>,
     /// What could not be measured, and why.
     pub notes: Vec<String>,
+    /// Pictures one by one, for differences between models.
+    #[serde(skip)]
+    pub outcomes: Vec<Outcome>,
 }
 
 impl Evaluation {

@@ -13,8 +13,10 @@ mod bundle;
 mod embed;
 mod evaluate;
 mod examples;
+mod fine_tuning;
 mod measurement;
 pub mod metrics;
+mod mixed;
 pub mod probe;
 pub mod ranking;
 pub mod sets;
@@ -29,7 +31,9 @@ pub use bundle::{
 pub use embed::{LabelledImages, embed_pictures};
 pub use evaluate::evaluate;
 pub use examples::{Example, Retrieved, example_retrievals};
-pub use measurement::{Choice, Evaluation, Measurement};
+pub use fine_tuning::{EmbeddingLoss, Tuner, fine_tune};
+pub use measurement::{Choice, Evaluation, Measurement, Outcome};
+pub use mixed::{Covers, Mixed, Replicate, mixed};
 pub use validate::validate;
 
 use crate::error::Result;

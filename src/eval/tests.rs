@@ -3,7 +3,7 @@
 use super::*;
 use crate::error::Context;
 use crate::eval::{Concept, Pixels, Split, Train, Validation, Vocabulary};
-use crate::eval::{example_retrievals, similarity, validate};
+use crate::eval::{example_retrievals, fine_tune, similarity, validate};
 use crate::linalg::Matrix;
 use crate::num;
 use crate::rng;
@@ -125,8 +125,100 @@ fn config() -> EvaluateConfig {
         shots: vec![5, 10],
         probe_draws: 2,
         probe_l2: vec![1e-3, 1e-1],
+        fine_tuning: tuning(20),
         bootstrap: 50,
         batch: 32,
+    }
+}
+
+fn tuning(steps: usize) -> crate::config::OptimConfig {
+    let overrides = crate::config::Overrides::default();
+    let optim = crate::config::load_default(&overrides).unwrap().train.optim;
+    crate::config::OptimConfig { steps, batch: 32, ..optim }
+}
+
+/// A toy whose tower does not move: only the head trains. It keeps the losses.
+struct Tuned {
+    toy: Toy,
+    losses: Vec<f64>,
+}
+
+impl Encoder for Tuned {
+    fn embed_dim(&self) -> usize {
+        self.toy.embed_dim()
+    }
+
+    fn images(&mut self, pixels: &[f32], n: usize) -> Result<Matrix> {
+        self.toy.images(pixels, n)
+    }
+
+    fn texts(&mut self, ids: &[u32], n: usize) -> Result<Matrix> {
+        self.toy.texts(ids, n)
+    }
+}
+
+impl crate::eval::Tuner for Tuned {
+    fn step(
+        &mut self,
+        pixels: &[f32],
+        loss: crate::eval::EmbeddingLoss<'_>,
+    ) -> Result<f64> {
+        let unit = self.toy.images(pixels, pixels.len() / 3)?;
+        let (value, gradient) = loss(unit.data())?;
+        assert_eq!(gradient.len(), unit.data().len());
+        self.losses.push(value);
+        Ok(value)
+    }
+
+    fn update(&mut self, _step: usize) -> Result<f64> {
+        Ok(0.01)
+    }
+}
+
+/// More steps fit the training pictures better, and the pictures that judge are those of the
+/// shifts, each once.
+#[test]
+fn fine_tuning_learns_and_is_measured_on_the_shift_splits() {
+    let measured = |steps: usize| {
+        let mut tuned = Tuned { toy: Toy::new(1.2), losses: Vec::new() };
+        let config = EvaluateConfig { fine_tuning: tuning(steps), ..config() };
+        let found = fine_tune(&mut tuned, &bundle(), &config, 1).unwrap().unwrap();
+        (found, tuned.losses)
+    };
+    let ((found, outcomes), losses) = measured(60);
+    let (first, last) = (num::mean(&losses[..10]), num::mean(&losses[50..]));
+    assert!(last < 0.8 * first, "{first} {last}");
+    assert_eq!((found.task.as_str(), found.metric.as_str()), ("finetune", "acc1"));
+    assert!(found.low <= found.value && found.value <= found.high);
+
+    let right: Vec<f64> = outcomes.iter().map(|outcome| outcome.value).collect();
+    assert_eq!(num::widen(found.n), outcomes.len());
+    assert!((num::mean(&right) - found.value).abs() < 1e-12);
+    let splits: std::collections::BTreeSet<&str> =
+        outcomes.iter().map(|outcome| outcome.split.as_str()).collect();
+    assert_eq!(splits.into_iter().collect::<Vec<_>>(), ["sketch", "v2"]);
+    assert_eq!(measured(60).0.0, found, "a run repeats itself");
+}
+
+/// What `acc1` is the mean of stands picture by picture.
+#[test]
+fn outcomes_average_to_the_metrics() {
+    let mut toy = Toy::new(1.0);
+    let found = evaluate(&mut toy, &bundle(), &config(), 1).unwrap();
+    for split in ["pair", "v2", "sketch"] {
+        let own =
+            found.outcomes.iter().filter(|o| o.task == "concept" && o.split == split);
+        let values: Vec<f64> = own.map(|outcome| outcome.value).collect();
+        let expected = found.find("concept", split, "acc1").unwrap();
+        assert_eq!(values.len(), num::widen(expected.n));
+        assert!((num::mean(&values) - expected.value).abs() < 1e-12, "{split}");
+    }
+    for metric in ["logistic-5", "ridge-10"] {
+        let own =
+            found.outcomes.iter().filter(|o| o.task == "probe" && o.metric == metric);
+        let values: Vec<f64> = own.map(|outcome| outcome.value).collect();
+        let expected = found.find("probe", "shift", metric).unwrap();
+        assert!((num::mean(&values) - expected.value).abs() < 1e-12, "{metric}");
     }
 }
 

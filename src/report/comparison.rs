@@ -1,10 +1,12 @@
 //! The rows of `comparison.parquet`: every metric of every run over seeds, beside its paired
 //! difference from the reference run.
 
-use super::stats::{BySeed, COVERAGE, paired};
-use super::study::{MetricKey, Study, over_seeds};
+use super::outcomes;
+use super::stats::{BySeed, COVERAGE, Difference, paired};
+use super::study::{FINAL, MetricKey, Study, over_seeds};
+use crate::eval::Mixed;
 use crate::num::index_u32;
-use crate::tables::ComparisonRow;
+use crate::tables::{ComparisonRow, LogRow};
 
 /// The rows in the order of runs, then point, task, split and metric.
 pub(super) fn comparison(study: &Study<'_>) -> Vec<ComparisonRow> {
@@ -12,16 +14,53 @@ pub(super) fn comparison(study: &Study<'_>) -> Vec<ComparisonRow> {
         let own = study.metrics().iter().filter(|(key, _)| key.run == run);
         own.filter_map(|(key, values)| row(study, *key, values)).collect()
     };
-    study.runs.iter().flat_map(of_run).collect()
+    let mut rows: Vec<ComparisonRow> = study.runs.iter().flat_map(of_run).collect();
+    rows.extend(study.runs.iter().filter_map(|run| loss_row(study, run)));
+    rows
+}
+
+/// The contrastive loss over the last tenth of training. All runs of a seed see the same
+/// batches, so its difference is paired batch by batch: nothing else measured is as sensitive.
+fn loss_row(study: &Study<'_>, run: &str) -> Option<ComparisonRow> {
+    let losses = |run: &str| -> BySeed {
+        let of_run = study.of(run).filter(|own| !own.log.is_empty());
+        of_run.map(|own| (own.seed, last_tenth(&own.log))).collect()
+    };
+    let values = losses(run);
+    let difference =
+        study.reference().and_then(|base| paired(&values, &losses(base), COVERAGE));
+    let key = MetricKey {
+        run,
+        point: FINAL,
+        task: "training",
+        split: "train",
+        metric: "contrastive_loss",
+    };
+    filled(key, &values, difference, None)
+}
+
+fn last_tenth(log: &[LogRow]) -> f64 {
+    let from = log.len() - log.len().div_ceil(10);
+    crate::num::mean(&log[from..].iter().map(|row| row.clip).collect::<Vec<_>>())
 }
 
 fn row(study: &Study<'_>, key: MetricKey<'_>, values: &BySeed) -> Option<ComparisonRow> {
-    let summary = over_seeds(values)?;
-
     let base = study.reference().map(|run| MetricKey { run, ..key });
     let base = base.and_then(|key| study.metrics().get(&key));
     let difference = base.and_then(|base| paired(values, base, COVERAGE));
+    let mixed =
+        study.reference().and_then(|theirs| outcomes::difference(study, key, theirs));
+    filled(key, values, difference, mixed)
+}
 
+/// A row, with NaN where something is not defined.
+fn filled(
+    key: MetricKey<'_>,
+    values: &BySeed,
+    difference: Option<Difference>,
+    mixed: Option<Mixed>,
+) -> Option<ComparisonRow> {
+    let summary = over_seeds(values)?;
     // Parquet has a column of numbers here, in which NaN says that there is no interval.
     let (low, high) = difference.and_then(|d| d.interval).unwrap_or((f64::NAN, f64::NAN));
 
@@ -37,5 +76,8 @@ fn row(study: &Study<'_>, key: MetricKey<'_>, values: &BySeed) -> Option<Compari
         difference: difference.map_or(f64::NAN, |d| d.mean),
         difference_low: low,
         difference_high: high,
+        mixed_low: mixed.map_or(f64::NAN, |own| own.interval.low),
+        mixed_high: mixed.map_or(f64::NAN, |own| own.interval.high),
+        mixed_covers: mixed.map_or(String::new(), |own| own.covers.to_string()),
     })
 }

@@ -9,8 +9,8 @@ use serde::Deserialize;
 
 use crate::config::{Config, RunConfig};
 use crate::tables::{
-    AnalysisRow, ClusterRow, IterationRow, LogRow, MetricRow, RetrievalRow, RoutingRow,
-    SimilarityRow, SpectrumRow, SubspaceRow, ValidationRow,
+    AnalysisRow, ClusterRow, IterationRow, LogRow, MetricRow, OutcomeRow, RetrievalRow,
+    RoutingRow, SimilarityRow, SpectrumRow, SubspaceRow, ValidationRow,
 };
 
 /// Everything the report shows.
@@ -77,6 +77,8 @@ pub struct RunInputs {
     pub validation: Vec<ValidationRow>,
     /// `metrics.parquet`.
     pub metrics: Vec<MetricRow>,
+    /// `outcomes.parquet`.
+    pub outcomes: Vec<OutcomeRow>,
     /// `analysis.parquet`; empty for a dense run.
     pub analysis: Vec<AnalysisRow>,
     /// `similarity_matrix.parquet`; empty for a dense run.

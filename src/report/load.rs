@@ -74,6 +74,7 @@ fn load_run(
         log: tables::read(&train)?,
         validation: tables::read(&train)?,
         metrics: tables::read(&find("evaluate", &key)?)?,
+        outcomes: tables::read(&find("evaluate", &key)?)?,
         ..RunInputs::default()
     };
 

@@ -51,6 +51,7 @@ fn write_run(root: &Path, run: &RunInputs) {
     std::fs::write(folder("train").join("config.json"), shape).unwrap();
 
     write(&folder("evaluate"), &run.metrics);
+    write(&folder("evaluate"), &run.outcomes);
     if !run.routing.is_empty() {
         write(&folder("train"), &run.routing);
         write(&folder("analyze"), &run.analysis);

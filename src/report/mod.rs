@@ -13,6 +13,7 @@ mod inputs;
 mod load;
 #[cfg(test)]
 mod load_tests;
+mod outcomes;
 mod render;
 #[cfg(test)]
 mod sample;

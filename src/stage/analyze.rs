@@ -64,11 +64,16 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
         let model = Checkpoint { config, values: engine.into_values()? };
 
         for (tower, layers) in Tower::BOTH.into_iter().zip(&routing) {
+            let pooled = pooled_tokens(&model.config, tower, &ids);
             for routing in layers {
                 let layer = model.moe_layer(tower, routing.block)?;
                 let base = dense.dense_ffn(tower, routing.block)?;
-                let found =
-                    analyze_layer(&model.config, tower, routing, (&layer, &base))?;
+                let found = analyze_layer(
+                    &model.config,
+                    tower,
+                    (routing, &pooled),
+                    (&layer, &base),
+                )?;
                 out.add(point, &Layer::new(tower.name(), routing.block), &found);
             }
         }
@@ -91,11 +96,31 @@ fn validation(job: &Job<'_>, samples: usize) -> Result<(Vec<f32>, Vec<u32>)> {
     Ok((pixels, data.tokenizer.encode_all(&texts, data.meta.context)?))
 }
 
+/// The token of each sample that becomes its embedding, among the counted tokens of a tower:
+/// all of a picture; of a caption those behind the start up to the end of text, which is the
+/// first of the largest ids.
+fn pooled_tokens(config: &ClipConfig, tower: Tower, ids: &[u32]) -> Vec<usize> {
+    let captions = ids.chunks_exact(config.text.context);
+    if tower == Tower::Vision {
+        let tokens = config.tower(tower).tokens;
+        return captions.enumerate().map(|(sample, _)| sample * tokens).collect();
+    }
+    let end = |caption: &[u32]| {
+        let largest = caption.iter().max();
+        caption.iter().position(|id| Some(id) == largest).unwrap_or(0)
+    };
+    let counted = captions.scan(0, |before, caption| {
+        *before += end(caption);
+        Some(*before)
+    });
+    counted.map(|after| after.saturating_sub(1)).collect()
+}
+
 /// Analyzes one layer over its counted tokens.
 fn analyze_layer(
     config: &ClipConfig,
     tower: Tower,
-    routing: &LayerRouting,
+    (routing, pooled): (&LayerRouting, &[usize]),
     (layer, base): (&MoeTensors<'_>, &FfnTensors<'_>),
 ) -> Result<LayerAnalysis> {
     let (d, e) = (config.tower(tower).width, layer.experts.len());
@@ -114,6 +139,7 @@ fn analyze_layer(
         probs: &Matrix::new(n, e, routing.probabilities.clone())?,
         top_k,
         assigned: &routing.chosen,
+        pooled,
         outputs: &Matrix::new(n, d, outputs)?,
         experts: &layer.experts,
         dense: Some(*base),
@@ -163,5 +189,35 @@ impl Outputs {
     fn write(self, job: &Job<'_>) -> Result<()> {
         tables::write(&job.output(AnalysisRow::FILE), self.readings)?;
         tables::write(&job.output(SimilarityRow::FILE), self.cosines)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Overrides, load_default};
+    use crate::engine::Backend;
+    use crate::model::init;
+
+    /// The rows that the engine keeps of a caption end with the end of text.
+    #[test]
+    fn pooled_tokens_are_the_class_token_and_the_end_of_text() {
+        let overrides = Overrides { profile: Some("smoke".to_owned()), set: vec![] };
+        let config = load_default(&overrides).unwrap();
+        let dense =
+            init::dense(&crate::stage::pretrain::shape(&config.model, [16, 6, 300]), 1);
+        let ids = [298, 5, 6, 7, 299, 0, 298, 9, 299, 0, 0, 0, 298, 1, 2, 3, 4, 299];
+        let pooled = pooled_tokens(&dense.config, Tower::Text, &ids);
+        assert_eq!(pooled, [3, 5, 10]);
+        assert_eq!(pooled_tokens(&dense.config, Tower::Vision, &ids), [0, 17, 34]);
+
+        let mut engine = engine::open_model(dense, Backend::Cpu).unwrap();
+        let found = engine.ffn_inputs(TowerInput::Ids(&ids), &[1]).unwrap();
+        let counted: Vec<usize> =
+            (0..found.counted.len()).filter(|&row| found.counted[row]).collect();
+        let last = found.starts[1..].iter().map(|end| end - 1);
+        let expected: Vec<usize> =
+            last.filter_map(|row| counted.iter().position(|&own| own == row)).collect();
+        assert_eq!(pooled, expected);
     }
 }

@@ -1,19 +1,22 @@
 //! Stage `evaluate`: a trained model and its initialization on the held-out splits.
 //!
-//! Writes `metrics.parquet`, `metrics.json` and `retrievals.parquet`.
+//! Writes `metrics.parquet`, `outcomes.parquet`, `metrics.json` and `retrievals.parquet`.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::files::{self, Pictures};
-use crate::config::EvaluateConfig;
-use crate::engine;
+use crate::config::{EvaluateConfig, OptimConfig};
+use crate::engine::{self, Engine, Objective, Trainable, Training};
 use crate::error::{Context as _, Result};
-use crate::eval::{self, Bundle, Evaluation, Example};
-use crate::model::Checkpoint;
+use crate::eval::{self, Bundle, EmbeddingLoss, Encoder, Evaluation, Example, Tuner};
+use crate::linalg::Matrix;
+use crate::model::names::ParameterId;
+use crate::model::{Checkpoint, Tower};
 use crate::num::index_u32;
 use crate::pipeline::{Job, Stage, Width};
-use crate::tables::{self, MetricRow, RetrievalRow, Row as _};
+use crate::tables::{self, MetricRow, OutcomeRow, RetrievalRow, Row as _};
+use crate::train::Schedule;
 
 /// This stage.
 pub const STAGE: Stage = Stage {
@@ -47,7 +50,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
 
     job.progress.start(2, "evaluations");
     let mut json = Map::new();
-    let mut metrics = Vec::new();
+    let (mut metrics, mut outcomes) = (Vec::new(), Vec::new());
     let mut examples = Vec::new();
 
     // Probes are two thirds of an evaluation's time, and nobody compares initializations by
@@ -61,7 +64,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
         let model = Checkpoint::read(files::folder(job, "train")?, weights)?;
         let mut opened = engine::open_model(model, backend)?;
         let mut engine = &mut *opened;
-        let found = eval::evaluate(&mut engine, &bundle, config, seed)?;
+        let mut found = eval::evaluate(&mut engine, &bundle, config, seed)?;
 
         // The manifest has the summary of the trained model, for `show` and `diff`.
         if point == "final" {
@@ -73,8 +76,32 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
             }
         }
 
+        // Last, because it changes the weights.
+        if evaluate.fine_tuning.steps > 0 {
+            let mut tuned = Tuned::new(opened, &evaluate.fine_tuning)?;
+            match eval::fine_tune(&mut tuned, &bundle, &evaluate, seed)? {
+                Some((measured, outcomes)) => {
+                    found.measurements.push(measured);
+                    found.outcomes.extend(outcomes);
+                }
+                None => found.notes.push(
+                    "there is no fine-tuning: fewer than two subgroups have training \
+                     pictures, or none has a shifted picture"
+                        .to_owned(),
+                ),
+            }
+        }
+
         // The table is for the report, the JSON for people and their notebooks.
         metrics.extend(rows(point, &found));
+        outcomes.extend(found.outcomes.iter().map(|own| OutcomeRow {
+            point: point.to_owned(),
+            task: own.task.to_owned(),
+            split: own.split.clone(),
+            metric: own.metric.clone(),
+            sample: own.sample,
+            value: own.value,
+        }));
         let text = found.to_json()?;
         let value: Value =
             serde_json::from_str(&text).context(|| "metrics".to_owned())?;
@@ -83,11 +110,73 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     }
 
     tables::write(&job.output(MetricRow::FILE), metrics)?;
+    tables::write(&job.output(OutcomeRow::FILE), outcomes)?;
     tables::write(&job.output(RetrievalRow::FILE), retrievals(&examples))?;
     let text =
         serde_json::to_string_pretty(&json).context(|| "metrics".to_owned())? + "\n";
     let path = job.output("metrics.json");
     std::fs::write(&path, text).context(|| format!("writing {}", path.display()))
+}
+
+/// An engine whose image tower trains.
+struct Tuned {
+    engine: Box<dyn Engine>,
+    schedule: Schedule,
+}
+
+impl Tuned {
+    fn new(mut engine: Box<dyn Engine>, optim: &OptimConfig) -> Result<Self> {
+        let trainable = Trainable::only(engine.config(), is_of_image_tower);
+        engine.start_training(&Training {
+            optim: optim.clone(),
+            trainable,
+            objective: Objective::default(),
+            teacher: None,
+        })?;
+        Ok(Self { engine, schedule: Schedule::new(optim) })
+    }
+}
+
+/// All that a picture passes on its way to an embedding.
+fn is_of_image_tower(id: ParameterId) -> bool {
+    match id {
+        ParameterId::ClassEmbedding
+        | ParameterId::PatchEmbedding
+        | ParameterId::PreNormWeight
+        | ParameterId::PreNormBias => true,
+        ParameterId::PositionEmbedding(tower)
+        | ParameterId::Block(tower, _, _)
+        | ParameterId::PostNormWeight(tower)
+        | ParameterId::PostNormBias(tower)
+        | ParameterId::Projection(tower) => tower == Tower::Vision,
+        ParameterId::LogitScale | ParameterId::TokenEmbedding => false,
+    }
+}
+
+impl Encoder for Tuned {
+    fn embed_dim(&self) -> usize {
+        self.engine.config().embed_dim
+    }
+
+    fn images(&mut self, pixels: &[f32], n: usize) -> Result<Matrix> {
+        (&mut *self.engine).images(pixels, n)
+    }
+
+    fn texts(&mut self, ids: &[u32], n: usize) -> Result<Matrix> {
+        (&mut *self.engine).texts(ids, n)
+    }
+}
+
+impl Tuner for Tuned {
+    fn step(&mut self, pixels: &[f32], loss: EmbeddingLoss<'_>) -> Result<f64> {
+        self.engine.image_step(pixels, loss)
+    }
+
+    fn update(&mut self, step: usize) -> Result<f64> {
+        let learning_rate = self.schedule.at(step);
+        self.engine.update(learning_rate)?;
+        Ok(learning_rate)
+    }
 }
 
 /// Opens every split that evaluation reads.

@@ -1,4 +1,4 @@
-//! The ten stages: each connects a procedure with the artifacts that it reads and writes. No
+//! The stages: each connects a procedure with the artifacts that it reads and writes. No
 //! other room knows the names of their files.
 //!
 //! The file of a stage holds its slice of the configuration, says which files it reads and
@@ -13,6 +13,7 @@ pub mod analyze;
 pub mod cluster;
 pub mod dataset;
 pub mod evaluate;
+pub mod multiplet;
 pub mod pretrain;
 pub mod report;
 pub mod subspaces;
@@ -33,6 +34,7 @@ pub const ALL: &[Stage] = &[
     activations::STAGE,
     cluster::STAGE,
     subspaces::STAGE,
+    multiplet::STAGE,
     upcycle::STAGE,
     train::STAGE,
     evaluate::STAGE,

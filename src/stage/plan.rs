@@ -14,17 +14,18 @@ use super::analyze::AnalyzeParams;
 use super::cluster::ClusterParams;
 use super::dataset::DatasetParams;
 use super::evaluate::EvaluateParams;
+use super::multiplet::MultipletParams;
 use super::pretrain::{self, PretrainParams};
 use super::report::ReportParams;
 use super::subspaces::SubspacesParams;
 use super::train::TrainParams;
 use super::upcycle::UpcycleParams;
 use crate::artifact::Place;
-use crate::config::{Compute, Config, Device, InitConfig, Source};
+use crate::config::{Compute, Config, Device, InitConfig, RunConfig, Source, Trains};
 use crate::engine::Backend;
 use crate::error::{Context, Error, Result};
 use crate::pipeline::{Externals, Files, Node, Upstream};
-use crate::upcycle::{self, Needs};
+use crate::upcycle;
 
 /// Files of a model that a reader of its final weights needs.
 const MODEL: &[&str] = &["config.json", "model.safetensors"];
@@ -61,7 +62,7 @@ const ANALYSIS_DATA: &[&str] = &[
 ];
 
 /// Stages that the report does not read: weights and raw activations.
-const UNREPORTED: &[&str] = &["activations", "upcycle"];
+const UNREPORTED: &[&str] = &["activations", "multiplet", "upcycle"];
 
 /// Plans the whole pipeline. `cache` is the folder of downloaded packages.
 pub fn plan(config: &Config, cache: &Path) -> Result<Vec<Node>> {
@@ -79,9 +80,11 @@ pub fn plan(config: &Config, cache: &Path) -> Result<Vec<Node>> {
     }
 
     // Activations and clusters are only needed by methods that ask for evidence.
-    let mut clusters = false;
+    let (mut clusters, mut multiplets) = (false, false);
     for (_, init) in &inits {
-        clusters |= upcycle::find(&init.method)?.needs() != Needs::default();
+        let needs = upcycle::find(&init.method)?.needs();
+        clusters |= needs.clusters();
+        multiplets |= needs.multiplet;
     }
 
     if clusters {
@@ -96,6 +99,11 @@ pub fn plan(config: &Config, cache: &Path) -> Result<Vec<Node>> {
     for variant in used_variants(&inits)? {
         for &seed in bases {
             nodes.push(planner.subspaces(variant, seed)?);
+        }
+    }
+    if multiplets {
+        for &seed in bases {
+            nodes.push(planner.multiplet(seed)?);
         }
     }
 
@@ -230,6 +238,22 @@ impl<'a> Planner<'a> {
         node("subspaces", run_name(variant, seed), &params, inputs)
     }
 
+    /// The fine-tuned FFNs of one base.
+    fn multiplet(&self, seed: u64) -> Result<Node> {
+        let (model, moe) = (&self.config.model, &self.config.moe);
+        let params = MultipletParams {
+            multiplet: self.config.multiplet.clone(),
+            cluster: self.config.cluster.clone(),
+            experts: moe.experts,
+            vision_blocks: moe.vision_blocks.indices(model.vision.layers),
+            text_blocks: moe.text_blocks.indices(model.text.layers),
+            seed,
+        };
+        let inputs =
+            vec![dataset(TRAINING_DATA), input("pretrain", base_name(seed), MODEL)];
+        self.with_engine(node("multiplet", base_name(seed), &params, inputs)?)
+    }
+
     /// One initialization for one seed. It reads only the evidence that its method asks for.
     fn upcycle(&self, name: &str, init: &InitConfig, seed: u64) -> Result<Node> {
         let base = self.config.base_of(seed);
@@ -243,6 +267,9 @@ impl<'a> Planner<'a> {
             let run = run_name(variant_of(name, init)?, base);
             inputs.push(input("subspaces", run, &["bases.safetensors"]));
         }
+        if needs.multiplet {
+            inputs.push(input("multiplet", base_name(base), &["ffns.safetensors"]));
+        }
 
         // Which variant is read shows in the digests of its files; its name does not count.
         let init = InitConfig { subspaces: None, ..init.clone() };
@@ -252,12 +279,15 @@ impl<'a> Planner<'a> {
 
     /// The training of one run.
     fn train(&self, run: &str, seed: u64) -> Result<Node> {
-        let train = self.config.train.clone();
+        let mut train = self.config.train.clone();
         let named = run_name(run, seed);
-        let run = &self.config.runs[run];
+        let run = self.run_config(run)?;
+        if let Some(tokens) = run.eesd_tokens {
+            train.eesd.tokens = tokens;
+        }
 
         // Runs that differ in the loss alone start from the same initialization.
-        let params = TrainParams { train, eesd: run.eesd, seed };
+        let params = TrainParams { train, eesd: run.eesd, trains: run.trains, seed };
         let init = input("upcycle", run_name(&run.init, seed), MODEL);
         self.with_engine(node(
             "train",
@@ -265,6 +295,19 @@ impl<'a> Planner<'a> {
             &params,
             vec![dataset(TRAINING_DATA), init],
         )?)
+    }
+
+    /// A run whose tensors that are to train exist.
+    fn run_config(&self, name: &str) -> Result<&RunConfig> {
+        let run = &self.config.runs[name];
+        let method = &self.config.inits[&run.init].method;
+        if run.trains == Trains::Routers && upcycle::find(method)?.form().is_dense() {
+            return Err(Error::usage(format!(
+                "runs.{name}.trains: found routers, but the method {method} of its \
+                 initialization has no router; expected all"
+            )));
+        }
+        Ok(run)
     }
 
     /// A node that runs a model: the engine's name enters its key.

@@ -6,10 +6,11 @@
 use serde::{Deserialize, Serialize};
 
 use super::{files, training};
-use crate::config::TrainConfig;
+use crate::config::{TrainConfig, Trains};
 use crate::engine::{Objective, TeacherPlan, Trainable, Training};
 use crate::error::Result;
-use crate::model::Checkpoint;
+use crate::model::names::{ParameterId, Part};
+use crate::model::{Checkpoint, ClipConfig};
 use crate::pipeline::{Job, Stage, Width};
 use crate::train;
 
@@ -30,13 +31,16 @@ pub struct TrainParams {
     pub train: TrainConfig,
     /// λ of EESD in this run.
     pub eesd: f64,
+    /// Which tensors train.
+    #[serde(default, skip_serializing_if = "Trains::is_all")]
+    pub trains: Trains,
     /// Seed of this run.
     pub seed: u64,
 }
 
 /// Does the work of one node.
 pub fn run(job: &mut Job<'_>) -> Result<()> {
-    let TrainParams { train, eesd, seed } = job.params()?;
+    let TrainParams { train, eesd, trains, seed } = job.params()?;
     let pictures = training::open(job)?;
     let start =
         Checkpoint::read_as_kept(files::folder(job, "upcycle")?, "model.safetensors")?;
@@ -50,11 +54,11 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     let teacher = TeacherPlan {
         target: train.eesd.target,
         fraction: train.eesd.tokens,
-        decay: train.eesd.decay,
+        decay: train.eesd.decay_over(steps),
     };
 
     let training = Training {
-        trainable: Trainable::all(&start.config),
+        trainable: trainable(&start.config, trains),
         objective: Objective {
             balance: train.balance,
             router_z: train.router_z,
@@ -78,6 +82,16 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     job.draft.metric("data_wait_share", trained.waited);
     training::write_record(job, &trained.record)?;
     files::write_model(job, &trained.checkpoint, "model.safetensors")
+}
+
+/// One entry per tensor of the model.
+fn trainable(config: &ClipConfig, trains: Trains) -> Vec<Trainable> {
+    match trains {
+        Trains::All => Trainable::all(config),
+        Trains::Routers => Trainable::only(config, |id| {
+            matches!(id, ParameterId::Block(_, _, Part::Router))
+        }),
+    }
 }
 
 /// The seed of the order of batches.

@@ -56,12 +56,13 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
         files::write_model(job, &dense, "model.safetensors")?;
         dense.counts()
     } else {
-        let Needs { centroids, subspaces } = method.needs();
+        let Needs { centroids, subspaces, multiplet } = method.needs();
         let recipe = Recipe {
             method,
             settings,
             centroids: optional(job, centroids, "cluster", "centroids")?,
             subspaces: optional(job, subspaces.is_some(), "subspaces", "bases")?,
+            multiplet: optional(job, multiplet, "multiplet", "ffns")?,
             seed,
         };
 
@@ -88,6 +89,8 @@ pub(crate) struct Recipe {
     pub(crate) centroids: Option<TensorFile>,
     /// `bases.safetensors` of a subspace variant, if the method needs one.
     pub(crate) subspaces: Option<TensorFile>,
+    /// `ffns.safetensors` of stage `multiplet`, if the method needs it.
+    pub(crate) multiplet: Option<TensorFile>,
     pub(crate) seed: u64,
 }
 
@@ -114,6 +117,10 @@ impl Recipe {
         let experts = self.settings.experts();
         let subspaces =
             subspaces.map(|file| expert_spaces(file, name, experts)).transpose()?;
+        let multiplet = self.multiplet.as_ref();
+        let multiplet = multiplet
+            .map(|file| super::multiplet::read(file, name, experts))
+            .transpose()?;
 
         let made = upcycle::upcycle_layer(
             self.method,
@@ -122,6 +129,7 @@ impl Recipe {
                 evidence: Evidence {
                     centroids: centroids.as_ref(),
                     subspaces: subspaces.as_deref(),
+                    multiplet: multiplet.as_deref(),
                 },
                 settings: &self.settings,
                 streams: Streams::new(self.seed, name),

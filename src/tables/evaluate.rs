@@ -61,6 +61,38 @@ impl Row for MetricRow {
     }
 }
 
+/// How one picture fared in one metric.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct OutcomeRow {
+    /// `init` (before training) or `final`.
+    pub point: String,
+    /// Task.
+    pub task: String,
+    /// Split of the picture.
+    pub split: String,
+    /// Metric.
+    pub metric: String,
+    /// Sample of the picture.
+    pub sample: u32,
+    /// 1 where the model is right and 0 where not; of probes the mean over draws.
+    pub value: f64,
+}
+
+impl Row for OutcomeRow {
+    const FILE: &'static str = "outcomes.parquet";
+
+    fn columns() -> Vec<Field<Self>> {
+        vec![
+            Field::new("point", |row| &mut row.point),
+            Field::new("task", |row| &mut row.task),
+            Field::new("split", |row| &mut row.split),
+            Field::new("metric", |row| &mut row.metric),
+            Field::new("sample", |row| &mut row.sample),
+            Field::new("value", |row| &mut row.value),
+        ]
+    }
+}
+
 /// One picture that one caption found.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct RetrievalRow {

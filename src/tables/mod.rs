@@ -31,6 +31,7 @@ mod dataset;
 mod evaluate;
 mod field;
 mod fit;
+mod multiplet;
 mod report;
 mod subspaces;
 #[cfg(test)]
@@ -41,11 +42,12 @@ pub use activations::{Activations, TokenRow};
 pub use analyze::{AnalysisRow, SimilarityRow, WHOLE_LAYER};
 pub use cluster::{AssignmentRow, ClusterRow, IterationRow};
 pub use dataset::{ConceptRow, LabelRow, PictureRow, SampleRow};
-pub use evaluate::{Measurement, MetricRow, RetrievalRow, SetRow};
+pub use evaluate::{Measurement, MetricRow, OutcomeRow, RetrievalRow, SetRow};
 pub use field::{Field, Value};
 pub use fit::{
     FitAssignmentRow, FitClusterRow, FitIterationRow, FitSpectrumRow, FitSubspaceRow,
 };
+pub use multiplet::GroupRow;
 pub use report::ComparisonRow;
 pub use subspaces::{SpectrumRow, SubspaceFigures, SubspaceRow};
 pub use train::{LogRow, RoutingRow, ValidationRow};

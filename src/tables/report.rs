@@ -27,6 +27,13 @@ pub struct ComparisonRow {
     pub difference_low: f64,
     /// High end of that interval.
     pub difference_high: f64,
+    /// Low end of the 95 % interval of the difference over seeds, bases and pictures; NaN for
+    /// metrics that are no means over pictures.
+    pub mixed_low: f64,
+    /// High end of that interval.
+    pub mixed_high: f64,
+    /// What that interval covers, in words; empty without one.
+    pub mixed_covers: String,
 }
 
 impl Row for ComparisonRow {
@@ -45,6 +52,9 @@ impl Row for ComparisonRow {
             Field::new("difference", |row| &mut row.difference),
             Field::new("difference_low", |row| &mut row.difference_low),
             Field::new("difference_high", |row| &mut row.difference_high),
+            Field::new("mixed_low", |row| &mut row.mixed_low),
+            Field::new("mixed_high", |row| &mut row.mixed_high),
+            Field::new("mixed_covers", |row| &mut row.mixed_covers),
         ]
     }
 }

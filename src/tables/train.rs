@@ -38,6 +38,10 @@ pub struct LogRow {
     /// Logit scale before the step.
     #[serde(with = "bits")]
     pub logit_scale: f64,
+    /// Length of the self-distillation's gradient on the experts over that of all other
+    /// losses, as it was measured last; 0 without distillation.
+    #[serde(with = "bits")]
+    pub eesd_gradient_ratio: f64,
 }
 
 impl Row for LogRow {
@@ -55,6 +59,7 @@ impl Row for LogRow {
             Field::new("eesd", |row| &mut row.eesd),
             Field::new("gradient_norm", |row| &mut row.gradient_norm),
             Field::new("logit_scale", |row| &mut row.logit_scale),
+            Field::new("eesd_gradient_ratio", |row| &mut row.eesd_gradient_ratio),
         ]
     }
 }

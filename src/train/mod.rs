@@ -4,6 +4,7 @@
 //! the same budget, and evaluation through a hook. What a step computes is the engine's
 //! business.
 
+mod ratio;
 mod record;
 mod resume;
 mod run;
@@ -13,3 +14,4 @@ mod schedule;
 
 pub use record::Record;
 pub use run::{Plan, Trained, Watcher, train};
+pub use schedule::Schedule;

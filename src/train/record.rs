@@ -30,6 +30,8 @@ pub struct Facts {
     pub learning_rate: f64,
     /// Global gradient norm before clipping.
     pub gradient_norm: f64,
+    /// How strong the gradient of self-distillation is.
+    pub eesd_gradient_ratio: f64,
 }
 
 impl Record {
@@ -47,6 +49,7 @@ impl Record {
             eesd: losses.eesd,
             gradient_norm: facts.gradient_norm,
             logit_scale: losses.logit_scale,
+            eesd_gradient_ratio: facts.eesd_gradient_ratio,
         });
 
         for (tower, block, sums) in &losses.layers {
@@ -60,6 +63,11 @@ impl Record {
                 utilisation: fractions.collect(),
             });
         }
+    }
+
+    /// The ratio of gradients that was measured last; 0 before, as without distillation.
+    pub fn eesd_gradient_ratio(&self) -> f64 {
+        self.steps.last().map_or(0.0, |row| row.eesd_gradient_ratio)
     }
 
     /// Adds the metrics of a validation after `step` steps.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::ratio;
 use super::record::{Facts, Record};
 use super::resume::{self, Resumed};
 use super::schedule::Schedule;
@@ -74,10 +75,17 @@ pub fn train(
     // Batches depend on the seed and their step alone, so the queue may begin anywhere.
     let mut queue = Prefetch::start(Arc::clone(batches), first..optim.steps, AHEAD)?;
     while let Some(batch) = queue.take()? {
-        let losses = engine.step(Pairs { pixels: &batch.pixels, ids: &batch.ids })?;
+        let pairs = Pairs { pixels: &batch.pixels, ids: &batch.ids };
+        let without =
+            ratio::undistilled(&mut *engine, &plan.training, pairs, batch.step)?;
+        let losses = engine.step(pairs)?;
 
         // A loss that is not a number would spoil the weights in the update.
         check_finite(losses.total, batch.step)?;
+        let eesd_gradient_ratio = match without {
+            Some(without) => ratio::eesd_ratio(&*engine, &without)?,
+            None => record.eesd_gradient_ratio(),
+        };
         let learning_rate = schedule.at(batch.step);
         let gradient_norm = engine.update(learning_rate)?;
 
@@ -87,6 +95,7 @@ pub fn train(
             samples: done * optim.batch,
             learning_rate,
             gradient_norm,
+            eesd_gradient_ratio,
         };
         record.step(facts, &losses);
         watcher.stepped(done, losses.total);

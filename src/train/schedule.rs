@@ -4,7 +4,7 @@ use crate::config::OptimConfig;
 
 /// The learning rate as a function of the step.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Schedule {
+pub struct Schedule {
     peak: f64,
     last: f64,
     warmup: usize,
@@ -13,7 +13,7 @@ pub(super) struct Schedule {
 
 impl Schedule {
     /// The schedule of a training stage.
-    pub(super) fn new(config: &OptimConfig) -> Self {
+    pub fn new(config: &OptimConfig) -> Self {
         Self {
             peak: config.learning_rate,
             last: config.final_learning_rate,
@@ -23,7 +23,7 @@ impl Schedule {
     }
 
     /// The learning rate of step `step`, counted from 0.
-    pub(super) fn at(&self, step: usize) -> f64 {
+    pub fn at(&self, step: usize) -> f64 {
         if step < self.warmup {
             // The first step has a learning rate already: one of 0 would be wasted.
             return self.peak * (step + 1) as f64 / self.warmup as f64;

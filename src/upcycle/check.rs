@@ -16,7 +16,11 @@ pub(super) fn check_dense(dense: FfnTensors<'_>, place: &str) -> Result<()> {
 }
 
 /// Refuses anything but finite tensors of hidden width h and width d.
-fn check_ffn(ffn: FfnTensors<'_>, [h, d]: [usize; 2], place: &str) -> Result<()> {
+pub(super) fn check_ffn(
+    ffn: FfnTensors<'_>,
+    [h, d]: [usize; 2],
+    place: &str,
+) -> Result<()> {
     check_vector(ffn.fc1, h * d, "fc1", place)?;
     check_vector(ffn.fc1_bias, h, "fc1 bias", place)?;
     check_vector(ffn.fc2, d * h, "fc2", place)?;

@@ -3,10 +3,10 @@
 //! Evidence arrives from files, so nothing of it is believed: counts, shapes, finiteness,
 //! and the two promises the methods compute with, unit centroids and orthonormal bases.
 
-use super::check::{check_matrix, check_vector, wrong};
+use super::check::{check_ffn, check_matrix, check_vector, wrong};
 use super::{Method, Needs};
 use crate::error::{Error, Result};
-use crate::ffn::FfnTensors;
+use crate::ffn::{Ffn, FfnTensors};
 use crate::linalg::Matrix;
 
 /// How far a centroid's norm, or an entry of `UᵀU`, may be from its exact value. Rounding to
@@ -20,6 +20,8 @@ pub struct Evidence<'a> {
     pub centroids: Option<&'a Matrix>,
     /// The subspaces that the experts keep, one entry per expert.
     pub subspaces: Option<&'a [ExpertSpaces]>,
+    /// The FFN after each fine-tuning, one per expert but the dense one.
+    pub multiplet: Option<&'a [Ffn]>,
 }
 
 /// The subspaces that one expert keeps.
@@ -60,6 +62,15 @@ impl<'a> Evidence<'a> {
         self.subspaces.ok_or_else(|| missing(place, method, "the experts' subspaces"))
     }
 
+    /// The fine-tuned FFNs, or an error that says which method needs them.
+    pub(super) fn multiplet(
+        &self,
+        method: &dyn Method,
+        place: &str,
+    ) -> Result<&'a [Ffn]> {
+        self.multiplet.ok_or_else(|| missing(place, method, "a multiplet of FFNs"))
+    }
+
     /// Checks what the method needs and ignores what it does not need.
     pub(super) fn check(
         &self,
@@ -68,7 +79,7 @@ impl<'a> Evidence<'a> {
         n_experts: usize,
         place: &str,
     ) -> Result<()> {
-        let Needs { centroids, subspaces } = method.needs();
+        let Needs { centroids, subspaces, multiplet } = method.needs();
 
         if centroids {
             let centroids = self.centroids(method, place)?;
@@ -86,6 +97,19 @@ impl<'a> Evidence<'a> {
                 let here = format!("{place}, expert {index}");
                 spaces.fc1.check(dense.hidden(), "fc1", &here)?;
                 spaces.fc2.check(dense.width(), "fc2", &here)?;
+            }
+        }
+
+        if multiplet {
+            let tuned = self.multiplet(method, place)?;
+            if tuned.len() + 1 != n_experts {
+                let expected =
+                    format!("{} (one per expert but the dense one)", n_experts - 1);
+                return Err(wrong(place, "multiplet", &tuned.len(), &expected));
+            }
+            for (index, ffn) in tuned.iter().enumerate() {
+                let here = format!("{place}, multiplet {}", index + 1);
+                check_ffn(ffn.tensors(), [dense.hidden(), dense.width()], &here)?;
             }
         }
         Ok(())

@@ -13,11 +13,13 @@
 //! | [`drop`](Drop) | some hidden units redrawn | random |
 //! | [`drop-svd`](DropSvd) | lowest singular directions redrawn | random |
 //! | [`ders-lm`](DersLm) | one shared FFN and a product of low rank each | random |
+//! | [`clip-moe`](ClipMoe) | the FFN, and what fine-tunings on hard negatives made of it | random |
 //! | `cluster-aware` and its controls | `cluster_aware.rs` has their table | as named |
 //!
 //! Shapes: `fc1` `[h, d]`, `fc2` `[d, h]`, router `[E, d]`.
 
 mod check;
+mod clip_moe;
 mod cluster_aware;
 mod dense;
 mod ders_lm;
@@ -32,6 +34,7 @@ mod settings;
 mod sparse;
 mod streams;
 
+pub use clip_moe::ClipMoe;
 pub use dense::Dense;
 pub use ders_lm::DersLm;
 pub use drop::Drop;
@@ -53,7 +56,7 @@ use crate::linalg::Matrix;
 struct Guide;
 
 /// The methods of the other files, in the order of the tables.
-static METHODS: &[&dyn Method] = &[&Dense, &Sparse, &Drop, &DropSvd, &DersLm];
+static METHODS: &[&dyn Method] = &[&Dense, &Sparse, &Drop, &DropSvd, &DersLm, &ClipMoe];
 
 /// One way to turn a dense FFN into experts and a router.
 pub trait Method: std::fmt::Debug + Sync {
@@ -84,7 +87,7 @@ pub trait Method: std::fmt::Debug + Sync {
     fn needs(&self) -> Needs {
         // Only the router reads centroids; experts read subspaces.
         let centroids = self.form().router() == Some(Router::Centroids);
-        Needs { centroids, subspaces: self.subspaces() }
+        Needs { centroids, subspaces: self.subspaces(), multiplet: false }
     }
 }
 
@@ -194,6 +197,15 @@ pub struct Needs {
     pub centroids: bool,
     /// The experts' subspaces, of this kind.
     pub subspaces: Option<SubspaceKind>,
+    /// The layer's FFN after each of E - 1 fine-tunings.
+    pub multiplet: bool,
+}
+
+impl Needs {
+    /// Whether clusters of the layer's inputs have to be found.
+    pub fn clusters(&self) -> bool {
+        self.centroids || self.subspaces.is_some()
+    }
 }
 
 /// A kind of subspaces: whose labels, and which directions.
@@ -329,7 +341,11 @@ mod tests {
     #[test]
     fn missing_evidence_is_named() {
         let parts = Parts::new(5, 7, 3, 2);
-        let cases = [("router-only", "centroids"), ("svd-only", "subspaces")];
+        let cases = [
+            ("router-only", "centroids"),
+            ("svd-only", "subspaces"),
+            ("clip-moe", "multiplet"),
+        ];
         for (name, missing) in cases {
             let method = find(name).unwrap();
             let error = upcycle_layer(

@@ -17,6 +17,7 @@ pub(super) struct Parts {
     pub(super) dense: Ffn,
     pub(super) centroids: Matrix,
     pub(super) subspaces: Vec<ExpertSpaces>,
+    pub(super) multiplet: Vec<Ffn>,
 }
 
 impl Parts {
@@ -31,13 +32,15 @@ impl Parts {
             }
         }
         let subspaces = (0..n_experts).map(|e| spaces(d, h, rank, e as u64)).collect();
-        Self { dense: ffn(d, h, 1), centroids, subspaces }
+        let multiplet = (1..n_experts).map(|e| ffn(d, h, 10 + e as u64)).collect();
+        Self { dense: ffn(d, h, 1), centroids, subspaces, multiplet }
     }
 
     pub(super) fn evidence(&self) -> Evidence<'_> {
         Evidence {
             centroids: Some(&self.centroids),
             subspaces: Some(self.subspaces.as_slice()),
+            multiplet: Some(self.multiplet.as_slice()),
         }
     }
 
@@ -49,6 +52,7 @@ impl Parts {
             dense: self.dense.clone(),
             centroids: Matrix::new(n_experts, d, rows).unwrap(),
             subspaces: self.subspaces[..n_experts].to_vec(),
+            multiplet: self.multiplet[..n_experts - 1].to_vec(),
         }
     }
 }

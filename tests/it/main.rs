@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
 
 mod cli;
+mod clip_moe;
 mod concurrency;
 mod crash;
 mod damage;

@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 
 use upcycle::stage::ALL;
 
-use crate::plan::nodes;
+use crate::plan::{MULTIPLET, nodes};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -17,7 +17,8 @@ fn root() -> &'static Path {
 #[test]
 fn the_makefile_has_the_graph_of_the_plan() {
     let mut planned: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for node in nodes(&[]) {
+    // A run that needs every stage.
+    for node in nodes(&[MULTIPLET]) {
         let reads = planned.entry(node.stage.to_owned()).or_default();
         reads.extend(node.inputs.iter().map(|upstream| upstream.place.stage.clone()));
     }

@@ -7,12 +7,13 @@ use std::path::Path;
 use std::process::Command;
 
 /// Every stage binary in the order of the pipeline.
-const STAGES: [(&str, &str); 10] = [
+const STAGES: [(&str, &str); 11] = [
     ("dataset", env!("CARGO_BIN_EXE_upcycle-dataset")),
     ("pretrain", env!("CARGO_BIN_EXE_upcycle-pretrain")),
     ("activations", env!("CARGO_BIN_EXE_upcycle-activations")),
     ("cluster", env!("CARGO_BIN_EXE_upcycle-cluster")),
     ("subspaces", env!("CARGO_BIN_EXE_upcycle-subspaces")),
+    ("multiplet", env!("CARGO_BIN_EXE_upcycle-multiplet")),
     ("upcycle", env!("CARGO_BIN_EXE_upcycle-upcycle")),
     ("train", env!("CARGO_BIN_EXE_upcycle-train")),
     ("evaluate", env!("CARGO_BIN_EXE_upcycle-evaluate")),
@@ -102,6 +103,7 @@ fn the_pipeline_gives_the_same_bytes_for_any_thread_count_and_rests_when_done() 
     assert!(a.len() > 100, "only {} results", a.len());
     assert_eq!(a, b);
     crate::tables::are_as_documented(one.path());
+    crate::clip_moe::is_what_it_says(one.path());
 
     let again = run(one.path(), 2);
     assert!(!again.contains("runs"), "{again}");

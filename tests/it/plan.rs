@@ -10,6 +10,7 @@ use upcycle::stage::analyze::AnalyzeParams;
 use upcycle::stage::cluster::ClusterParams;
 use upcycle::stage::dataset::DatasetParams;
 use upcycle::stage::evaluate::EvaluateParams;
+use upcycle::stage::multiplet::MultipletParams;
 use upcycle::stage::pretrain::PretrainParams;
 use upcycle::stage::report::ReportParams;
 use upcycle::stage::subspaces::SubspacesParams;
@@ -25,6 +26,9 @@ pub(crate) fn config(set: &[&str]) -> Config {
 pub(crate) fn nodes(set: &[&str]) -> Vec<Node> {
     plan(&config(set), Path::new("cache")).unwrap()
 }
+
+/// A run that needs the one stage that the default comparison does without.
+pub(crate) const MULTIPLET: &str = "runs.clip-moe={init: clip-moe}";
 
 /// Stages whose parameters differ between two configurations.
 fn touched(set: &[&str]) -> BTreeSet<&'static str> {
@@ -43,7 +47,8 @@ fn touched(set: &[&str]) -> BTreeSet<&'static str> {
 #[test]
 fn every_node_comes_after_all_it_reads_and_exists_once() {
     for (bases, models) in [("per-seed", 3), ("shared", 1)] {
-        complete(&["seeds=[1, 2, 3]", &format!("pretrain.bases={bases}")], models);
+        let bases = format!("pretrain.bases={bases}");
+        complete(&["seeds=[1, 2, 3]", &bases, MULTIPLET], models);
     }
 }
 
@@ -65,11 +70,11 @@ fn complete(set: &[&str], models: usize) {
     let reached: BTreeSet<&str> = nodes.iter().map(|node| node.stage).collect();
     assert_eq!(reached, stage::names().collect(), "stages without a node, or unknown");
     let count = |stage| seen.iter().filter(|place| place.stage == stage).count();
-    for stage in ["pretrain", "activations", "cluster"] {
+    for stage in ["pretrain", "activations", "cluster", "multiplet"] {
         assert_eq!(count(stage), models, "{stage}");
     }
     for stage in ["train", "evaluate", "analyze"] {
-        assert_eq!(count(stage), 3 * config(&[]).runs.len(), "{stage}");
+        assert_eq!(count(stage), 3 * config(set).runs.len(), "{stage}");
     }
     assert_eq!((count("dataset"), count("report")), (1, 1));
 }
@@ -164,6 +169,15 @@ fn a_shared_base_is_made_once_and_read_by_all_seeds() {
 }
 
 #[test]
+fn a_run_that_trains_routers_needs_some() {
+    let set = ["runs.dense={init: dense, trains: routers}"];
+    let error = plan(&config(&set), Path::new("cache")).unwrap_err().to_string();
+    assert!(error.contains("runs.dense.trains: found routers"), "{error}");
+    let set = ["runs.sparse={init: sparse, trains: routers}"];
+    assert_eq!(touched(&set), BTreeSet::from(["train"]));
+}
+
+#[test]
 fn only_what_some_run_uses_is_planned() {
     let set = ["runs.dense.init=sparse", "pretrain.checkpoint=folder"];
     let nodes = nodes(&set);
@@ -175,13 +189,14 @@ fn only_what_some_run_uses_is_planned() {
 
 #[test]
 fn every_node_has_the_parameters_its_stage_reads_back() {
-    for node in nodes(&[]) {
+    for node in nodes(&[MULTIPLET]) {
         let value = node.params.clone();
         let fine = match node.stage {
             "dataset" => serde_json::from_value::<DatasetParams>(value).is_ok(),
             "pretrain" => serde_json::from_value::<PretrainParams>(value).is_ok(),
             "activations" => serde_json::from_value::<ActivationsParams>(value).is_ok(),
             "cluster" => serde_json::from_value::<ClusterParams>(value).is_ok(),
+            "multiplet" => serde_json::from_value::<MultipletParams>(value).is_ok(),
             "subspaces" => serde_json::from_value::<SubspacesParams>(value).is_ok(),
             "upcycle" => serde_json::from_value::<UpcycleParams>(value).is_ok(),
             "train" => serde_json::from_value::<TrainParams>(value).is_ok(),

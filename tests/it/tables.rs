@@ -57,6 +57,11 @@ fn heading(root: &Path, path: &Path) -> String {
         "activations" => "activations/<tower>-<layer>.parquet".to_owned(),
         // A dense model's training is recorded like an MoE's.
         "pretrain" => format!("train/{file}"),
+        // Each round of the multiplet is a training with a number.
+        "multiplet" if file.starts_with("log-") => "train/log.parquet".to_owned(),
+        "multiplet" if file.starts_with("validation-") => {
+            "train/validation.parquet".to_owned()
+        }
         stage => format!("{stage}/{file}"),
     }
 }

@@ -4,8 +4,10 @@
 //! value for programs.
 
 mod dag;
+mod experts;
 mod forward;
 mod keep;
+mod metrics;
 mod preprocess;
 mod show;
 mod speed;
@@ -37,6 +39,9 @@ Examples:
   upcycle-inspect speed moe --threads 2        milliseconds per training step
   upcycle-inspect accept report                bless results after a cosmetic change of code
   upcycle-inspect forward --checkpoint DIR --inputs in.safetensors --output out.safetensors
+  upcycle-inspect experts --ffn ffn.safetensors --init '{method: drop, ratio: 0.25}' \
+      --experts 4 --output experts.safetensors
+  upcycle-inspect metrics --embeddings embeddings.safetensors
   upcycle-inspect tokenize --tokenizer bpe_simple_vocab_16e6.txt.gz 'a photo of a cat'
   upcycle-inspect preprocess --image cat.jpg --size 224 --output cat.safetensors";
 
@@ -121,6 +126,10 @@ enum Ask {
     },
     /// Run a model, dense or MoE, on given pixels and token ids.
     Forward(forward::Forward),
+    /// Turn an FFN in a file into experts, by any method that makes whole ones.
+    Experts(experts::MakeExperts),
+    /// Measure embeddings in a file: classification and retrieval.
+    Metrics(metrics::Metrics),
     /// Turn texts into token ids, one JSON list per line.
     Tokenize(tokenize::Tokenize),
     /// Turn a picture into the tensor a model sees.
@@ -172,6 +181,8 @@ fn run() -> Result<()> {
     // Some commands work on files of the user's own and need neither configuration nor store.
     let answer = match &args.ask {
         Ask::Forward(forward) => forward.answer()?,
+        Ask::Experts(experts) => experts.answer()?,
+        Ask::Metrics(metrics) => metrics.answer()?,
         Ask::Tokenize(tokenize) => tokenize.answer()?,
         Ask::Preprocess(preprocess) => preprocess.answer()?,
         ask => {
@@ -222,6 +233,8 @@ impl View {
 
             // `run` answers these without a view; they are here because the list is one.
             Ask::Forward(ask) => ask.answer(),
+            Ask::Experts(ask) => ask.answer(),
+            Ask::Metrics(ask) => ask.answer(),
             Ask::Tokenize(ask) => ask.answer(),
             Ask::Preprocess(ask) => ask.answer(),
         }

@@ -167,8 +167,11 @@ impl Runner {
 
         // The teacher as it is configured: its fraction of tokens decides what it costs.
         let eesd = &config.train.eesd;
-        let teacher =
-            TeacherPlan { target: eesd.target, fraction: eesd.tokens, decay: eesd.decay };
+        let teacher = TeacherPlan {
+            target: eesd.target,
+            fraction: eesd.tokens,
+            decay: eesd.decay_over(config.train.optim.steps),
+        };
         let training = Training {
             optim: config.train.optim.clone(),
             trainable: Trainable::all(&model.config),
@@ -198,6 +201,13 @@ fn copies(dense: &Checkpoint, config: &Config) -> Result<Checkpoint> {
     let method = upcycle::find("sparse")?;
     let init = InitConfig { method: method.name().to_owned(), ..InitConfig::default() };
     let settings = Settings::new(method, &init, config.moe.experts)?;
-    let recipe = Recipe { method, settings, centroids: None, subspaces: None, seed: 1 };
+    let recipe = Recipe {
+        method,
+        settings,
+        centroids: None,
+        subspaces: None,
+        multiplet: None,
+        seed: 1,
+    };
     mixture(dense, &config.moe, &recipe).checkpoint()
 }

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 use super::{Epochs, Sampler, stream};
 use crate::error::{Error, Result};
-use crate::rng::SliceRandom;
+use crate::rng::{SliceRandom, Stream};
 
 /// Batches of B rows of B concepts.
 #[derive(Debug)]
@@ -45,29 +45,28 @@ impl Concepts {
         Ok(Self { seed, batch, rows, epochs })
     }
 
-    fn deal(&self, epoch: usize) -> Vec<usize> {
+    /// The batches of one epoch, one after the other.
+    pub(super) fn deal(&self, stream: &mut Stream) -> Vec<usize> {
         let (steps, size) = (self.epochs.steps, self.batch);
-        let mut stream = stream(self.seed, epoch);
-
         let mut hands = self.rows.clone();
-        hands.shuffle(&mut stream);
+        hands.shuffle(stream);
 
         // A concept deals at most one card per batch; the others of its rows wait for
         // another epoch.
         let mut cards = Vec::new();
         for hand in &mut hands {
-            hand.shuffle(&mut stream);
+            hand.shuffle(stream);
             cards.extend_from_slice(&hand[..hand.len().min(steps)]);
         }
 
         // Cards beyond K B are left out at random, without disturbing the order of the rest.
         let mut kept: Vec<usize> = (0..cards.len()).collect();
-        kept.shuffle(&mut stream);
+        kept.shuffle(stream);
         kept.truncate(steps * size);
         kept.sort_unstable();
 
         let mut places: Vec<usize> = (0..steps).collect();
-        places.shuffle(&mut stream);
+        places.shuffle(stream);
         let mut order = vec![0; steps * size];
         for (i, card) in kept.into_iter().enumerate() {
             order[places[i % steps] * size + i / steps] = cards[card];
@@ -78,7 +77,7 @@ impl Concepts {
 
 impl Sampler for Concepts {
     fn batch(&self, step: usize) -> Vec<usize> {
-        self.epochs.batch(step, |epoch| self.deal(epoch))
+        self.epochs.batch(step, |epoch| self.deal(&mut stream(self.seed, epoch)))
     }
 
     fn steps_per_epoch(&self) -> usize {

@@ -15,7 +15,7 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use concepts::Concepts;
-pub use grouped::Grouped;
+pub use grouped::{Grouped, refined};
 pub use shuffled::Shuffled;
 
 /// A rule by which rows become batches.
@@ -83,10 +83,11 @@ mod tests {
             |modulus: usize| move |row: usize| crate::num::index_u32(row % modulus);
         let concepts: Vec<u32> = (0..n).map(label(11)).collect();
         let groups: Vec<u32> = (0..n).map(label(3)).collect();
+        let distinct: Vec<u32> = (0..n).map(label(n)).collect();
         vec![
             Box::new(Concepts::new(&concepts, batch, seed).unwrap()),
             Box::new(Shuffled::new(n, batch, seed).unwrap()),
-            Box::new(Grouped::new(&groups, batch, seed).unwrap()),
+            Box::new(Grouped::new(&groups, &distinct, batch, seed).unwrap()),
         ]
     }
 

@@ -13,8 +13,8 @@ use super::optim::AdamW;
 use super::{Eesd, Eligible, MoeForm, Outputs, ReferenceClip, Routing, Terms, moe};
 use crate::config::EesdTarget;
 use crate::engine::{
-    Engine, FfnInputs, LayerRouting, LayerStats, Losses, Pairs, TeacherPlan, TowerInput,
-    Trainable, Training, TrainingState,
+    Engine, FfnInputs, ImageLoss, LayerRouting, LayerStats, Losses, Objective, Pairs,
+    TeacherPlan, TowerInput, Trainable, Training, TrainingState,
 };
 use crate::error::{Context as _, Error, Result};
 use crate::io::tensors::Tensors;
@@ -308,20 +308,30 @@ impl Engine for Candle {
         Ok(())
     }
 
+    fn set_objective(&mut self, objective: Objective) -> Result<()> {
+        let run = self.run.as_mut().ok_or_else(not_started)?;
+        run.training.objective = objective;
+        run.gradients.clear();
+        Ok(())
+    }
+
     fn step(&mut self, pairs: Pairs<'_>) -> Result<Losses> {
         let run = self.run()?;
         let (total, losses) = self.losses(run, pairs)?;
-
-        let mut gradients = self.model()?.gradient_tensors(&total)?;
-
-        // A frozen tensor has no part in the norm that clips the others.
-        for (name, gradient) in &mut gradients {
-            if run.trainable[name] == Trainable::Frozen {
-                *gradient = gradient.zeros_like().context(computing)?;
-            }
-        }
-        self.run.as_mut().ok_or_else(not_started)?.gradients = gradients;
+        self.differentiate(&total)?;
         Ok(losses)
+    }
+
+    fn image_step(&mut self, pixels: &[f32], loss: ImageLoss<'_>) -> Result<f64> {
+        let embeddings = self.one_side(TowerInput::Pixels(pixels))?.image_embeds;
+        let (value, gradient) = loss(&host(&embeddings)?)?;
+
+        // A sum with constant factors has the loss's gradient by the embeddings.
+        let factors = Tensor::from_vec(gradient, embeddings.dims(), &Device::Cpu);
+        let linear = factors
+            .and_then(|factors| (embeddings * factors.to_dtype(DType::F64)?)?.sum_all());
+        self.differentiate(&linear.context(computing)?)?;
+        Ok(value)
     }
 
     fn update(&mut self, learning_rate: f64) -> Result<f64> {
@@ -389,6 +399,19 @@ impl Engine for Candle {
 }
 
 impl Candle {
+    /// Keeps the gradient of a scalar, zeros where a tensor is frozen.
+    fn differentiate(&mut self, scalar: &Tensor) -> Result<()> {
+        let mut gradients = self.model()?.gradient_tensors(scalar)?;
+        let run = self.run.as_mut().ok_or_else(not_started)?;
+        for (name, gradient) in &mut gradients {
+            if run.trainable[name] == Trainable::Frozen {
+                *gradient = gradient.zeros_like().context(computing)?;
+            }
+        }
+        run.gradients = gradients;
+        Ok(())
+    }
+
     /// The teacher at the weights as they are; zeros where nothing is followed.
     fn followed(&self, plan: TeacherPlan) -> Result<Vec<f64>> {
         let mut values: Vec<f64> = self.whole()?.into_iter().map(f64::from).collect();

@@ -20,8 +20,8 @@ use std::borrow::Cow;
 use rayon::prelude::*;
 
 use super::{
-    Engine, FfnInputs, LayerRouting, Losses, Pairs, StateBuffer, TowerInput, Training,
-    TrainingState,
+    Engine, FfnInputs, ImageLoss, LayerRouting, Losses, Objective, Pairs, StateBuffer,
+    TowerInput, Training, TrainingState,
 };
 use crate::error::{Error, Result};
 use crate::model::{ClipConfig, Tower};
@@ -231,9 +231,19 @@ impl Engine for Cpu {
         Ok(())
     }
 
+    fn set_objective(&mut self, objective: Objective) -> Result<()> {
+        self.run.as_mut().ok_or_else(not_started)?.set_objective(objective);
+        Ok(())
+    }
+
     fn step(&mut self, pairs: Pairs<'_>) -> Result<Losses> {
         let run = self.run.as_mut().ok_or_else(not_started)?;
         run.step(&self.clip, &self.weights, pairs)
+    }
+
+    fn image_step(&mut self, pixels: &[f32], loss: ImageLoss<'_>) -> Result<f64> {
+        let run = self.run.as_mut().ok_or_else(not_started)?;
+        run.image_step(&self.clip, &self.weights, pixels, loss)
     }
 
     fn update(&mut self, learning_rate: f64) -> Result<f64> {

@@ -8,7 +8,9 @@ use super::step::{Distillation, Request, Step};
 use super::tower::Flat;
 use super::weights::Weights;
 use crate::config::EesdTarget;
-use crate::engine::{Losses, Pairs, TeacherPlan, Trainable, Training, TrainingState};
+use crate::engine::{
+    ImageLoss, Losses, Objective, Pairs, TeacherPlan, Trainable, Training, TrainingState,
+};
 use crate::error::{Error, Result};
 use crate::model::ClipConfig;
 use crate::model::names::ParameterId;
@@ -92,6 +94,12 @@ impl Run {
         })
     }
 
+    /// Replaces the weights of the losses.
+    pub(super) fn set_objective(&mut self, objective: Objective) {
+        self.training.objective = objective;
+        self.ready = false;
+    }
+
     /// Losses and gradient of a batch.
     pub(super) fn step(
         &mut self,
@@ -118,7 +126,37 @@ impl Run {
         };
         let mut flat = Flat { values: weights.whole()?, gradients: &mut self.gradient };
         let losses = self.step.run(clip, &mut flat, &request);
+        self.finish(weights);
+        Ok(losses)
+    }
 
+    /// A loss over pictures alone, and its gradient.
+    pub(super) fn image_step(
+        &mut self,
+        clip: &Clip,
+        weights: &Weights,
+        pixels: &[f32],
+        loss: ImageLoss<'_>,
+    ) -> Result<f64> {
+        let (picture, _) = clip.sizes();
+        if pixels.is_empty() || !pixels.len().is_multiple_of(picture) {
+            let found = pixels.len();
+            return Err(Error::failed(format!(
+                "a batch has {found} pixel values, expected a multiple of {picture}, the \
+                 values of a picture"
+            )));
+        }
+
+        // Should the loss fail, no half-made gradient may be taken for one.
+        self.ready = false;
+        let mut flat = Flat { values: weights.whole()?, gradients: &mut self.gradient };
+        let value = self.step.images(clip, &mut flat, pixels, loss)?;
+        self.finish(weights);
+        Ok(value)
+    }
+
+    /// Brings the gradient into the form in which weights train, without frozen tensors.
+    fn finish(&mut self, weights: &Weights) {
         // Frozen tensors have no part in the gradient, and so none in the norm that
         // clips.
         let gradient = weights.pull_back(&mut self.gradient, &mut self.low_rank_gradient);
@@ -126,7 +164,6 @@ impl Run {
             gradient[range.clone()].fill(0.0);
         }
         self.ready = true;
-        Ok(losses)
     }
 
     /// One step of the optimizer and of the teacher; the norm of the gradient comes back.

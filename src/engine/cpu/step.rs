@@ -12,7 +12,10 @@ use super::clip::{BlockGradients, Clip};
 use super::ops::contrastive::{Contrastive, Unit};
 use super::passes::{EmbeddingGradients, Passes, Sum, part};
 use super::tower::{Flat, MoeMode};
-use crate::engine::{LayerStats, Losses, Objective, Pairs, StatsGradient, auxiliary};
+use crate::engine::{
+    ImageLoss, LayerStats, Losses, Objective, Pairs, StatsGradient, auxiliary,
+};
+use crate::error::{Error, Result};
 use crate::model::Tower;
 use crate::model::names::ParameterId;
 use crate::num::round_f32;
@@ -142,6 +145,51 @@ impl Step {
             + objective.router_z * losses.router_z
             + objective.eesd * losses.eesd;
         losses
+    }
+
+    /// A loss over pictures alone; its gradient overwrites `flat.gradients`.
+    ///
+    /// The passes run both towers, so every picture gets the shortest of captions, of one
+    /// token, whose embedding enters no loss and gets no gradient.
+    pub(super) fn images(
+        &mut self,
+        clip: &Clip,
+        flat: &mut Flat<'_>,
+        pixels: &[f32],
+        loss: ImageLoss<'_>,
+    ) -> Result<f64> {
+        let (picture, caption) = clip.sizes();
+        let (count, width) = (pixels.len() / picture, clip.config().embed_dim);
+        let ids = vec![0; count * caption];
+        self.student.forward(
+            clip,
+            flat.values,
+            Pairs { pixels, ids: &ids },
+            MoeMode::TopK,
+        );
+        self.images.clear();
+        self.texts.clear();
+        self.student.append_embeddings(&mut self.images, &mut self.texts);
+
+        let mut unit = Unit::default();
+        unit.normalize(&self.images, width);
+        let (value, mut gradient) = loss(&unit.rows)?;
+        let (found, expected) = (gradient.len(), unit.rows.len());
+        if found != expected {
+            return Err(Error::failed(format!(
+                "a loss over pictures has {found} values of gradient, expected {expected}"
+            )));
+        }
+        unit.backward(&mut gradient, width);
+
+        self.texts.fill(0.0);
+        let embeddings = EmbeddingGradients { images: &gradient, texts: &self.texts };
+        let empty =
+            |tower| vec![StatsGradient::default(); clip.config().tower(tower).layers];
+        let stats =
+            BlockGradients { vision: empty(Tower::Vision), text: empty(Tower::Text) };
+        self.student.backward(clip, flat, (embeddings, &stats), Sum::Replace);
+        Ok(value)
     }
 
     /// Mean squared distance of unit embeddings to the teacher's, over both towers; adds

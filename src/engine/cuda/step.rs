@@ -20,8 +20,8 @@ use super::pass::{Back, Pass, Scratch, Teacher};
 use super::tower::Watch;
 use crate::config::{EesdTarget, Precision};
 use crate::engine::{
-    Engine, FfnInputs, LayerRouting, LayerStats, Losses, Pairs, StateBuffer, TowerInput,
-    Trainable, Training, TrainingState, auxiliary,
+    Engine, FfnInputs, LayerRouting, LayerStats, Losses, Objective, Pairs, StateBuffer,
+    TowerInput, Trainable, Training, TrainingState, auxiliary,
 };
 use crate::error::{Error, Result};
 use crate::model::names::ParameterId;
@@ -837,6 +837,13 @@ impl Engine for Cuda {
             loss: Contrastive::new(device)?,
         };
         self.trainer = Some(trainer);
+        Ok(())
+    }
+
+    fn set_objective(&mut self, objective: Objective) -> Result<()> {
+        let trainer = self.trainer.as_mut().ok_or_else(untrained)?;
+        trainer.plan.objective = objective;
+        trainer.ready = false;
         Ok(())
     }
 

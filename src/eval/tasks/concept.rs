@@ -5,8 +5,30 @@ use super::ZeroShot;
 use crate::error::Result;
 use crate::eval::measurement::Row;
 use crate::eval::metrics::classification::Classified;
-use crate::eval::{LabelledImages, Measurement, Test};
+use crate::eval::{LabelledImages, Measurement, Outcome, Test};
 use crate::num;
+
+/// Whether each picture of each split is classified rightly: what `acc1` is the mean of.
+pub(crate) fn outcomes(
+    zero_shot: &ZeroShot<'_>,
+    splits: &[&LabelledImages<Test>],
+) -> Result<Vec<Outcome>> {
+    let concepts = zero_shot.vocabulary.concepts.len();
+    let classes: Vec<Vec<usize>> = (0..concepts).map(|c| vec![c]).collect();
+    let classifier = zero_shot.classifier(&classes)?;
+    let mut out = Vec::new();
+    for images in splits {
+        let found = Classified::new(&images.embeddings, &classifier, &images.concept)?;
+        out.extend(images.sample.iter().enumerate().map(|(index, &sample)| Outcome {
+            task: "concept",
+            split: images.split.clone(),
+            metric: "acc1".to_owned(),
+            sample,
+            value: f64::from(u8::from(found.hit(index))),
+        }));
+    }
+    Ok(out)
+}
 
 /// Measures every split; `shifts` names those that the summary averages. A resample of the
 /// summary is the mean of the splits' own resamples, which are independent: pictures are

@@ -9,7 +9,7 @@ use crate::eval::probe::{
     FewShot, Linear, Logistic, Probe, Ridge, Standardized, with_constant,
 };
 use crate::eval::{
-    Bootstrap, Choice, LabelledImages, Measurement, Test, Train, Validation,
+    Bootstrap, Choice, LabelledImages, Measurement, Outcome, Test, Train, Validation,
 };
 use crate::linalg::Matrix;
 use crate::num;
@@ -44,6 +44,14 @@ struct Setting<'a> {
     shots: usize,
 }
 
+/// What was found out by probes.
+#[derive(Debug)]
+pub(crate) struct Probed {
+    pub(crate) measurements: Vec<Measurement>,
+    pub(crate) choices: Vec<Choice>,
+    pub(crate) outcomes: Vec<Outcome>,
+}
+
 /// Fits, chooses and measures. `None` if no validation picture or no test picture has a
 /// class.
 ///
@@ -53,7 +61,7 @@ pub(crate) fn measure(
     probing: &Probing<'_>,
     config: &EvaluateConfig,
     bootstrap: Bootstrap,
-) -> Result<Option<(Vec<Measurement>, Vec<Choice>)>> {
+) -> Result<Option<Probed>> {
     let validation = judged(&[probing.validation], probing.class)?;
     let sizes: Vec<usize> =
         probing.tests.iter().map(|t| with_class(t, probing.class).len()).collect();
@@ -101,7 +109,36 @@ pub(crate) fn measure(
             let metric = format!("{}-{}", setting.probe.name(), setting.shots);
             row.measured(&metric, accuracy(hits, &every_draw, &every_picture), resampled)
         });
-    Ok(Some((measurements.collect(), choices)))
+    let outcomes = settings.iter().zip(&hits).flat_map(|(setting, hits)| {
+        let metric = format!("{}-{}", setting.probe.name(), setting.shots);
+        outcomes(probing, &metric, hits)
+    });
+    Ok(Some(Probed {
+        measurements: measurements.collect(),
+        outcomes: outcomes.collect(),
+        choices,
+    }))
+}
+
+/// How each test picture fared, as a mean over draws.
+fn outcomes(probing: &Probing<'_>, metric: &str, hits: &[Vec<bool>]) -> Vec<Outcome> {
+    let pictures = probing.tests.iter().flat_map(|images| {
+        let rows = with_class(images, probing.class).into_iter();
+        rows.map(move |row| (images.split.clone(), images.sample[row]))
+    });
+    pictures
+        .enumerate()
+        .map(|(index, (split, sample))| {
+            let right: u32 = hits.iter().map(|draw| u32::from(draw[index])).sum();
+            Outcome {
+                task: "probe",
+                split,
+                metric: metric.to_owned(),
+                sample,
+                value: f64::from(right) / hits.len() as f64,
+            }
+        })
+        .collect()
 }
 
 /// Fits one few-shot set for every ℓ2 weight; the classifiers take raw embeddings.

@@ -175,8 +175,11 @@ fn training(config: &Config) -> Vec<Vec<Cell>> {
         row("EESD tokens", "train.eesd.tokens", tokens),
         row(
             "EESD teacher",
-            "train.eesd.decay",
-            format!("EMA with decay {}", plain(eesd.decay)),
+            "train.eesd.half_life",
+            format!(
+                "EMA with decay {} per step",
+                words::number(eesd.decay_over(train.optim.steps), 4)
+            ),
         ),
         row("Optimizer", "train.optim", optimizer),
         row("Learning rate", "train.optim.learning_rate", schedule),

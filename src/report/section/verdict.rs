@@ -8,7 +8,7 @@ use crate::report::headline::{Area, Headline};
 use crate::report::stats::{
     BySeed, COVERAGE, Difference, Sign, paired, summary, t_quantile,
 };
-use crate::report::study::{FINAL, LayerKey, Study, difference_points, over_seeds};
+use crate::report::study::{FINAL, INIT, LayerKey, Study, difference_points, over_seeds};
 use crate::report::words;
 
 /// The two runs of a comparison, by key or by readable name.
@@ -201,9 +201,8 @@ fn structure(study: &Study<'_>, runs: Pair<'_>) -> Option<String> {
     ];
 
     let part = |&(metric, name): &(&str, &str)| {
-        let a = layer_mean(study, runs.ours, metric);
-        let b = layer_mean(study, runs.theirs, metric);
-        let (ours, theirs) = (over_seeds(&a)?, over_seeds(&b)?);
+        let a = layer_mean(study, (runs.ours, FINAL), metric);
+        let b = layer_mean(study, (runs.theirs, FINAL), metric);
 
         let end = match paired(&a, &b, COVERAGE)?.sign() {
             Sign::Above => "higher",
@@ -212,7 +211,15 @@ fn structure(study: &Study<'_>, runs: Pair<'_>) -> Option<String> {
             Sign::Unknown => "no interval",
         };
 
-        let (ours, theirs) = (words::number(ours.mean, 2), words::number(theirs.mean, 2));
+        // Much of a difference at the end is that of the start.
+        let both = |run, after: &BySeed| {
+            let start = over_seeds(&layer_mean(study, (run, INIT), metric));
+            let start =
+                start.map(|s| format!(" ({} at the start)", words::number(s.mean, 2)));
+            let after = words::number(over_seeds(after)?.mean, 2);
+            Some(format!("{after}{}", start.unwrap_or_default()))
+        };
+        let (ours, theirs) = (both(runs.ours, &a)?, both(runs.theirs, &b)?);
         Some(format!("{name} {ours} against {theirs}: {end}"))
     };
 
@@ -222,9 +229,9 @@ fn structure(study: &Study<'_>, runs: Pair<'_>) -> Option<String> {
 }
 
 /// The mean over layers of a metric, for every seed that has all layers.
-fn layer_mean(study: &Study<'_>, run: &str, metric: &str) -> BySeed {
+fn layer_mean(study: &Study<'_>, (run, point): (&str, &str), metric: &str) -> BySeed {
     let layers = study.moe_layers();
-    let of_layer = |layer| study.layer(LayerKey { run, point: FINAL, layer, metric });
+    let of_layer = |layer| study.layer(LayerKey { run, point, layer, metric });
     let all: Vec<BySeed> = layers.iter().map(of_layer).collect();
 
     // A mean over fewer layers would be another metric.
@@ -243,7 +250,7 @@ fn caveats(study: &Study<'_>, contests: &[Contest<'_>]) -> Vec<String> {
     if n > 1 {
         let quantile = t_quantile(0.5 + COVERAGE / 2.0, n - 1);
         out.push(format!(
-            "Differences are paired by seed; brackets are 95 % t intervals over n = {n} seeds (factor {quantile:.2} on the standard error). A difference counts only where its interval excludes zero."
+            "Differences are paired by seed; brackets are 95 % t intervals over n = {n} seeds (factor {quantile:.2} on the standard error): they cover the luck of training, for these test pictures; comparison.parquet has intervals that cover the pictures too. A difference counts only where its interval excludes zero."
         ));
         out.extend(correction(contests));
     } else {
