@@ -22,6 +22,9 @@ pub const PREPROCESS: &str = "preprocess.json";
 /// Hugging Face's.
 const HUGGING_FACE: &str = "preprocessor_config.json";
 
+/// The files that say how pictures are prepared and captions are cleaned.
+pub const PREPARATION: [&str; 3] = [PREPROCESS, HUGGING_FACE, open_clip::FILE];
+
 /// The largest level of a color.
 const WHITE: f64 = 255.0;
 

@@ -1,6 +1,6 @@
 //! What the types cannot say: ranges, divisibility, and names that must exist.
 
-use super::{Config, OptimConfig, SubspacesConfig};
+use super::{Config, EvaluateConfig, OptimConfig, SubspacesConfig};
 use crate::error::{Error, Result, did_you_mean};
 
 /// Widths and sides beyond this are slips of the keyboard, refused before memory is taken.
@@ -48,6 +48,11 @@ impl Check for Config {
         let l2 = &self.evaluate.probe_l2;
         let fine = !l2.is_empty() && l2.iter().all(|&v| v > 0.0);
         require(fine, "evaluate.probe_l2", &format!("{l2:?}"), "positive numbers")?;
+        // Two sets of one name would overwrite each other's results.
+        let names = self.evaluate.sets.iter().map(|set| EvaluateConfig::set_name(set));
+        let names: Vec<String> = names.collect();
+        require(!names.contains(&String::new()), "evaluate.sets", &"\"\"", "folders")?;
+        distinct("evaluate.sets", &names)?;
         positive("analyze.samples", self.analyze.samples)
     }
 }

@@ -33,12 +33,12 @@ mod train;
 
 pub use analyze::{AnalysisRow, SimilarityRow, WHOLE_LAYER};
 pub use cluster::{AssignmentRow, ClusterRow, IterationRow};
-pub use evaluate::{MetricRow, RetrievalRow, SetRow};
+pub use evaluate::{MetricRow, RetrievalRow, SetMetricRow, SetResampleRow, SetRow};
 pub use field::{Field, Value};
 pub use fit::{
     FitAssignmentRow, FitClusterRow, FitIterationRow, FitSpectrumRow, FitSubspaceRow,
 };
-pub use report::ComparisonRow;
+pub use report::{ComparisonRow, SetComparisonRow};
 pub use subspaces::{SpectrumRow, SubspaceRow};
 pub use train::{LogRow, RoutingRow, ValidationRow};
 

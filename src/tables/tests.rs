@@ -29,10 +29,13 @@ fn structs() -> Vec<(&'static str, &'static str, Columns)> {
         of::<FitSpectrumRow>("fit"),
         of::<MetricRow>("evaluate"),
         of::<RetrievalRow>("evaluate"),
+        of::<SetMetricRow>("evaluate"),
+        of::<SetResampleRow>("evaluate"),
         of::<SetRow>("evaluate"),
         of::<AnalysisRow>("analyze"),
         of::<SimilarityRow>("analyze"),
         of::<ComparisonRow>("report"),
+        of::<SetComparisonRow>("report"),
     ]
 }
 

@@ -10,6 +10,7 @@ mod errors;
 mod evaluation;
 mod fit;
 mod harness;
+mod init;
 mod interop;
 mod makefile;
 mod pairs;

@@ -1,4 +1,4 @@
-//! One model on one set: pictures stream through the image tower, a batch at a time.
+//! One model on one evaluation set: pictures stream through the image tower, a batch at a time.
 //!
 //! Memory is one batch of pictures and one vector per picture, whatever the size of the set.
 
@@ -17,7 +17,7 @@ use crate::text::Tokenizer;
 
 /// A model with all it needs to look at pictures and texts.
 #[derive(Debug)]
-pub(super) struct Model {
+pub(crate) struct Model {
     pub engine: Box<dyn Engine>,
     pub tokenizer: Tokenizer,
     pub framing: Framing,
@@ -26,20 +26,20 @@ pub(super) struct Model {
 
 /// What was found on a set.
 #[derive(Debug)]
-pub(super) struct Report {
+pub(crate) struct Report {
     pub task: &'static str,
     pub pictures: usize,
     pub measurements: Vec<Measurement>,
     pub skipped: Vec<Skipped>,
 }
 
-/// Measures `set`, known as `name`, and tolerates a fraction of unreadable pictures.
-pub(super) fn measure(
+/// Measures `set`, known as `name`, and tolerates some unreadable pictures.
+pub(crate) fn measure(
     model: &mut Model,
     set: &EvaluationSet,
     name: &str,
     settings: &Settings,
-    corrupt_share: f64,
+    tolerance: Tolerance,
 ) -> Result<Report> {
     let mut encoder = &mut *model.engine;
     let context = encoder.config().text.context;
@@ -48,7 +48,7 @@ pub(super) fn measure(
         framing: model.framing,
         normalise: model.normalise,
         encoder: &mut *encoder,
-        tolerance: Tolerance::new(corrupt_share, "--corrupt-share"),
+        tolerance,
         waiting: Vec::new(),
         rows: Vec::new(),
         labels: Vec::new(),
