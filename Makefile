@@ -30,7 +30,8 @@ JSON      ?=
 PREFIX    ?= /usr/local
 DESTDIR   ?=
 
-BIN   := $(or $(CARGO_TARGET_DIR),target)/release
+# An installed copy of this file begins with the folder of its binaries, and builds nothing.
+BIN   := $(or $(INSTALLED),$(or $(CARGO_TARGET_DIR),target)/release)
 STAMP := $(BIN)/.upcycle-built
 
 # The single-letter flags of this make; lazy on purpose, flags are complete in recipes only.
@@ -71,6 +72,7 @@ dataset: | fetch
 # cargo needs a third of a second to find that there is nothing to do; find needs three
 # milliseconds. The stamp carries the time at which the last good build began.
 define BUILD
+if [ -n '$(INSTALLED)' ]; then exit 0; fi
 sources='src bin python/upcycle_moe/*.py LICENSE build.rs Cargo.toml Cargo.lock pipeline.yaml'
 if [ -x $(BIN)/upcycle-report ] && [ -e $(STAMP) ] &&
    [ -z "$$(find $$sources -newer $(STAMP) -print -quit)" ]; then exit 0; fi
@@ -113,14 +115,15 @@ fetch: | build
 status why dag verify gc: | build
 	@$(BIN)/upcycle-inspect $@ $(WHERE)
 
-# Binaries, completions of three shells, and man pages.
-define INSTALL
+# Binaries, completions of three shells, man pages, and this file as upcycle-make.
+define PLACE
 root='$(DESTDIR)$(PREFIX)'
 bash="$$root/share/bash-completion/completions"
 zsh="$$root/share/zsh/site-functions"
 fish="$$root/share/fish/vendor_completions.d"
 man="$$root/share/man/man1"
-install -d "$$root/bin" "$$bash" "$$zsh" "$$fish" "$$man"
+share="$$root/share/upcycle"
+install -d "$$root/bin" "$$share" "$$bash" "$$zsh" "$$fish" "$$man"
 for program in $(BIN)/upcycle-*; do
   [ -f "$$program" ] && [ -x "$$program" ] || continue
   name=$$(basename "$$program")
@@ -134,13 +137,17 @@ for pair in evaluate:on cluster:fit subspaces:fit; do
   name=upcycle-$${pair%:*}; inner=$${pair#*:}
   $(BIN)/$$name $$inner --print-man > "$$man/$$name-$$inner.1"
 done
+{ echo 'INSTALLED := $(abspath $(PREFIX))/bin'; cat Makefile; } > "$$share/Makefile"
+printf '%s\n' '#!/bin/sh' '# The pipeline in any folder: the same targets and variables as make.' \
+  'exec make -f "$(abspath $(PREFIX))/share/upcycle/Makefile" "$$@"' > "$$root/bin/upcycle-make"
+chmod 755 "$$root/bin/upcycle-make"
 echo "installed to $$root"
 endef
 
-export INSTALL
+export PLACE
 
 install: | build
-	@eval "$$INSTALL"
+	@eval "$$PLACE"
 
 # Removes every result; packages and the build stay.
 clean:

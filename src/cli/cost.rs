@@ -7,6 +7,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::forecast::{Shapes, shapes};
 use crate::config::Config;
 use crate::engine::Backend;
 use crate::error::Result;
@@ -102,15 +103,6 @@ pub(super) fn speed(config: &Config, threads: usize) -> Result<Option<f64>> {
     Ok(Some(EFFICIENCY * each.iter().sum::<f64>()))
 }
 
-/// The models of a pipeline, for their work.
-#[derive(Debug)]
-pub(super) struct Shapes {
-    /// Before upcycling.
-    pub(super) dense: ClipConfig,
-    /// After it.
-    pub(super) mixture: ClipConfig,
-}
-
 /// FLOP of one node; `pictures` are those of the evaluated splits, where they are known.
 fn work(config: &Config, shapes: &Shapes, node: &Node, pictures: usize) -> f64 {
     let (dense, mixture) = (forward(&shapes.dense), forward(&shapes.mixture));
@@ -143,14 +135,15 @@ fn work(config: &Config, shapes: &Shapes, node: &Node, pictures: usize) -> f64 {
     }
 }
 
-/// The time of some nodes in a line; `None` where there is nothing to do.
+/// The time of some nodes in a line; `None` where there is nothing to do. `pictures` are those
+/// of the evaluated splits, 0 where they are not known.
 pub(super) fn line<'a>(
     config: &Config,
-    shapes: &Shapes,
     nodes: impl Iterator<Item = &'a Node>,
+    pictures: usize,
     threads: usize,
 ) -> Result<Option<String>> {
-    let pictures = config.analyze.samples;
+    let shapes = &shapes(config)?;
     let mut stages: Vec<(&str, f64)> = Vec::new();
     let mut is_empty = true;
     for node in nodes {
@@ -239,17 +232,16 @@ mod tests {
             let set = vec![format!("train.optim.steps={steps}"), "device=cpu".to_owned()];
             load_default(&Overrides { profile: None, set }).unwrap()
         };
-        let dense = crate::stage::pretrain::dense(&config(10)).unwrap();
-        let shapes = Shapes { mixture: dense.clone(), dense };
+        let shapes = shapes(&config(10)).unwrap();
         let nodes =
             crate::stage::plan(&config(10), std::path::Path::new("cache")).unwrap();
         let train = nodes.iter().find(|node| node.stage == "train").unwrap();
         let work = |steps| work(&config(steps), &shapes, train, 0);
         assert!((work(20) / work(10) - 2.0).abs() < 1e-9);
 
-        let none = line(&config(10), &shapes, std::iter::empty(), 1).unwrap();
+        let none = line(&config(10), std::iter::empty(), 0, 1).unwrap();
         assert_eq!(none, None);
-        let all = line(&config(10), &shapes, nodes.iter(), 1).unwrap().unwrap();
+        let all = line(&config(10), nodes.iter(), 0, 1).unwrap().unwrap();
         assert!(all.starts_with("time: about ") && all.contains("train "), "{all}");
     }
 }

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeSet;
 
-use super::cost::Shapes;
 use crate::config::Config;
 use crate::engine::cpu::passes::LANES;
 use crate::error::Result;
@@ -55,6 +54,15 @@ pub(super) const TRAINING_COPIES: usize = 4 + LANES;
 /// [`TRAINING_COPIES`], without the EMA where no run has a teacher.
 fn training_buffers(config: &Config) -> usize {
     TRAINING_COPIES - usize::from(config.runs.values().all(|run| run.eesd <= 0.0))
+}
+
+/// The models of a pipeline.
+#[derive(Debug)]
+pub(super) struct Shapes {
+    /// Before upcycling.
+    pub(super) dense: ClipConfig,
+    /// After it.
+    pub(super) mixture: ClipConfig,
 }
 
 /// The model before and after upcycling.

@@ -68,13 +68,23 @@ fn check_model(config: &Config) -> Result<()> {
     Ok(())
 }
 
-/// Counts of a data set that is there.
-fn of_built(folder: &Path) -> Result<Known> {
+/// What a data set that is there says about itself.
+fn description(folder: &Path) -> Result<Meta> {
     let path = folder.join("dataset.json");
     let place = || format!("reading {}", path.display());
     let text = std::fs::read(&path).context(place)?;
-    let meta: Meta = serde_json::from_slice(&text).context(place)?;
+    serde_json::from_slice(&text).context(place)
+}
 
+/// Pictures that a data set evaluates on: those of all its splits that are not trained on.
+pub(super) fn evaluated(folder: &Path) -> Result<usize> {
+    let splits = description(folder)?.splits;
+    Ok(splits.iter().filter(|(name, _)| *name != "train").map(|(_, count)| count).sum())
+}
+
+/// Counts of a data set that is there.
+fn of_built(folder: &Path) -> Result<Known> {
+    let meta = description(folder)?;
     let path = folder.join("samples-train.parquet");
     let mut reader = TableReader::open_without(&path, Some("image"))?;
     let mut concepts = BTreeSet::new();

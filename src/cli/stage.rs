@@ -2,6 +2,7 @@
 //!
 //! All stages have the same arguments, so that one `Makefile` rule serves them all.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -120,7 +121,7 @@ fn build(
     let nodes = plan(&config, &args.location.cache)?;
     let store = args.location.store();
     if stage.name == ALL[0].name && !args.check {
-        preflight(&config, &nodes, &store)?;
+        preflight::check(&config, built(&nodes, &store)?.as_deref())?;
     }
 
     // A dry run is not stopped by packages that make fetches first.
@@ -175,15 +176,15 @@ fn answer(store: &Store, console: &Console) -> Result<Option<String>> {
     Ok(Some(format!("{answer} See {page}")))
 }
 
-/// Refuses what cannot work before the first stage does anything.
-fn preflight(config: &Config, nodes: &[Node], store: &Store) -> Result<()> {
+/// The data set, where it is up to date.
+fn built(nodes: &[Node], store: &Store) -> Result<Option<PathBuf>> {
     let Some(first) = nodes.iter().find(|node| node.stage == ALL[0].name) else {
-        return Ok(());
+        return Ok(None);
     };
+    // A survey hashes what the data set is made from, which takes long the first time.
+    let Some(key) = store.current(&first.place) else { return Ok(None) };
     let is_fresh = Survey::new(store, ALL, nodes).verdict(first)? == Verdict::Fresh;
-    let key = store.current(&first.place).filter(|_| is_fresh);
-    let built = key.map(|key| store.dir(&first.place, &key));
-    preflight::check(config, built.as_deref())
+    Ok(is_fresh.then(|| store.dir(&first.place, &key)))
 }
 
 /// How long everything takes that is not fresh, in a line.
@@ -204,7 +205,9 @@ fn time(
             | Verdict::Blocked(_) => stale.push(node),
         }
     }
-    cost::line(config, &forecast::shapes(config)?, stale.into_iter(), threads)
+    let built = built(nodes, store)?;
+    let pictures = built.as_deref().map_or(Ok(0), preflight::evaluated)?;
+    cost::line(config, stale.into_iter(), pictures, threads)
 }
 
 /// The example of a stage that also works on files outside of the pipeline.

@@ -127,6 +127,7 @@ fn config() -> EvaluateConfig {
         probe_l2: vec![1e-3, 1e-1],
         bootstrap: 50,
         batch: 32,
+        sets: Vec::new(),
     }
 }
 

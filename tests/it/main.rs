@@ -11,6 +11,7 @@ mod evaluation;
 mod fit;
 mod harness;
 mod init;
+mod install;
 mod interop;
 mod makefile;
 mod pairs;

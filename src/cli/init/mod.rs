@@ -19,9 +19,7 @@ use self::recipe::{Evidence, Recipe};
 use self::yaml::Plan;
 use super::{Location, cost, forecast, output, preflight, tool};
 use crate::checkpoint::Hints;
-use crate::config::{
-    self, ColumnNames, Config, DatasetConfig, EvaluateConfig, Overrides,
-};
+use crate::config::{self, ColumnNames, DatasetConfig, EvaluateConfig, Overrides};
 use crate::data::pairs::{self, Census, Detected};
 use crate::error::{Context as _, Error, Result};
 use crate::pipeline::{grouped, memory};
@@ -151,7 +149,8 @@ fn study(args: &InitArgs, from: &Path, data: &str, path: &Path) -> Result<Vec<St
     write(path, &plan.text()?)?;
 
     // What was written is read as the stages will read it: a refusal leaves no file.
-    let told = checked(path, threads).inspect_err(|_| {
+    let pictures = census.splits().values().sum::<usize>() - census.trained();
+    let told = checked(path, pictures, threads).inspect_err(|_| {
         let _ = std::fs::remove_file(path);
     })?;
     Ok(say(args, (lines, &detected, &census), &recipe, told, path))
@@ -218,7 +217,7 @@ fn title(model: &Path, data: &str) -> String {
 }
 
 /// Loads the new configuration, refuses what cannot work, and tells what it will cost.
-fn checked(path: &Path, threads: usize) -> Result<Vec<String>> {
+fn checked(path: &Path, pictures: usize, threads: usize) -> Result<Vec<String>> {
     let location = Location::at(path);
     let config = location.load()?;
     let nodes = plan(&config, &location.cache)?;
@@ -226,8 +225,7 @@ fn checked(path: &Path, threads: usize) -> Result<Vec<String>> {
 
     let mut lines = forecast::lines(&config)?;
     lines.retain(|line| !line.starts_with(' '));
-    let shapes = forecast::shapes(&config)?;
-    lines.extend(cost::line(&config, &shapes, nodes.iter(), threads)?);
+    lines.extend(cost::line(&config, nodes.iter(), pictures, threads)?);
     Ok(lines)
 }
 
@@ -273,13 +271,12 @@ fn say(
     lines.extend(told.iter().map(indent));
     lines.extend(recipe.warning.iter().map(|text| format!("  warning: {text}")));
 
-    lines.push(format!("wrote {}; next:", path.display()));
+    // In the folder of the sources there is a Makefile, elsewhere the installed one.
+    let make = if Path::new("Makefile").is_file() { "make" } else { "upcycle-make" };
     let artifacts = args.out.join("artifacts");
-    lines.push(format!(
-        "  make CONFIG={} ARTIFACTS={}",
-        path.display(),
-        artifacts.display()
-    ));
+    let (place, artifacts) = (path.display(), artifacts.display());
+    lines.push(format!("wrote {place}; next:"));
+    lines.push(format!("  {make} CONFIG={place} ARTIFACTS={artifacts}"));
     lines
 }
 
