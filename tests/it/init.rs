@@ -86,7 +86,7 @@ fn a_checkpoint_and_pictures_become_a_configuration_that_every_stage_accepts() {
         }
         // Nothing of the model is repeated, and nothing had to be imported.
         let yaml = fs::read_to_string(here.join("study/pipeline.yaml")).unwrap();
-        assert!(!yaml.contains("model:") && !yaml.contains("activation"), "{yaml}");
+        assert!(!yaml.contains("\nmodel:") && !yaml.contains("activation:"), "{yaml}");
         assert!(!here.join("study/dense").exists());
 
         let place = ["--config", "study/pipeline.yaml", "--artifacts", "study/artifacts"];

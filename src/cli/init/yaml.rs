@@ -49,6 +49,11 @@ fn quoted(text: &str) -> String {
     Value::from(text).to_string()
 }
 
+/// A line with a comment behind it.
+fn line(out: &mut String, text: &str, comment: &str) -> std::fmt::Result {
+    writeln!(out, "{text:<28} # {comment}")
+}
+
 impl Plan<'_> {
     /// The file.
     pub(super) fn text(&self) -> Result<String> {
@@ -62,12 +67,12 @@ impl Plan<'_> {
         writeln!(
             out,
             "# Written by upcycle-init. Everything that is not here has its default;\n\
-             # `upcycle-init` without arguments writes all of them out. Change a key and type\n\
-             # make again: only what depends on it runs. Paths are absolute, because make runs\n\
-             # in the folder of its Makefile.\n"
+             # `upcycle-init` without arguments writes all of them out. Change a key and make\n\
+             # again: only what depends on it runs. Paths are absolute, because make runs in\n\
+             # the folder of its Makefile.\n"
         )?;
-        writeln!(out, "# {}.", recipe.reason("seeds"))?;
-        writeln!(out, "seeds: {}\n", list(&recipe.seeds))?;
+        line(out, &format!("seeds: {}", list(&recipe.seeds)), recipe.reason("seeds"))?;
+        writeln!(out)?;
         self.dataset(out)?;
         writeln!(
             out,
@@ -89,6 +94,7 @@ impl Plan<'_> {
                 writeln!(out, "  {key}: {}", quoted(value))?;
             }
         }
+
         let columns = &data.columns;
         let named: Vec<String> = [
             ("image", &columns.image),
@@ -102,27 +108,26 @@ impl Plan<'_> {
         if !named.is_empty() {
             writeln!(out, "  columns: {{{}}}", named.join(", "))?;
         }
-        writeln!(
-            out,
-            "  corrupt_share: 0.0        # share of pairs that may be unreadable: skipped and \
-             named instead of refused\n"
-        )
+        let why =
+            "fraction of pairs that may be unreadable: skipped and named, not refused";
+        line(out, "  corrupt_share: 0.0", why)?;
+        writeln!(out)
     }
 
     fn upcycling(&self, out: &mut String) -> std::fmt::Result {
         let recipe = self.recipe;
-        let (samples, tokens) = (recipe.samples, recipe.tokens_per_sample);
+        writeln!(out, "activations:")?;
+        let samples = format!("  samples: {}", recipe.samples);
+        line(out, &samples, "pictures whose tokens are clustered")?;
+        let tokens = format!("  tokens_per_sample: {}", recipe.tokens_per_sample);
+        line(out, &tokens, "0 takes all")?;
+
+        writeln!(out, "\nmoe:")?;
+        let experts = format!("  experts: {}", recipe.experts);
+        line(out, &experts, recipe.reason("moe.experts"))?;
         writeln!(
             out,
-            "activations:\n  samples: {samples}           # pictures whose tokens are \
-             clustered\n  tokens_per_sample: {tokens}  # 0 takes all\n"
-        )?;
-        writeln!(
-            out,
-            "moe:\n  experts: {}                # {}\n  top_k: {}\n  vision_blocks: every-2\n  \
-             text_blocks: every-2\n",
-            recipe.experts,
-            recipe.reason("moe.experts"),
+            "  top_k: {}\n  vision_blocks: every-2\n  text_blocks: every-2\n",
             recipe.top_k
         )
     }
@@ -133,21 +138,25 @@ impl Plan<'_> {
             "" => "pairs in memory at a time; 0 for all",
             why => why,
         };
+        writeln!(out, "train:\n  optim:")?;
+        for (key, value, why) in [
+            ("steps", recipe.steps.to_string(), recipe.reason("train.optim.steps")),
+            ("batch", recipe.batch.to_string(), recipe.reason("train.optim.batch")),
+            ("micro_batch", recipe.micro_batch.to_string(), micro),
+            (
+                "learning_rate",
+                format!("{:.1e}", recipe.learning_rate),
+                recipe.reason("train.optim.learning_rate"),
+            ),
+            ("warmup", recipe.warmup.to_string(), "5 % of the steps"),
+            ("augment", "crop".to_owned(), "CLIP's"),
+        ] {
+            line(out, &format!("    {key}: {value}"), why)?;
+        }
         writeln!(
             out,
-            "train:\n  optim:\n    steps: {}             # {}\n    batch: {}              # {}\n    \
-             micro_batch: {}        # {micro}\n    learning_rate: {:.1e}  # {}\n    \
-             final_learning_rate: 0.0\n    warmup: {}              # 5 % of the steps\n    \
-             augment: crop           # CLIP's\n    validate_every: {}\n    checkpoint_every: {}\n",
-            recipe.steps,
-            recipe.reason("train.optim.steps"),
-            recipe.batch,
-            recipe.reason("train.optim.batch"),
-            recipe.micro_batch,
-            recipe.learning_rate,
-            recipe.reason("train.optim.learning_rate"),
-            recipe.warmup,
-            recipe.every,
+            "    final_learning_rate: 0.0\n    validate_every: {0}\n    \
+             checkpoint_every: {0}\n",
             recipe.every
         )?;
         writeln!(
@@ -162,35 +171,24 @@ impl Plan<'_> {
     }
 
     fn measuring(&self, out: &mut String) -> std::fmt::Result {
-        let shape = &self.shape.vision;
+        writeln!(out, "evaluate:")?;
+        let recalls = format!("  recall_at: {}", list(&self.recipe.recall_at));
+        line(out, &recalls, "k beyond half of the pictures says little")?;
+        line(out, "  shots: []", "your pictures have no groups of classes to probe")?;
         // Large pictures fill the memory of a large batch.
-        let batch = if shape.image_size > 100 { 64 } else { 256 };
-        writeln!(
-            out,
-            "evaluate:\n  recall_at: {}        # k beyond half of the pictures says little\n  \
-             shots: []                 # your pictures have no groups of classes to probe\n  \
-             batch: {batch}",
-            list(&self.recipe.recall_at)
-        )?;
+        let batch = if self.shape.vision.image_size > 100 { 64 } else { 256 };
+        writeln!(out, "  batch: {batch}")?;
         if self.sets.is_empty() {
-            writeln!(
-                out,
-                "  sets: []                  # folders as CLIP_benchmark stores them\n"
-            )?;
+            line(out, "  sets: []", "folders as CLIP_benchmark stores them")?;
         } else {
-            writeln!(
-                out,
-                "  sets:                     # {}",
-                super::set_names(self.sets).join(", ")
-            )?;
+            line(out, "  sets:", &super::set_names(self.sets).join(", "))?;
             for set in self.sets {
                 writeln!(out, "    - {}", quoted(set))?;
             }
-            writeln!(out)?;
         }
         writeln!(
             out,
-            "report:\n  title: {}\n  reference: sparse\n  showcase: cluster-aware-eesd\n  \
+            "\nreport:\n  title: {}\n  reference: sparse\n  showcase: cluster-aware-eesd\n  \
              ablation: [sparse, cluster-aware, sparse-eesd, cluster-aware-eesd]",
             quoted(&self.title)
         )

@@ -83,15 +83,13 @@ fn folder(place: &Path) -> Result<Detected> {
         return Ok(found(Source::Folder, place, "it holds captions.csv"));
     }
 
-    // Hugging Face keeps the files of a data set in `data`.
-    for folder in [place.to_owned(), place.join("data")] {
-        for (source, extensions, reason) in [
-            (Source::Parquet, &["parquet"][..], "it holds Parquet files"),
-            (Source::Webdataset, &SHARDS[..], "it holds tar shards"),
-        ] {
-            if folder.is_dir() && files::in_folder(&folder, extensions).is_ok() {
-                return Ok(found(source, &folder, reason));
-            }
+    // A folder in it counts as a split, and so does the `data` of Hugging Face.
+    for (source, extensions, reason) in [
+        (Source::Parquet, &["parquet"][..], "it holds Parquet files"),
+        (Source::Webdataset, &SHARDS[..], "it holds tar shards"),
+    ] {
+        if files::in_folder(place, extensions).is_ok() {
+            return Ok(found(source, place, reason));
         }
     }
 
@@ -194,11 +192,7 @@ mod tests {
                 "captions_train.json",
             ),
             (&["0.tar", "1.tar"], Source::Webdataset, ""),
-            (
-                &["data/train-00000-of-00001.parquet", "README.md"],
-                Source::Parquet,
-                "data",
-            ),
+            (&["data/train-00000-of-00001.parquet", "README.md"], Source::Parquet, ""),
         ] {
             let found = detected(files).unwrap();
             assert_eq!(found.source, source, "{files:?}");
