@@ -193,6 +193,7 @@ impl Space {
             *value = value.max(0.0);
         }
 
+        // The smallest r that keeps the fraction τ of the energy (METHOD §2.3).
         let rank = self.rank(&values, config);
         let discard = self.discard(vectors.as_ref(), rank);
         let mean = basis_of.mean();
@@ -237,6 +238,7 @@ impl Space {
             let terms = top.values.iter().enumerate();
             terms.map(|(k, value)| value * cosines[(k, column)].powi(2)).sum()
         };
+
         let values: Vec<f64> = (0..full).map(along).collect();
 
         let rank = match config.directions {

@@ -1,4 +1,4 @@
-//! Random initialisation, exactly `open_clip`'s distributions.
+//! Random initialization, exactly `open_clip`'s distributions.
 //!
 //! Every tensor draws from a stream of its own name: adding a layer moves no other draw.
 
@@ -14,6 +14,7 @@ const LOGIT_SCALE: f32 = 2.659_26;
 pub fn dense(config: &ClipConfig, seed: u64) -> Checkpoint {
     let layout = Layout::new(config);
     let mut values = vec![0.0; layout.len()];
+
     for (parameter, range) in layout.iter() {
         let name = format!("init/{}", parameter.name);
         fill(config, parameter, &mut rng::stream(seed, &name), &mut values[range]);
@@ -30,6 +31,8 @@ fn fill(
     let root = |n: usize| 1.0 / (n as f32).sqrt();
     match parameter.place {
         Place::LogitScale => out.fill(LOGIT_SCALE),
+
+        // `open_clip` draws these with a standard deviation of width^-0.5.
         Place::ClassEmbedding
         | Place::PositionEmbedding(Tower::Vision)
         | Place::Projection(_) => {
@@ -41,6 +44,8 @@ fn fill(
         }
         Place::PositionEmbedding(Tower::Text) => rng::fill_normal(stream, 0.01, out),
         Place::TokenEmbedding => rng::fill_normal(stream, 0.02, out),
+
+        // PyTorch's default of a convolution: U(±1/√fan_in).
         Place::PatchEmbedding => {
             let fan_in: usize = parameter.shape[1..].iter().product();
             rng::fill_uniform(stream, root(fan_in), out);
@@ -59,12 +64,18 @@ fn block(
 ) {
     let shape = config.tower(tower);
     let width = shape.width as f32;
+
+    // Every block adds twice to the residual stream, which would grow with the depth.
     let residual = (2.0 * shape.layers as f32).powf(-0.5);
+
     match (tower, part) {
         (_, Part::Ln1Weight | Part::Ln2Weight) => out.fill(1.0),
+
         (_, Part::Ln1Bias | Part::Ln2Bias | Part::InProjBias | Part::OutProjBias) => {
             out.fill(0.0);
         }
+
+        // `open_clip` initializes the text tower by hand, with normals.
         (Tower::Text, Part::InProjWeight) => {
             rng::fill_normal(stream, width.powf(-0.5), out);
         }

@@ -30,6 +30,7 @@ impl Checkpoint {
             let tower = tower.name();
             return Err(Error::failed(format!("{tower}.{block} has no dense FFN")));
         }
+
         let layout = Layout::new(&self.config);
         let part = |part| &self.values[layout.range(Place::Block(tower, block, part))];
         Ok(FfnTensors {
@@ -104,11 +105,14 @@ impl<'a, F: FnMut(Tower, usize) -> Result<MoeLayer>> Mixture<'a, F> {
                 put(&vec![0.0; parameter.len()])
             }
             Place::Block(tower, block, part) if parameter.place.is_moe() => {
+                // Tensors of a layer come one after the other, so one layer is enough
+                // in memory.
                 if self.layer.as_ref().is_none_or(|(at, _)| *at != (tower, block)) {
                     // The former layer makes room first.
                     self.layer = None;
                     self.layer = Some(((tower, block), (self.make)(tower, block)?));
                 }
+
                 let layer = self.layer.iter();
                 layer.flat_map(|(_, layer)| layer.part(part)).try_for_each(put)
             }
@@ -125,11 +129,13 @@ impl<'a, F: FnMut(Tower, usize) -> Result<MoeLayer>> Mixture<'a, F> {
                 values.extend_from_slice(chunk);
                 Ok(())
             })?;
+
             let (found, expected) = (values.len() - range.start, range.len());
             if found != expected {
                 let name = &parameter.name;
                 return Err(Error::failed(format!(
-                    "{name}: {found} values, expected {expected}"
+                    "the new MoE layer has {found} values of tensor {name}, expected \
+                     {expected}"
                 )));
             }
         }
@@ -164,6 +170,7 @@ impl MoeLayer {
     /// A tensor of the layer in chunks: a stack is never made.
     fn part(&self, part: Part) -> Vec<&[f32]> {
         let stack = |of: fn(&Ffn) -> &[f32]| self.experts.iter().map(of).collect();
+
         match part {
             Part::ExpertFcWeight => stack(|expert| &expert.fc1),
             Part::ExpertFcBias => stack(|expert| &expert.fc1_bias),

@@ -134,6 +134,7 @@ impl LowRank {
         par::for_each_chunk(&mut work, 1, |_, pieces| {
             for (target, made, expert) in pieces {
                 match made {
+                    // One piece of a repeated bias is as long as the bias.
                     Made::Copy(from) | Made::Repeated(from) => {
                         target.copy_from_slice(&values[from.clone()]);
                     }
@@ -164,6 +165,9 @@ impl LowRank {
             for (target, pulled, expert) in pieces {
                 match pulled {
                     Pulled::Copy(from) => target.copy_from_slice(&gradient[from.clone()]),
+
+                    // Every expert holds the shared values once, so their gradients add
+                    // up, in the order of the experts.
                     Pulled::Shared(of) => {
                         target.fill(0.0);
                         for one in gradient[of.clone()].chunks(target.len()) {
@@ -173,6 +177,8 @@ impl LowRank {
                                 .for_each(|(sum, value)| *sum += value);
                         }
                     }
+
+                    // W = base + B A: dA = Bᵀ dW and dB = dW Aᵀ.
                     Pulled::Down { up, of } => {
                         let up = Rows::new(self.slice(values, up, *expert), self.rank);
                         let cols = target.len() / self.rank;
@@ -213,8 +219,10 @@ fn split<'a, T>(
     let mut parts = Vec::new();
     for (range, of) in ranges {
         let (part, others) = rest.split_at_mut(range.len());
+
         let size = if stacked(of) { part.len() / experts } else { part.len() };
         parts.extend(part.chunks_mut(size).enumerate().map(|(e, part)| (part, of, e)));
+
         rest = others;
     }
     parts
@@ -234,6 +242,7 @@ impl Checkpoint {
     #[must_use]
     pub fn merged(self) -> Self {
         let Some(form) = LowRank::of(&self.config) else { return self };
+
         let mut values = vec![0.0; form.merged_len()];
         form.merge(&self.values, &mut values);
         Self { config: self.config.merged(), values }

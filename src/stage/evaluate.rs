@@ -143,8 +143,8 @@ fn write_set(job: &Job<'_>, set: &str, found: &[Measurement]) -> Result<()> {
 /// Measures one run on the splits of the data set.
 fn on_splits(job: &mut Job<'_>, evaluate: &EvaluateConfig, seed: u64) -> Result<()> {
     let pictures = open(job)?;
-    let tokenise = |texts: &[String]| pictures.tokenise(texts);
-    let bundle = bundle(&pictures, &tokenise)?;
+    let tokenize = |texts: &[String]| pictures.tokenize(texts);
+    let bundle = bundle(&pictures, &tokenize)?;
     let backend = files::backend(job)?;
 
     job.progress.start(2, "evaluations");
@@ -202,7 +202,7 @@ fn open(job: &Job<'_>) -> Result<Pictures> {
 
 fn bundle<'a>(
     pictures: &'a Pictures,
-    tokenise: eval::Tokenise<'a>,
+    tokenize: eval::Tokenize<'a>,
 ) -> Result<Bundle<'a>> {
     let layout = &pictures.dataset.meta.layout;
     let mut tests = layout.tests.clone();
@@ -213,7 +213,7 @@ fn bundle<'a>(
 
     let splits = tests.iter().map(|name| pictures.role(name)).collect::<Result<_>>()?;
     Ok(Bundle {
-        vocabulary: pictures.vocabulary(tokenise),
+        vocabulary: pictures.vocabulary(tokenize),
         train: pictures.role("train")?,
         validation: pictures.role("val")?,
         splits,

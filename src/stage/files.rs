@@ -104,7 +104,7 @@ impl Pictures {
     /// Concepts and templates, with the tokenizer as a function of texts.
     pub(crate) fn vocabulary<'a>(
         &self,
-        tokenise: eval::Tokenise<'a>,
+        tokenize: eval::Tokenize<'a>,
     ) -> eval::Vocabulary<'a> {
         let concepts = self.dataset.concepts.iter().map(|c| eval::Concept {
             label: c.label.clone(),
@@ -113,11 +113,11 @@ impl Pictures {
             held_out: c.held_out,
         });
         let templates = self.dataset.meta.layout.templates.clone();
-        eval::Vocabulary { concepts: concepts.collect(), templates, tokenise }
+        eval::Vocabulary { concepts: concepts.collect(), templates, tokenize }
     }
 
     /// Texts to padded token ids.
-    pub(crate) fn tokenise(&self, texts: &[String]) -> Result<Vec<u32>> {
+    pub(crate) fn tokenize(&self, texts: &[String]) -> Result<Vec<u32>> {
         let context = self.dataset.meta.context;
         self.dataset.tokenizer.encode_all(texts, context)
     }

@@ -77,8 +77,8 @@ pub(crate) fn measure(
     let embeddings = Matrix::new(pictures, encoder.embed_dim(), rows)?;
     let images = LabelledImages::<Test>::embedded(name, embeddings, labels)?;
 
-    let tokenise = |texts: &[String]| model.tokenizer.encode_all(texts, context);
-    let vocabulary = vocabulary(set.task(), &tokenise);
+    let tokenize = |texts: &[String]| model.tokenizer.encode_all(texts, context);
+    let vocabulary = vocabulary(set.task(), &tokenize);
     let (task, measurements) = match set.task() {
         Task::Classification { .. } => {
             let found =
@@ -94,7 +94,7 @@ pub(crate) fn measure(
     Ok(Report { task, pictures, measurements, skipped })
 }
 
-fn vocabulary<'a>(task: &Task, tokenise: eval::Tokenise<'a>) -> Vocabulary<'a> {
+fn vocabulary<'a>(task: &Task, tokenize: eval::Tokenize<'a>) -> Vocabulary<'a> {
     let (classes, templates) = match task {
         Task::Classification { classes, templates } => {
             (classes.clone(), templates.clone())
@@ -103,7 +103,7 @@ fn vocabulary<'a>(task: &Task, tokenise: eval::Tokenise<'a>) -> Vocabulary<'a> {
     };
     let concept = |label| Concept { label, group: 0, subgroup: 0, held_out: false };
     let concepts = classes.into_iter().map(concept).collect();
-    Vocabulary { concepts, templates, tokenise }
+    Vocabulary { concepts, templates, tokenize }
 }
 
 /// Pictures on their way to vectors.

@@ -46,7 +46,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     let distills = start.config.moe.is_some() && eesd > 0.0;
     let teacher = TeacherPlan {
         target: train.eesd.target,
-        share: train.eesd.tokens,
+        fraction: train.eesd.tokens,
         decay: train.eesd.decay,
     };
     let training = Training {

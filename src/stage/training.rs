@@ -70,8 +70,8 @@ impl Watcher for Watch<'_> {
     }
 
     fn validate(&mut self, mut engine: &mut dyn Engine) -> Result<Vec<(String, f64)>> {
-        let tokenise = |texts: &[String]| self.pictures.tokenise(texts);
-        let vocabulary = self.pictures.vocabulary(&tokenise);
+        let tokenize = |texts: &[String]| self.pictures.tokenize(texts);
+        let vocabulary = self.pictures.vocabulary(&tokenize);
         let validation = self.pictures.role::<eval::Validation>(VALIDATION)?;
         let metrics =
             eval::validate(&mut engine, &vocabulary, &validation, VALIDATION_BATCH)?;

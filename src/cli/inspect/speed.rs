@@ -154,7 +154,7 @@ impl Runner {
         };
         let eesd = &config.train.eesd;
         let teacher =
-            TeacherPlan { target: eesd.target, share: eesd.tokens, decay: eesd.decay };
+            TeacherPlan { target: eesd.target, fraction: eesd.tokens, decay: eesd.decay };
         let training = Training {
             optim: config.train.optim.clone(),
             trainable: Trainable::all(&model.config),

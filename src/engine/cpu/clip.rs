@@ -183,6 +183,8 @@ impl TowerLayers {
         let width = projection.len() / d;
         let (upstream, projection) =
             (Rows::new(upstream, width), Rows::new(projection, width));
+
+        // y = x P: the gradient of P is xᵀ dy, and that of x is dy Pᵀ.
         let into = &mut flat.gradients[self.projection.clone()];
         gemm::at_b(into, Rows::new(&state.normed, d), upstream, Write::Add);
         gemm::a_bt(&mut state.normed, upstream, projection, Write::Replace);
@@ -196,6 +198,7 @@ impl TowerLayers {
         for (row, own) in state.pooled_rows.iter().zip(state.pooled.chunks_exact(d)) {
             state.x[row * d..(row + 1) * d].copy_from_slice(own);
         }
+
         let kept = (stats, state.blocks.as_mut_slice());
         let rows = (state.x.as_mut_slice(), state.starts.as_slice());
         self.blocks.backward(flat, rows, kept, scratch);
@@ -301,6 +304,7 @@ impl Clip {
             (Rows::new(&state.inputs, patch_values), Rows::new(patch, patch_values));
         gemm::a_bt(&mut state.embedded, inputs, patch, Write::Replace);
 
+        // Each picture begins with its class token, and all its rows get their positions.
         state.raw.resize(rows * d, 0.0);
         let positions = &values[self.vision.position.clone()];
         let class = &values[self.class.clone()];
@@ -316,10 +320,12 @@ impl Clip {
                 },
             );
         }
+
         state.x.resize(rows * d, 0.0);
         let (gain, bias) = self.pre_norm.of(values);
         layer_norm::forward(&mut state.x, &state.raw, gain, bias, &mut state.pre_norm);
 
+        // All rows of a picture count, and the class token's is pooled.
         state.starts.clear();
         state.starts.extend((0..=samples).map(|s| s * tokens));
         state.pooled_rows.clear();
@@ -333,9 +339,11 @@ impl Clip {
     /// Patches in row-major order, each [3, p, p], as the convolution's weight is.
     fn cut_patches(&self, pixels: &[f32], out: &mut Vec<f32>) {
         let (size, p) = (self.config.vision.image_size, self.config.vision.patch);
+
         let side = size / p;
         out.clear();
         out.reserve(pixels.len());
+
         for picture in pixels.chunks_exact(3 * size * size) {
             for (row, column) in (0..side * side).map(|i| (i / side, i % side)) {
                 for (plane, y) in (0..3 * p).map(|i| (i / p, i % p)) {
@@ -372,17 +380,22 @@ impl Clip {
             state.pooled_rows.push(first + end);
             for (position, &id) in caption[..rows].iter().enumerate() {
                 let start = state.x.len();
+
                 let id_row = widen(id) * d;
                 state.x.extend_from_slice(&embeddings[id_row..id_row + d]);
                 simd::add(
                     &mut state.x[start..],
                     &positions[position * d..(position + 1) * d],
                 );
+
+                // The start token is the same in every caption: it counts no more than
+                // what follows the end of text (METHOD §2.1).
                 state.counted.push(position > 0 && position <= end);
                 state.ids.push(id);
             }
             state.starts.push(first + rows);
         }
+
         self.text.forward(values, mode, state);
         &state.embedding
     }
@@ -397,6 +410,7 @@ impl Clip {
         let Upstream { images, texts, stats } = upstream;
         let vision = (&mut group.vision, &mut *scratch);
         self.vision.backward(flat, images, &stats.vision, vision);
+
         self.image_input_backward(flat, &mut group.vision);
 
         let text = (&mut group.text, scratch);
@@ -410,6 +424,8 @@ impl Clip {
         let (dx, dy) = (&mut state.raw, &state.x);
         tower::norm_backward(dx, dy, flat, &self.pre_norm, &state.pre_norm);
 
+        // Positions and class token are the same for all pictures, so their gradients
+        // are sums over pictures, in the order of the batch.
         state.embedded.clear();
         for own in state.raw.chunks_exact(tokens * d) {
             let gradients = &mut *flat.gradients;
@@ -434,6 +450,8 @@ impl Clip {
         for pair in state.starts.windows(2) {
             for (position, row) in (pair[0]..pair[1]).enumerate() {
                 let own = &state.x[row * d..(row + 1) * d];
+
+                // Equal tokens share a row, and add up in the order of the captions.
                 let token = self.token.start + widen(state.ids[row]) * d;
                 let position = self.text.position.start + position * d;
                 simd::add(&mut gradients[token..token + d], own);

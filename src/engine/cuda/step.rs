@@ -306,7 +306,7 @@ impl Trainer {
     /// The teacher of layers, where there is one.
     fn taught(&self) -> Option<f64> {
         let plan = self.plan.teacher.as_ref()?;
-        (plan.target == EesdTarget::Layer).then_some(plan.share)
+        (plan.target == EesdTarget::Layer).then_some(plan.fraction)
     }
 }
 
