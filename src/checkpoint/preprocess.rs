@@ -1,8 +1,8 @@
 //! How a model wants its pictures prepared, as the files around its weights say.
 //!
 //! Four kinds of files are read: our `preprocess.json`, a data set's `dataset.json`,
-//! `open_clip_config.json` and Hugging Face's `preprocessor_config.json`. Every field is
-//! applied exactly or refused by its name; `docs/checkpoints.md` has the table.
+//! `open_clip_config.json`, and `preprocessor_config.json`, which has a file of its own here.
+//! Every field is applied exactly or refused by its name; `docs/checkpoints.md` has the table.
 
 use std::path::Path;
 
@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::lineage::{DATASET, Lineage};
-use super::open_clip;
 use super::section::{Rule, Rules, Section};
+use super::{image_processor, open_clip};
 use crate::error::{Context, Error, Result};
 use crate::image::{Convention, Filter, Fit, Framing, Normalise};
 use crate::num::round_f32;
@@ -19,14 +19,8 @@ use crate::num::round_f32;
 /// Our file of these settings beside an imported model.
 pub const PREPROCESS: &str = "preprocess.json";
 
-/// Hugging Face's.
-const HUGGING_FACE: &str = "preprocessor_config.json";
-
 /// The files that say how pictures are prepared and captions are cleaned.
-pub const PREPARATION: [&str; 3] = [PREPROCESS, HUGGING_FACE, open_clip::FILE];
-
-/// The largest level of a color.
-const WHITE: f64 = 255.0;
+pub const PREPARATION: [&str; 3] = [PREPROCESS, image_processor::FILE, open_clip::FILE];
 
 /// Fields of `open_clip`'s `preprocess_cfg`.
 pub(super) const OPEN_CLIP: &Rules = &[
@@ -38,34 +32,6 @@ pub(super) const OPEN_CLIP: &Rules = &[
     ("interpolation", Rule::Read),
     ("resize_mode", Rule::Read),
     ("fill_color", Rule::Read),
-];
-
-/// Fields of Hugging Face's `preprocessor_config.json`.
-pub(super) const CLIP_PROCESSOR: &Rules = &[
-    ("image_processor_type", Rule::Read),
-    ("feature_extractor_type", Rule::Read),
-    ("do_convert_rgb", Rule::Ignored),
-    ("do_resize", Rule::Only(&["true"])),
-    ("size", Rule::Read),
-    ("default_to_square", Rule::Only(&["false"])),
-    ("resample", Rule::Read),
-    ("do_center_crop", Rule::Read),
-    ("crop_size", Rule::Read),
-    ("do_rescale", Rule::Read),
-    ("rescale_factor", Rule::Read),
-    ("do_normalize", Rule::Read),
-    ("image_mean", Rule::Read),
-    ("image_std", Rule::Read),
-    ("do_pad", Rule::Only(&["false"])),
-    ("pad_size", Rule::Only(&["null"])),
-    ("crop_pct", Rule::Only(&["null"])),
-    ("processor_class", Rule::Ignored),
-    ("_valid_processor_keys", Rule::Ignored),
-    ("return_tensors", Rule::Ignored),
-    ("data_format", Rule::Ignored),
-    ("input_data_format", Rule::Ignored),
-    ("device", Rule::Ignored),
-    ("disable_grouping", Rule::Ignored),
 ];
 
 /// How pictures become numbers: framed as a square, then (x / 255 - mean) / std by color.
@@ -119,7 +85,7 @@ impl Preprocessing {
 
     /// What the files around a checkpoint say; `None` if they say nothing.
     ///
-    /// Of a result of this pipeline, its data set says it.
+    /// A result of this pipeline has no such file: the data set it was trained on says it.
     pub fn of_checkpoint(checkpoint: &Path) -> Result<Option<Self>> {
         let folder = super::folder_of(checkpoint);
 
@@ -127,9 +93,9 @@ impl Preprocessing {
         let weights = super::weights_of(checkpoint)?;
         let name = weights.file_name().unwrap_or_default().to_string_lossy();
         let files = if name.starts_with("open_clip") {
-            [PREPROCESS, open_clip::FILE, HUGGING_FACE]
+            [PREPROCESS, open_clip::FILE, image_processor::FILE]
         } else {
-            [PREPROCESS, HUGGING_FACE, open_clip::FILE]
+            [PREPROCESS, image_processor::FILE, open_clip::FILE]
         };
 
         for file in files {
@@ -140,6 +106,7 @@ impl Preprocessing {
                 return Ok(Some(found));
             }
         }
+
         let lineage = Lineage::of(checkpoint)?;
         lineage.map(|lineage| Self::read(&lineage.description())).transpose()
     }
@@ -156,17 +123,20 @@ impl Preprocessing {
         Self::of(&section)?.ok_or_else(|| {
             Error::failed(format!(
                 "{place} does not say how pictures are prepared; expected {PREPROCESS}, \
-                 {DATASET}, {HUGGING_FACE} or {} with preprocess_cfg",
+                 {DATASET}, {} or {} with preprocess_cfg",
+                image_processor::FILE,
                 open_clip::FILE
             ))
         })
     }
 
+    /// Reads one file of any kind, which its fields tell; `None` if it has none of them.
     fn of(section: &Section) -> Result<Option<Self>> {
         let has = |key: &str| section.map.contains_key(key);
         // Any field of Hugging Face's file makes it one: none of them may be passed over.
-        let of_processor = CLIP_PROCESSOR.iter().any(|(key, _)| has(key));
+        let of_processor = image_processor::is_one(section);
 
+        // The kinds are asked for from the most to the least particular field.
         let found = if has("model_cfg") || has("preprocess_cfg") {
             let Some(cfg) = section.optional("preprocess_cfg")? else { return Ok(None) };
             of_open_clip(&cfg)?
@@ -180,7 +150,7 @@ impl Preprocessing {
                     .caused_by(e)
             })?
         } else if of_processor {
-            of_hugging_face(section)?
+            image_processor::read(section)?
         } else {
             return Ok(None);
         };
@@ -189,6 +159,7 @@ impl Preprocessing {
         Ok(Some(found))
     }
 
+    /// Refuses values of a file, named `place` in messages, that no transform can have.
     fn check(&self, place: &str) -> Result<()> {
         let Self { mean, std, .. } = self;
         let finite = mean.iter().chain(std).all(|value| value.is_finite());
@@ -198,6 +169,8 @@ impl Preprocessing {
             )));
         }
 
+        // What is cut out cannot be larger than what it is cut out of, and a side to resize to
+        // says nothing without the side of the cut.
         let (size, resized) =
             (self.size.unwrap_or(1), self.resized.unwrap_or(usize::MAX));
         if size == 0 || resized < size || (self.resized.is_some() && self.size.is_none())
@@ -211,7 +184,10 @@ impl Preprocessing {
         Ok(())
     }
 
-    /// The way from a file to the square of `side` pixels that a model sees.
+    /// The way from a picture file to the square of `side` pixels that a model sees.
+    ///
+    /// # Errors
+    /// Where the settings are for a square of another side.
     pub fn framing(&self, side: usize) -> Result<Framing> {
         if let Some(size) = self.size.filter(|size| *size != side) {
             return Err(Error::usage(format!(
@@ -280,9 +256,9 @@ impl Preprocessing {
     }
 }
 
-/// `open_clip`'s evaluation transform. What is absent is `open_clip`'s default.
+/// `open_clip`'s evaluation transform. A field that is absent has `open_clip`'s default.
 fn of_open_clip(cfg: &Section) -> Result<Preprocessing> {
-    cfg.obey(OPEN_CLIP)?;
+    cfg.obey(&[OPEN_CLIP])?;
     let usual = Preprocessing::OPENAI;
     let fill = cfg.get("fill_color").map_or(Some(0), Value::as_u64);
 
@@ -313,107 +289,10 @@ fn of_open_clip(cfg: &Section) -> Result<Preprocessing> {
     })
 }
 
-/// Hugging Face's `CLIPImageProcessor`. What is absent is its default.
-fn of_hugging_face(file: &Section) -> Result<Preprocessing> {
-    file.obey(CLIP_PROCESSOR)?;
-    for key in ["image_processor_type", "feature_extractor_type"] {
-        let kind = file.get(key).map(|kind| kind.as_str().unwrap_or_default());
-        if kind.is_some_and(|kind| {
-            !kind.starts_with("CLIPImageProcessor") && kind != "CLIPFeatureExtractor"
-        }) {
-            return Err(file.wrong(key, "CLIPImageProcessor or CLIPFeatureExtractor"));
-        }
-    }
-
-    let (resize_mode, resized) = target(file)?;
-    let size = if file.flag("do_center_crop", true)? {
-        square(file, "crop_size", ["height", "width"])?
-    } else if resize_mode == Fit::Squash {
-        resized
-    } else {
-        let why = "true: without the crop, pictures are not squares";
-        return Err(file.wrong("do_center_crop", why));
-    };
-    if resized < size {
-        let most = format!("at most the {resized} pixels of size");
-        return Err(file.wrong("crop_size", &most));
-    }
-
-    // A Pillow constant.
-    let interpolation = match file.get("resample").map_or(Some(3), Value::as_u64) {
-        Some(3) => Filter::Bicubic,
-        Some(2) => Filter::Bilinear,
-        _ => return Err(file.wrong("resample", "3 (bicubic) or 2 (bilinear)")),
-    };
-
-    let usual = Preprocessing::OPENAI;
-    let (mean, std) = if file.flag("do_normalize", true)? {
-        (colors(file, "image_mean", usual.mean)?, colors(file, "image_std", usual.std)?)
-    } else {
-        ([0.0; 3], [1.0; 3])
-    };
-
-    // (r x - mean) / std is (x / 255 - mean / s) / (std / s) where s is 255 r.
-    let scale = scale(file)?;
-    Ok(Preprocessing {
-        size: Some(size),
-        resized: Some(resized).filter(|resized| *resized != size),
-        resize_mode,
-        interpolation,
-        convention: Convention::HuggingFace,
-        ..Preprocessing::new(mean.map(|m| m / scale), std.map(|s| s / scale))
-    })
-}
-
-/// The resize of Hugging Face's `size`: a number or `shortest_edge` keeps the aspect,
-/// `height` and `width` do not.
-fn target(file: &Section) -> Result<(Fit, usize)> {
-    match file.get("size") {
-        Some(Value::Object(size)) if size.contains_key("height") => {
-            Ok((Fit::Squash, square(file, "size", ["height", "width"])?))
-        }
-        _ => {
-            Ok((Fit::Shortest, square(file, "size", ["shortest_edge", "shortest_edge"])?))
-        }
-    }
-}
-
-/// A side: a number, or an object with exactly these keys and equal values; 224 if absent.
-fn square(file: &Section, key: &str, keys: [&str; 2]) -> Result<usize> {
-    let expected =
-        format!("a number of pixels, or {} and {} that are equal", keys[0], keys[1]);
-    let side = match file.get(key) {
-        None => Some(224),
-        Some(Value::Object(sides)) => {
-            let known = sides.keys().all(|key| keys.contains(&key.as_str()));
-            let [a, b] = keys.map(|key| sides.get(key).and_then(Value::as_u64));
-            a.filter(|a| known && Some(*a) == b)
-        }
-        Some(side) => side.as_u64(),
-    };
-    side.and_then(|side| usize::try_from(side).ok())
-        .filter(|side| (1..=1 << 16).contains(side))
-        .ok_or_else(|| file.wrong(key, &expected))
-}
-
-/// 255 times the factor on levels; 1 where it is the usual 1/255.
-fn scale(file: &Section) -> Result<f64> {
-    let factor = if file.flag("do_rescale", true)? {
-        let factor = file.get("rescale_factor").map_or(Some(1.0 / WHITE), Value::as_f64);
-        factor.filter(|factor| *factor > 0.0 && factor.is_finite())
-    } else {
-        Some(1.0)
-    };
-    let factor =
-        factor.ok_or_else(|| file.wrong("rescale_factor", "a positive number"))?;
-
-    // Files round 1/255 in many ways.
-    let scale = WHITE * factor;
-    Ok(if (scale - 1.0).abs() < 1e-6 { 1.0 } else { scale })
-}
-
-/// What the stage `dataset` does to pictures.
+/// What the stage `dataset` does to pictures, which its description states.
 fn of_dataset(file: &Section) -> Result<Preprocessing> {
+    // A description always has these fields. The defaults are refused afterwards, as no
+    // deviation and no size may be 0.
     let zero = [0.0; 3];
     let (mean, std) = (colors(file, "mean", zero)?, colors(file, "std", zero)?);
     let size = Some(file.count("image_size", 0)?);
@@ -421,7 +300,11 @@ fn of_dataset(file: &Section) -> Result<Preprocessing> {
 }
 
 /// Three numbers, or one for all colors.
-fn colors(section: &Section, key: &str, default: [f64; 3]) -> Result<[f64; 3]> {
+pub(super) fn colors(
+    section: &Section,
+    key: &str,
+    default: [f64; 3],
+) -> Result<[f64; 3]> {
     let Some(value) = section.get(key) else { return Ok(default) };
 
     let three = match value {

@@ -58,7 +58,7 @@ struct StageArgs {
     /// Print errors only.
     #[arg(long, short)]
     quiet: bool,
-    /// Also say it when there was nothing to do.
+    /// Also print a line for every result that was fresh already.
     #[arg(long, short, conflicts_with = "quiet")]
     verbose: bool,
     /// Print events as lines of JSON on standard output (docs/console.md).
@@ -81,8 +81,11 @@ pub fn main(stage: &'static Stage) -> ExitCode {
 
 fn run(stage: &'static Stage, panics: &Panics) -> Result<()> {
     let name = format!("upcycle-{}", stage.name);
+
+    // The examples name this binary, and the subcommand of the few stages that have one.
     let examples = EXAMPLES.replace("upcycle-STAGE", &name).replace("\nFIT", fit(stage));
     let help = methods(stage) + &examples;
+
     let command = Command::new(stage.name)
         .bin_name(&name)
         .display_name(&name)
@@ -231,6 +234,7 @@ fn methods(stage: &Stage) -> String {
     if stage.name != "upcycle" {
         return String::new();
     }
+
     let line =
         |method: &&dyn Method| format!("  {:<16} {}\n", method.name(), method.describe());
     let lines: String = upcycle::methods().map(|method| line(&method)).collect();
@@ -257,12 +261,16 @@ impl StageArgs {
         self.threads.map_or_else(cores, usize::from)
     }
 
+    /// What the arguments ask for; `need` is the memory in bytes that one run takes.
     fn orders(&self, panics: &Panics, need: u64) -> Orders {
+        // clap refuses both flags together, so their order here decides nothing.
         let mode = match (self.check, self.dry_run) {
             (true, _) => Mode::Check,
             (_, true) => Mode::DryRun,
             _ => Mode::Run,
         };
+
+        // No number of jobs stands for as many as threads and memory allow.
         Orders {
             mode,
             force: self.force,

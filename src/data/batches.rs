@@ -110,7 +110,10 @@ impl Batches {
     /// A picture that cannot be read any more.
     pub fn batch(&self, step: usize) -> Result<Batch> {
         let rows = self.sampler.batch(step);
+
         let seed = self.settings.seed;
+
+        // One stream draws the captions of the whole batch, in the order of its rows.
         let mut stream = rng::stream(seed, &format!("batches/captions/{step}"));
         let context = self.settings.context;
         let mut ids = Vec::with_capacity(rows.len() * context);
@@ -119,14 +122,17 @@ impl Batches {
             ids.extend_from_slice(&self.ids[caption * context..(caption + 1) * context]);
         }
 
+        // Pictures are made in parallel, so each of them has a stream of its own.
         let values = 3 * self.split.side() * self.split.side();
         let mut pixels = vec![0.0; rows.len() * values];
         par::try_for_each_chunk(&mut pixels, values, |i, picture| {
             let name = format!("batches/augment/{step}/{i}");
+
             let mut stream = rng::stream(seed, &name);
             self.augmenter.apply(&self.split.planes(rows[i])?, &mut stream, picture);
             Ok::<_, Error>(())
         })?;
+
         let samples = rows.iter().map(|&row| self.split.rows[row].sample).collect();
         Ok(Batch { step, pixels, ids, samples })
     }

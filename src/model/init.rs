@@ -2,7 +2,7 @@
 //!
 //! Every tensor draws from a stream of its own name: adding a layer moves no other draw.
 
-use super::names::{Parameter, Part, Place};
+use super::names::{Parameter, ParameterId, Part};
 use super::params::Layout;
 use super::{Checkpoint, ClipConfig, Tower};
 use crate::rng;
@@ -29,30 +29,32 @@ fn fill(
     out: &mut [f32],
 ) {
     let root = |n: usize| 1.0 / (n as f32).sqrt();
-    match parameter.place {
-        Place::LogitScale => out.fill(LOGIT_SCALE),
+    match parameter.id {
+        ParameterId::LogitScale => out.fill(LOGIT_SCALE),
 
         // `open_clip` draws these with a standard deviation of width^-0.5.
-        Place::ClassEmbedding
-        | Place::PositionEmbedding(Tower::Vision)
-        | Place::Projection(_) => {
-            let tower = match parameter.place {
-                Place::Projection(tower) => tower,
+        ParameterId::ClassEmbedding
+        | ParameterId::PositionEmbedding(Tower::Vision)
+        | ParameterId::Projection(_) => {
+            let tower = match parameter.id {
+                ParameterId::Projection(tower) => tower,
                 _ => Tower::Vision,
             };
             rng::fill_normal(stream, root(config.tower(tower).width), out);
         }
-        Place::PositionEmbedding(Tower::Text) => rng::fill_normal(stream, 0.01, out),
-        Place::TokenEmbedding => rng::fill_normal(stream, 0.02, out),
+        ParameterId::PositionEmbedding(Tower::Text) => {
+            rng::fill_normal(stream, 0.01, out);
+        }
+        ParameterId::TokenEmbedding => rng::fill_normal(stream, 0.02, out),
 
         // PyTorch's default of a convolution: U(±1/√fan_in).
-        Place::PatchEmbedding => {
+        ParameterId::PatchEmbedding => {
             let fan_in: usize = parameter.shape[1..].iter().product();
             rng::fill_uniform(stream, root(fan_in), out);
         }
-        Place::PreNormWeight | Place::PostNormWeight(_) => out.fill(1.0),
-        Place::PreNormBias | Place::PostNormBias(_) => out.fill(0.0),
-        Place::Block(tower, _, part) => block(config, (tower, part), stream, out),
+        ParameterId::PreNormWeight | ParameterId::PostNormWeight(_) => out.fill(1.0),
+        ParameterId::PreNormBias | ParameterId::PostNormBias(_) => out.fill(0.0),
+        ParameterId::Block(tower, _, part) => block(config, (tower, part), stream, out),
     }
 }
 

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::ClipConfig;
-use super::names::{self, Parameter, Place};
+use super::names::{self, Parameter, ParameterId};
 use crate::error::{Context, Error, Result};
 use crate::io::tensors::{self, Tensor, TensorFile, Tensors};
 
@@ -17,7 +17,7 @@ use crate::io::tensors::{self, Tensor, TensorFile, Tensors};
 #[derive(Debug, Clone)]
 pub struct Layout {
     parameters: Vec<(Parameter, Range<usize>)>,
-    index: BTreeMap<Place, usize>,
+    index: BTreeMap<ParameterId, usize>,
     len: usize,
 }
 
@@ -30,7 +30,7 @@ impl Layout {
         for parameter in names::parameters(config) {
             let range = len..len + parameter.len();
             len = range.end;
-            index.insert(parameter.place, parameters.len());
+            index.insert(parameter.id, parameters.len());
             parameters.push((parameter, range));
         }
         Self { parameters, index, len }
@@ -54,9 +54,9 @@ impl Layout {
     /// The range of a parameter.
     ///
     /// # Panics
-    /// If the model has no such parameter: places come from the same configuration.
-    pub fn range(&self, place: Place) -> Range<usize> {
-        let index = self.index.get(&place).expect("the place belongs to this model");
+    /// If the model has no such parameter: ids come from the same configuration.
+    pub fn range(&self, id: ParameterId) -> Range<usize> {
+        let index = self.index.get(&id).expect("the parameter belongs to this model");
         self.parameters[*index].1.clone()
     }
 
@@ -166,7 +166,7 @@ pub fn parameter_counts(config: &ClipConfig) -> (usize, usize) {
     for parameter in names::parameters(config) {
         total += parameter.len();
 
-        if parameter.place.is_expert() {
+        if parameter.id.is_expert() {
             experts += parameter.len();
         }
     }

@@ -44,12 +44,12 @@ pub struct Orders {
     pub need: u64,
     /// Fail instead of waiting for another process.
     pub no_wait: bool,
-    /// Say it when there was nothing to do.
+    /// Print a line when there was nothing to do.
     pub verbose: bool,
     /// Files from outside are fetched before the stages run: a dry run does not take one that
     /// is missing for an obstacle.
     pub fetches: bool,
-    /// Where panics leave their place in the code.
+    /// Where a panic leaves its message and its place in the code.
     pub panics: Panics,
 }
 
@@ -64,7 +64,7 @@ pub struct Drive<'a> {
     pub nodes: &'a [Node],
     /// Where results are.
     pub store: &'a Store,
-    /// Where people look.
+    /// Where progress is shown.
     pub console: &'a Console,
     /// What to do.
     pub orders: &'a Orders,
@@ -81,7 +81,7 @@ struct Task<'a> {
 }
 
 impl Drive<'_> {
-    /// Does what was ordered. Lines for standard output are returned, not printed.
+    /// Does what was ordered. Lines for standard output are returned and not printed here.
     pub fn run(&self) -> Result<Vec<String>> {
         let nodes = self.select()?;
         let survey = Survey::new(self.store, self.stages, self.nodes);
@@ -94,6 +94,7 @@ impl Drive<'_> {
                     let (name, count) = (self.stage.name, nodes.len());
                     self.console.line(&format!("{name}: {count} fresh"));
                 }
+
                 self.work(tasks).map(|()| Vec::new())
             }
         }
@@ -115,6 +116,8 @@ impl Drive<'_> {
                 let unseeded = run.rsplit_once("-s").map(|(name, _)| name);
                 run == only || unseeded == Some(only)
             };
+
+            // A name that matches nothing is a slip, and not a wish to run nothing.
             let before = chosen.len();
             chosen.extend(of_stage.iter().filter(matching).copied());
             if chosen.len() == before {
@@ -129,6 +132,7 @@ impl Drive<'_> {
         let runs: Vec<&str> =
             of_stage.iter().filter_map(|node| node.place.run.as_deref()).collect();
         let name = self.stage.name;
+
         if runs.is_empty() {
             return Error::usage(format!(
                 "--only {only}: the stage {name} has no runs, it is built as a whole: leave \
@@ -155,6 +159,7 @@ impl Drive<'_> {
         if stale == 0 {
             return Ok(Vec::new());
         }
+
         let (name, count) = (self.stage.name, nodes.len());
         Err(Error::failed(format!("{name}: {stale} of {count} are not fresh")))
     }
@@ -172,6 +177,7 @@ impl Drive<'_> {
     ) -> Result<Vec<String>> {
         let (mut lines, mut blocked) = (Vec::new(), Vec::new());
         for node in nodes {
+            // What waits or is blocked has its own line, forced or not.
             let verdict = match survey.verdict(node)? {
                 Verdict::Fresh if self.orders.force => {
                     Verdict::Runs(vec!["forced".to_owned()])
@@ -181,6 +187,7 @@ impl Drive<'_> {
                 }
                 verdict => verdict,
             };
+
             let line = describe(&node.place, &verdict);
             match verdict {
                 Verdict::Fresh => {}
@@ -209,6 +216,7 @@ impl Drive<'_> {
         let forced = self.orders.force;
         let mut tasks = Vec::new();
         for node in nodes {
+            // A node without a key ends the run before any work begins.
             let resolved = survey.resolve(node)?;
             let verdict = survey.verdict(node)?;
             if verdict == Verdict::Fresh && !forced {
@@ -223,6 +231,8 @@ impl Drive<'_> {
                 // Such nodes could not be resolved above.
                 Verdict::Waits(_) | Verdict::Blocked(_) => String::new(),
             };
+
+            // The words of a dry run, now that it is not one.
             let announcement = if forced {
                 named(&node.place, "runs (forced)")
             } else {
@@ -233,9 +243,10 @@ impl Drive<'_> {
         Ok(tasks)
     }
 
-    /// Runs the tasks, several at a time. After a failure nothing new begins; what runs is
-    /// brought to its end.
+    /// Runs the tasks, several at a time. After a failure no new task begins, and the running
+    /// ones are brought to their end.
     fn work(&self, tasks: Vec<Task<'_>>) -> Result<()> {
+        // Every node has its part of the threads, so that together they use what was allowed.
         let workers = self.workers(tasks.len());
         let threads = (self.orders.threads / workers).max(1);
         let console = self.console.of_stage(self.stage.name, tasks.len());
@@ -254,6 +265,7 @@ impl Drive<'_> {
 
             let work = || {
                 while let Some(task) = next(&queue, &failure) {
+                    // The first error is reported; later ones often follow from it.
                     if let Err(error) = self.make(&task, threads, &console) {
                         hold(&failure).get_or_insert(error);
                     }
@@ -298,12 +310,14 @@ impl Drive<'_> {
             threads,
         };
 
+        // The store decides again, under a lock: another process may have been faster.
         let clock = Instant::now();
         let outcome = self.store.produce(
             &request,
             &|notice| notify(console, place, &notice),
             |draft| self.compute(task, draft, threads, console),
         );
+
         let text = match outcome.context(|| named(place, "failed"))? {
             Outcome::Fresh => {
                 console.pass();
@@ -353,6 +367,7 @@ impl Drive<'_> {
             .build()
             .context(|| format!("cannot start {threads} threads"))?;
         let run = self.stage.run;
+
         // A panic ends this node with an error; the nodes beside it finish their work.
         let result = catch_unwind(AssertUnwindSafe(|| pool.install(|| run(&mut job))));
         bar.finish();

@@ -42,9 +42,10 @@ pub struct Console {
 }
 
 impl Console {
-    /// Bars if standard error is a terminal.
+    /// A console that draws bars if standard error is a terminal.
     pub fn new(volume: Volume) -> Self {
         let bars = volume == Volume::Normal && std::io::stderr().is_terminal();
+        // Eight pictures a second look alive and cost nothing beside the work.
         let target = ProgressDrawTarget::stderr_with_hz(8);
         Self {
             bars: bars.then(|| MultiProgress::with_draw_target(target)),
@@ -61,7 +62,7 @@ impl Console {
         Self { pulse, ..self }
     }
 
-    /// Whether people watch.
+    /// Whether bars are drawn, so that somebody may be watching.
     pub fn is_live(&self) -> bool {
         self.bars.is_some()
     }
@@ -110,11 +111,13 @@ impl Console {
             Volume::Events => return event.print(),
             Volume::Normal => {}
         }
+
         let print = || {
-            // See the module: a message that cannot be printed is given up.
+            // A message that cannot be printed is dropped, as the module's documentation says.
             let _ = writeln!(std::io::stderr().lock(), "{text}");
         };
         match &self.bars {
+            // Bars are redrawn in place: a line printed between them would be overwritten.
             Some(bars) => bars.suspend(print),
             None => print(),
         }
@@ -153,6 +156,8 @@ impl Console {
             Some(total) => bars.insert_before(total, bar),
             None => bars.add(bar),
         };
+
+        // How long the work takes is not known yet, so the bar begins as a spinner.
         bar.set_style(style("{prefix:<28!} {spinner} {elapsed} {wide_msg:.dim}"));
         Progress { bar, node }
     }
@@ -183,6 +188,8 @@ impl Progress {
     pub fn start(&self, total: usize, what: &str) {
         let form = "{prefix:<28!} {bar:24.cyan/dim} {pos}/{len} {eta:>4} {wide_msg:.dim}";
         self.bar.set_style(style(form));
+
+        // The remaining time is estimated from this phase alone.
         self.bar.reset();
         self.bar.set_length(total as u64);
         self.bar.set_message(what.to_owned());
@@ -197,7 +204,7 @@ impl Progress {
         self.tell(|overall, name| overall.advance(name, count));
     }
 
-    /// Says that `done` steps are done in all; for runs that resume.
+    /// Says that `done` steps are done in all, for a run that resumes.
     pub fn set(&self, done: usize) {
         self.bar.set_position(done as u64);
         self.tell(|overall, name| overall.set(name, done));
@@ -224,7 +231,7 @@ impl Progress {
         self.bar.set_message(text);
     }
 
-    /// Prints a line that stays, for what people have to know of a result.
+    /// Prints a line that stays, for what people have to know about a result.
     pub fn line(&self, text: &str) {
         if let Some((console, name)) = &self.node {
             console.line(&format!("{name}: {text}"));
@@ -241,6 +248,8 @@ impl Progress {
     }
 }
 
+/// A style by its template. The templates stand in this file, so a bad one is a slip of ours and
+/// not worth ending a run for: the default bar is drawn instead.
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())

@@ -15,7 +15,7 @@ use crate::error::{Context, Error, Result};
 use crate::io::table::TableReader;
 use crate::model::ClipConfig;
 use crate::model::params::parameter_counts;
-use crate::tables::{self, RetrievalRow};
+use crate::tables::{self, PictureRow, RetrievalRow, SampleRow};
 
 /// Finds the folder of a stage's run: `("train", "sparse-s1")`, `("cluster", "s1")`,
 /// `("subspaces", "paper-s1")`, `("dataset", "")`.
@@ -37,7 +37,7 @@ pub fn load(config: &Config, find: &Find<'_>) -> Result<ReportInputs> {
     let retrievals = retrievals(config, find)?;
     let wanted: BTreeSet<u32> =
         retrievals.iter().flat_map(|row| [row.sample, row.retrieved]).collect();
-    let samples = folder.join(format!("samples-{}.parquet", dataset.retrieval));
+    let samples = folder.join(SampleRow::file(&dataset.retrieval));
     let pictures =
         if wanted.is_empty() { BTreeMap::new() } else { pictures(&samples, &wanted)? };
 
@@ -177,12 +177,10 @@ fn pictures(path: &Path, wanted: &BTreeSet<u32>) -> Result<BTreeMap<u32, Vec<u8>
 
     let mut found = BTreeMap::new();
     while let Some(part) = reader.next().context(context)? {
-        let samples = part.u32s("sample").context(context)?;
-        let images = part.bytes("image").context(context)?;
+        let rows: Vec<PictureRow> = tables::from_table(part).context(context)?;
 
-        let pairs = samples.iter().zip(images);
-        let shown = pairs.filter(|(sample, _)| wanted.contains(sample));
-        found.extend(shown.map(|(&sample, image)| (sample, image.clone())));
+        let shown = rows.into_iter().filter(|row| wanted.contains(&row.sample.sample));
+        found.extend(shown.map(|row| (row.sample.sample, row.image)));
     }
     Ok(found)
 }

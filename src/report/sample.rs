@@ -8,8 +8,9 @@ use super::inputs::*;
 use crate::config::{Config, Overrides, load_default};
 use crate::num::{index_u32, round_f32};
 use crate::tables::{
-    AnalysisRow, ClusterRow, IterationRow, Layer, LogRow, MetricRow, RetrievalRow,
-    RoutingRow, SimilarityRow, SpectrumRow, SubspaceRow, ValidationRow, WHOLE_LAYER,
+    AnalysisRow, ClusterRow, IterationRow, Layer, LogRow, Measurement, MetricRow,
+    RetrievalRow, RoutingRow, SimilarityRow, SpectrumRow, SubspaceFigures, SubspaceRow,
+    ValidationRow, WHOLE_LAYER,
 };
 
 /// The MoE layers of the default configuration.
@@ -168,11 +169,13 @@ fn metrics(
     for (task, split, metric, init, end) in figures {
         let row = |point: &str, value: f64| MetricRow {
             point: point.to_owned(),
-            task: task.to_owned(),
-            split: split.to_owned(),
-            metric: metric.to_owned(),
-            value,
-            ..MetricRow::default()
+            measured: Measurement {
+                task: task.to_owned(),
+                split: split.to_owned(),
+                metric: metric.to_owned(),
+                value,
+                ..Measurement::default()
+            },
         };
 
         // Truncated experts lose some accuracy until they are trained.
@@ -396,13 +399,15 @@ fn subspaces(config: &Config, variant: &str, seed: u64) -> Subspaces {
                 layer: layer.clone(),
                 expert,
                 matrix: matrix.to_owned(),
-                tokens: rng.random_range(4_000..12_000),
-                rank,
-                full_rank: 64,
-                retained: kept,
-                error_inside: 1.0 - kept,
-                error_outside: 3.0 * (1.0 - kept),
-                shrinkage: 0.0,
+                figures: SubspaceFigures {
+                    tokens: rng.random_range(4_000..12_000),
+                    rank,
+                    full_rank: 64,
+                    retained: kept,
+                    error_inside: 1.0 - kept,
+                    error_outside: 3.0 * (1.0 - kept),
+                    shrinkage: 0.0,
+                },
                 cross: 0.0,
             });
         }
@@ -470,7 +475,7 @@ fn picture(sample: u32) -> Vec<u8> {
 
 /// Replaces every value of a run by NaN.
 pub(super) fn spoil(run: &mut RunInputs) {
-    run.metrics.iter_mut().for_each(|r| r.value = f64::NAN);
+    run.metrics.iter_mut().for_each(|r| r.measured.value = f64::NAN);
     run.analysis.iter_mut().for_each(|r| r.value = f64::NAN);
     run.similarity.iter_mut().for_each(|r| r.cosine = f64::NAN);
     run.log.iter_mut().for_each(|r| r.clip = f64::NAN);
@@ -485,10 +490,9 @@ pub(super) fn set(
     values: &BTreeMap<u64, f64>,
 ) {
     for one in inputs.runs.iter_mut().filter(|r| r.run == run) {
-        for row in
-            one.metrics.iter_mut().filter(|r| r.metric == metric && r.point == "final")
-        {
-            row.value = values[&one.seed];
+        let metrics = one.metrics.iter_mut();
+        for row in metrics.filter(|r| r.measured.metric == metric && r.point == "final") {
+            row.measured.value = values[&one.seed];
         }
     }
 }

@@ -84,11 +84,11 @@ impl<'a> Study<'a> {
             let key = MetricKey {
                 run,
                 point: &row.point,
-                task: &row.task,
-                split: &row.split,
-                metric: &row.metric,
+                task: &row.measured.task,
+                split: &row.measured.split,
+                metric: &row.measured.metric,
             };
-            self.metrics.entry(key).or_default().insert(*seed, row.value);
+            self.metrics.entry(key).or_default().insert(*seed, row.measured.value);
         }
 
         for row in &inputs.analysis {

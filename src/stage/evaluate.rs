@@ -1,11 +1,10 @@
-//! Stage `evaluate`: a trained model and its initialisation on the held-out splits.
+//! Stage `evaluate`: a trained model and its initialization on the held-out splits.
 //!
 //! Writes `metrics.parquet`, `metrics.json` and `retrievals.parquet`; on a set of
 //! `evaluate.sets`, `set_metrics.parquet` and `set_resamples.parquet`.
 
-use serde_json::{Map, Value};
-
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::files::{self, Pictures};
 use super::measure::{Model, measure};
@@ -62,7 +61,7 @@ pub enum EvaluateParams {
 /// The split of every set that is measured on.
 pub const SPLIT: &str = "test";
 
-/// Example retrievals kept; the report shows as many as it is asked for.
+/// Number of example retrievals that are kept; the report shows as many as it is asked for.
 const EXAMPLES: usize = 32;
 
 /// Does the work of one node.
@@ -152,7 +151,7 @@ fn on_splits(job: &mut Job<'_>, evaluate: &EvaluateConfig, seed: u64) -> Result<
     let mut metrics = Vec::new();
     let mut examples = Vec::new();
 
-    // Probes are two thirds of an evaluation's time, and nobody compares initialisations by
+    // Probes are two thirds of an evaluation's time, and nobody compares initializations by
     // them: several runs share one.
     let unprobed = EvaluateConfig { shots: Vec::new(), ..evaluate.clone() };
     let points = [
@@ -164,6 +163,8 @@ fn on_splits(job: &mut Job<'_>, evaluate: &EvaluateConfig, seed: u64) -> Result<
         let mut opened = engine::open_model(model, backend)?;
         let mut engine = &mut *opened;
         let found = eval::evaluate(&mut engine, &bundle, config, seed)?;
+
+        // The manifest has the summary of the trained model, for `show` and `diff`.
         if point == "final" {
             let batch = evaluate.batch;
             examples =
@@ -172,6 +173,8 @@ fn on_splits(job: &mut Job<'_>, evaluate: &EvaluateConfig, seed: u64) -> Result<
                 job.draft.metric(&m.metric, m.value);
             }
         }
+
+        // The table is for the report, the JSON for people and their notebooks.
         metrics.extend(rows(point, &found));
         let text = found.to_json()?;
         let value: Value =
@@ -190,6 +193,7 @@ fn on_splits(job: &mut Job<'_>, evaluate: &EvaluateConfig, seed: u64) -> Result<
 
 /// Opens every split that evaluation reads.
 fn open(job: &Job<'_>) -> Result<Pictures> {
+    // Which splits there are, and what for, is up to the data set.
     let folder = files::folder(job, "dataset")?;
     let layout = crate::data::Dataset::open(folder)?.meta.layout;
     let mut splits = vec!["train", "val", layout.retrieval.as_str()];
@@ -197,9 +201,11 @@ fn open(job: &Job<'_>) -> Result<Pictures> {
     splits.extend(layout.held_out.as_deref());
     splits.sort_unstable();
     splits.dedup();
+
     Pictures::open(folder, &splits)
 }
 
+/// The splits in their roles, and the texts that stand for concepts.
 fn bundle<'a>(
     pictures: &'a Pictures,
     tokenize: eval::Tokenize<'a>,
@@ -226,16 +232,10 @@ fn bundle<'a>(
 
 /// The measurements of one point in time.
 fn rows(point: &str, found: &Evaluation) -> impl Iterator<Item = MetricRow> {
-    found.measurements.iter().map(move |m| MetricRow {
-        point: point.to_owned(),
-        task: m.task.clone(),
-        split: m.split.clone(),
-        metric: m.metric.clone(),
-        value: m.value,
-        low: m.low,
-        high: m.high,
-        n: m.n,
-    })
+    found
+        .measurements
+        .iter()
+        .map(move |m| MetricRow { point: point.to_owned(), measured: m.clone() })
 }
 
 /// One row per picture found.

@@ -33,7 +33,7 @@ pub(crate) fn folder<'a>(job: &'a Job<'_>, name: &str) -> Result<&'a Path> {
     job.inputs.dir(name)
 }
 
-/// `vision.1`: how centroids, bases and messages call a layer.
+/// The name of a layer in centroids, bases and messages, such as `vision.1`.
 pub(crate) fn layer_name(tower: Tower, block: usize) -> String {
     format!("{}.{block}", tower.name())
 }
@@ -86,12 +86,15 @@ impl Pictures {
         let split = self.splits.get(name).ok_or_else(|| {
             crate::error::Error::failed(format!("split {name} was not opened"))
         })?;
+
+        // Pixels are read when an evaluation asks for them, a batch at a time.
         let rows = &split.rows;
         let pixels = move |indices: &[usize]| {
             let mut out = vec![0.0; indices.len() * 3 * split.side() * split.side()];
             split.pixels(indices, &mut out)?;
             Ok(out)
         };
+
         eval::Split::new(
             name,
             rows.iter().map(|r| r.sample).collect(),

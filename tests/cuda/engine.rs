@@ -7,7 +7,7 @@ use upcycle::engine::{
     Engine, Losses, Objective, Pairs, TeacherPlan, TowerInput, Trainable, Training,
     TrainingState,
 };
-use upcycle::model::names::Place;
+use upcycle::model::names::ParameterId;
 use upcycle::model::params::Layout;
 use upcycle::model::{ClipConfig, Tower};
 
@@ -307,14 +307,14 @@ fn a_frozen_logit_scale_is_not_clamped() {
     let Some(_session) = session() else { return };
     let config = config(false);
     let mut weights = values(&config, "student");
-    let scale = Layout::new(&config).range(Place::LogitScale).start;
+    let scale = Layout::new(&config).range(ParameterId::LogitScale).start;
     weights[scale] = 5.0;
     for frozen in [true, false] {
         let mut plan = training(&config, None);
         for (own, (parameter, _)) in
             plan.trainable.iter_mut().zip(Layout::new(&config).iter())
         {
-            if frozen && parameter.place == Place::LogitScale {
+            if frozen && parameter.id == ParameterId::LogitScale {
                 *own = Trainable::Frozen;
             }
         }

@@ -26,7 +26,7 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use crate::error::{Context, Error, Result};
 use crate::io::tensors::Tensors;
-use crate::model::names::{self, Part, Place};
+use crate::model::names::{self, ParameterId, Part};
 use crate::model::{ClipConfig, Tower, TowerShape};
 use layers::{layer_norm, linear};
 
@@ -285,7 +285,7 @@ impl ReferenceClip {
         let text_embeds = layers::unit_rows(&text_embeds_raw)?;
 
         // The parameter is the scale's logarithm, as in CLIP.
-        let scale = self.get(Place::LogitScale)?.exp()?;
+        let scale = self.get(ParameterId::LogitScale)?.exp()?;
         let logits_per_image =
             image_embeds.matmul(&text_embeds.t()?)?.broadcast_mul(&scale)?;
 
@@ -312,17 +312,18 @@ impl ReferenceClip {
 
         // A convolution whose stride is its kernel's side cuts the picture into patches.
         let pixels = pixels.to_device(&self.device)?.to_dtype(self.dtype)?;
-        let kernel = self.get(Place::PatchEmbedding)?;
+        let kernel = self.get(ParameterId::PatchEmbedding)?;
         let patches = pixels.conv2d(&kernel, 0, self.config.vision.patch, 1, 1)?;
         let patches = patches.flatten_from(2)?.transpose(1, 2)?;
 
-        let class = self.get(Place::ClassEmbedding)?.broadcast_as((batch, 1, width))?;
+        let class =
+            self.get(ParameterId::ClassEmbedding)?.broadcast_as((batch, 1, width))?;
         let x = Tensor::cat(&[&class, &patches.contiguous()?], 1)?
-            .broadcast_add(&self.get(Place::PositionEmbedding(Tower::Vision))?)?
+            .broadcast_add(&self.get(ParameterId::PositionEmbedding(Tower::Vision))?)?
             .reshape((batch * tokens, width))?;
 
-        let gain = self.get(Place::PreNormWeight)?;
-        let x = layer_norm(&x, &gain, &self.get(Place::PreNormBias)?)?;
+        let gain = self.get(ParameterId::PreNormWeight)?;
+        let x = layer_norm(&x, &gain, &self.get(ParameterId::PreNormBias)?)?;
         let x = self.blocks(Tower::Vision, x, record)?;
 
         // The class token is the first row of each picture.
@@ -341,10 +342,10 @@ impl ReferenceClip {
         let ids = Tensor::new(ids.concat(), &self.device)?;
 
         let x = self
-            .get(Place::TokenEmbedding)?
+            .get(ParameterId::TokenEmbedding)?
             .index_select(&ids, 0)?
             .reshape((batch, tokens, width))?
-            .broadcast_add(&self.get(Place::PositionEmbedding(Tower::Text))?)?
+            .broadcast_add(&self.get(ParameterId::PositionEmbedding(Tower::Text))?)?
             .reshape((batch * tokens, width))?;
         let x = self.blocks(Tower::Text, x, record)?;
 
@@ -361,7 +362,7 @@ impl ReferenceClip {
     ) -> candle_core::Result<Tensor> {
         let TowerShape { tokens, width, layers, .. } = self.config.tower(tower);
         for index in 0..layers {
-            let part = |part| self.get(Place::Block(tower, index, part));
+            let part = |part| self.get(ParameterId::Block(tower, index, part));
             let y = layer_norm(&x, &part(Part::Ln1Weight)?, &part(Part::Ln1Bias)?)?;
             x = (x + self.attention(tower, index, &y)?)?;
 
@@ -382,7 +383,7 @@ impl ReferenceClip {
         x: &Tensor,
     ) -> candle_core::Result<Tensor> {
         let TowerShape { tokens, width, heads, causal, .. } = self.config.tower(tower);
-        let part = |part| self.get(Place::Block(tower, index, part));
+        let part = |part| self.get(ParameterId::Block(tower, index, part));
         let (batch, depth) = (x.dim(0)? / tokens, width / heads);
 
         // One product gives queries, keys and values side by side, `[N, 3d]`.
@@ -419,7 +420,7 @@ impl ReferenceClip {
         x: &Tensor,
         record: &mut Record,
     ) -> candle_core::Result<Tensor> {
-        let part = |part| self.get(Place::Block(tower, index, part));
+        let part = |part| self.get(ParameterId::Block(tower, index, part));
         let activation = self.config.activation;
         if let Some(moe) = &self.config.moe
             && self.config.is_moe(tower, index)
@@ -443,9 +444,9 @@ impl ReferenceClip {
 
     /// Final LayerNorm and projection of pooled rows [B, d].
     fn head(&self, tower: Tower, x: &Tensor) -> candle_core::Result<Tensor> {
-        let gain = self.get(Place::PostNormWeight(tower))?;
-        let x = layer_norm(x, &gain, &self.get(Place::PostNormBias(tower))?)?;
-        x.matmul(&self.get(Place::Projection(tower))?)
+        let gain = self.get(ParameterId::PostNormWeight(tower))?;
+        let x = layer_norm(x, &gain, &self.get(ParameterId::PostNormBias(tower))?)?;
+        x.matmul(&self.get(ParameterId::Projection(tower))?)
     }
 
     /// The teacher's dense ensemble on the student's own FFN inputs, of every MoE layer.
@@ -457,7 +458,7 @@ impl ReferenceClip {
             let block = names::block(tower, index);
             for part in Part::MOE {
                 let name = block.name(part);
-                let expected = block.place(part).shape(&config);
+                let expected = block.id(part).shape(&config);
                 match teacher.get(&name) {
                     Some(tensor) if tensor.shape == expected => {}
                     found => {
@@ -489,8 +490,8 @@ impl ReferenceClip {
         Ok(ensembles)
     }
 
-    fn get(&self, place: Place) -> candle_core::Result<Tensor> {
-        let name = place.name();
+    fn get(&self, id: ParameterId) -> candle_core::Result<Tensor> {
+        let name = id.name();
         match self.parameters.get(&name) {
             Some(var) => Ok(var.as_tensor().clone()),
             None => candle_core::bail!("the model has no parameter {name}"),

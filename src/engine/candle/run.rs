@@ -18,7 +18,7 @@ use crate::engine::{
 };
 use crate::error::{Context as _, Error, Result};
 use crate::io::tensors::Tensors;
-use crate::model::names::Place;
+use crate::model::names::ParameterId;
 use crate::model::params::Layout;
 use crate::model::{Checkpoint, ClipConfig, Tower};
 use crate::num::{index_u32, round_f32};
@@ -141,7 +141,7 @@ impl Candle {
                 .context(computing)?;
         }
 
-        let scale = &model.parameters[&Place::LogitScale.name()];
+        let scale = &model.parameters[&ParameterId::LogitScale.name()];
         let mut losses = Losses {
             total: scalar(&total)?,
             clip: scalar(&found.clip)?,
@@ -338,7 +338,7 @@ impl Engine for Candle {
             .context(computing)?;
 
         // METHOD §4: the logit scale stays within 1 and 100, if it trains at all.
-        let name = Place::LogitScale.name();
+        let name = ParameterId::LogitScale.name();
         if run.trainable[&name] != Trainable::Frozen {
             let scale = &model.parameters[&name];
             let clamped = scale.clamp(0.0, 100.0_f64.ln());
@@ -393,7 +393,7 @@ impl Candle {
     fn followed(&self, plan: TeacherPlan) -> Result<Vec<f64>> {
         let mut values: Vec<f64> = self.whole()?.into_iter().map(f64::from).collect();
         for (parameter, range) in Layout::new(&self.config.merged()).iter() {
-            if plan.target == EesdTarget::Layer && !parameter.place.is_moe() {
+            if plan.target == EesdTarget::Layer && !parameter.id.is_moe() {
                 values[range].fill(0.0);
             }
         }

@@ -12,7 +12,7 @@ use super::{Eesd, Eligible, Experts, Outputs, Pooling, ReferenceClip, Terms};
 use crate::config::Activation;
 use crate::engine::tests::{config, fixture_config, random_pairs, random_values};
 use crate::io::tensors::{self, Tensors};
-use crate::model::names::{self, Part, Place};
+use crate::model::names::{self, ParameterId, Part};
 use crate::model::params::Layout;
 use crate::model::{ClipConfig, Moe, Tower};
 
@@ -100,12 +100,12 @@ fn dense_gradients_are_those_of_hugging_face() {
             let out =
                 model.forward(&expected["pixel_values"], &expected["input_ids"]).unwrap();
             let gradients = model.gradient_tensors(&dense_loss(&model, &out)).unwrap();
-            let of = |place: Place| gradients[&place.name()].clone();
-            let query = of(Place::Block(Tower::Text, 0, Part::InProjWeight));
+            let of = |id: ParameterId| gradients[&id.name()].clone();
+            let query = of(ParameterId::Block(Tower::Text, 0, Part::InProjWeight));
             let found = [
                 (
                     "vision_model.encoder.layers.1.mlp.fc1.weight",
-                    of(Place::Block(Tower::Vision, 1, Part::FcWeight)),
+                    of(ParameterId::Block(Tower::Vision, 1, Part::FcWeight)),
                 ),
                 (
                     "text_model.encoder.layers.0.self_attn.q_proj.weight",
@@ -113,17 +113,17 @@ fn dense_gradients_are_those_of_hugging_face() {
                 ),
                 (
                     "visual_projection.weight",
-                    of(Place::Projection(Tower::Vision)).t().unwrap(),
+                    of(ParameterId::Projection(Tower::Vision)).t().unwrap(),
                 ),
                 (
                     "vision_model.embeddings.patch_embedding.weight",
-                    of(Place::PatchEmbedding),
+                    of(ParameterId::PatchEmbedding),
                 ),
                 (
                     "text_model.embeddings.token_embedding.weight",
-                    of(Place::TokenEmbedding),
+                    of(ParameterId::TokenEmbedding),
                 ),
-                ("logit_scale", of(Place::LogitScale)),
+                ("logit_scale", of(ParameterId::LogitScale)),
             ];
             let stored = expected.keys().filter(|key| key.starts_with("grad.")).count();
             assert_eq!(stored, found.len());

@@ -16,7 +16,7 @@ use super::tower::{
 use crate::engine::cpu::ops::{layer_norm, simd};
 use crate::engine::{LayerStats, StatsGradient};
 use crate::linalg::gemm::{self, Rows, Write};
-use crate::model::names::Place;
+use crate::model::names::ParameterId;
 use crate::model::params::Layout;
 use crate::model::{ClipConfig, Tower};
 use crate::num::widen;
@@ -134,14 +134,15 @@ impl GroupState {
 
 impl TowerLayers {
     fn new(config: &ClipConfig, layout: &Layout, tower: Tower) -> Self {
-        let (weight, bias) = (Place::PostNormWeight(tower), Place::PostNormBias(tower));
+        let (weight, bias) =
+            (ParameterId::PostNormWeight(tower), ParameterId::PostNormBias(tower));
         Self {
             width: config.tower(tower).width,
             tokens: config.tower(tower).tokens,
-            position: layout.range(Place::PositionEmbedding(tower)),
+            position: layout.range(ParameterId::PositionEmbedding(tower)),
             blocks: Transformer::new(config, layout, tower),
             norm: WeightBias::new(layout, weight, bias),
-            projection: layout.range(Place::Projection(tower)),
+            projection: layout.range(ParameterId::Projection(tower)),
         }
     }
 
@@ -209,13 +210,13 @@ impl Clip {
     /// The towers of a model of this shape, whose experts are whole.
     pub fn new(config: &ClipConfig) -> Self {
         let layout = Arc::new(Layout::new(config));
-        let pre_norm = (Place::PreNormWeight, Place::PreNormBias);
+        let pre_norm = (ParameterId::PreNormWeight, ParameterId::PreNormBias);
         Self {
             vision: TowerLayers::new(config, &layout, Tower::Vision),
             text: TowerLayers::new(config, &layout, Tower::Text),
-            patch: layout.range(Place::PatchEmbedding),
-            class: layout.range(Place::ClassEmbedding),
-            token: layout.range(Place::TokenEmbedding),
+            patch: layout.range(ParameterId::PatchEmbedding),
+            class: layout.range(ParameterId::ClassEmbedding),
+            token: layout.range(ParameterId::TokenEmbedding),
             pre_norm: WeightBias::new(&layout, pre_norm.0, pre_norm.1),
             config: config.clone(),
             layout,

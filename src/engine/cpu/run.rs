@@ -11,7 +11,7 @@ use crate::config::EesdTarget;
 use crate::engine::{Losses, Pairs, TeacherPlan, Trainable, Training, TrainingState};
 use crate::error::{Error, Result};
 use crate::model::ClipConfig;
-use crate::model::names::Place;
+use crate::model::names::ParameterId;
 use crate::model::params::Layout;
 
 /// The logarithm of the largest logit scale; the smallest is 0 (METHOD §4).
@@ -72,7 +72,7 @@ impl Run {
         };
         let frozen: Vec<Range<usize>> = ranges.iter().filter_map(is_frozen).collect();
 
-        let scale = layout.range(Place::LogitScale).start;
+        let scale = layout.range(ParameterId::LogitScale).start;
         let teacher = training.teacher.map(|plan| {
             let average = followed(clip.config(), plan);
             Teacher { plan, values: average.start(whole), average }
@@ -234,7 +234,7 @@ impl Run {
 fn followed(config: &ClipConfig, plan: TeacherPlan) -> Average {
     let layout = Layout::new(config);
     let whole = plan.target == EesdTarget::Embedding;
-    let own = layout.iter().filter(|(p, _)| whole || p.place.is_moe());
+    let own = layout.iter().filter(|(p, _)| whole || p.id.is_moe());
     Average::new(own.map(|(_, range)| range), plan.decay)
 }
 

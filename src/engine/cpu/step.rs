@@ -14,7 +14,7 @@ use super::passes::{EmbeddingGradients, Passes, Sum, part};
 use super::tower::{Flat, MoeMode};
 use crate::engine::{LayerStats, Losses, Objective, Pairs, StatsGradient, auxiliary};
 use crate::model::Tower;
-use crate::model::names::Place;
+use crate::model::names::ParameterId;
 use crate::num::round_f32;
 
 /// What is distilled into the student during a step.
@@ -78,7 +78,7 @@ impl Step {
     ) -> Losses {
         let &Request { pairs, objective, distillation, micro_batch } = request;
         let width = clip.config().embed_dim;
-        let scale_at = clip.layout().range(Place::LogitScale).start;
+        let scale_at = clip.layout().range(ParameterId::LogitScale).start;
         let logit_scale = flat.values[scale_at];
 
         let mode = match distillation {

@@ -15,7 +15,7 @@ use std::ops::Range;
 use crate::engine::cpu::ops::attention::{self, Heads};
 use crate::engine::cpu::ops::{layer_norm, linear};
 use crate::engine::{LayerStats, StatsGradient};
-use crate::model::names::{Part, Place};
+use crate::model::names::{ParameterId, Part};
 use crate::model::params::Layout;
 use crate::model::{ClipConfig, Tower, TowerShape};
 use ffn::{Ffn, FfnState};
@@ -35,7 +35,7 @@ pub(super) struct WeightBias {
 }
 
 impl WeightBias {
-    pub(super) fn new(layout: &Layout, weight: Place, bias: Place) -> Self {
+    pub(super) fn new(layout: &Layout, weight: ParameterId, bias: ParameterId) -> Self {
         let (weight, bias) = (layout.range(weight), layout.range(bias));
         assert_eq!(weight.end, bias.start, "a bias lies behind its weight");
         Self { weight, bias }
@@ -122,8 +122,8 @@ impl Transformer {
         let shape = config.tower(tower);
         let block = |index| {
             let pair = |weight, bias| {
-                let place = |part| Place::Block(tower, index, part);
-                WeightBias::new(layout, place(weight), place(bias))
+                let id = |part| ParameterId::Block(tower, index, part);
+                WeightBias::new(layout, id(weight), id(bias))
             };
             Block {
                 ln_1: pair(Part::Ln1Weight, Part::Ln1Bias),

@@ -13,7 +13,7 @@ use super::tower::MoeMode;
 use crate::error::{Error, Result};
 use crate::io::foreign::{Array, Values};
 use crate::io::tensors::{Tensor, Tensors};
-use crate::model::names::Place;
+use crate::model::names::ParameterId;
 use crate::model::params::Layout;
 use crate::model::{Checkpoint, ClipConfig, Tower, TowerShape};
 
@@ -157,7 +157,7 @@ pub fn trace(model: &Checkpoint, inputs: &Inputs) -> Tensors {
 
     if let (Some(images), Some(texts)) = (out.get("image_embeds"), out.get("text_embeds"))
     {
-        let scale = Layout::new(&model.config).range(Place::LogitScale);
+        let scale = Layout::new(&model.config).range(ParameterId::LogitScale);
         let logits = logits(images, texts, values[scale.start].exp());
         out.insert("logits_per_image".to_owned(), logits);
     }

@@ -24,7 +24,7 @@ use crate::engine::{
     Trainable, Training, TrainingState, auxiliary,
 };
 use crate::error::{Error, Result};
-use crate::model::names::Place;
+use crate::model::names::ParameterId;
 use crate::model::params::Layout;
 use crate::model::{ClipConfig, Tower};
 use crate::num::round_f32;
@@ -392,7 +392,7 @@ impl Cuda {
         let similarity = own.similarity.all();
         let operands = (operand(images), operand(texts).turned());
         device.gemm((similarity, pairs), operands, extents, 0.0)?;
-        let scale_at = self.places.range(Place::LogitScale);
+        let scale_at = self.places.range(ParameterId::LogitScale);
         let scale = self.weights.master(&scale_at);
         let [rows, columns] = [own.log_sum[0].all(), own.log_sum[1].all()];
         let args = [rows.into(), similarity.into(), scale.into(), pairs.into()];
@@ -625,7 +625,7 @@ impl Cuda {
         device.launch("adamw", grid, &args)?;
         // METHOD §4: a scale that trains stays between 1 and 100.
         if trainer.scale_trains {
-            let value = self.weights.master(&self.places.range(Place::LogitScale));
+            let value = self.weights.master(&self.places.range(ParameterId::LogitScale));
             let args = [value.into(), LARGEST_SCALE.into()];
             device.launch("clamp_scale", Grid::new([1, 1, 1], 32), &args)?;
         }
@@ -646,12 +646,12 @@ impl Cuda {
     /// A teacher at the given host values; zeros where nothing is followed.
     fn average(&self, target: EesdTarget, values: &[f32]) -> Result<Average> {
         let layout = Layout::new(&self.config);
-        let follows = |place: Place| target == EesdTarget::Embedding || place.is_moe();
-        let flags = layout.iter().map(|(p, _)| u8::from(follows(p.place)));
+        let follows = |id: ParameterId| target == EesdTarget::Embedding || id.is_moe();
+        let flags = layout.iter().map(|(p, _)| u8::from(follows(p.id)));
         let flags = self.device.upload(Kind::U8, &self.places.flags(flags))?;
         let mut values = values.to_vec();
         for (parameter, range) in layout.iter() {
-            if !follows(parameter.place) {
+            if !follows(parameter.id) {
                 values[range].fill(0.0);
             }
         }
@@ -795,7 +795,7 @@ impl Engine for Cuda {
         }
         self.need_weights()?;
         let scale_trains = layout.iter().zip(&training.trainable).any(|((own, _), t)| {
-            own.place == Place::LogitScale && *t != Trainable::Frozen
+            own.id == ParameterId::LogitScale && *t != Trainable::Frozen
         });
         // The old training's memory goes before the new one's comes.
         self.trainer = None;

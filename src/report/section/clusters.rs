@@ -172,7 +172,7 @@ fn spectrum(
         let own = |row: &&SubspaceRow| {
             row.layer == *layer && row.matrix == matrix && row.expert == expert
         };
-        subspaces.experts.iter().find(own).map(|row| crate::num::widen(row.rank))
+        subspaces.experts.iter().find(own).map(|row| crate::num::widen(row.figures.rank))
     };
 
     let series = experts.into_iter().map(|(expert, mut rows)| {
@@ -267,10 +267,10 @@ fn variant(group: &Group<'_>, rows: &[&SubspaceRow]) -> Vec<Cell> {
         || "all".to_owned(),
         |Layer { tower, block }| format!("{tower} {block}"),
     );
-    let ranks = || rows.iter().map(|row| row.rank);
+    let ranks = || rows.iter().map(|row| row.figures.rank);
     let (low, high) = (ranks().min().unwrap_or(0), ranks().max().unwrap_or(0));
-    let full = rows.iter().map(|row| row.full_rank).max().unwrap_or(0);
-    let shrunk = rows.iter().filter(|row| row.shrinkage > 0.0).count();
+    let full = rows.iter().map(|row| row.figures.full_rank).max().unwrap_or(0);
+    let shrunk = rows.iter().filter(|row| row.figures.shrinkage > 0.0).count();
 
     let mean = |of: fn(&SubspaceRow) -> f64| summary(rows.iter().map(|row| of(row)));
 
@@ -278,11 +278,11 @@ fn variant(group: &Group<'_>, rows: &[&SubspaceRow]) -> Vec<Cell> {
         Cell::words(group.variant),
         Cell::words(group.matrix),
         Cell::words(layer),
-        Cell::number(words::spread(mean(|row| f64::from(row.rank)), 1.0, 1)),
+        Cell::number(words::spread(mean(|row| f64::from(row.figures.rank)), 1.0, 1)),
         Cell::number(format!("{low}\u{2013}{high} of {full}")),
-        Cell::number(words::mean_percent(mean(|row| row.retained))),
-        Cell::number(words::mean_percent(mean(|row| row.error_inside))),
-        Cell::number(words::mean_percent(mean(|row| row.error_outside))),
+        Cell::number(words::mean_percent(mean(|row| row.figures.retained))),
+        Cell::number(words::mean_percent(mean(|row| row.figures.error_inside))),
+        Cell::number(words::mean_percent(mean(|row| row.figures.error_outside))),
         Cell::number(shrunk.to_string()),
     ]
 }
@@ -301,12 +301,12 @@ fn experts(subspaces: &Subspaces) -> Table {
             Cell::words(format!("{tower} {block}")),
             Cell::words(&row.matrix),
             Cell::words(row.expert.to_string()),
-            Cell::number(words::grouped(f64::from(row.tokens))),
-            Cell::number(format!("{} of {}", row.rank, row.full_rank)),
-            Cell::number(words::number(100.0 * row.retained, 2)),
-            Cell::number(words::number(100.0 * row.error_inside, 2)),
-            Cell::number(words::number(100.0 * row.error_outside, 2)),
-            Cell::number(words::number(row.shrinkage, 2)),
+            Cell::number(words::grouped(f64::from(row.figures.tokens))),
+            Cell::number(format!("{} of {}", row.figures.rank, row.figures.full_rank)),
+            Cell::number(words::number(100.0 * row.figures.retained, 2)),
+            Cell::number(words::number(100.0 * row.figures.error_inside, 2)),
+            Cell::number(words::number(100.0 * row.figures.error_outside, 2)),
+            Cell::number(words::number(row.figures.shrinkage, 2)),
         ]
     });
     Table {

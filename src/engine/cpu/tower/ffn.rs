@@ -12,7 +12,7 @@ use crate::engine::cpu::ops::experts::{self, Gradients, Shape, Weights};
 use crate::engine::cpu::ops::router::{self, Auxiliary, Routing};
 use crate::engine::cpu::ops::{activation, linear, simd};
 use crate::engine::{LayerStats, StatsGradient};
-use crate::model::names::{Part, Place};
+use crate::model::names::{ParameterId, Part};
 use crate::model::params::Layout;
 use crate::model::{ClipConfig, Tower};
 use crate::num::{index_u32, truncate_usize, widen};
@@ -81,8 +81,8 @@ struct Distilled {
 
 impl Ffn {
     pub(super) fn new(config: &ClipConfig, layout: &Layout, at: (Tower, usize)) -> Self {
-        let place = |part| Place::Block(at.0, at.1, part);
-        let pair = |weight, bias| WeightBias::new(layout, place(weight), place(bias));
+        let id = |part| ParameterId::Block(at.0, at.1, part);
+        let pair = |weight, bias| WeightBias::new(layout, id(weight), id(bias));
         let activation = config.activation;
 
         match &config.moe {
@@ -90,7 +90,7 @@ impl Ffn {
                 let tower = config.tower(at.0);
                 let (experts, width, hidden) = (moe.experts, tower.width, tower.hidden);
                 Self::Moe {
-                    router: layout.range(place(Part::Router)),
+                    router: layout.range(id(Part::Router)),
                     fc1: pair(Part::ExpertFcWeight, Part::ExpertFcBias),
                     fc2: pair(Part::ExpertProjWeight, Part::ExpertProjBias),
                     shape: Shape { experts, width, hidden, activation },
