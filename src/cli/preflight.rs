@@ -15,6 +15,7 @@ use crate::error::{Context as _, Error, Result};
 use crate::io::table::TableReader;
 use crate::stage::adopted::Adopted;
 use crate::stage::evaluate::SPLIT;
+use crate::tables::{self, PictureRow, SampleRow};
 
 /// How long a source is counted before it is left to the stage.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -88,11 +89,12 @@ pub(super) fn evaluated(folder: &Path) -> Result<usize> {
 /// Counts of a data set that is there.
 fn of_built(folder: &Path) -> Result<Known> {
     let meta = description(folder)?;
-    let path = folder.join("samples-train.parquet");
-    let mut reader = TableReader::open_without(&path, Some("image"))?;
+    let path = folder.join(SampleRow::file("train"));
+    let mut reader = TableReader::open_without(&path, Some(PictureRow::IMAGE))?;
     let mut concepts = BTreeSet::new();
     while let Some(part) = reader.next()? {
-        concepts.extend(part.u32s("concept")?.iter().copied());
+        let rows = tables::from_table::<SampleRow>(part)?;
+        concepts.extend(rows.iter().map(|row| row.concept));
     }
     Ok(Known {
         concepts: Some(concepts.len()),
