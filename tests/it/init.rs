@@ -5,8 +5,9 @@ use std::fs;
 use std::path::Path;
 
 use upcycle::checkpoint::{self, Preprocessing};
+use upcycle::config::Activation;
 use upcycle::image::{self, Picture};
-use upcycle::model::init;
+use upcycle::model::{ClipConfig, init};
 
 use crate::interop::{bad, fixture, good, run, toy};
 
@@ -20,7 +21,11 @@ const REPORT: &str = env!("CARGO_BIN_EXE_upcycle-report");
 
 /// A published model with its own tokenizer and pictures, in either layout.
 fn published(folder: &Path, layout: &str) {
-    let model = init::dense(&toy(), 3);
+    publish(folder, layout, Activation::QuickGelu);
+}
+
+fn publish(folder: &Path, layout: &str, activation: Activation) {
+    let model = init::dense(&ClipConfig { activation, ..toy() }, 3);
     let pictures = Preprocessing::new([0.5; 3], [0.25; 3]);
     let (config, tensors) = (&model.config, model.tensors());
     match layout {
@@ -98,6 +103,24 @@ fn a_checkpoint_and_pictures_become_a_configuration_that_every_stage_accepts() {
         assert!(plan.contains("time: about "), "{plan}");
         for program in [DATASET, PRETRAIN] {
             good(here, program, &[&place[..], &["--quiet"]].concat());
+        }
+    }
+}
+
+/// open_clip's default ViT-B/32 has GELU, OpenAI's has quick GELU: neither is to be said.
+#[test]
+fn a_configuration_for_a_size_takes_a_checkpoint_of_either_activation() {
+    for activation in [Activation::Gelu, Activation::QuickGelu] {
+        let base = tempfile::tempdir().unwrap();
+        let here = base.path();
+        publish(&here.join("dense"), "open_clip", activation);
+        for size in ["vit-b-32", "vit-b-16"] {
+            let root = env!("CARGO_MANIFEST_DIR");
+            let config = format!("{root}/configs/{size}.yaml");
+            let args = ["--config", config.as_str(), "--profile", "trial", "--dry-run"];
+            for program in [DATASET, PRETRAIN, UPCYCLE] {
+                assert_ne!(good(here, program, &args), "");
+            }
         }
     }
 }
