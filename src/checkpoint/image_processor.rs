@@ -7,8 +7,8 @@
 
 use serde_json::{Value, json};
 
-use super::preprocess::{Preprocessing, colors};
-use super::section::{Rule, Rules, Section};
+use super::preprocess::Preprocessing;
+use super::section::{Rule, Rules, Section, colors};
 use crate::error::{Error, Result};
 use crate::image::{Convention, Filter, Fit, Framing};
 

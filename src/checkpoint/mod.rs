@@ -21,6 +21,7 @@ mod package;
 mod pickle;
 mod positions;
 mod preprocess;
+mod preprocess_files;
 mod section;
 #[cfg(test)]
 mod settings_tests;
@@ -43,7 +44,8 @@ pub use hints::Hints;
 pub use lineage::Lineage;
 pub use package::{Card, Package, Results, export_package};
 pub use positions::resize_positions;
-pub use preprocess::{PREPARATION, PREPROCESS, Preprocessing};
+pub use preprocess::{PREPROCESS, Preprocessing};
+pub use preprocess_files::PREPARATION;
 
 /// Weights in a folder, in order of preference, each with the configuration that has to be
 /// there too.

@@ -6,6 +6,7 @@
 //! output, the horizontal pass first.
 
 use crate::error::{Error, Result};
+use crate::image::cubic;
 use crate::io::tensors::Tensors;
 use crate::model::names::ParameterId;
 use crate::model::{ClipConfig, Tower};
@@ -111,19 +112,6 @@ impl Taps {
         let raw: Vec<f64> = (start..end).map(weight).collect();
         let total: f64 = raw.iter().sum();
         Self { start, weights: raw.iter().map(|w| w / total).collect() }
-    }
-}
-
-/// Keys' cubic with a = -0.5.
-fn cubic(x: f64) -> f64 {
-    const A: f64 = -0.5;
-    let x = x.abs();
-    if x < 1.0 {
-        ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
-    } else if x < 2.0 {
-        (((x - 5.0) * x + 8.0) * x - 4.0) * A
-    } else {
-        0.0
     }
 }
 

@@ -143,6 +143,24 @@ fn is(value: &Value, text: &str) -> bool {
     *value == other || equal_numbers
 }
 
+/// Three numbers, or one for all colors.
+pub(super) fn colors(
+    section: &Section,
+    key: &str,
+    default: [f64; 3],
+) -> Result<[f64; 3]> {
+    let Some(value) = section.get(key) else { return Ok(default) };
+
+    let three = match value {
+        Value::Array(list) => {
+            let list: Option<Vec<f64>> = list.iter().map(Value::as_f64).collect();
+            list.and_then(|list| <[f64; 3]>::try_from(list).ok())
+        }
+        value => value.as_f64().map(|value| [value; 3]),
+    };
+    three.ok_or_else(|| section.wrong(key, "three numbers"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

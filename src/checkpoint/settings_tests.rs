@@ -63,7 +63,7 @@ const SECTIONS: [(&str, &[&Rules]); 5] = [
     ("vision_cfg", &[open_clip::VISION, open_clip::TOWER]),
     ("text_cfg", &[open_clip::TEXT, open_clip::TOWER]),
     ("tokenizer_kwargs", &[open_clip::TOKENIZER]),
-    ("preprocess_cfg", &[preprocess::OPEN_CLIP]),
+    ("preprocess_cfg", &[preprocess_files::OPEN_CLIP]),
 ];
 
 fn fields() -> BTreeMap<String, Map<String, Value>> {

@@ -150,8 +150,10 @@ impl Taps {
     }
 }
 
-/// Keys' cubic with a = -0.5.
-fn cubic(x: f64) -> f64 {
+/// Keys' cubic with a = -0.5 ("Cubic convolution interpolation for digital image processing",
+/// 1981): the weight of a neighbor at the distance `x`, zero from 2 on. Pillow and PyTorch's
+/// antialiased resize use it.
+pub fn cubic(x: f64) -> f64 {
     const A: f64 = -0.5;
     let x = x.abs();
     if x < 1.0 {
