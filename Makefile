@@ -26,8 +26,12 @@ CACHE     ?= .cache/npm
 PEERS_ENV ?= .cache/peers
 PIP_FLAGS ?=
 ROWS      ?=
+JSON      ?=
+PREFIX    ?= /usr/local
+DESTDIR   ?=
 
-BIN   := $(or $(CARGO_TARGET_DIR),target)/release
+# An installed copy of this file begins with the folder of its binaries, and builds nothing.
+BIN   := $(or $(INSTALLED),$(or $(CARGO_TARGET_DIR),target)/release)
 STAMP := $(BIN)/.upcycle-built
 
 # The single-letter flags of this make; lazy on purpose, flags are complete in recipes only.
@@ -36,11 +40,11 @@ has  = $(findstring $(1),$(MF))
 MODE = $(if $(call has,t),$(error make -t is not supported: results are made, not touched))$(if $(call has,q),--check --quiet,$(if $(call has,n),--dry-run,))
 
 WHERE = --config '$(CONFIG)' --artifacts '$(ARTIFACTS)' --cache '$(CACHE)' $(if $(PROFILE),--profile '$(PROFILE)') $(if $(SET),--assignments '$(subst ','\'',$(SET))') $(if $(DEVICE),--set 'device=$(DEVICE)')
-FLAGS = $(MODE) $(if $(filter $@,$(FORCE)),$(if $(call has,q),,--force)) $(if $(THREADS),--threads $(THREADS)) $(if $(JOBS),--jobs $(JOBS))
+FLAGS = $(MODE) $(if $(filter $@,$(FORCE)),$(if $(call has,q),,--force)) $(if $(THREADS),--threads $(THREADS)) $(if $(JOBS),--jobs $(JOBS)) $(if $(call has,q),,$(if $(JSON),--json))
 
 STAGES := dataset pretrain activations cluster subspaces multiplet upcycle train evaluate analyze report
 
-.PHONY: all build fetch status why dag verify gc clean help test test-python bench-peers bench-scale gpu-check peers $(STAGES)
+.PHONY: all build fetch install status why dag verify gc clean help test test-python bench-peers bench-scale gpu-check peers $(STAGES)
 
 all: report
 
@@ -69,6 +73,7 @@ dataset: | fetch
 # cargo needs a third of a second to find that there is nothing to do; find needs three
 # milliseconds. The stamp carries the time at which the last good build began.
 define BUILD
+if [ -n '$(INSTALLED)' ]; then exit 0; fi
 sources='src bin python/upcycle_moe/*.py LICENSE build.rs Cargo.toml Cargo.lock pipeline.yaml'
 if [ -x $(BIN)/upcycle-report ] && [ -e $(STAMP) ] &&
    [ -z "$$(find $$sources -newer $(STAMP) -print -quit)" ]; then exit 0; fi
@@ -77,7 +82,8 @@ command -v cargo >/dev/null || {
 echo 'building (some minutes the first time)' >&2
 mkdir -p $(BIN)
 touch $(STAMP).begun
-cargo build --release --locked --bins --quiet
+quiet=; [ -t 2 ] || quiet=--quiet
+cargo build --release --locked --bins $$quiet
 mv $(STAMP).begun $(STAMP)
 endef
 
@@ -109,6 +115,40 @@ fetch: | build
 
 status why dag verify gc: | build
 	@$(BIN)/upcycle-inspect $@ $(WHERE)
+
+# Binaries, completions of three shells, man pages, and this file as upcycle-make.
+define PLACE
+root='$(DESTDIR)$(PREFIX)'
+bash="$$root/share/bash-completion/completions"
+zsh="$$root/share/zsh/site-functions"
+fish="$$root/share/fish/vendor_completions.d"
+man="$$root/share/man/man1"
+share="$$root/share/upcycle"
+install -d "$$root/bin" "$$share" "$$bash" "$$zsh" "$$fish" "$$man"
+for program in $(BIN)/upcycle-*; do
+  [ -f "$$program" ] && [ -x "$$program" ] || continue
+  name=$$(basename "$$program")
+  install -m 755 "$$program" "$$root/bin/$$name"
+  "$$program" --print-completion bash > "$$bash/$$name"
+  "$$program" --print-completion zsh > "$$zsh/_$$name"
+  "$$program" --print-completion fish > "$$fish/$$name.fish"
+  "$$program" --print-man > "$$man/$$name.1"
+done
+for pair in evaluate:on cluster:fit subspaces:fit; do
+  name=upcycle-$${pair%:*}; inner=$${pair#*:}
+  $(BIN)/$$name $$inner --print-man > "$$man/$$name-$$inner.1"
+done
+{ echo 'INSTALLED := $(abspath $(PREFIX))/bin'; cat Makefile; } > "$$share/Makefile"
+printf '%s\n' '#!/bin/sh' '# The pipeline in any folder: the same targets and variables as make.' \
+  'exec make -f "$(abspath $(PREFIX))/share/upcycle/Makefile" "$$@"' > "$$root/bin/upcycle-make"
+chmod 755 "$$root/bin/upcycle-make"
+echo "installed to $$root"
+endef
+
+export PLACE
+
+install: | build
+	@eval "$$PLACE"
 
 # Removes every result; packages and the build stay.
 clean:
@@ -176,6 +216,8 @@ help:
 	  '  make dag                    the graph' \
 	  '  make verify | gc            rehash every result | list results nothing needs' \
 	  '  make fetch                  download the data set' \
+	  '  make JSON=1                 events as lines of JSON on standard output' \
+	  '  make install PREFIX=DIR     binaries, shell completions and man pages' \
 	  '  make clean                  remove every result' \
 	  '  make test                   all tests' \
 	  "  make bench-peers            compare with PyTorch, faiss, ..; ROWS='kmeans' for some" \

@@ -45,6 +45,7 @@ pub use lineage::Lineage;
 pub use package::{Card, Package, Results, export_package};
 pub use positions::resize_positions;
 pub use preprocess::{PREPROCESS, Preprocessing};
+pub use preprocess_files::PREPARATION;
 
 /// Weights in a folder, in order of preference, each with the configuration that has to be
 /// there too.

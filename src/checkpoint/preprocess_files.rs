@@ -15,6 +15,9 @@ use super::{image_processor, open_clip};
 use crate::error::{Error, Result};
 use crate::image::{Filter, Fit};
 
+/// The files that say how pictures are prepared and captions are cleaned.
+pub const PREPARATION: [&str; 3] = [PREPROCESS, image_processor::FILE, open_clip::FILE];
+
 /// Fields of `open_clip`'s `preprocess_cfg`.
 pub(super) const OPEN_CLIP: &Rules = &[
     // The model's image_size replaces it, as in open_clip.

@@ -50,9 +50,27 @@ fn making(mixture: &ClipConfig) -> usize {
     parameter_counts(&dense).0 + 2 * largest.unwrap_or(0)
 }
 
-/// Weights, two moments, the lanes of gradients, and the EMA where it teaches.
+/// Values that training holds for each parameter, with a teacher: weights, two moments, the
+/// lanes of gradients, and the EMA.
+pub(super) const TRAINING_COPIES: usize = 4 + LANES;
+
+/// [`TRAINING_COPIES`], without the EMA where no run has a teacher.
 fn training_buffers(config: &Config) -> usize {
-    3 + LANES + usize::from(config.runs.values().any(|run| run.eesd > 0.0))
+    TRAINING_COPIES - usize::from(config.runs.values().all(|run| run.eesd <= 0.0))
+}
+
+/// The models of a pipeline.
+#[derive(Debug)]
+pub(super) struct Shapes {
+    /// Before upcycling.
+    pub(super) dense: ClipConfig,
+    /// After it.
+    pub(super) mixture: ClipConfig,
+}
+
+/// The model before and after upcycling.
+pub(super) fn shapes(config: &Config) -> Result<Shapes> {
+    Ok(Shapes { dense: dense(config)?, mixture: mixture(config)? })
 }
 
 /// The shape of the configured mixture.

@@ -35,26 +35,26 @@ const TOKENIZERS: [&[&str]; 3] = [
 ];
 
 #[derive(Debug, clap::Args)]
-struct ImportArgs {
+pub(super) struct ImportArgs {
     /// A folder of Hugging Face's or `open_clip`'s, or a file of weights (.safetensors, .pt,
     /// .pth, .bin, an index of shards).
     #[arg(long, value_name = "PATH")]
-    from: PathBuf,
+    pub(super) from: PathBuf,
     #[command(flatten)]
-    hints: Hints,
+    pub(super) hints: Hints,
     /// Resize the position embeddings for pictures of this side.
     #[arg(long, value_name = "N")]
-    image_size: Option<usize>,
+    pub(super) image_size: Option<usize>,
     /// A tokenizer to put beside the model, where the source has none.
     #[arg(long, value_name = "FILE")]
-    tokenizer: Option<PathBuf>,
+    pub(super) tokenizer: Option<PathBuf>,
     /// How pictures are prepared: `openai`, or a `preprocess.json`, a data set's `dataset.json`,
     /// or a file of `open_clip`'s or Hugging Face's [default: what the source says].
     #[arg(long, value_name = "FILE")]
-    preprocess: Option<PathBuf>,
+    pub(super) preprocess: Option<PathBuf>,
     /// The new folder.
     #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    pub(super) out: PathBuf,
 }
 
 /// Runs `upcycle-import`.
@@ -64,15 +64,14 @@ pub fn main() -> ExitCode {
         .display_name("upcycle-import")
         .about("Turns a published dense CLIP into a checkpoint of ours.")
         .after_help(EXAMPLES);
-    tool(command, run)
+    tool(command, |args: ImportArgs| import(&args))
 }
 
 /// Imports a model; returns the lines about it. Nothing is written unless all of it is read.
-#[expect(clippy::needless_pass_by_value, reason = "the arguments end here")]
-fn run(args: ImportArgs) -> Result<Vec<String>> {
+pub(super) fn import(args: &ImportArgs) -> Result<Vec<String>> {
     let (mut config, mut tensors) = checkpoint::import(&args.from, &args.hints)?;
     let before = config.vision.image_size;
-    let pictures = pictures(&args, before)?;
+    let pictures = pictures(args, before)?;
     if let Some(side) = args.image_size {
         checkpoint::resize_positions(&mut config, &mut tensors, side)?;
     }
@@ -84,7 +83,7 @@ fn run(args: ImportArgs) -> Result<Vec<String>> {
         if let Some(pictures) = &pictures {
             write(&folder.join(PREPROCESS), &pictures.json()?)?;
         }
-        taken = take_tokenizer(&args, &config, folder)?;
+        taken = take_tokenizer(args, &config, folder)?;
         tensors::write(&folder.join("model.safetensors"), &tensors)
     })?;
 

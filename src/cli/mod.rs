@@ -3,6 +3,7 @@
 //! Apart from the clock of the store, this is the only place that reads the environment. An
 //! error is one line with all its causes; exit codes are those of [`crate::error::Kind`].
 
+mod cost;
 pub mod evaluate_on;
 pub mod export;
 pub mod fit;
@@ -10,21 +11,25 @@ mod forecast;
 #[cfg(feature = "cuda")]
 pub mod gpu_check;
 pub mod import;
+pub mod init;
 pub mod inspect;
 mod output;
+mod page;
+mod preflight;
 pub mod stage;
 
 use std::ffi::OsString;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{ArgAction, Args, Command};
 
 use crate::artifact::{Options, Store};
-use crate::config::{self, Config, Overrides};
+use crate::config::{self, Config, Layers, Overrides};
 use crate::error::{Error, Kind, Result};
 use crate::pipeline::{Panics, source};
+use crate::stage::adopted;
 
 /// Where the pipeline is described and where its results are. Programs with subcommands take
 /// these arguments before and after the subcommand.
@@ -61,7 +66,25 @@ impl Location {
     pub fn load(&self) -> Result<Config> {
         let profile = self.profile.clone().filter(|name| !name.is_empty());
         let set = [config::assignments(&self.assignments), self.set.clone()].concat();
-        config::load(&self.config, &Overrides { profile, set })
+        let layers = Layers::read(&self.config, &Overrides { profile, set })?;
+
+        // What a checkpoint says need not be repeated in the file.
+        let checkpoint = layers.text(&["pretrain", "checkpoint"]);
+        let like = layers.text(&["dataset", "like"]);
+        let said = adopted::layer(checkpoint, like)?;
+        layers.build(said)
+    }
+
+    /// The usual places, and a configuration elsewhere.
+    fn at(config: &Path) -> Self {
+        Self {
+            config: config.to_owned(),
+            artifacts: "artifacts".into(),
+            cache: ".cache/npm".into(),
+            profile: None,
+            set: Vec::new(),
+            assignments: String::new(),
+        }
     }
 
     /// Opens the store.
@@ -87,12 +110,24 @@ fn tool<A: Args>(
     exit(work, &panics)
 }
 
-/// Parses a command line. Returns `None` if help or the version was asked for and printed.
+/// Parses a command line. Returns `None` if help, the version or a page for the installation
+/// was asked for and printed.
 fn parse<A: Args>(
     command: Command,
     args: impl IntoIterator<Item = OsString>,
 ) -> Result<Option<A>> {
-    let matches = match A::augment_args(command).try_get_matches_from(args) {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let command = A::augment_args(command);
+    if let Some(page) = page::asked(&command, &args)? {
+        let mut out = std::io::stdout().lock();
+        return out
+            .write_all(&page)
+            .and_then(|()| out.flush())
+            .map(|()| None)
+            .map_err(closed);
+    }
+
+    let matches = match command.try_get_matches_from(args) {
         Ok(matches) => matches,
         Err(error) if error.use_stderr() => {
             // clap writes "error: " itself, and so do we.

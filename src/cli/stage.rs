@@ -2,15 +2,19 @@
 //!
 //! All stages have the same arguments, so that one `Makefile` rule serves them all.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{ArgAction, Args, Command};
 
-use super::{Location, exit, forecast, parse, print};
-use crate::error::Result;
+use super::{Location, cost, exit, forecast, parse, preflight, print};
+use crate::artifact::{Place, Store};
+use crate::config::Config;
+use crate::error::{Context as _, Result};
 use crate::pipeline::drive::{Drive, Mode, Orders};
-use crate::pipeline::{Console, Panics, Stage, Volume};
-use crate::stage::{ALL, dataset, plan};
+use crate::pipeline::{Console, Event, Node, Panics, Stage, Survey, Verdict, Volume};
+use crate::stage::{ALL, dataset, plan, report};
 use crate::upcycle::{self, Method};
 
 const EXAMPLES: &str = "\
@@ -57,6 +61,12 @@ struct StageArgs {
     /// Also print a line for every result that was fresh already.
     #[arg(long, short, conflicts_with = "quiet")]
     verbose: bool,
+    /// Print events as lines of JSON on standard output (docs/console.md).
+    #[arg(long, conflicts_with = "quiet")]
+    json: bool,
+    /// Milliseconds of silence after which the progress is printed, without a terminal.
+    #[arg(long, value_name = "MS", hide = true)]
+    pulse: Option<u32>,
     /// Print the packages to fetch, one `name version file` per line, and exit (dataset only).
     #[arg(long, hide = true)]
     missing_packages: bool,
@@ -85,7 +95,21 @@ fn run(stage: &'static Stage, panics: &Panics) -> Result<()> {
     let Some(args) = parse::<StageArgs>(command, std::env::args_os())? else {
         return Ok(());
     };
+    let console = args.console();
+    build(stage, &args, panics, &console).inspect_err(|error| {
+        if console.is_for_programs() {
+            console.say(&Event::Failed { error: &error.chain() }, "");
+        }
+    })
+}
 
+/// Does what the arguments ask for.
+fn build(
+    stage: &'static Stage,
+    args: &StageArgs,
+    panics: &Panics,
+    console: &Console,
+) -> Result<()> {
     let config = args.location.load()?;
 
     // The Makefile asks before anything is planned: only it may use the network.
@@ -99,14 +123,22 @@ fn run(stage: &'static Stage, panics: &Panics) -> Result<()> {
 
     let nodes = plan(&config, &args.location.cache)?;
     let store = args.location.store();
-    let volume = if args.quiet { Volume::Quiet } else { Volume::Normal };
+    if stage.name == ALL[0].name && !args.check {
+        preflight::check(&config, built(&nodes, &store)?.as_deref())?;
+    }
+
+    // A dry run is not stopped by packages that make fetches first.
+    let missing = dataset::missing_packages(&config.dataset, &args.location.cache);
     let drive = Drive {
         stage,
         stages: ALL,
         nodes: &nodes,
         store: &store,
-        console: &Console::new(volume),
-        orders: &args.orders(panics, forecast::need(&config, stage.name)),
+        console,
+        orders: &Orders {
+            fetches: !missing.is_empty(),
+            ..args.orders(panics, forecast::need(&config, stage.name))
+        },
     };
     let lines = drive.run();
     // What was learned about files is worth keeping although the stage failed.
@@ -116,7 +148,69 @@ fn run(stage: &'static Stage, panics: &Panics) -> Result<()> {
     if args.dry_run && stage.name == "upcycle" && !lines.is_empty() {
         lines.extend(forecast::lines(&config)?);
     }
+    if args.dry_run && stage.name == "report" {
+        lines.extend(time(&config, &nodes, &store, args.threads())?);
+    }
+    if stage.name == "report" && !args.dry_run && !args.check && !args.quiet {
+        lines.extend(answer(&store, console)?);
+    }
+    if console.is_for_programs() {
+        lines.iter().for_each(|line| console.line(line));
+        return Ok(());
+    }
     print(&lines)
+}
+
+/// The verdict of the report and where its page is: the last line of `make`. Programs are
+/// told by an event.
+fn answer(store: &Store, console: &Console) -> Result<Option<String>> {
+    let place = Place::new("report", None);
+    let Some(key) = store.current(&place) else { return Ok(None) };
+    let path = store.dir(&place, &key).join(report::ANSWER);
+    let reading = || format!("reading {}", path.display());
+    let text = std::fs::read_to_string(&path).context(reading)?;
+    let report::Answer { answer } = serde_json::from_str(&text).context(reading)?;
+
+    let page = store.root().join("report/current/report.html").display().to_string();
+    if console.is_for_programs() {
+        console.say(&Event::Answer { answer: &answer, report: &page }, "");
+        return Ok(None);
+    }
+    Ok(Some(format!("{answer} See {page}")))
+}
+
+/// The data set, where it is up to date.
+fn built(nodes: &[Node], store: &Store) -> Result<Option<PathBuf>> {
+    let Some(first) = nodes.iter().find(|node| node.stage == ALL[0].name) else {
+        return Ok(None);
+    };
+    // A survey hashes what the data set is made from, which takes long the first time.
+    let Some(key) = store.current(&first.place) else { return Ok(None) };
+    let is_fresh = Survey::new(store, ALL, nodes).verdict(first)? == Verdict::Fresh;
+    Ok(is_fresh.then(|| store.dir(&first.place, &key)))
+}
+
+/// How long everything takes that is not fresh, in a line.
+fn time(
+    config: &Config,
+    nodes: &[Node],
+    store: &Store,
+    threads: usize,
+) -> Result<Option<String>> {
+    let survey = Survey::new(store, ALL, nodes);
+    let mut stale = Vec::new();
+    for node in nodes {
+        match survey.verdict(node)? {
+            Verdict::Fresh | Verdict::Reusable(_) => {}
+            Verdict::Runs(_)
+            | Verdict::Damaged(_)
+            | Verdict::Waits(_)
+            | Verdict::Blocked(_) => stale.push(node),
+        }
+    }
+    let built = built(nodes, store)?;
+    let pictures = built.as_deref().map_or(Ok(0), preflight::evaluated)?;
+    cost::line(config, stale.into_iter(), pictures, threads)
 }
 
 /// The example of a stage that also works on files outside of the pipeline.
@@ -148,6 +242,25 @@ fn methods(stage: &Stage) -> String {
 }
 
 impl StageArgs {
+    /// Where messages go.
+    fn console(&self) -> Console {
+        let console = Console::new(match (self.quiet, self.json) {
+            (true, _) => Volume::Quiet,
+            (_, true) => Volume::Events,
+            _ => Volume::Normal,
+        });
+        match self.pulse {
+            Some(pulse) => console.with_pulse(Duration::from_millis(pulse.into())),
+            None => console,
+        }
+    }
+
+    /// Threads in all.
+    fn threads(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.threads.map_or_else(cores, usize::from)
+    }
+
     /// What the arguments ask for; `need` is the memory in bytes that one run takes.
     fn orders(&self, panics: &Panics, need: u64) -> Orders {
         // clap refuses both flags together, so their order here decides nothing.
@@ -158,16 +271,16 @@ impl StageArgs {
         };
 
         // No number of jobs stands for as many as threads and memory allow.
-        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         Orders {
             mode,
             force: self.force,
             only: self.only.clone(),
-            threads: self.threads.map_or_else(cores, usize::from),
+            threads: self.threads(),
             jobs: self.jobs.map_or(0, usize::from),
             need,
             no_wait: self.no_wait,
             verbose: self.verbose,
+            fetches: false,
             panics: panics.clone(),
         }
     }

@@ -1,6 +1,6 @@
 //! What the types cannot say: ranges, divisibility, and names that must exist.
 
-use super::{Config, MultipletConfig, OptimConfig, SubspacesConfig};
+use super::{Config, EvaluateConfig, MultipletConfig, OptimConfig, SubspacesConfig};
 use crate::error::{Error, Result, did_you_mean};
 
 /// Widths and sides beyond this are slips of the keyboard, refused before memory is taken.
@@ -121,7 +121,13 @@ impl Config {
         positive("evaluate.probe_draws", self.evaluate.probe_draws)?;
         let l2 = &self.evaluate.probe_l2;
         let fine = !l2.is_empty() && l2.iter().all(|&v| v > 0.0);
-        require(fine, "evaluate.probe_l2", &format!("{l2:?}"), "positive numbers")
+        require(fine, "evaluate.probe_l2", &format!("{l2:?}"), "positive numbers")?;
+
+        // Two sets of one name would overwrite each other's results.
+        let names = self.evaluate.sets.iter().map(|set| EvaluateConfig::set_name(set));
+        let names: Vec<String> = names.collect();
+        require(!names.contains(&String::new()), "evaluate.sets", &"\"\"", "folders")?;
+        distinct("evaluate.sets", &names)
     }
 
     /// The mixture, and that its blocks are blocks of the model.

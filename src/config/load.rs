@@ -28,11 +28,7 @@ pub struct Overrides {
 
 /// Loads, merges and checks the configuration of `path`.
 pub fn load(path: &Path, overrides: &Overrides) -> Result<Config> {
-    let name = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|e| {
-        Error::usage(format!("cannot read the configuration {name}")).caused_by(e)
-    })?;
-    build(&text, &name, overrides)
+    Layers::read(path, overrides)?.build(None)
 }
 
 /// The shipped configuration with overrides, for tests and tools.
@@ -40,45 +36,99 @@ pub fn load_default(overrides: &Overrides) -> Result<Config> {
     build(SHIPPED, "pipeline.yaml", overrides)
 }
 
-/// Lays a user's file, a profile and assignments over the shipped configuration, in this order,
-/// and checks the result. `name` is what messages call the file.
+/// The text of the shipped configuration.
+pub fn shipped() -> &'static str {
+    SHIPPED
+}
+
 fn build(text: &str, name: &str, overrides: &Overrides) -> Result<Config> {
-    let mut shipped = parse(SHIPPED, "the shipped pipeline.yaml")?;
-    let mut user = if text == SHIPPED { shipped.clone() } else { parse(text, name)? };
+    Layers::of(text, name, overrides)?.build(None)
+}
 
-    // Profiles are layers over the tree and no part of it.
-    let shipped_profiles = take_profiles(&mut shipped);
-    let user_profiles = take_profiles(&mut user);
+/// What a person says, layer by layer, before it is laid over the defaults.
+///
+/// Between the two there is room for what a checkpoint says: its model need not be repeated.
+#[derive(Debug)]
+pub struct Layers {
+    name: String,
+    shipped: Value,
+    /// The file, the profile and the assignments, each with its place for messages.
+    said: Vec<(Value, String)>,
+}
 
-    // A key is known if the shipped file has it, whatever was laid over it before.
-    let known = shipped.clone();
-    let mut merged = shipped;
-    lay_over(&mut merged, user, &known, name, "")?;
-
-    if let Some(profile) = &overrides.profile {
-        let layer = user_profiles
-            .get(profile)
-            .or_else(|| shipped_profiles.get(profile))
-            .ok_or_else(|| unknown_profile(profile, &shipped_profiles, &user_profiles))?;
-        let place = format!("profile {profile} of {name}");
-        lay_over(&mut merged, layer.clone(), &known, &place, "")?;
+impl Layers {
+    /// Reads the file at `path`.
+    pub fn read(path: &Path, overrides: &Overrides) -> Result<Self> {
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|e| {
+            let remedy = if e.kind() == std::io::ErrorKind::NotFound {
+                ": write one with upcycle-init, or name one with --config"
+            } else {
+                ""
+            };
+            Error::usage(format!("cannot read the configuration {name}{remedy}"))
+                .caused_by(e)
+        })?;
+        Self::of(&text, &name, overrides)
     }
 
-    for assignment in &overrides.set {
-        let layer = parse_assignment(assignment)?;
-        lay_over(&mut merged, layer, &known, &format!("--set {assignment}"), "")?;
+    fn of(text: &str, name: &str, overrides: &Overrides) -> Result<Self> {
+        let mut shipped = parse(SHIPPED, "the shipped pipeline.yaml")?;
+        let shipped_profiles = take_profiles(&mut shipped);
+
+        // The shipped file says nothing of its own: all of it is defaults.
+        let mut said = Vec::new();
+        let mut profiles = Map::new();
+        if text != SHIPPED {
+            let mut user = parse(text, name)?;
+            profiles = take_profiles(&mut user);
+            said.push((user, name.to_owned()));
+        }
+
+        if let Some(profile) = &overrides.profile {
+            let layer = profiles
+                .get(profile)
+                .or_else(|| shipped_profiles.get(profile))
+                .ok_or_else(|| {
+                unknown_profile(profile, &shipped_profiles, &profiles)
+            })?;
+            said.push((layer.clone(), format!("profile {profile} of {name}")));
+        }
+        for assignment in &overrides.set {
+            said.push((parse_assignment(assignment)?, format!("--set {assignment}")));
+        }
+        Ok(Self { name: name.to_owned(), shipped, said })
     }
 
-    let config: Config = serde_path_to_error::deserialize(merged).map_err(|e| {
-        // The path is empty where a whole section is missing, and serde names it then.
-        let (path, what) = (e.path().to_string(), plain(&e.inner().to_string()));
-        Error::usage(format!("{name}: {path}: {what}"))
-    })?;
+    /// The text at a path of keys, from the last layer that says it; empty if none does.
+    pub fn text(&self, path: &[&str]) -> &str {
+        let layers = self.said.iter().rev();
+        let found = layers.map(|(layer, _)| {
+            path.iter().try_fold(layer, |value, key| value.get(key))?.as_str()
+        });
+        found.flatten().next().unwrap_or_default()
+    }
 
-    config
-        .check()
-        .map_err(|e| Error::new(e.kind(), format!("{name}: {}", e.message())))?;
-    Ok(config)
+    /// Lays the layers over the defaults, and what a checkpoint says between the two.
+    pub fn build(self, checkpoint: Option<Value>) -> Result<Config> {
+        let Self { name, shipped, said } = self;
+        let known = shipped.clone();
+        let mut merged = shipped;
+        let beneath = checkpoint.map(|layer| (layer, "pretrain.checkpoint".to_owned()));
+        for (layer, place) in beneath.into_iter().chain(said) {
+            lay_over(&mut merged, layer, &known, &place, "")?;
+        }
+
+        let config: Config = serde_path_to_error::deserialize(merged).map_err(|e| {
+            // The path is empty where a whole section is missing, and serde names it then.
+            let (path, what) = (e.path().to_string(), plain(&e.inner().to_string()));
+            Error::usage(format!("{name}: {path}: {what}"))
+        })?;
+        config
+            .check()
+            .map_err(|e| Error::new(e.kind(), format!("{name}: {}", e.message())))?;
+        Ok(config)
+    }
 }
 
 /// The error for a profile that neither file has.
@@ -314,6 +364,32 @@ mod tests {
                     report: {showcase: sparse, ablation: []}";
         let config = build(text, "user.yaml", &Overrides::default()).unwrap();
         assert_eq!(config.runs.len(), 1);
+    }
+
+    #[test]
+    fn what_a_checkpoint_says_lies_between_defaults_and_file() {
+        let said = serde_json::json!({"model": {"embed_dim": 12, "text": {"width": 48}}});
+        let layers =
+            |text: &str| Layers::of(text, "user.yaml", &Overrides::default()).unwrap();
+        let config =
+            layers("pretrain: {checkpoint: x}").build(Some(said.clone())).unwrap();
+        assert_eq!((config.model.embed_dim, config.model.text.width), (12, 48));
+        let config = layers("model: {embed_dim: 13}").build(Some(said.clone())).unwrap();
+        assert_eq!((config.model.embed_dim, config.model.text.width), (13, 48));
+        // All of the shipped file is defaults.
+        let config = layers(SHIPPED).build(Some(said)).unwrap();
+        assert_eq!(config.model.embed_dim, 12);
+    }
+
+    #[test]
+    fn the_last_layer_that_says_a_text_counts() {
+        let overrides = Overrides {
+            profile: None,
+            set: vec!["pretrain.checkpoint=b".to_owned(), "seeds=[1]".to_owned()],
+        };
+        let layers = Layers::of("pretrain: {checkpoint: a}", "x", &overrides).unwrap();
+        assert_eq!(layers.text(&["pretrain", "checkpoint"]), "b");
+        assert_eq!(layers.text(&["dataset", "like"]), "");
     }
 
     #[test]

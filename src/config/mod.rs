@@ -12,5 +12,5 @@ mod types;
 
 pub use check::Check;
 pub use compute::{Compute, Device, Precision};
-pub use load::{Overrides, assignments, load, load_default};
+pub use load::{Layers, Overrides, assignments, load, load_default, shipped};
 pub use types::*;

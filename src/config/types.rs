@@ -4,6 +4,7 @@
 //! `pipeline.yaml`. Every struct refuses unknown fields.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -171,7 +172,6 @@ pub struct DatasetConfig {
 }
 
 /// Whether a fraction is 0; such a value is left out of the key.
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
 fn is_zero(share: &f64) -> bool {
     share.abs() <= 0.0
 }
@@ -604,6 +604,18 @@ pub struct EvaluateConfig {
     pub bootstrap: usize,
     /// Samples per forward pass.
     pub batch: usize,
+    /// Folders of evaluation sets, as `CLIP_benchmark` stores them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sets: Vec<String>,
+}
+
+impl EvaluateConfig {
+    /// What results call the set in `folder`: the folder's name without `CLIP_benchmark`'s
+    /// `wds_`.
+    pub fn set_name(folder: &str) -> String {
+        let name = Path::new(folder).file_name().unwrap_or_default().to_string_lossy();
+        name.strip_prefix("wds_").unwrap_or(&name).to_owned()
+    }
 }
 
 /// Section `analyze`.

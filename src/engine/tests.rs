@@ -203,7 +203,8 @@ fn both_engines_train_alike() {
     }
 }
 
-/// A loss over pictures that is no sum over them: ½ |Σ_n a_n z_n|², a_n = 1, 2, 3, ..
+/// A loss over pictures that is no sum over them: `½ |Σ_n a_n z_n|²` with
+/// `a_n` = 1, 2, 3 and so on.
 fn quadratic(width: usize) -> impl Fn(&[f32]) -> crate::error::Result<(f64, Vec<f32>)> {
     move |unit: &[f32]| {
         let mut sum = vec![0.0_f64; width];

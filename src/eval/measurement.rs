@@ -91,6 +91,7 @@ impl Row<'_> {
             low,
             high,
             n: crate::num::index_u32(self.n),
+            resampled: resampled.to_vec(),
         }
     }
 }

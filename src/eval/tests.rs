@@ -128,6 +128,7 @@ fn config() -> EvaluateConfig {
         fine_tuning: tuning(20),
         bootstrap: 50,
         batch: 32,
+        sets: Vec::new(),
     }
 }
 

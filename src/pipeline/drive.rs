@@ -6,13 +6,13 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::memory;
 use super::panics::{Panics, hold};
 use super::survey::{Resolved, one_line};
-use super::{Console, Job, Node, Stage, Survey, Verdict, Width};
+use super::{Console, Event, Job, Node, Stage, Survey, Verdict, Width};
 use crate::artifact::{Draft, Notice, Outcome, Place, Request, Store};
 use crate::error::{Context, Error, Result, did_you_mean};
 
@@ -46,6 +46,9 @@ pub struct Orders {
     pub no_wait: bool,
     /// Print a line when there was nothing to do.
     pub verbose: bool,
+    /// Files from outside are fetched before the stages run: a dry run does not take one that
+    /// is missing for an obstacle.
+    pub fetches: bool,
     /// Where a panic leaves its message and its place in the code.
     pub panics: Panics,
 }
@@ -150,7 +153,7 @@ impl Drive<'_> {
             let verdict = survey.verdict(node)?;
             if verdict != Verdict::Fresh {
                 stale += 1;
-                self.console.line(&describe(&node.place, &verdict));
+                self.plan(node, &describe(&node.place, &verdict));
             }
         }
         if stale == 0 {
@@ -161,27 +164,47 @@ impl Drive<'_> {
         Err(Error::failed(format!("{name}: {stale} of {count} are not fresh")))
     }
 
+    /// Says what would become of a node.
+    fn plan(&self, node: &Node, text: &str) {
+        self.console.say(&Event::Plan { node: &node.place.to_string(), text }, text);
+    }
+
     /// A line for each node that a run would make.
     fn dry_run<'n>(
         &self,
         survey: &Survey<'n>,
         nodes: &[&'n Node],
     ) -> Result<Vec<String>> {
-        let mut lines = Vec::new();
+        let (mut lines, mut blocked) = (Vec::new(), Vec::new());
         for node in nodes {
             // What waits or is blocked has its own line, forced or not.
             let verdict = match survey.verdict(node)? {
                 Verdict::Fresh if self.orders.force => {
                     Verdict::Runs(vec!["forced".to_owned()])
                 }
+                Verdict::Blocked(_) if self.orders.fetches => {
+                    Verdict::Runs(vec!["after what is missing is fetched".to_owned()])
+                }
                 verdict => verdict,
             };
 
-            if verdict != Verdict::Fresh {
-                lines.push(describe(&node.place, &verdict));
+            let line = describe(&node.place, &verdict);
+            match verdict {
+                Verdict::Fresh => {}
+                Verdict::Blocked(_) => blocked.push(line),
+                _ if self.console.is_for_programs() => self.plan(node, &line),
+                _ => lines.push(line),
             }
         }
-        Ok(lines)
+
+        // A plan that cannot be carried out is not a plan: the exit code says so.
+        let Some(first) = blocked.first() else { return Ok(lines) };
+        lines.iter().for_each(|line| self.console.line(line));
+        let others = match blocked.len() - 1 {
+            0 => String::new(),
+            more => format!(" ({more} more of this stage cannot run either)"),
+        };
+        Err(Error::failed(format!("{first}{others}")))
     }
 
     /// The nodes that must run, with everything that running them needs.
@@ -226,22 +249,39 @@ impl Drive<'_> {
         // Every node has its part of the threads, so that together they use what was allowed.
         let workers = self.workers(tasks.len());
         let threads = (self.orders.threads / workers).max(1);
+        let console = self.console.of_stage(self.stage.name, tasks.len());
         let queue = Mutex::new(VecDeque::from(tasks));
         let failure = Mutex::new(None);
+        let end = End::default();
 
         std::thread::scope(|scope| {
-            for _ in 0..workers {
-                scope.spawn(|| {
-                    while let Some(task) = next(&queue, &failure) {
-                        // The first error is reported; later ones often follow from it.
-                        if let Err(error) = self.make(&task, threads) {
-                            hold(&failure).get_or_insert(error);
-                        }
+            // Long work must not look dead where nobody sees a bar.
+            scope.spawn(|| {
+                let mut pause = console.beat();
+                while !end.wait(pause) {
+                    pause = console.beat();
+                }
+            });
+
+            let work = || {
+                while let Some(task) = next(&queue, &failure) {
+                    // The first error is reported; later ones often follow from it.
+                    if let Err(error) = self.make(&task, threads, &console) {
+                        hold(&failure).get_or_insert(error);
                     }
-                });
+                }
+            };
+            let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+            let joined: Vec<_> =
+                workers.into_iter().map(|worker| worker.join()).collect();
+            end.announce();
+            // A panic outside of a stage's own code goes on as it would without the pulse.
+            for panic in joined.into_iter().filter_map(std::result::Result::err) {
+                std::panic::resume_unwind(panic);
             }
         });
 
+        console.end();
         failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
 
@@ -257,7 +297,7 @@ impl Drive<'_> {
     }
 
     /// Makes one result and says how it ended.
-    fn make(&self, task: &Task<'_>, threads: usize) -> Result<()> {
+    fn make(&self, task: &Task<'_>, threads: usize, console: &Console) -> Result<()> {
         let place = &task.node.place;
         let Resolved { expected, inputs, externals } = &*task.resolved;
         let request = Request {
@@ -274,26 +314,41 @@ impl Drive<'_> {
         let clock = Instant::now();
         let outcome = self.store.produce(
             &request,
-            &|notice| self.notify(place, &notice),
-            |draft| self.compute(task, draft, threads),
+            &|notice| notify(console, place, &notice),
+            |draft| self.compute(task, draft, threads, console),
         );
 
         let text = match outcome.context(|| named(place, "failed"))? {
-            Outcome::Fresh => "was built by another process".to_owned(),
+            Outcome::Fresh => {
+                console.pass();
+                "was built by another process".to_owned()
+            }
             Outcome::Reused => {
+                console.pass();
                 format!("reuses {} ({})", expected.key.short(), task.reason)
             }
             Outcome::Ran(_) => format!("done in {:.1} s", clock.elapsed().as_secs_f64()),
         };
-        self.console.line(&named(place, &text));
+        let (node, seconds) = (place.to_string(), clock.elapsed().as_secs_f64());
+        console.say(
+            &Event::Done { node: &node, text: &text, seconds },
+            &named(place, &text),
+        );
         Ok(())
     }
 
     /// Runs the stage's own code in a thread pool of its own.
-    fn compute(&self, task: &Task<'_>, draft: &mut Draft, threads: usize) -> Result<()> {
-        let place = &task.node.place;
-        self.console.line(&task.announcement);
-        let progress = self.console.bar(&place.to_string());
+    fn compute(
+        &self,
+        task: &Task<'_>,
+        draft: &mut Draft,
+        threads: usize,
+        console: &Console,
+    ) -> Result<()> {
+        let name = task.node.place.to_string();
+        let text = task.announcement.as_str();
+        console.say(&Event::Start { node: &name, text }, text);
+        let progress = console.bar(&name);
         let bar = progress.clone();
 
         let outside = &task.resolved.externals;
@@ -318,30 +373,49 @@ impl Drive<'_> {
         bar.finish();
         result.unwrap_or_else(|_payload| Err(self.orders.panics.take()))
     }
+}
 
-    /// Tells people what happened on the way to a result.
-    fn notify(&self, place: &Place, notice: &Notice) {
-        let text = match notice {
-            Notice::Waiting { holder } => {
-                format!("waiting for {holder}, which is building it")
-            }
-            Notice::Quarantined { damage, moved_to } => {
-                let (damage, moved_to) = (one_line(damage), moved_to.display());
-                format!("was damaged ({damage}); moved to {moved_to}")
-            }
+/// Tells people what happened on the way to a result.
+fn notify(console: &Console, place: &Place, notice: &Notice) {
+    let text = match notice {
+        Notice::Waiting { holder } => {
+            format!("waiting for {holder}, which is building it")
+        }
+        Notice::Quarantined { damage, moved_to } => {
+            let (damage, moved_to) = (one_line(damage), moved_to.display());
+            format!("was damaged ({damage}); moved to {moved_to}")
+        }
+        Notice::Differs { files, earlier_processor } => {
+            let why = match earlier_processor.as_deref() {
+                None => "is not deterministic".to_owned(),
+                Some("") => "was made by an older version".to_owned(),
+                Some(before) => format!("was made on another processor ({before})"),
+            };
+            let files = one_line(files);
+            format!("{why}: the forced run wrote other bytes to {files}")
+        }
+    };
+    console.line(&named(place, &text));
+}
 
-            // Equal keys promise equal bytes, but for the last bits of another processor.
-            Notice::Differs { files, earlier_processor } => {
-                let why = match earlier_processor.as_deref() {
-                    None => "is not deterministic".to_owned(),
-                    Some("") => "was made by an older version".to_owned(),
-                    Some(before) => format!("was made on another processor ({before})"),
-                };
-                let files = one_line(files);
-                format!("{why}: the forced run wrote other bytes to {files}")
-            }
-        };
-        self.console.line(&named(place, &text));
+/// The end of all work, for who waits beside it.
+#[derive(Debug, Default)]
+struct End {
+    is_there: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl End {
+    /// Waits for the end, but no longer than `pause`; whether it is there.
+    fn wait(&self, pause: Duration) -> bool {
+        let guard = hold(&self.is_there);
+        let waited = self.changed.wait_timeout_while(guard, pause, |is_there| !*is_there);
+        *waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    fn announce(&self) {
+        *hold(&self.is_there) = true;
+        self.changed.notify_all();
     }
 }
 

@@ -10,7 +10,8 @@ use serde::Deserialize;
 use crate::config::{Config, RunConfig};
 use crate::tables::{
     AnalysisRow, ClusterRow, IterationRow, LogRow, MetricRow, OutcomeRow, RetrievalRow,
-    RoutingRow, SimilarityRow, SpectrumRow, SubspaceRow, ValidationRow,
+    RoutingRow, SetMetricRow, SetResampleRow, SimilarityRow, SpectrumRow, SubspaceRow,
+    ValidationRow,
 };
 
 /// Everything the report shows.
@@ -30,6 +31,23 @@ pub struct ReportInputs {
     pub retrievals: Vec<RetrievalRow>,
     /// PNG bytes of the pictures that those rows name, by sample.
     pub pictures: BTreeMap<u32, Vec<u8>>,
+    /// Measurements on the sets of `evaluate.sets`, one entry per model and set.
+    pub sets: Vec<SetInputs>,
+}
+
+/// One model on one set of `evaluate.sets`.
+#[derive(Debug, Clone, Default)]
+pub struct SetInputs {
+    /// Name of the set.
+    pub set: String,
+    /// Name of the run; `None` for the dense model that the runs start from, untouched.
+    pub run: Option<String>,
+    /// Seed of the run, or of the dense model.
+    pub seed: u64,
+    /// `set_metrics.parquet`.
+    pub metrics: Vec<SetMetricRow>,
+    /// `set_resamples.parquet`.
+    pub resamples: Vec<SetResampleRow>,
 }
 
 /// The keys of `dataset.json` that the report uses.

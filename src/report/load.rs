@@ -7,9 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::inputs::{
-    Clustering, DatasetMeta, Facts, ReportInputs, RunInputs, Subspaces, is_dense,
+    Clustering, DatasetMeta, Facts, ReportInputs, RunInputs, SetInputs, Subspaces,
+    is_dense,
 };
-use crate::config::{Config, RunConfig};
+use crate::config::{Config, EvaluateConfig, RunConfig};
 use crate::error::{Context, Error, Result};
 use crate::io::table::TableReader;
 use crate::model::ClipConfig;
@@ -49,7 +50,33 @@ pub fn load(config: &Config, find: &Find<'_>) -> Result<ReportInputs> {
         subspaces: subspaces(config, &variants, find)?,
         retrievals,
         pictures,
+        sets: sets(config, find)?,
     })
+}
+
+/// Every model on every set: the dense models first, then the runs.
+fn sets(config: &Config, find: &Find<'_>) -> Result<Vec<SetInputs>> {
+    let bases = config.base_seeds().iter().map(|&seed| (None, seed));
+    let runs = config.runs.keys();
+    let runs =
+        runs.flat_map(|run| config.seeds.iter().map(move |&seed| (Some(run), seed)));
+    let models: Vec<(Option<&String>, u64)> = bases.chain(runs).collect();
+
+    let mut all = Vec::new();
+    for set in config.evaluate.sets.iter().map(|set| EvaluateConfig::set_name(set)) {
+        for &(run, seed) in &models {
+            let model = run.map_or_else(String::new, |run| format!("{run}-"));
+            let folder = find("evaluate", &format!("{model}s{seed}.{set}"))?;
+            all.push(SetInputs {
+                set: set.clone(),
+                run: run.cloned(),
+                seed,
+                metrics: tables::read(&folder)?,
+                resamples: tables::read(&folder)?,
+            });
+        }
+    }
+    Ok(all)
 }
 
 fn load_run(

@@ -18,12 +18,15 @@ mod render;
 #[cfg(test)]
 mod sample;
 mod section;
+mod sets;
 pub mod stats;
 mod study;
 #[cfg(test)]
 mod tests;
 mod words;
 
-pub use inputs::{Clustering, DatasetMeta, Facts, ReportInputs, RunInputs, Subspaces};
+pub use inputs::{
+    Clustering, DatasetMeta, Facts, ReportInputs, RunInputs, SetInputs, Subspaces,
+};
 pub use load::{Find, load};
 pub use render::{Rendered, render};

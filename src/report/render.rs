@@ -12,7 +12,7 @@ use super::section;
 use super::study::Study;
 use super::words;
 use crate::error::{Context, Result};
-use crate::tables::ComparisonRow;
+use crate::tables::{ComparisonRow, SetComparisonRow};
 
 const HTML: &str = include_str!("templates/report.html");
 const MARKDOWN: &str = include_str!("templates/report.md");
@@ -27,6 +27,10 @@ pub struct Rendered {
     pub markdown: String,
     /// The rows of `comparison.parquet`.
     pub comparison: Vec<ComparisonRow>,
+    /// The rows of `sets.parquet`.
+    pub sets: Vec<SetComparisonRow>,
+    /// The answer in one sentence.
+    pub answer: String,
 }
 
 /// Renders the report: pure, and the same bytes for the same inputs.
@@ -47,6 +51,8 @@ pub fn render(inputs: &ReportInputs) -> Result<Rendered> {
         html: fill("report.html").context(context)?,
         markdown: fill("report.md").context(context)?,
         comparison: super::comparison::comparison(&study),
+        sets: super::sets::comparison(inputs),
+        answer: document.verdict.headline,
     })
 }
 
@@ -54,6 +60,7 @@ pub fn render(inputs: &ReportInputs) -> Result<Rendered> {
 fn document(study: &Study<'_>) -> Document {
     let headlines = headlines(study);
     let mut sections = vec![section::comparison::section(study, &headlines)];
+    sections.extend(section::sets::section(study));
     sections.extend(section::ablation::section(study, &headlines));
     sections.push(section::training::section(study));
     sections.extend(section::experts::section(study));

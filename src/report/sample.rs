@@ -60,6 +60,7 @@ pub(super) fn from_config(config: Config) -> ReportInputs {
         subspaces,
         retrievals: retrievals(),
         pictures: (0..60).map(|sample| (sample, picture(sample))).collect(),
+        sets: Vec::new(),
         config,
     }
 }

@@ -7,13 +7,12 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::adopted::Adopted;
 use crate::artifact::External;
-use crate::checkpoint::{PREPROCESS, Preprocessing};
 use crate::config::{DatasetConfig, Source};
 use crate::data::{self, Reading, Summary, emoji};
 use crate::error::{Context as _, Result};
 use crate::pipeline::{Job, Stage, Width};
-use crate::text::{self, Tokenizer};
 
 /// This stage.
 pub const STAGE: Stage = Stage {
@@ -130,30 +129,6 @@ pub fn pairs(config: &DatasetConfig) -> Result<Vec<External>> {
     let files = data::pairs::open(config)?.map(|stream| stream.files());
     let file = |(name, path)| External { name, path };
     Ok(files.unwrap_or_default().into_iter().map(file).collect())
-}
-
-/// The files of an imported CLIP that `dataset.like` reads.
-pub fn adopted(like: &Path) -> Vec<External> {
-    let file =
-        |name: &&str| External { name: format!("like/{name}"), path: like.join(name) };
-    let names = [&[PREPROCESS], &text::FILES[..]].concat();
-    names.iter().filter(|name| like.join(name).is_file()).map(file).collect()
-}
-
-/// What a data set needs to be encoded and normalized as the data of an imported model were.
-struct Adopted {
-    tokenizer: Tokenizer,
-    pictures: Preprocessing,
-}
-
-impl Adopted {
-    /// Reads the files beside an imported model.
-    fn read(like: &Path) -> Result<Self> {
-        let place = || "dataset.like".to_owned();
-        let tokenizer = Tokenizer::open(like).context(place)?;
-        let pictures = Preprocessing::read(&like.join(PREPROCESS)).context(place)?;
-        Ok(Self { tokenizer, pictures })
-    }
 }
 
 /// The packages that must be fetched before this stage can run: `name version file` each.

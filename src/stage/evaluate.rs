@@ -1,21 +1,32 @@
 //! Stage `evaluate`: a trained model and its initialization on the held-out splits.
 //!
-//! Writes `metrics.parquet`, `outcomes.parquet`, `metrics.json` and `retrievals.parquet`.
+//! Writes `metrics.parquet`, `outcomes.parquet`, `metrics.json` and `retrievals.parquet`; on a
+//! set of `evaluate.sets`, `set_metrics.parquet` and `set_resamples.parquet`.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::files::{self, Pictures};
+use super::measure::{Model, measure};
+use crate::checkpoint::Preprocessing;
 use crate::config::{EvaluateConfig, OptimConfig};
+use crate::data::pairs::{EvaluationSet, Tolerance};
 use crate::engine::{self, Engine, Objective, Trainable, Training};
 use crate::error::{Context as _, Result};
-use crate::eval::{self, Bundle, EmbeddingLoss, Encoder, Evaluation, Example, Tuner};
+use crate::eval::sets::Settings;
+use crate::eval::{
+    self, Bootstrap, Bundle, EmbeddingLoss, Encoder, Evaluation, Example, Measurement,
+    Tuner,
+};
 use crate::linalg::Matrix;
 use crate::model::names::ParameterId;
 use crate::model::{Checkpoint, Tower};
 use crate::num::index_u32;
 use crate::pipeline::{Job, Stage, Width};
-use crate::tables::{self, MetricRow, OutcomeRow, RetrievalRow, Row as _};
+use crate::tables::{
+    self, MetricRow, OutcomeRow, RetrievalRow, Row as _, SetMetricRow, SetResampleRow,
+};
+use crate::text::Tokenizer;
 use crate::train::Schedule;
 
 /// This stage.
@@ -27,22 +38,115 @@ pub const STAGE: Stage = Stage {
     run,
 };
 
-/// Stage `evaluate`.
+/// Stage `evaluate`: on the splits of the data set, or on a set of others.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct EvaluateParams {
-    /// Section `evaluate`.
-    pub evaluate: EvaluateConfig,
-    /// Seed of this run.
-    pub seed: u64,
+#[serde(deny_unknown_fields, tag = "on", rename_all = "kebab-case")]
+pub enum EvaluateParams {
+    /// The held-out splits.
+    Splits {
+        /// Section `evaluate`, without its sets.
+        evaluate: EvaluateConfig,
+        /// Seed of this run.
+        seed: u64,
+    },
+    /// The set at `path("set")`.
+    Set {
+        /// Its name.
+        set: String,
+        /// `evaluate.recall_at`.
+        recall_at: Vec<usize>,
+        /// `evaluate.bootstrap`.
+        bootstrap: usize,
+        /// `evaluate.batch`.
+        batch: usize,
+        /// `dataset.corrupt_share`.
+        corrupt_share: f64,
+    },
 }
+
+/// The split of every set that is measured on.
+pub const SPLIT: &str = "test";
 
 /// Number of example retrievals that are kept; the report shows as many as it is asked for.
 const EXAMPLES: usize = 32;
 
 /// Does the work of one node.
 pub fn run(job: &mut Job<'_>) -> Result<()> {
-    let EvaluateParams { evaluate, seed } = job.params()?;
+    match job.params()? {
+        EvaluateParams::Splits { evaluate, seed } => on_splits(job, &evaluate, seed),
+        EvaluateParams::Set { set, recall_at, bootstrap, batch, corrupt_share } => {
+            let settings = Settings {
+                batch,
+                // One seed for all models: differences between them are paired.
+                bootstrap: Bootstrap::new(0, bootstrap)?,
+                recall_at,
+            };
+            on_set(job, &set, &settings, corrupt_share)
+        }
+    }
+}
+
+/// Measures one model on one set of others.
+fn on_set(
+    job: &mut Job<'_>,
+    name: &str,
+    settings: &Settings,
+    corrupt_share: f64,
+) -> Result<()> {
+    let folder = job.path("set")?.to_owned();
+    let about = || format!("evaluating on {} (evaluate.sets)", folder.display());
+    let set = EvaluationSet::open(&folder, SPLIT).context(about)?;
+
+    // The model is a run's, or the dense one that the runs start from.
+    let model = job.inputs.dir("train").or_else(|_| job.inputs.dir("pretrain"))?;
+    let checkpoint = Checkpoint::read(model, "model.safetensors")?;
+    let side = checkpoint.config.vision.image_size;
+    let pictures = Preprocessing::read(&job.input("dataset", "dataset.json")?)?;
+    let tokenizer = Tokenizer::open(&job.input("dataset", "tokenizer.json")?)?;
+    let mut model = Model {
+        engine: engine::open_model(checkpoint, files::backend(job)?)?,
+        tokenizer,
+        framing: pictures.framing(side)?,
+        normalise: pictures.normalise(),
+    };
+
+    let tolerance = Tolerance::new(corrupt_share, "dataset.corrupt_share");
+    let found = measure(&mut model, &set, name, settings, tolerance).context(about)?;
+    for bad in &found.skipped {
+        job.progress.line(&format!("skipped {}: {}", bad.key, bad.reason));
+    }
+    for m in &found.measurements {
+        job.draft.metric(&m.metric, m.value);
+    }
+    write_set(job, name, &found.measurements)
+}
+
+/// Writes both tables of a set.
+fn write_set(job: &Job<'_>, set: &str, found: &[Measurement]) -> Result<()> {
+    let rows = found.iter().map(|m| SetMetricRow {
+        set: set.to_owned(),
+        task: m.task.clone(),
+        metric: m.metric.clone(),
+        value: m.value,
+        low: m.low,
+        high: m.high,
+        n: m.n,
+    });
+    tables::write(&job.output(SetMetricRow::FILE), rows.collect())?;
+
+    let resamples = found.iter().flat_map(|m| {
+        let values = m.resampled.iter().enumerate();
+        values.map(|(index, &value)| SetResampleRow {
+            metric: m.metric.clone(),
+            resample: index_u32(index),
+            value,
+        })
+    });
+    tables::write(&job.output(SetResampleRow::FILE), resamples.collect())
+}
+
+/// Measures one run on the splits of the data set.
+fn on_splits(job: &mut Job<'_>, evaluate: &EvaluateConfig, seed: u64) -> Result<()> {
     let pictures = open(job)?;
     let tokenize = |texts: &[String]| pictures.tokenize(texts);
     let bundle = bundle(&pictures, &tokenize)?;
@@ -58,7 +162,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     let unprobed = EvaluateConfig { shots: Vec::new(), ..evaluate.clone() };
     let points = [
         ("init", "init.safetensors", &unprobed),
-        ("final", "model.safetensors", &evaluate),
+        ("final", "model.safetensors", evaluate),
     ];
     for (point, weights, config) in points {
         let model = Checkpoint::read(files::folder(job, "train")?, weights)?;

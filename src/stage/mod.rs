@@ -9,6 +9,7 @@
 pub mod plan;
 
 pub mod activations;
+pub mod adopted;
 pub mod analyze;
 pub mod cluster;
 pub mod dataset;
@@ -21,6 +22,7 @@ pub mod train;
 pub mod upcycle;
 
 pub(crate) mod files;
+pub(crate) mod measure;
 mod training;
 
 use crate::pipeline::Stage;

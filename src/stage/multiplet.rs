@@ -368,6 +368,8 @@ mod tests {
     struct Silent;
 
     impl Watcher for Silent {
+        fn resumed(&mut self, _done: usize) {}
+
         fn stepped(&mut self, _done: usize, _loss: f64) {}
 
         fn validate(&mut self, _engine: &mut dyn Engine) -> Result<Vec<(String, f64)>> {

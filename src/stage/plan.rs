@@ -21,7 +21,9 @@ use super::subspaces::SubspacesParams;
 use super::train::TrainParams;
 use super::upcycle::UpcycleParams;
 use crate::artifact::Place;
-use crate::config::{Compute, Config, Device, InitConfig, RunConfig, Source, Trains};
+use crate::config::{
+    Compute, Config, Device, EvaluateConfig, InitConfig, RunConfig, Source, Trains,
+};
 use crate::engine::Backend;
 use crate::error::{Context, Error, Result};
 use crate::pipeline::{Externals, Files, Node, Upstream};
@@ -60,6 +62,9 @@ const ANALYSIS_DATA: &[&str] = &[
     "samples-val.parquet",
     "tokenizer.json",
 ];
+
+/// Files of the data set that say how pictures and captions are prepared.
+const PREPARATION: &[&str] = &["dataset.json", "tokenizer.json"];
 
 /// Stages that the report does not read: weights and raw activations.
 const UNREPORTED: &[&str] = &["activations", "multiplet", "upcycle"];
@@ -121,6 +126,7 @@ pub fn plan(config: &Config, cache: &Path) -> Result<Vec<Node>> {
             }
         }
     }
+    nodes.extend(planner.evaluate_sets()?);
 
     // The report reads what all the others write, so it comes last.
     nodes.push(planner.report(&nodes)?);
@@ -145,7 +151,7 @@ impl<'a> Planner<'a> {
 
         // Packages have pinned digests and are few; what a user has may be many files, and is
         // listed when the key is made.
-        let adopted = super::dataset::adopted(&like);
+        let adopted = super::adopted::files(&like);
         let externals = match dataset.source {
             Source::Emoji => {
                 let packages = super::dataset::externals(self.cache);
@@ -319,9 +325,55 @@ impl<'a> Planner<'a> {
     /// The evaluation of one run.
     fn evaluate(&self, run: &str, seed: u64) -> Result<Node> {
         let named = run_name(run, seed);
-        let params = EvaluateParams { evaluate: self.config.evaluate.clone(), seed };
+        let evaluate =
+            EvaluateConfig { sets: Vec::new(), ..self.config.evaluate.clone() };
+        let params = EvaluateParams::Splits { evaluate, seed };
         let inputs = vec![all("dataset", None), input("train", named.clone(), TRAINED)];
         self.with_engine(node("evaluate", named, &params, inputs)?)
+    }
+
+    /// Every model on every set of others: the dense models before they are touched, and the
+    /// runs.
+    fn evaluate_sets(&self) -> Result<Vec<Node>> {
+        let bases = self.config.base_seeds().iter();
+        let mut models: Vec<(&'static str, Option<String>)> =
+            bases.map(|&seed| ("pretrain", base_name(seed))).collect();
+        for run in self.config.runs.keys() {
+            let seeds = self.config.seeds.iter();
+            models.extend(seeds.map(|&seed| ("train", run_name(run, seed))));
+        }
+
+        let mut nodes = Vec::new();
+        for folder in &self.config.evaluate.sets {
+            for (stage, model) in &models {
+                nodes.push(self.evaluate_set(folder, stage, model.clone())?);
+            }
+        }
+        Ok(nodes)
+    }
+
+    /// One model on one set. The place is `<model>.<set>`.
+    fn evaluate_set(
+        &self,
+        folder: &str,
+        stage: &'static str,
+        model: Option<String>,
+    ) -> Result<Node> {
+        let evaluate = &self.config.evaluate;
+        let set = EvaluateConfig::set_name(folder);
+        let named = model.as_ref().map(|model| format!("{model}.{set}"));
+        let params = EvaluateParams::Set {
+            set,
+            recall_at: evaluate.recall_at.clone(),
+            bootstrap: evaluate.bootstrap,
+            batch: evaluate.batch,
+            corrupt_share: self.config.dataset.corrupt_share,
+        };
+        let inputs = vec![dataset(PREPARATION), input(stage, model, MODEL)];
+        let mut node = self.with_engine(node("evaluate", named, &params, inputs)?)?;
+        node.externals = Externals::Folder(PathBuf::from(folder), vec![]);
+        node.paths = BTreeMap::from([("set", PathBuf::from(folder))]);
+        Ok(node)
     }
 
     /// The analysis of one run's experts, beside the dense model that it comes from.
@@ -342,7 +394,10 @@ impl<'a> Planner<'a> {
         let mut config = self.config.clone();
         config.dataset.folder.clear();
         config.dataset.file.clear();
+        config.dataset.like.clear();
         config.pretrain.checkpoint.clear();
+        let sets = config.evaluate.sets.iter().map(|set| EvaluateConfig::set_name(set));
+        config.evaluate.sets = sets.collect();
 
         // What ran the models stands in the keys of the results that are read.
         config.device = Device::Auto;

@@ -192,6 +192,7 @@ fn refuse_others(own: &ClipConfig, given: &ClipConfig) -> Result<()> {
 
     let keys = keys.join(" ");
     Err(Error::usage(format!(
-        "pretrain.checkpoint is another model than the configuration describes; set: {keys}"
+        "pretrain.checkpoint is another model than the configuration says; leave these keys \
+         out, because the checkpoint says them, or set: {keys}"
     )))
 }

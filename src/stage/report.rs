@@ -1,6 +1,6 @@
 //! Stage `report`: one page for people, and its comparison as a table.
 //!
-//! Writes `report.html`, `report.md` and `comparison.parquet`.
+//! Writes `report.html`, `report.md`, `comparison.parquet`, `sets.parquet` and `answer.json`.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::error::{Context as _, Result};
 use crate::pipeline::{Job, Stage, Width};
 use crate::report;
-use crate::tables::{self, ComparisonRow, Row as _};
+use crate::tables::{self, ComparisonRow, Row as _, SetComparisonRow};
 
 /// This stage.
 pub const STAGE: Stage = Stage {
@@ -27,6 +27,16 @@ pub struct ReportParams {
     pub config: Config,
 }
 
+/// The report's answer for programs and for the last line of `make`.
+pub const ANSWER: &str = "answer.json";
+
+/// The content of [`ANSWER`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The verdict in one sentence.
+    pub answer: String,
+}
+
 /// Does the work of one node.
 pub fn run(job: &mut Job<'_>) -> Result<()> {
     let ReportParams { config } = job.params()?;
@@ -39,11 +49,18 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     };
 
     let rendered = report::render(&report::load(&config, &find)?)?;
-    for (file, text) in [("report.html", rendered.html), ("report.md", rendered.markdown)]
-    {
+    let answer = Answer { answer: rendered.answer };
+    let answer = serde_json::to_string_pretty(&answer)
+        .context(|| format!("describing {ANSWER}"))?;
+    for (file, text) in [
+        ("report.html", rendered.html),
+        ("report.md", rendered.markdown),
+        (ANSWER, answer + "\n"),
+    ] {
         let path = job.output(file);
         std::fs::write(&path, text)
             .context(|| format!("cannot write {}", path.display()))?;
     }
+    tables::write(&job.output(SetComparisonRow::FILE), rendered.sets)?;
     tables::write(&job.output(ComparisonRow::FILE), rendered.comparison)
 }

@@ -8,7 +8,7 @@ use crate::data::{BatchSettings, Batches};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::eval;
-use crate::pipeline::{Job, Progress};
+use crate::pipeline::{Job, Progress, grouped};
 use crate::train::{Record, Watcher};
 
 /// Number of pictures that a validation embeds at a time.
@@ -55,6 +55,10 @@ impl<'a> Watch<'a> {
 }
 
 impl Watcher for Watch<'_> {
+    fn resumed(&mut self, done: usize) {
+        self.progress.line(&format!("resumed at step {}", grouped(done)));
+    }
+
     fn stepped(&mut self, done: usize, loss: f64) {
         if !self.started {
             self.progress.start(self.steps, "steps");

@@ -25,6 +25,10 @@ pub struct Measurement {
     pub high: f64,
     /// Number of examples (queries of the task), or of draws for probes.
     pub n: u32,
+    /// Its value in every bootstrap resample; no column of these tables. The draws do not
+    /// depend on the model, so differences between two models are paired.
+    #[serde(skip)]
+    pub resampled: Vec<f64>,
 }
 
 impl Measurement {
@@ -124,6 +128,65 @@ impl Row for RetrievalRow {
             Field::new("rank", |row| &mut row.rank),
             Field::new("retrieved", |row| &mut row.retrieved),
             Field::new("score", |row| &mut row.score),
+        ]
+    }
+}
+
+/// One metric of one model on one set of `evaluate.sets`.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct SetMetricRow {
+    /// Name of the set.
+    pub set: String,
+    /// `zeroshot_classification` or `zeroshot_retrieval`.
+    pub task: String,
+    /// Metric.
+    pub metric: String,
+    /// Its value, a fraction in 0..1.
+    pub value: f64,
+    /// Low end of the 95 % bootstrap interval.
+    pub low: f64,
+    /// High end of the 95 % bootstrap interval.
+    pub high: f64,
+    /// Examples.
+    pub n: u32,
+}
+
+impl Row for SetMetricRow {
+    const FILE: &'static str = "set_metrics.parquet";
+
+    fn columns() -> Vec<Field<Self>> {
+        vec![
+            Field::new("set", |row| &mut row.set),
+            Field::new("task", |row| &mut row.task),
+            Field::new("metric", |row| &mut row.metric),
+            Field::new("value", |row| &mut row.value),
+            Field::new("low", |row| &mut row.low),
+            Field::new("high", |row| &mut row.high),
+            Field::new("n", |row| &mut row.n),
+        ]
+    }
+}
+
+/// One metric of one model on one set in one bootstrap resample. The examples of a resample
+/// are the same for every model, so differences are paired.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct SetResampleRow {
+    /// Metric.
+    pub metric: String,
+    /// Number of the resample.
+    pub resample: u32,
+    /// The metric's value on it.
+    pub value: f64,
+}
+
+impl Row for SetResampleRow {
+    const FILE: &'static str = "set_resamples.parquet";
+
+    fn columns() -> Vec<Field<Self>> {
+        vec![
+            Field::new("metric", |row| &mut row.metric),
+            Field::new("resample", |row| &mut row.resample),
+            Field::new("value", |row| &mut row.value),
         ]
     }
 }

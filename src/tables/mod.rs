@@ -42,13 +42,16 @@ pub use activations::{Activations, TokenRow};
 pub use analyze::{AnalysisRow, SimilarityRow, WHOLE_LAYER};
 pub use cluster::{AssignmentRow, ClusterRow, IterationRow};
 pub use dataset::{ConceptRow, LabelRow, PictureRow, SampleRow};
-pub use evaluate::{Measurement, MetricRow, OutcomeRow, RetrievalRow, SetRow};
+pub use evaluate::{
+    Measurement, MetricRow, OutcomeRow, RetrievalRow, SetMetricRow, SetResampleRow,
+    SetRow,
+};
 pub use field::{Field, Value};
 pub use fit::{
     FitAssignmentRow, FitClusterRow, FitIterationRow, FitSpectrumRow, FitSubspaceRow,
 };
 pub use multiplet::GroupRow;
-pub use report::ComparisonRow;
+pub use report::{ComparisonRow, SetComparisonRow};
 pub use subspaces::{SpectrumRow, SubspaceFigures, SubspaceRow};
 pub use train::{LogRow, RoutingRow, ValidationRow};
 

@@ -1,4 +1,4 @@
-//! The table of stage `report`.
+//! The tables of stage `report`.
 
 use super::{Field, Row};
 
@@ -55,6 +55,57 @@ impl Row for ComparisonRow {
             Field::new("mixed_low", |row| &mut row.mixed_low),
             Field::new("mixed_high", |row| &mut row.mixed_high),
             Field::new("mixed_covers", |row| &mut row.mixed_covers),
+        ]
+    }
+}
+
+/// One metric of one model on one set of `evaluate.sets`, and its difference from another
+/// model on the same examples.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct SetComparisonRow {
+    /// Name of the set.
+    pub set: String,
+    /// `zeroshot_classification` or `zeroshot_retrieval`.
+    pub task: String,
+    /// Metric.
+    pub metric: String,
+    /// Name of the run; `(untouched)` for the dense model before any of them.
+    pub run: String,
+    /// Mean over seeds, a fraction in 0..1.
+    pub value: f64,
+    /// Low end of its 95 % bootstrap interval over examples.
+    pub low: f64,
+    /// High end of that interval.
+    pub high: f64,
+    /// Examples.
+    pub n: u32,
+    /// What it is compared with: `(untouched)` or the reference run.
+    pub against: String,
+    /// Difference from it, mean over seeds; NaN from itself.
+    pub difference: f64,
+    /// Low end of the paired 95 % bootstrap interval over examples.
+    pub difference_low: f64,
+    /// High end of that interval.
+    pub difference_high: f64,
+}
+
+impl Row for SetComparisonRow {
+    const FILE: &'static str = "sets.parquet";
+
+    fn columns() -> Vec<Field<Self>> {
+        vec![
+            Field::new("set", |row| &mut row.set),
+            Field::new("task", |row| &mut row.task),
+            Field::new("metric", |row| &mut row.metric),
+            Field::new("run", |row| &mut row.run),
+            Field::new("value", |row| &mut row.value),
+            Field::new("low", |row| &mut row.low),
+            Field::new("high", |row| &mut row.high),
+            Field::new("n", |row| &mut row.n),
+            Field::new("against", |row| &mut row.against),
+            Field::new("difference", |row| &mut row.difference),
+            Field::new("difference_low", |row| &mut row.difference_low),
+            Field::new("difference_high", |row| &mut row.difference_high),
         ]
     }
 }

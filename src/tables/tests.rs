@@ -40,10 +40,13 @@ fn structs() -> Vec<(&'static str, &'static str, Columns)> {
         of::<MetricRow>("evaluate"),
         of::<OutcomeRow>("evaluate"),
         of::<RetrievalRow>("evaluate"),
+        of::<SetMetricRow>("evaluate"),
+        of::<SetResampleRow>("evaluate"),
         of::<SetRow>("evaluate"),
         of::<AnalysisRow>("analyze"),
         of::<SimilarityRow>("analyze"),
         of::<ComparisonRow>("report"),
+        of::<SetComparisonRow>("report"),
     ]
 }
 

@@ -28,6 +28,8 @@ pub struct Plan {
 
 /// What the loop tells the outside, and asks of it.
 pub trait Watcher {
+    /// Called before the first step of a run that goes on after so many.
+    fn resumed(&mut self, done: usize);
     /// Called after each step with the number of steps done and the loss.
     fn stepped(&mut self, done: usize, loss: f64);
     /// Measures the model in training on the validation split.
@@ -65,6 +67,7 @@ pub fn train(
         let Resumed { state, record: former } = resumed;
         engine.restore(&state)?;
         (first, record) = (state.steps, former);
+        watcher.resumed(first);
     } else {
         record.validation(0, watcher.validate(&mut *engine)?);
     }

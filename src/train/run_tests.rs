@@ -14,9 +14,14 @@ use crate::model::{ClipConfig, Moe, TextConfig, VisionConfig, init};
 struct Killer {
     at: usize,
     losses: Vec<f64>,
+    resumed: Option<usize>,
 }
 
 impl Watcher for Killer {
+    fn resumed(&mut self, done: usize) {
+        self.resumed = Some(done);
+    }
+
     fn stepped(&mut self, _done: usize, loss: f64) {
         self.losses.push(loss);
     }
@@ -113,9 +118,9 @@ fn a_killed_run_ends_with_the_bits_of_an_uninterrupted_one() {
             scratch: scratch.map(std::path::Path::to_owned),
         };
         let run = |at, scratch: Option<&std::path::Path>| {
-            let mut killer = Killer { at, losses: Vec::new() };
+            let mut killer = Killer { at, losses: Vec::new(), resumed: None };
             let result = train(start.clone(), &batches, &plan(scratch), &mut killer);
-            (result, killer.losses.len())
+            (result, (killer.losses.len(), killer.resumed))
         };
         let (whole, _) = run(usize::MAX, None);
         let whole = whole.unwrap();
@@ -123,7 +128,9 @@ fn a_killed_run_ends_with_the_bits_of_an_uninterrupted_one() {
         assert!(killed.is_err());
         let (resumed, steps) = run(usize::MAX, Some(scratch.path()));
         let resumed = resumed.unwrap();
+        let (steps, told) = steps;
         assert_eq!(steps, 14 - 8, "it goes on from the checkpoint of step 8");
+        assert_eq!(told, Some(8), "people are told where it goes on");
         assert_eq!(resumed.record, whole.record);
         let bits = |c: &crate::model::Checkpoint| -> Vec<u32> {
             c.values.iter().map(|v| v.to_bits()).collect()
@@ -157,7 +164,7 @@ fn training_on_shapes_lowers_the_loss_well_below_guessing() {
         teacher: None,
     };
     let plan = Plan { training, backend: Backend::Cpu, scratch: None };
-    let mut watcher = Killer { at: usize::MAX, losses: Vec::new() };
+    let mut watcher = Killer { at: usize::MAX, losses: Vec::new(), resumed: None };
     let trained = train(init::dense(&config, 1), &batches, &plan, &mut watcher).unwrap();
     let guessing = 32.0_f64.ln();
     let last = trained.record.recent_loss(10);

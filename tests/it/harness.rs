@@ -213,6 +213,7 @@ pub(crate) fn orders() -> Orders {
         need: 0,
         no_wait: false,
         verbose: false,
+        fetches: false,
         panics: Panics::default(),
     }
 }

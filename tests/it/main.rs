@@ -11,6 +11,8 @@ mod errors;
 mod evaluation;
 mod fit;
 mod harness;
+mod init;
+mod install;
 mod interop;
 mod makefile;
 mod pairs;

@@ -4,9 +4,9 @@
 //! artifacts. Sets are measured one after the other, and a set that fails does not take the
 //! results of the others with it.
 
-mod measure;
 mod names;
 mod outcome;
+mod table;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,14 +15,13 @@ use std::process::ExitCode;
 use clap::{ArgAction, Command};
 use serde_json::json;
 
-use self::measure::{Model, Report};
 use self::names::Found;
 use self::outcome::{Details, Outcome, ResultFiles};
 use super::import::{check_vocabulary, preprocessing};
 use crate::artifact::Digest;
 use crate::checkpoint::{self, Hints, Preprocessing};
 use crate::cli;
-use crate::data::pairs::EvaluationSet;
+use crate::data::pairs::{EvaluationSet, Tolerance};
 use crate::engine::{self, Backend};
 use crate::error::{Context as _, Error, Result};
 use crate::eval::Bootstrap;
@@ -30,6 +29,7 @@ use crate::eval::sets::Settings;
 use crate::model::Checkpoint;
 use crate::pipeline::{Console, Panics, Volume, source};
 use crate::stage::evaluate;
+use crate::stage::measure::{Model, Report, measure};
 use crate::text::Tokenizer;
 
 const EXAMPLES: &str = "\
@@ -52,9 +52,10 @@ Results: OUT/<set>.json with CLIP_benchmark's fields, and OUT/<set>.parquet with
 /// The arguments of `upcycle-evaluate on`.
 #[derive(Debug, Clone, clap::Args)]
 struct OnArgs {
-    /// A checkpoint, dense or MoE: ours, Hugging Face's or `open_clip`'s.
-    #[arg(long, value_name = "DIR")]
-    checkpoint: PathBuf,
+    /// A checkpoint, dense or MoE: ours, Hugging Face's or `open_clip`'s. With several, the
+    /// results of each are in a folder of its name, and a table compares them.
+    #[arg(long, value_name = "DIR", required = true, action = ArgAction::Append, num_args = 1..)]
+    checkpoint: Vec<PathBuf>,
     /// A set's name or folder, or a collection; may be repeated.
     #[arg(long, value_name = "NAME|DIR", required = true, action = ArgAction::Append)]
     set: Vec<String>,
@@ -162,20 +163,28 @@ fn on(args: &OnArgs) -> Result<()> {
         console.line(&format!("{name}: missing below the folder of sets"));
     }
 
-    // Hours of other sets should not be lost because one set is damaged.
-    let mut work = Work::open(args, &console)?;
-    let (mut outcomes, mut failed) = (BTreeMap::new(), Vec::new());
-    for found in &resolved.sets {
-        match work.one(found) {
-            Ok(outcome) => {
-                outcomes.insert(found.name.clone(), outcome);
+    let named = named(args)?;
+    let (mut columns, mut failed) = (Vec::new(), Vec::new());
+    for (name, checkpoint) in &named {
+        let out = if named.len() > 1 { args.out.join(name) } else { args.out.clone() };
+        let mut work = Work::open(args, &console, (checkpoint, out))?;
+        let mut outcomes = BTreeMap::new();
+        for found in &resolved.sets {
+            match work.one(found) {
+                Ok(outcome) => {
+                    outcomes.insert(found.name.clone(), outcome);
+                }
+                Err(error) => failed.push((found.name.clone(), error)),
             }
-            Err(error) => failed.push((found.name.clone(), error)),
         }
+        cli::print(&means(&args.set, &outcomes))?;
+        columns.push((name.clone(), outcomes));
     }
-    cli::print(&means(&args.set, &outcomes))?;
+    if columns.len() > 1 {
+        cli::print(&table::lines(&columns))?;
+    }
 
-    failures(failed, resolved.sets.len())
+    failures(failed, resolved.sets.len() * named.len())
 }
 
 /// One error for all sets that failed: it names every one, and gives the cause and the exit
@@ -193,9 +202,34 @@ fn failures(failed: Vec<(String, Error)>, all: usize) -> Result<()> {
     Err(Error::new(error.kind(), message).caused_by(error))
 }
 
+/// The checkpoints with what results call them.
+fn named(args: &OnArgs) -> Result<Vec<(String, &Path)>> {
+    if args.checkpoint.len() > 1 && (args.model.is_some() || args.pretrained.is_some()) {
+        return Err(Error::usage(
+            "--model and --pretrained name one checkpoint: leave them out with several",
+        ));
+    }
+    let mut named: Vec<(String, &Path)> = Vec::new();
+    for checkpoint in &args.checkpoint {
+        let name = called(checkpoint);
+        if let Some((_, other)) = named.iter().find(|(known, _)| *known == name) {
+            let (a, b) = (other.display(), checkpoint.display());
+            return Err(Error::usage(format!(
+                "--checkpoint: {a} and {b} are both called {name}, and their results would \
+                 overwrite each other: measure them one at a time, each with another --out"
+            )));
+        }
+        named.push((name, checkpoint));
+    }
+    Ok(named)
+}
+
 /// Everything that is the same for all sets.
 struct Work<'a> {
     args: &'a OnArgs,
+    checkpoint: &'a Path,
+    /// Where its results go.
+    out: PathBuf,
     console: &'a Console,
     model: Model,
     settings: Settings,
@@ -203,13 +237,17 @@ struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    /// Opens the model with its tokenizer and its preparation of pictures.
-    fn open(args: &'a OnArgs, console: &'a Console) -> Result<Self> {
-        let checkpoint = checkpoint::read(&args.checkpoint, &args.hints)?;
-        let place = args.checkpoint.display();
+    /// Opens a model with its tokenizer and its preparation of pictures.
+    fn open(
+        args: &'a OnArgs,
+        console: &'a Console,
+        (path, out): (&'a Path, PathBuf),
+    ) -> Result<Self> {
+        let checkpoint = checkpoint::read(path, &args.hints)?;
+        let place = path.display();
         let tokenizer = match &args.tokenizer {
-            Some(path) => Tokenizer::open(path).context(|| "--tokenizer".to_owned())?,
-            None => Tokenizer::open(beside(&args.checkpoint)).map_err(|e| {
+            Some(file) => Tokenizer::open(file).context(|| "--tokenizer".to_owned())?,
+            None => Tokenizer::open(beside(path)).map_err(|e| {
                 Error::usage(format!(
                     "{place} has no tokenizer that can be read: give --tokenizer"
                 ))
@@ -217,14 +255,14 @@ impl<'a> Work<'a> {
             })?,
         };
         // The same vocabulary reads captions differently after another cleaning.
-        let tokenizer = checkpoint::cleaned(tokenizer, &args.checkpoint, &args.hints)?;
+        let tokenizer = checkpoint::cleaned(tokenizer, path, &args.hints)?;
 
         check_vocabulary(&checkpoint.config, &tokenizer)?;
 
         // A wrong preparation lowers accuracy without any error, so none is assumed.
         let pictures = match &args.preprocess {
-            Some(path) => Some(preprocessing(path)?),
-            None => Preprocessing::of_checkpoint(&args.checkpoint)?,
+            Some(file) => Some(preprocessing(file)?),
+            None => Preprocessing::of_checkpoint(path)?,
         };
         let Some(pictures) = pictures else {
             return Err(Error::usage(format!(
@@ -245,13 +283,13 @@ impl<'a> Work<'a> {
         let key = key(args, &checkpoint, (&tokenizer, &pictures))?;
         let engine = engine::open_model(checkpoint, Backend::Cpu)?;
         let model = Model { engine, tokenizer, framing, normalise };
-        Ok(Self { args, console, model, settings, key })
+        Ok(Self { args, checkpoint: path, out, console, model, settings, key })
     }
 
     /// Measures a set, unless `--skip-existing` finds that it was measured before.
     fn one(&mut self, found: &Found) -> Result<Outcome> {
         let args = self.args;
-        let files = ResultFiles::new(&args.out, &found.slug());
+        let files = ResultFiles::new(&self.out, &found.slug());
         if args.skip_existing
             && let Some(outcome) = files.existing()
         {
@@ -274,7 +312,8 @@ impl<'a> Work<'a> {
             .context(|| "--templates".to_owned())?;
 
         let (name, share) = (&found.name, args.corrupt_share);
-        let report = measure::measure(&mut self.model, &set, name, &self.settings, share)
+        let tolerance = Tolerance::new(share, "--corrupt-share");
+        let report = measure(&mut self.model, &set, name, &self.settings, tolerance)
             .context(about)?;
 
         let outcome = self.outcome(name, &set, &report);
@@ -304,13 +343,13 @@ impl<'a> Work<'a> {
             metrics.entry("acc5".to_owned()).or_insert(None);
         }
 
-        let path = args.checkpoint.display().to_string();
+        let path = self.checkpoint.display().to_string();
         let dataset =
             if set.is_sharded() { format!("wds/{name}") } else { name.to_owned() };
 
         Outcome {
             dataset,
-            model: args.model.clone().unwrap_or_else(|| called(&args.checkpoint)),
+            model: args.model.clone().unwrap_or_else(|| called(self.checkpoint)),
             pretrained: args.pretrained.clone().unwrap_or(path),
             task: report.task.to_owned(),
             metrics,

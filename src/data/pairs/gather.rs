@@ -138,19 +138,31 @@ impl Gathered<'_> {
 }
 
 fn entry(pair: Pair, png: Stored) -> Entry {
-    let Pair { key, split, captions, class, weight, .. } = pair;
-    let concept = class.as_ref().or(captions.first()).map(|text| text.to_lowercase());
+    let (concept, split) = (concept_of(&pair), split_of(&pair));
+    let Pair { key, captions, weight, .. } = pair;
+    Entry { key, split, png, captions, concept, weight }
+}
 
-    let split = match split.as_deref() {
-        None => default_split(&key),
+/// What a picture shows: its class, or what is said about it first.
+pub(super) fn concept_of(pair: &Pair) -> String {
+    let text = pair.class.as_ref().or(pair.captions.first());
+    text.map(|text| text.to_lowercase()).unwrap_or_default()
+}
+
+/// The split of a pair by our name for it.
+pub(super) fn split_of(pair: &Pair) -> String {
+    match pair.split.as_deref() {
+        None => default_split(&pair.key),
         // Karpathy's `restval` is trained on; the others are other words for ours.
         Some("training" | "restval") => TRAIN.to_owned(),
         Some("validation" | "valid" | "dev") => VAL.to_owned(),
         Some(split) => split.to_owned(),
-    };
+    }
+}
 
-    let concept = concept.unwrap_or_default();
-    Entry { key, split, png, captions, concept, weight }
+/// Whether a training pair is one of those that validate where the source has no `val`.
+pub(super) fn validates(key: &str) -> bool {
+    hash(&format!("val:{key}"), VALIDATES) == 0
 }
 
 /// Gives a source that has no `val` one training pair in ten to choose with.
@@ -160,10 +172,7 @@ fn validated(mut entries: Vec<Entry>) -> Vec<Entry> {
     }
 
     let trains = |entry: &Entry| entry.split == TRAIN;
-    let given = |entry: &Entry| {
-        trains(entry) && hash(&format!("val:{}", entry.key), VALIDATES) == 0
-    };
-
+    let given = |entry: &Entry| trains(entry) && validates(&entry.key);
     if entries.iter().any(|entry| trains(entry) && !given(entry)) {
         for entry in entries.iter_mut().filter(|entry| given(entry)) {
             VAL.clone_into(&mut entry.split);

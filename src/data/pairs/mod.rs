@@ -14,9 +14,11 @@
 //! all (no such column, a path that leads out of its folder, a compression that is not
 //! supported) is an error at once. What lies in a folder and is not read is counted by kind.
 
+mod census;
 mod classes;
 mod coco;
 mod columns;
+mod detect;
 mod evaluation;
 mod files;
 mod gather;
@@ -36,6 +38,8 @@ use crate::error::{Context as _, Error, Result};
 use classes::ClassFolders;
 use webdataset::Shards;
 
+pub use census::Census;
+pub use detect::{Detected, detect};
 pub use evaluation::{EvaluationSet, Task};
 
 /// Bad pairs that an error names.

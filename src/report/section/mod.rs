@@ -7,5 +7,6 @@ pub(super) mod comparison;
 pub(super) mod experts;
 pub(super) mod paper;
 pub(super) mod retrieval;
+pub(super) mod sets;
 pub(super) mod training;
 pub(super) mod verdict;

@@ -1,4 +1,4 @@
-//! One model on one set: pictures stream through the image tower, a batch at a time.
+//! One model on one evaluation set: pictures stream through the image tower, a batch at a time.
 //!
 //! Memory is one batch of pictures and one vector per picture, whatever the size of the set.
 
@@ -17,7 +17,7 @@ use crate::text::Tokenizer;
 
 /// A model, with what turns pictures and texts into its inputs.
 #[derive(Debug)]
-pub(super) struct Model {
+pub(crate) struct Model {
     pub engine: Box<dyn Engine>,
     pub tokenizer: Tokenizer,
     pub framing: Framing,
@@ -26,7 +26,7 @@ pub(super) struct Model {
 
 /// The results of one set.
 #[derive(Debug)]
-pub(super) struct Report {
+pub(crate) struct Report {
     pub task: &'static str,
     pub pictures: usize,
     pub measurements: Vec<Measurement>,
@@ -36,14 +36,14 @@ pub(super) struct Report {
 /// Measures `set`, known as `name`, with the model.
 ///
 /// # Errors
-/// Where more than the fraction `corrupt_share` of the pictures cannot be used, where none can,
-/// or where a label has no class name.
-pub(super) fn measure(
+/// Where more pictures cannot be used than are tolerated, where none can, or where a label has
+/// no class name.
+pub(crate) fn measure(
     model: &mut Model,
     set: &EvaluationSet,
     name: &str,
     settings: &Settings,
-    corrupt_share: f64,
+    tolerance: Tolerance,
 ) -> Result<Report> {
     let mut encoder = &mut *model.engine;
     let context = encoder.config().text.context;
@@ -52,7 +52,7 @@ pub(super) fn measure(
         framing: model.framing,
         normalise: model.normalise,
         encoder: &mut *encoder,
-        tolerance: Tolerance::new(corrupt_share, "--corrupt-share"),
+        tolerance,
         waiting: Vec::new(),
         rows: Vec::new(),
         labels: Vec::new(),

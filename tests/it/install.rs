@@ -1,0 +1,91 @@
+//! What an installation puts in place, and that it works in any folder.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
+
+const BINARIES: [(&str, &str); 13] = [
+    ("dataset", env!("CARGO_BIN_EXE_upcycle-dataset")),
+    ("pretrain", env!("CARGO_BIN_EXE_upcycle-pretrain")),
+    ("activations", env!("CARGO_BIN_EXE_upcycle-activations")),
+    ("cluster", env!("CARGO_BIN_EXE_upcycle-cluster")),
+    ("subspaces", env!("CARGO_BIN_EXE_upcycle-subspaces")),
+    ("upcycle", env!("CARGO_BIN_EXE_upcycle-upcycle")),
+    ("train", env!("CARGO_BIN_EXE_upcycle-train")),
+    ("evaluate", env!("CARGO_BIN_EXE_upcycle-evaluate")),
+    ("analyze", env!("CARGO_BIN_EXE_upcycle-analyze")),
+    ("report", env!("CARGO_BIN_EXE_upcycle-report")),
+    ("export", env!("CARGO_BIN_EXE_upcycle-export")),
+    ("init", env!("CARGO_BIN_EXE_upcycle-init")),
+    ("inspect", env!("CARGO_BIN_EXE_upcycle-inspect")),
+];
+
+/// `make install` out of a folder with links to these binaries.
+fn install(prefix: &Path) {
+    let built = tempfile::tempdir().unwrap();
+    for (name, path) in BINARIES {
+        let place = built.path().join(format!("upcycle-{name}"));
+        std::os::unix::fs::symlink(path, place).unwrap();
+    }
+    // The stamp says that the build is newer than its sources.
+    fs::write(built.path().join(".upcycle-built"), "").unwrap();
+    let output = Command::new("make")
+        .arg("-C")
+        .arg(env!("CARGO_MANIFEST_DIR"))
+        .arg("install")
+        .arg(format!("BIN={}", built.path().display()))
+        .arg(format!("PREFIX={}", prefix.display()))
+        .env_remove("MAKEFLAGS")
+        .env_remove("MAKELEVEL")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn an_installation_has_pages_for_every_binary_and_runs_in_any_folder() {
+    let base = tempfile::tempdir().unwrap();
+    let prefix = base.path().join("usr");
+    install(&prefix);
+
+    let share = prefix.join("share");
+    for (name, _) in BINARIES {
+        let name = format!("upcycle-{name}");
+        let mode =
+            fs::metadata(prefix.join("bin").join(&name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o111, 0o111, "{name}");
+        for (place, word) in [
+            (format!("bash-completion/completions/{name}"), "--profile"),
+            (format!("zsh/site-functions/_{name}"), "#compdef"),
+            (format!("fish/vendor_completions.d/{name}.fish"), "complete -c"),
+            (format!("man/man1/{name}.1"), ".TH"),
+        ] {
+            let text = fs::read_to_string(share.join(&place)).unwrap();
+            let is_tool = word == "--profile"
+                && ["upcycle-export", "upcycle-init"].contains(&name.as_str());
+            assert!(is_tool || text.contains(word), "{place}");
+            assert!(text.contains(&name), "{place}");
+        }
+    }
+    for page in
+        ["upcycle-evaluate-on.1", "upcycle-cluster-fit.1", "upcycle-subspaces-fit.1"]
+    {
+        assert!(share.join("man/man1").join(page).is_file(), "{page}");
+    }
+
+    // In an empty folder the plan is what it is in that of the sources.
+    let here = base.path().join("empty");
+    fs::create_dir(&here).unwrap();
+    let run = |program: &str, args: &[&str]| {
+        let program = prefix.join("bin").join(program);
+        let mut command = Command::new(program);
+        let command = command.args(args).current_dir(&here);
+        command.env_remove("MAKEFLAGS").env_remove("MAKELEVEL").output().unwrap()
+    };
+    assert!(run("upcycle-init", &[]).status.success());
+    let plan = run("upcycle-make", &["-n", "PROFILE=smoke"]);
+    let text = String::from_utf8_lossy(&plan.stdout);
+    assert!(plan.status.success() && text.contains("dataset: would run"), "{plan:?}");
+    assert!(text.contains("time: about "), "{text}");
+}
