@@ -155,7 +155,9 @@ fn build(
         lines.extend(answer(&store, console)?);
     }
     if console.is_for_programs() {
-        lines.iter().for_each(|line| console.line(line));
+        for line in &lines {
+            console.line(line);
+        }
         return Ok(());
     }
     print(&lines)

@@ -28,6 +28,7 @@ pub enum Mode {
 }
 
 /// The command line, as far as the drive needs it.
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 #[derive(Debug, Clone)]
 pub struct Orders {
     /// What to do.
@@ -199,7 +200,9 @@ impl Drive<'_> {
 
         // A plan that cannot be carried out is not a plan: the exit code says so.
         let Some(first) = blocked.first() else { return Ok(lines) };
-        lines.iter().for_each(|line| self.console.line(line));
+        for line in &lines {
+            self.console.line(line);
+        }
         let others = match blocked.len() - 1 {
             0 => String::new(),
             more => format!(" ({more} more of this stage cannot run either)"),
@@ -273,10 +276,10 @@ impl Drive<'_> {
             };
             let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
             let joined: Vec<_> =
-                workers.into_iter().map(|worker| worker.join()).collect();
+                workers.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
             end.announce();
             // A panic outside of a stage's own code goes on as it would without the pulse.
-            for panic in joined.into_iter().filter_map(std::result::Result::err) {
+            if let Some(panic) = joined.into_iter().find_map(std::result::Result::err) {
                 std::panic::resume_unwind(panic);
             }
         });

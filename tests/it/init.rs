@@ -42,15 +42,15 @@ fn publish(folder: &Path, layout: &str, activation: Activation) {
 /// `n` pictures with captions, of which `different` are told apart.
 fn pictures(folder: &Path, n: usize, different: usize) {
     fs::create_dir_all(folder).unwrap();
-    let mut table = "filepath,caption\n".to_owned();
+    let mut table = vec!["filepath,caption".to_owned()];
     for i in 0..n {
         let level = |k: usize| u8::try_from((k * (3 + i) + 31 * i) % 256).unwrap();
         let rgb = (0..20 * 20 * 3).map(level).collect();
         let png = image::encode_png(&Picture { width: 20, height: 20, rgb }).unwrap();
         fs::write(folder.join(format!("{i}.png")), png).unwrap();
-        table += &format!("{i}.png,thing {}\n", i % different);
+        table.push(format!("{i}.png,thing {}", i % different));
     }
-    fs::write(folder.join("captions.csv"), table).unwrap();
+    fs::write(folder.join("captions.csv"), table.join("\n")).unwrap();
 }
 
 #[test]

@@ -98,14 +98,12 @@ fn run(args: &InitArgs) -> Result<Vec<String>> {
             "{place} exists, and nothing is overwritten: remove it, or give another --out"
         )));
     }
-    match (&args.model, &args.data) {
-        (Some(model), Some(data)) => study(args, model, data, &path),
-        _ => {
-            write(&path, config::shipped())?;
-            let place = path.display();
-            Ok(vec![format!("wrote {place} with every key, its default and its reason")])
-        }
+    if let (Some(model), Some(data)) = (&args.model, &args.data) {
+        return study(args, model, data, &path);
     }
+    write(&path, config::shipped())?;
+    let place = path.display();
+    Ok(vec![format!("wrote {place} with every key, its default and its reason")])
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {
@@ -153,7 +151,7 @@ fn study(args: &InitArgs, from: &Path, data: &str, path: &Path) -> Result<Vec<St
     let told = checked(path, pictures, threads).inspect_err(|_| {
         let _ = std::fs::remove_file(path);
     })?;
-    Ok(say(args, (lines, &detected, &census), &recipe, told, path))
+    Ok(say(args, (lines, &detected, &census), &recipe, &told, path))
 }
 
 /// The section `dataset` of a source.
@@ -234,7 +232,7 @@ fn say(
     args: &InitArgs,
     (model, detected, census): (Vec<String>, &Detected, &Census),
     recipe: &Recipe,
-    told: Vec<String>,
+    told: &[String],
     path: &Path,
 ) -> Vec<String> {
     let mut lines = vec!["model".to_owned()];

@@ -28,8 +28,8 @@ const MOST_STEPS: usize = 5000;
 /// Tokens of each cluster, at least, that the subspaces are estimated from.
 const TOKENS_PER_EXPERT: usize = 20_000;
 
-/// Fraction of the free memory that training may take.
-const MEMORY: f64 = 0.8;
+/// Percent of the free memory that training may take.
+const MEMORY: u64 = 80;
 
 /// Seconds of all training below which three seeds are affordable.
 const THREE_SEEDS: f64 = 2.0 * 3600.0;
@@ -219,7 +219,7 @@ fn fit(
     let Some(free) = evidence.memory else { return (0, None) };
     let total = crate::model::params::parameter_counts(mixture).0;
     let state = 4 * (evidence.copies * total) as u64;
-    let free = (MEMORY * free as f64) as u64;
+    let free = free / 100 * MEMORY;
     let Some(rest) = free.checked_sub(state) else {
         let size = crate::pipeline::memory::size;
         let text = format!(
@@ -313,7 +313,7 @@ mod tests {
         let total = crate::model::params::parameter_counts(&mixture(&shape, 8)).0;
         let state = 4 * 8 * total as u64;
         let pairs = 40 * cost::kept(&mixture(&shape, 8));
-        let memory = Some(((state + pairs) as f64 / MEMORY) as u64);
+        let memory = Some((state + pairs) / MEMORY * 100);
         let tight = Recipe::choose(&Evidence { memory, ..many.clone() });
         assert!(
             tight.micro_batch > 0 && tight.micro_batch.is_multiple_of(16),

@@ -133,13 +133,15 @@ mod tests {
     /// A folder with `n` pictures, of which every third has the caption of another.
     fn folder(n: usize) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
-        let mut table = "filepath,caption\n".to_owned();
+        let mut table = vec!["filepath,caption".to_owned()];
         for i in 0..n {
             let rgb = vec![u8::try_from(i % 256).unwrap(); 3 * 16];
             let png = encode_png(&Picture { width: 4, height: 4, rgb }).unwrap();
             std::fs::write(folder.path().join(format!("{i}.png")), png).unwrap();
-            table += &format!("{i}.png,thing {}\n", if i % 3 == 0 { 0 } else { i });
+            let thing = if i % 3 == 0 { 0 } else { i };
+            table.push(format!("{i}.png,thing {thing}"));
         }
+        let table = table.join("\n");
         std::fs::write(folder.path().join("captions.csv"), table).unwrap();
         folder
     }
