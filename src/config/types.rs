@@ -172,6 +172,7 @@ pub struct DatasetConfig {
 }
 
 /// Whether a fraction is 0; such a value is left out of the key.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
 fn is_zero(share: &f64) -> bool {
     share.abs() <= 0.0
 }
@@ -580,7 +581,6 @@ pub enum Trains {
 
 impl Trains {
     /// Whether it is the default.
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
     pub fn is_all(&self) -> bool {
         *self == Self::All
     }
