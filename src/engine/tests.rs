@@ -131,7 +131,9 @@ fn train(case: &Case, backend: Backend) -> (Vec<Losses>, Vec<f64>, Box<dyn Engin
     let (mut losses, mut norms) = (Vec::new(), Vec::new());
     for index in 0..20 {
         let (pixels, ids) = random_pairs(&case.config, BATCH, &format!("batch {index}"));
-        losses.push(engine.step(Pairs { pixels: &pixels, ids: &ids }).unwrap());
+        losses.push(
+            engine.step(Pairs { pixels: Pixels::Values(&pixels), ids: &ids }).unwrap(),
+        );
         norms.push(engine.update(1e-3).unwrap());
     }
     (losses, norms, engine)
@@ -237,7 +239,7 @@ fn frozen_tensors_keep_their_bits() {
     for backend in BACKENDS {
         let (_, _, mut engine) = train(&case, backend);
         let (pixels, ids) = random_pairs(&case.config, BATCH, "pairs");
-        engine.step(Pairs { pixels: &pixels, ids: &ids }).unwrap();
+        engine.step(Pairs { pixels: Pixels::Values(&pixels), ids: &ids }).unwrap();
         let gradient = engine.gradient().unwrap();
         let squares: f64 = gradient.iter().map(|g| f64::from(*g).powi(2)).sum();
         let norm = engine.update(1e-3).unwrap();
@@ -285,7 +287,7 @@ fn a_restored_run_goes_on_with_the_same_bits() {
                 continue;
             }
             let (pixels, ids) = random_pairs(&case.config, BATCH, "another");
-            let pairs = Pairs { pixels: &pixels, ids: &ids };
+            let pairs = Pairs { pixels: Pixels::Values(&pixels), ids: &ids };
             for engine in [&mut one, &mut other] {
                 engine.step(pairs).unwrap();
                 engine.update(1e-3).unwrap();
@@ -300,7 +302,7 @@ fn a_restored_run_goes_on_with_the_same_bits() {
 fn calls_in_the_wrong_order_are_refused_with_a_sentence() {
     let case = cases().remove(1);
     let (pixels, ids) = random_pairs(&case.config, 2, "pairs");
-    let pairs = Pairs { pixels: &pixels, ids: &ids };
+    let pairs = Pairs { pixels: Pixels::Values(&pixels), ids: &ids };
     for backend in BACKENDS {
         let mut engine = open(&case.config, backend).unwrap();
         let message = |error: crate::error::Error| error.to_string();

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::record::{Facts, Record};
 use super::resume::{self, Resumed};
 use super::schedule::Schedule;
-use crate::data::{Batches, Prefetch};
-use crate::engine::{self, Backend, Engine, Pairs, Training};
+use crate::data::{BatchPixels, Batches, Prefetch};
+use crate::engine::{self, Backend, Engine, Pairs, Pixels, Training};
 use crate::error::{Error, Result};
 use crate::model::Checkpoint;
 
@@ -70,7 +70,11 @@ pub fn train(
     let schedule = Schedule::new(optim);
     let mut queue = Prefetch::start(Arc::clone(batches), first..optim.steps, AHEAD)?;
     while let Some(batch) = queue.take()? {
-        let losses = engine.step(Pairs { pixels: &batch.pixels, ids: &batch.ids })?;
+        let pixels = match &batch.pixels {
+            BatchPixels::Values(values) => Pixels::Values(values),
+            BatchPixels::Levels(levels, normalise) => Pixels::Levels(levels, *normalise),
+        };
+        let losses = engine.step(Pairs { pixels, ids: &batch.ids })?;
         check_finite(losses.total, batch.step)?;
         let learning_rate = schedule.at(batch.step);
         let gradient_norm = engine.update(learning_rate)?;

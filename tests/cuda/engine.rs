@@ -5,8 +5,8 @@ use upcycle::config::{EesdTarget, OptimConfig};
 use upcycle::engine::cpu::Cpu;
 use upcycle::engine::cuda::Cuda;
 use upcycle::engine::{
-    Engine, Losses, Objective, Pairs, TeacherPlan, TowerInput, Trainable, Training,
-    TrainingState,
+    Engine, Losses, Objective, Pairs, Pixels, TeacherPlan, TowerInput, Trainable,
+    Training, TrainingState,
 };
 use upcycle::model::names::Place;
 use upcycle::model::params::Layout;
@@ -75,7 +75,7 @@ fn step(
     engine: &mut dyn Engine,
     (pixels, ids): &(Vec<f32>, Vec<u32>),
 ) -> (Losses, Vec<f32>) {
-    let losses = engine.step(Pairs { pixels, ids }).unwrap();
+    let losses = engine.step(Pairs { pixels: Pixels::Values(pixels), ids }).unwrap();
     (losses, engine.gradient().unwrap())
 }
 
@@ -246,7 +246,12 @@ fn trained(
     let (pixels, ids) = pairs(&config, 40);
     let mut numbers = Vec::new();
     for _ in 0..3 {
-        numbers.push(engine.step(Pairs { pixels: &pixels, ids: &ids }).unwrap().total);
+        numbers.push(
+            engine
+                .step(Pairs { pixels: Pixels::Values(&pixels), ids: &ids })
+                .unwrap()
+                .total,
+        );
         numbers.push(engine.update(1e-2).unwrap());
     }
     let state = engine.training_state().unwrap();
@@ -312,7 +317,7 @@ fn calls_in_the_wrong_order_are_refused_with_a_sentence() {
     let Some(_session) = session() else { return };
     let config = config(false);
     let (pixels, ids) = pairs(&config, 2);
-    let batch = Pairs { pixels: &pixels, ids: &ids };
+    let batch = Pairs { pixels: Pixels::Values(&pixels), ids: &ids };
     let plan = training(&config, None);
     let mut engine = Cuda::open(&config, 0, Precision::F32).unwrap();
     let refused = |error: upcycle::error::Error, part: &str| {
@@ -328,7 +333,7 @@ fn calls_in_the_wrong_order_are_refused_with_a_sentence() {
     engine.start_training(&plan).unwrap();
     refused(engine.update(0.1).unwrap_err(), "call step first");
     refused(engine.gradient().unwrap_err(), "call step first");
-    let short = Pairs { pixels: &pixels[1..], ids: &ids };
+    let short = Pairs { pixels: Pixels::Values(&pixels[1..]), ids: &ids };
     refused(engine.step(short).unwrap_err(), "expected");
     let low_rank = ClipConfig {
         moe: self::config(true)
@@ -416,7 +421,7 @@ fn a_checkpoint_goes_on_as_if_nothing_had_happened() {
     let config = config(true);
     let weights = values(&config, "student");
     let (pixels, ids) = pairs(&config, 20);
-    let batch = Pairs { pixels: &pixels, ids: &ids };
+    let batch = Pairs { pixels: Pixels::Values(&pixels), ids: &ids };
     let target = Some(EesdTarget::Embedding);
     let mut whole = open(&config, Precision::Bf16, (&weights, &weights), target);
     whole.step(batch).unwrap();
