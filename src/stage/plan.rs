@@ -23,6 +23,7 @@ use crate::artifact::Place;
 use crate::config::{Compute, Config, Device, InitConfig, Source};
 use crate::engine::Backend;
 use crate::error::{Context, Error, Result};
+use crate::model::{ClipConfig, Moe};
 use crate::pipeline::{Externals, Files, Node, Upstream};
 use crate::upcycle::{self, Needs};
 
@@ -66,7 +67,7 @@ const UNREPORTED: &[&str] = &["activations", "upcycle"];
 /// Plans the whole pipeline. `cache` is the folder of downloaded packages.
 pub fn plan(config: &Config, cache: &Path) -> Result<Vec<Node>> {
     upcycle::check_inits(&config.inits, &config.subspaces)?;
-    let planner = Planner { config, cache };
+    let planner = Planner { config, cache, backend: backend(config)? };
     let inits = planner.used_inits()?;
     let bases = config.base_seeds();
     let mut nodes = vec![planner.dataset()?];
@@ -113,6 +114,26 @@ pub fn plan(config: &Config, cache: &Path) -> Result<Vec<Node>> {
 struct Planner<'a> {
     config: &'a Config,
     cache: &'a Path,
+    /// What runs the models.
+    backend: Backend,
+}
+
+/// What runs the models of a pipeline: known, or refused, before any stage runs.
+fn backend(config: &Config) -> Result<Backend> {
+    let compute = config.compute();
+    if Backend::choose(compute)? == Backend::Cpu {
+        return Ok(Backend::Cpu);
+    }
+    let moe = &config.moe;
+    let shape = pretrain::dense(config)?;
+    let moe = Moe {
+        experts: moe.experts,
+        top_k: moe.top_k,
+        rank: None,
+        vision_blocks: moe.vision_blocks.indices(shape.vision.layers),
+        text_blocks: moe.text_blocks.indices(shape.text.layers),
+    };
+    Backend::choose_for(compute, &ClipConfig { moe: Some(moe), ..shape })
 }
 
 impl<'a> Planner<'a> {
@@ -160,7 +181,7 @@ impl<'a> Planner<'a> {
             let optim = Box::new(pretrain.optim.clone());
             let params = PretrainParams::Train { model, optim, seed };
             let node = node("pretrain", run, &params, vec![dataset(TRAINING_DATA)])?;
-            return self.with_engine(node);
+            return Ok(self.with_engine(node));
         }
 
         // A checkpoint that is not the configured model is refused before anything runs.
@@ -183,7 +204,7 @@ impl<'a> Planner<'a> {
         };
         let inputs =
             vec![dataset(CALIBRATION_DATA), input("pretrain", base_name(seed), MODEL)];
-        self.with_engine(node("activations", base_name(seed), &params, inputs)?)
+        Ok(self.with_engine(node("activations", base_name(seed), &params, inputs)?))
     }
 
     fn cluster(&self, seed: u64) -> Result<Node> {
@@ -235,25 +256,21 @@ impl<'a> Planner<'a> {
         let run = &self.config.runs[run];
         let params = TrainParams { train, eesd: run.eesd, seed };
         let init = input("upcycle", run_name(&run.init, seed), MODEL);
-        self.with_engine(node(
-            "train",
-            named,
-            &params,
-            vec![dataset(TRAINING_DATA), init],
-        )?)
+        let inputs = vec![dataset(TRAINING_DATA), init];
+        Ok(self.with_engine(node("train", named, &params, inputs)?))
     }
 
     /// A node that runs a model: the engine's name enters its key.
-    fn with_engine(&self, node: Node) -> Result<Node> {
-        let compute = self.config.compute();
-        Ok(Node { backend: Backend::choose(compute)?.name(), compute, ..node })
+    fn with_engine(&self, node: Node) -> Node {
+        let (backend, compute) = (self.backend.name(), self.config.compute());
+        Node { backend, compute, ..node }
     }
 
     fn evaluate(&self, run: &str, seed: u64) -> Result<Node> {
         let named = run_name(run, seed);
         let params = EvaluateParams { evaluate: self.config.evaluate.clone(), seed };
         let inputs = vec![all("dataset", None), input("train", named.clone(), TRAINED)];
-        self.with_engine(node("evaluate", named, &params, inputs)?)
+        Ok(self.with_engine(node("evaluate", named, &params, inputs)?))
     }
 
     fn analyze(&self, run: &str, seed: u64) -> Result<Node> {
@@ -264,7 +281,7 @@ impl<'a> Planner<'a> {
             input("pretrain", base_name(self.config.base_of(seed)), MODEL),
             input("train", named.clone(), TRAINED),
         ];
-        self.with_engine(node("analyze", named, &params, inputs)?)
+        Ok(self.with_engine(node("analyze", named, &params, inputs)?))
     }
 
     /// The report reads every result but the weights and the raw activations.

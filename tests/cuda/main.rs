@@ -16,4 +16,5 @@ mod emulator;
 mod engine;
 mod models;
 mod operators;
+mod pipeline;
 mod truth;

@@ -163,7 +163,8 @@ impl Runner {
         };
 
         let parameters = model.counts();
-        let mut engine = engine::open_model(model, Backend::choose(config.compute())?)?;
+        let backend = Backend::choose_for(config.compute(), &model.config)?;
+        let mut engine = engine::open_model(model, backend)?;
         engine.start_training(&training)?;
         Ok(Self { variant, engine, parameters })
     }
