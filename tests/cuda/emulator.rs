@@ -117,7 +117,9 @@ fn build() -> Result<PathBuf, String> {
         hash.update(&std::fs::read(file).map_err(|e| format!("no emulator: {e}"))?);
     }
     let name = &hash.finalize().to_hex()[..16];
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("emulator-{name}"));
+    let target = std::env::var_os("UPCYCLE_EMULATOR_FOLDER");
+    let target = target.map_or(PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from);
+    let folder = target.join(format!("emulator-{name}"));
     if folder.join("libnvrtc.so").exists() {
         return Ok(folder);
     }

@@ -17,4 +17,5 @@ mod engine;
 mod models;
 mod operators;
 mod pipeline;
+mod registers;
 mod truth;

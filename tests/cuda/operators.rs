@@ -1,7 +1,7 @@
 //! Single kernels against definitions in f64, in both precisions.
 
 use upcycle::config::Precision;
-use upcycle::engine::cuda::device::{Buffer, Device, Extents, Grid, Kind, Operand};
+use upcycle::engine::cuda::device::{Arg, Buffer, Device, Extents, Grid, Kind, Operand};
 
 use crate::emulator::session;
 use crate::truth::{bf16, close, random, wide};
@@ -412,8 +412,8 @@ fn levels_become_the_values_of_the_cpu() {
     let cut = |kernel: &str, buffers: &[&Buffer]| -> Vec<f32> {
         let out = device.buffer(Kind::F32, count).unwrap();
         let mut args = vec![(&out).into()];
-        args.extend(buffers.iter().map(|own| (*own).into()));
-        args.extend(sizes.map(upcycle::engine::cuda::device::Arg::from));
+        args.extend(buffers.iter().map(|own| Arg::from(*own)));
+        args.extend(sizes.map(Arg::from));
         device.launch(kernel, Grid::new([5, 1, 1], 256), &args).unwrap();
         device.download(&out).unwrap()
     };

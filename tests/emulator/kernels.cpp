@@ -7,6 +7,7 @@ namespace {
 #include "embedding.cuh"
 #include "norm.cuh"
 #include "activation.cuh"
+#include "tiles.cuh"
 #include "attention.cuh"
 #include "router.cuh"
 #include "experts.cuh"

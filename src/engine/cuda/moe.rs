@@ -334,7 +334,12 @@ impl Moe {
         self.combine_backward(back, batch, (kept, scratch))?;
         let (dout, dh) = (scratch.slot_gradients.all(), scratch.hidden.all());
         let segments = self.segments(kept, &starts);
-        self.hidden_backward(back, (pre, dh, dout), (&starts, segments), scratch)?;
+        self.hidden_backward(
+            back,
+            (pre, dh, dout),
+            (starts.as_slice(), segments),
+            scratch,
+        )?;
 
         // From here on `pre` holds the hidden rows. The gathered inputs are made again: that
         // is one pass, and keeping them would cost K rows per token and layer.

@@ -267,7 +267,7 @@ impl Step<'_> {
 
         // The gradients were needed on the card before the sums came back: a kernel has made
         // them there.
-        auxiliary(&self.config, objective, &mut losses);
+        auxiliary(self.config, objective, &mut losses);
         losses.total = losses.clip
             + objective.balance * losses.balance
             + objective.router_z * losses.router_z

@@ -115,14 +115,9 @@ impl Device {
         Ok(())
     }
 
-    /// The numbers.
-    pub fn wait<T: bytemuck::Pod>(self) -> Result<Vec<T>> {
-        let waiting = |e| failed("waiting for numbers", &e);
-        self.arrived.synchronize().map_err(waiting)?;
-        let bytes = self.pinned.as_slice().map_err(waiting)?;
-        let numbers = bytemuck::pod_collect_to_vec(&bytes[..self.bytes]);
-        self.device.idle.borrow_mut().push(self.pinned);
-        Ok(numbers)
+    /// Waits for all work.
+    pub fn wait(&self) -> Result<()> {
+        self.stream.synchronize().map_err(|e| failed("running kernels", &e))
     }
 
     /// Page-locked memory of so many bytes.

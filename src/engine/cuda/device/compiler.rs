@@ -19,12 +19,13 @@ use crate::config::Precision;
 use crate::error::{Context as _, Error, Result};
 
 /// The kernels, in the order in which they build on each other.
-pub(super) const SOURCES: [&str; 10] = [
+pub(super) const SOURCES: [&str; 11] = [
     include_str!("../kernels/prelude.cuh"),
     include_str!("../kernels/patches.cuh"),
     include_str!("../kernels/embedding.cuh"),
     include_str!("../kernels/norm.cuh"),
     include_str!("../kernels/activation.cuh"),
+    include_str!("../kernels/tiles.cuh"),
     include_str!("../kernels/attention.cuh"),
     include_str!("../kernels/router.cuh"),
     include_str!("../kernels/experts.cuh"),
@@ -40,12 +41,8 @@ pub(super) fn kernels(
     let (major, minor) = context
         .compute_capability()
         .map_err(|e| failed("reading its compute capability", &e))?;
-    let mut options = vec![format!("--gpu-architecture=sm_{major}{minor}")];
-    options.extend(["--std=c++17", "-default-device"].map(str::to_owned));
-    if precision == Precision::Bf16 {
-        options.push("-DREAL_BF16".to_owned());
-    }
-    let source = SOURCES.concat().replace("#pragma once", "");
+    let options = options(&format!("sm_{major}{minor}"), precision);
+    let source = source();
     let card = context.name().map_err(|e| failed("reading its name", &e))?;
     let mut key = blake3::Hasher::new();
     for part in [source.as_str(), card.as_str()]
@@ -69,6 +66,21 @@ pub(super) fn kernels(
     }
     let module = context.load_module(nvrtc::Ptx::from_binary(cubin));
     module.map_err(|e| failed("loading the kernels", &e))
+}
+
+/// The source of all kernels, for NVRTC.
+pub fn source() -> String {
+    SOURCES.concat().replace("#pragma once", "")
+}
+
+/// What NVRTC is asked for: an architecture such as `sm_90` or `compute_90`, and a precision.
+pub fn options(architecture: &str, precision: Precision) -> Vec<String> {
+    let mut options = vec![format!("--gpu-architecture={architecture}")];
+    options.extend(["--std=c++17", "-default-device"].map(str::to_owned));
+    if precision == Precision::Bf16 {
+        options.push("-DREAL_BF16".to_owned());
+    }
+    options
 }
 
 /// Where compiled kernels are kept; nowhere for a user without a home.

@@ -15,6 +15,7 @@ mod values;
 
 pub use super::kind::Kind;
 pub use card::Device;
+pub use compiler::{options, source};
 pub use driver::{available, require};
 pub use profile::Spent;
 pub use transfer::Pending;
