@@ -22,17 +22,19 @@ use upcycle::{par, rng};
 
 const SEED: u64 = 1;
 
-/// Rows around `centres` overlapping directions, of different lengths.
-fn rows(n: usize, d: usize, centres: usize) -> Matrix {
-    let mut means = vec![0.0_f32; centres * d];
+/// Rows around `centers` overlapping directions, of different lengths.
+fn rows(n: usize, d: usize, centers: usize) -> Matrix {
+    let mut means = vec![0.0_f32; centers * d];
     rng::fill_normal(&mut rng::stream(SEED, "bench/centres"), 0.08, &mut means);
+
     let mut x = Matrix::zeros(n, d);
     let chunk = 1000 * d;
     par::for_each_chunk(x.data_mut(), chunk, |index, chunk| {
         let mut stream = rng::stream(SEED, &format!("bench/x.{index}"));
         rng::fill_normal(&mut stream, 1.0, chunk);
+
         for (i, row) in chunk.chunks_exact_mut(d).enumerate() {
-            let mean = &means[i % centres * d..][..d];
+            let mean = &means[i % centers * d..][..d];
             row.iter_mut().zip(mean).for_each(|(v, m)| *v += m);
         }
     });
@@ -44,6 +46,8 @@ fn read(x: &Matrix) -> f32 {
     let sums = par::map(x.rows().div_ceil(1024), |index| {
         let first = index * 1024 * x.cols();
         let piece = &x.data()[first..(first + 1024 * x.cols()).min(x.data().len())];
+
+        // So many sums that reading is the limit, and not the latency of additions.
         let mut lanes = [0.0_f32; 64];
         for chunk in piece.as_chunks::<64>().0 {
             lanes.iter_mut().zip(chunk).for_each(|(lane, v)| *lane += v);
@@ -61,6 +65,7 @@ fn kmeans(criterion: &mut Criterion) {
     group.throughput(Throughput::Bytes(x.data().len() as u64 * 4));
     group.bench_function("read", |bencher| bencher.iter(|| read(black_box(&x))));
     group.finish();
+
     for (restarts, precision) in [
         (1, Precision::F32),
         (1, Precision::Bf16),
@@ -102,13 +107,16 @@ fn subspaces(criterion: &mut Criterion) {
     let (d, h, experts, n) = (768, 3072, 8, 20_000);
     let x = rows(n, d, experts);
     let labels: Vec<u32> = (0..8).cycle().take(n).collect();
+
     let (mut fc1, mut fc2) = (Matrix::zeros(h, d), Matrix::zeros(d, h));
     let mut stream = rng::stream(SEED, "bench/weights");
     rng::fill_normal(&mut stream, 0.04, fc1.data_mut());
     rng::fill_normal(&mut stream, 0.02, fc2.data_mut());
+
     let bias1 = vec![0.0; h];
     let gelu = |values: &mut [f32]| activation::apply(Activation::Gelu, values);
     let bias2 = vec![0.0; d];
+
     let weights = FfnTensors {
         fc1: fc1.data(),
         fc1_bias: &bias1,
@@ -116,11 +124,14 @@ fn subspaces(criterion: &mut Criterion) {
         fc2_bias: &bias2,
     };
     let ffn = FfnFunction { weights, activation: &gelu };
+
+    // Moments are gathered once and serve every variant.
     let start = Instant::now();
     let mut builder = LayerMoments::builder(ffn, experts).expect("an FFN");
     builder.push(x.data(), &labels).expect("rows");
     let moments = builder.finish().expect("moments");
     let gathered = start.elapsed().as_secs_f64();
+
     for center in [Center::None, Center::Mean] {
         let config = SubspacesConfig {
             labels: Labels::Clusters,
@@ -131,6 +142,7 @@ fn subspaces(criterion: &mut Criterion) {
             min_tokens: 64,
             shrinkage: 0.1,
         };
+
         let start = Instant::now();
         let found = moments.subspaces(&config, SEED, "bench").expect("subspaces");
         println!(
@@ -168,6 +180,7 @@ fn operators(criterion: &mut Criterion) {
         values
     };
     let (x, dy) = (normal("bench/rows", n * d, 1.0), normal("bench/pull", n * d, 1.0));
+
     let mut group = criterion.benchmark_group(format!("ops/{n}x{d}/seed{SEED}"));
     group.sample_size(20).warm_up_time(Duration::from_millis(300));
 
@@ -218,6 +231,7 @@ fn operators(criterion: &mut Criterion) {
     };
     let shape =
         experts::Shape { experts: e, width: d, hidden: h, activation: Activation::Gelu };
+
     let router = normal("bench/router", e * d, 0.1);
     let mut grown = parts.each_ref().map(|part| vec![0.0; part.len()]);
     let (mut routing, mut space) =

@@ -106,6 +106,7 @@ impl Error {
             if !text.ends_with(&said) {
                 text = format!("{text}: {said}");
             }
+
             cause = inner.source();
         }
         text.split_whitespace().collect::<Vec<_>>().join(" ")

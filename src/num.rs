@@ -77,6 +77,7 @@ pub fn std_dev(values: &[f64]) -> f64 {
         return 0.0;
     }
     let center = mean(values);
+
     let squares: f64 = values.iter().map(|v| (v - center).powi(2)).sum();
     (squares / (values.len() - 1) as f64).sqrt()
 }

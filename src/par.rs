@@ -18,6 +18,7 @@ pub fn for_each_chunk<T: Send>(
         }
         return;
     }
+
     out.par_chunks_mut(chunk_len)
         .enumerate()
         .for_each(|(index, chunk)| work(index, chunk));

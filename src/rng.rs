@@ -22,6 +22,7 @@ pub type Stream = ChaCha8Rng;
 /// ```
 pub fn stream(seed: u64, name: &str) -> Stream {
     let mut hasher = blake3::Hasher::new_derive_key("upcycle 2026-11-22 random stream");
+
     hasher.update(&seed.to_le_bytes());
     hasher.update(name.as_bytes());
     Stream::from_seed(*hasher.finalize().as_bytes())

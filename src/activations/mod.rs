@@ -8,14 +8,15 @@
 
 use std::path::Path;
 
-use crate::data::{Dataset, SampleRow, Split};
+use crate::data::{Dataset, Split};
 use crate::engine::{Engine, FfnInputs, TowerInput};
 use crate::error::{Error, Result};
-use crate::io::table::{Column, Table, TableWriter};
+use crate::io::table::{Table, TableWriter};
 use crate::model::Tower;
 use crate::num::index_u32;
 use crate::par;
 use crate::rng::{self, RngExt, SliceRandom};
+use crate::tables::{Activations, Layer, SampleRow, TokenRow};
 
 /// What is recorded.
 #[derive(Debug, Clone)]
@@ -32,8 +33,8 @@ pub struct Recording {
     pub seed: u64,
 }
 
-/// Writes `<tower>-<layer>.parquet` for every layer into `out`; the number of rows of each
-/// layer comes back. `progress` is told how many samples are done.
+/// Writes `<tower>-<layer>.parquet` for every layer into `out` and returns the number of rows of
+/// each. `progress` is told how many samples are done.
 pub fn record(
     engine: &mut dyn Engine,
     data: &Dataset,
@@ -41,6 +42,7 @@ pub fn record(
     out: &Path,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<usize>> {
+    // Samples are drawn by shuffling all of them, so that a larger number contains a smaller one.
     let split = data.split("train")?;
     let mut order: Vec<usize> = (0..split.len()).collect();
     order.shuffle(&mut rng::stream(recording.seed, "activations/samples"));
@@ -58,7 +60,8 @@ pub fn record(
                 "moe: the {tower} tower has no block {layer}, only blocks below {layers}"
             )));
         }
-        let file = format!("{}-{layer}.parquet", tower.name());
+
+        let file = Activations::file(tower.name(), layer);
         sinks.push((TableWriter::create(&out.join(file))?, 0));
     }
 
@@ -74,6 +77,7 @@ pub fn record(
         done += rows.len();
         progress(done);
     }
+
     write(&mut sinks, &waiting)?;
     sinks.into_iter().map(|(sink, count)| sink.finish().map(|()| count)).collect()
 }
@@ -101,6 +105,8 @@ impl Recorder<'_> {
     fn batch(&mut self, rows: &[usize]) -> Result<Vec<(usize, Table)>> {
         let samples: Vec<u32> =
             rows.iter().map(|&row| self.split.rows[row].sample).collect();
+
+        // One tower's rows are in memory at a time, and one pass gives all of its layers.
         let mut tables = Vec::new();
         for tower in Tower::BOTH {
             let own = self.recording.layers.iter().enumerate();
@@ -115,7 +121,9 @@ impl Recorder<'_> {
             let blocks: Vec<usize> = layers.iter().map(|&(_, layer)| layer).collect();
             let inputs = self.inputs(tower, rows, &blocks)?;
             let kept = Kept::new(&inputs, tower, &samples, self.recording);
-            let made = par::map(layers.len(), |i| kept.table(&inputs, layers[i].1));
+            let made = par::try_map(layers.len(), |i| {
+                kept.activations(&inputs, layers[i].1).into_table()
+            })?;
             tables.extend(layers.iter().map(|&(index, _)| index).zip(made));
         }
         Ok(tables)
@@ -134,6 +142,8 @@ impl Recorder<'_> {
                 self.split.pixels(rows, &mut pixels)?;
                 self.engine.ffn_inputs(TowerInput::Pixels(&pixels), blocks)
             }
+
+            // A sample may have several captions; one of them is recorded.
             Tower::Text => {
                 let texts: Vec<&str> =
                     rows.iter().map(|&row| self.caption(&self.split.rows[row])).collect();
@@ -163,6 +173,7 @@ struct Kept {
 }
 
 impl Kept {
+    /// Chooses rows of a tower over a batch.
     fn new(
         inputs: &FfnInputs,
         tower: Tower,
@@ -171,9 +182,12 @@ impl Kept {
     ) -> Self {
         let (rows, sample_numbers, positions) = Default::default();
         let mut kept = Self { tower, rows, samples: sample_numbers, positions };
+
         for (bounds, &sample) in inputs.starts.windows(2).zip(samples) {
             let mut own: Vec<usize> =
                 (bounds[0]..bounds[1]).filter(|&row| inputs.counted[row]).collect();
+
+            // Drawn by the name of the sample, and put back into the order of the tokens.
             let wanted = recording.tokens_per_sample;
             if wanted > 0 && wanted < own.len() {
                 let name = format!("activations/tokens/{}/{sample}", tower.name());
@@ -190,20 +204,21 @@ impl Kept {
     }
 
     /// The kept rows of one layer.
-    fn table(&self, inputs: &FfnInputs, layer: usize) -> Table {
-        let input = &inputs.rows[&layer];
+    fn activations(&self, inputs: &FfnInputs, block: usize) -> Activations {
+        let input = &inputs.rows[&block];
         let width = input.len() / inputs.counted.len().max(1);
-        let mut data = Vec::with_capacity(self.rows.len() * width);
+        let mut kept = Vec::with_capacity(self.rows.len() * width);
         for &row in &self.rows {
-            data.extend_from_slice(&input[row * width..(row + 1) * width]);
+            kept.extend_from_slice(&input[row * width..(row + 1) * width]);
         }
 
-        let n = self.rows.len();
-        Table::new()
-            .with("tower", Column::Text(vec![self.tower.name().to_owned(); n]))
-            .with("layer", Column::U32(vec![index_u32(layer); n]))
-            .with("sample", Column::U32(self.samples.clone()))
-            .with("position", Column::U32(self.positions.clone()))
-            .with("x", Column::Vectors { width, data })
+        let layer = Layer::new(self.tower.name(), block);
+        let tokens = self.samples.iter().zip(&self.positions);
+        let tokens = tokens.map(|(&sample, &position)| TokenRow {
+            layer: layer.clone(),
+            sample,
+            position,
+        });
+        Activations { tokens: tokens.collect(), width, inputs: kept }
     }
 }

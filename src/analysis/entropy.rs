@@ -19,6 +19,8 @@ pub struct Entropy {
 pub fn entropy(routing: &Routing<'_>) -> Entropy {
     let total: f64 = (0..routing.tokens()).map(|token| of(routing.probs(token))).sum();
     let nats = total / routing.tokens() as f64;
+
+    // The largest entropy is that of the uniform distribution.
     let most = (routing.experts() as f64).ln();
     Entropy { nats, normalized: (most > 0.0).then(|| nats / most) }
 }

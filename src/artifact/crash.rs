@@ -13,7 +13,7 @@ pub const STEPS: &[&str] = &[
     "cleaned",
 ];
 
-/// Ends the process without clean-up if `armed` names this point, as SIGKILL would.
+/// Ends the process if `armed` names this point: without cleaning up, as SIGKILL would.
 pub(super) fn point(armed: Option<&str>, name: &str) {
     debug_assert!(STEPS.contains(&name), "{name} is not in the list of steps");
     if armed == Some(name) {

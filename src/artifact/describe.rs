@@ -34,6 +34,7 @@ pub(super) fn describe(path: &Path) -> Result<Description> {
     }
 }
 
+/// A table by its footer.
 fn parquet_file(path: &Path) -> Result<Description> {
     let failing = || format!("{} is not a readable Parquet file", path.display());
     let file = File::open(path).context(failing)?;
@@ -61,6 +62,7 @@ fn column(field: &Type) -> String {
     }
 }
 
+/// Tensors by the header of their file.
 fn safetensors_file(path: &Path) -> Result<Description> {
     let failing = || format!("{} is not a readable safetensors file", path.display());
     let mut file = File::open(path).context(failing)?;
@@ -76,6 +78,7 @@ fn safetensors_file(path: &Path) -> Result<Description> {
 
     let mut header = Vec::new();
     file.take(length).read_to_end(&mut header).context(failing)?;
+
     let header: serde_json::Map<String, serde_json::Value> =
         serde_json::from_slice(&header).context(failing)?;
     let tensors = header.keys().filter(|name| *name != "__metadata__").count();
@@ -83,6 +86,7 @@ fn safetensors_file(path: &Path) -> Result<Description> {
     Ok(Description { kind: "safetensors".to_owned(), rows: Some(rows), schema: None })
 }
 
+/// JSON, which is read whole to see that it is valid.
 fn json_file(path: &Path) -> Result<Description> {
     let failing = || format!("{} is not valid JSON", path.display());
     let text = std::fs::read(path).context(failing)?;

@@ -21,8 +21,11 @@ impl fmt::Display for Change {
         if self.path == "source" {
             return f.write_str("code changed");
         }
+
+        // Of files only digests are known, which say nothing to people.
         let is_file =
             self.path.starts_with("inputs.") || self.path.starts_with("externals.");
+
         match (&self.old, &self.new) {
             (Some(_), Some(_)) if is_file => write!(f, "{} changed", self.path),
             (Some(_), None) if is_file => write!(f, "{} is gone", self.path),
@@ -37,7 +40,7 @@ impl fmt::Display for Change {
     }
 }
 
-/// A value on one line, cut where it would flood it.
+/// A value as text, cut to 40 characters.
 struct Short<'a>(&'a Value);
 
 impl fmt::Display for Short<'_> {
@@ -60,6 +63,7 @@ pub fn changes(old: &Value, new: &Value) -> Vec<Change> {
     found
 }
 
+/// Adds the differences between two values at `path`; mappings are compared key by key.
 fn compare(
     path: &str,
     old: Option<&Value>,
@@ -69,6 +73,7 @@ fn compare(
     if old == new {
         return;
     }
+
     if let (Some(Value::Object(a)), Some(Value::Object(b))) = (old, new) {
         let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
         for key in keys {
@@ -77,9 +82,11 @@ fn compare(
         }
         return;
     }
+
     found.push(Change { path: path.to_owned(), old: old.cloned(), new: new.cloned() });
 }
 
+/// The path of a key inside of a mapping.
 fn join(path: &str, key: &str) -> String {
     if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }

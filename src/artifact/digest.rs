@@ -58,6 +58,7 @@ pub fn canonical(value: &Value) -> String {
     text
 }
 
+/// Writes the canonical text of a value behind what is there.
 pub(super) fn write_canonical(value: &Value, out: &mut String) {
     match value {
         Value::Array(items) => {
@@ -70,6 +71,8 @@ pub(super) fn write_canonical(value: &Value, out: &mut String) {
             }
             out.push(']');
         }
+
+        // serde_json sorts keys already, unless a crate in the tree asks it not to.
         Value::Object(map) => {
             let mut keys: Vec<_> = map.keys().collect();
             keys.sort_unstable();
@@ -84,12 +87,14 @@ pub(super) fn write_canonical(value: &Value, out: &mut String) {
             }
             out.push('}');
         }
+
+        // Numbers have the text that serde_json gives them: the shortest that reads back.
         Value::String(text) => write_text(text, out),
         scalar => out.push_str(&scalar.to_string()),
     }
 }
 
-/// A JSON string.
+/// Writes a JSON string. Most texts need no escape, and are not copied to find that out.
 pub(super) fn write_text(text: &str, out: &mut String) {
     if text.bytes().any(|b| b < 0x20 || b == b'"' || b == b'\\') {
         out.push_str(&Value::from(text).to_string());

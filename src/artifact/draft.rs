@@ -11,6 +11,7 @@ use crate::error::Result;
 #[derive(Debug)]
 pub struct Draft {
     folder: PathBuf,
+    /// Where resumable checkpoints go, if there are any.
     scratch: PathBuf,
     metrics: BTreeMap<String, Option<f64>>,
 }
@@ -49,6 +50,7 @@ impl Draft {
         Ok(self.scratch.clone())
     }
 
+    /// The figures that were kept.
     pub(super) fn into_metrics(self) -> BTreeMap<String, Option<f64>> {
         self.metrics
     }

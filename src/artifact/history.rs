@@ -28,6 +28,7 @@ pub(super) struct Record<'a> {
 /// Appends a line. History is a courtesy: a failure to write it is not an error.
 pub(super) fn append(root: &Path, record: &Record<'_>) {
     let Ok(mut line) = serde_json::to_string(record) else { return };
+
     // One write per line: processes that append at the same time do not mix their lines.
     line.push('\n');
     let path = root.join(".state").join("runs.jsonl");

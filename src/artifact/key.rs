@@ -138,6 +138,7 @@ fn object<T>(
     out.push('}');
 }
 
+/// Writes a JSON string.
 fn text(value: &str, out: &mut String) {
     digest::write_text(value, out);
 }
@@ -184,6 +185,7 @@ pub(super) fn key_of(preimage: &Value) -> Key {
     hash(stage, &canonical(preimage))
 }
 
+/// The key of a stage's preimage in canonical form.
 fn hash(stage: &str, canonical: &str) -> Key {
     let mut hasher = blake3::Hasher::new_derive_key(DOMAIN);
     hasher.update(stage.as_bytes());

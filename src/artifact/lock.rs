@@ -31,12 +31,15 @@ pub(super) fn attempt(path: &Path) -> Result<Try> {
     let file = open(path)?;
     match file.try_lock() {
         Ok(()) => Ok(Try::Held(sign(file))),
+
+        // The holder may not have signed yet, and then it has no name.
         Err(TryLockError::WouldBlock) => {
             let holder = fs::read_to_string(path).unwrap_or_default();
             let holder = holder.lines().next().unwrap_or_default();
             let known = !holder.is_empty();
             Ok(Try::Busy(if known { holder } else { "another process" }.to_owned()))
         }
+
         Err(TryLockError::Error(error)) => {
             Err(error).context(|| format!("cannot lock {}", path.display()))
         }
@@ -72,7 +75,7 @@ fn open(path: &Path) -> Result<File> {
 
 /// Writes into a lock who holds it.
 fn sign(mut file: File) -> Guard {
-    // The text is a courtesy: a lock without it works as well.
+    // The text is for people: the lock works as well without it.
     let _ = file.set_len(0);
     let text = format!("process {} since {}\n", std::process::id(), now_text());
     let _ = file.write_all(text.as_bytes());

@@ -1,8 +1,8 @@
 //! The manifest: what a result is, what made it, and the digests that protect it.
 //!
-//! JSON with sorted keys, written last. Its own digest covers its text, so that a truncated
-//! or edited manifest is never believed. Provenance tells people the circumstances and feeds
-//! no key.
+//! It is JSON with sorted keys, and it is written last. Its own digest covers its text, so that
+//! a truncated or edited manifest is never believed. Provenance tells people the circumstances
+//! and enters no key.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -138,6 +138,8 @@ impl Manifest {
         if manifest.schema != SCHEMA {
             return Err(unknown_schema(manifest.schema));
         }
+
+        // A manifest that was copied from another result is whole, but not that of this one.
         if manifest.key != *key || key::key_of(&manifest.key_preimage) != *key {
             return Err(format!("its preimage does not hash to {key}"));
         }
@@ -147,6 +149,7 @@ impl Manifest {
     /// The text that is stored.
     pub fn render(&self) -> Result<String> {
         let zeroed = Self { digest: "0".repeat(64), ..self.clone() };
+
         // The way through a value sorts the keys.
         let value = serde_json::to_value(&zeroed)
             .context(|| "cannot write the manifest as JSON".to_owned())?;
@@ -154,6 +157,7 @@ impl Manifest {
             .context(|| "cannot write the manifest as text".to_owned())?;
         text.push('\n');
 
+        // The digest is that of the text with zeros in its place.
         let digest = digest_of_text(&text);
         let digits = HEAD.len()..HEAD.len() + 64;
         text.replace_range(digits, digest.as_str());
@@ -178,6 +182,7 @@ pub struct Brief {
     pub files: Arc<BTreeMap<String, Digest>>,
 }
 
+/// The fields of a manifest that a reader needs; the others are skipped.
 #[derive(Deserialize)]
 struct BriefText<'a> {
     schema: u32,
@@ -186,6 +191,7 @@ struct BriefText<'a> {
     outputs: Vec<BriefOutput<'a>>,
 }
 
+/// The fields of a file that a reader needs.
 #[derive(Deserialize)]
 struct BriefOutput<'a> {
     #[serde(borrow)]
@@ -202,6 +208,7 @@ impl Brief {
             .map_err(|why| Error::corrupt(format!("{}: {why}", path.display())))
     }
 
+    /// As [`Brief::read`], from text; the error says what is wrong.
     fn parse(text: &str, key: &Key) -> std::result::Result<Self, String> {
         check_text(text)?;
         let brief: BriefText<'_> =
@@ -212,11 +219,13 @@ impl Brief {
         if brief.key != key.as_str() {
             return Err(format!("it is the manifest of {}, not of {key}", brief.key));
         }
+
         let files = brief.outputs.into_iter().map(|o| (o.path.into_owned(), o.blake3));
         Ok(Self { files: Arc::new(files.collect()) })
     }
 }
 
+/// What is wrong with a manifest of another version.
 fn unknown_schema(found: u32) -> String {
     format!("the manifest has the schema {found}; this program reads schema {SCHEMA}")
 }

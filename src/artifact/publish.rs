@@ -118,6 +118,7 @@ impl Store {
         if request.force {
             return Ok(None);
         }
+
         match self.check(request.expected)? {
             State::Fresh => Ok(Some(Outcome::Fresh)),
             State::Reusable => {
@@ -126,6 +127,8 @@ impl Store {
                 Ok(Some(Outcome::Reused))
             }
             State::Stale(_) => Ok(None),
+
+            // A damaged result is kept for whoever wants to know why, and made again.
             State::Damaged(damage) => {
                 let moved_to = self.quarantine(request.expected)?;
                 notice(Notice::Quarantined { damage, moved_to });
@@ -145,6 +148,7 @@ impl Store {
         let expected = request.expected;
         let clock = Instant::now();
         let staging = self.staging(expected)?;
+
         let run = || -> Result<()> {
             let mut draft = Draft::new(&staging, self.scratch(expected));
             self.crash("staged");
@@ -167,6 +171,7 @@ impl Store {
             self.install(expected, &staging, &manifest, notice)?;
             self.make_current(expected)
         };
+
         if let Err(error) = run() {
             // The error to report is that of the run, whatever becomes of the folder.
             let _ = files::remove_tree(&staging);
@@ -262,6 +267,7 @@ impl Store {
         crate::par::try_map(names.len(), |index| self.seal_file(staging, &names[index]))
     }
 
+    /// Describes one file and makes it final. What does not open as what its name says fails here.
     fn seal_file(&self, staging: &Path, name: &str) -> Result<Output> {
         let path = staging.join(name);
         let described = describe::describe(&path)?;
@@ -359,6 +365,8 @@ impl Store {
         let from = self.current(place).ok_or_else(none)?;
         let manifest = self.manifest(place, &from)?.ok_or_else(none)?;
         let source = self.dir(place, &from);
+
+        // What is damaged must not become a result that nobody would check the cause of.
         let damage = self.damage(&source, &manifest.digests())?;
         if let Some(what) = damage.first() {
             return Err(Error::corrupt(format!("{place} cannot be accepted: {what}")));
@@ -366,6 +374,7 @@ impl Store {
 
         lock::prepare(self.root())?;
         let _lock = lock::exclusive(&lock::path_of(self.root(), &expected.key))?;
+
         let staging = self.staging(expected)?;
         let draft = Draft::new(&staging, self.scratch(expected));
         for output in &manifest.outputs {
@@ -385,12 +394,14 @@ impl Store {
         self.make_current(expected)
     }
 
+    /// The circumstances of a run that ends now; its length is filled in by the caller.
     fn provenance(&self, request: &Request<'_>, started: &str) -> Provenance {
         let inputs: BTreeMap<String, String> = request
             .inputs
             .iter()
             .map(|input| (input.name.clone(), format!("{}/{}", input.place, input.key)))
             .collect();
+
         Provenance {
             started: started.to_owned(),
             finished: now_text(),
@@ -408,6 +419,7 @@ impl Store {
         }
     }
 
+    /// Adds a line to the history.
     fn log(&self, request: &Request<'_>, outcome: &str, wall: f64) {
         let record = Record {
             time: now_text(),
@@ -420,12 +432,14 @@ impl Store {
         history::append(self.root(), &record);
     }
 
+    /// Dies here if a test has armed this point.
     fn crash(&self, step: &str) {
         crash::point(self.options.crash_at.as_deref(), step);
     }
 }
 
-/// Run names are unique inside a stage and keys inside a run.
+/// The name of a result's folder in `.tmp`: run names are unique inside a stage, and keys
+/// inside a run.
 fn staging_name(expected: &Expected) -> String {
     match &expected.place.run {
         Some(run) => format!("{run}-{}", expected.key),

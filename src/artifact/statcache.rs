@@ -66,6 +66,7 @@ struct FileNumber {
     inode: u64,
 }
 
+/// A file that was hashed.
 #[derive(Debug, Clone)]
 struct Entry {
     stat: Stat,
@@ -75,6 +76,7 @@ struct Entry {
 }
 
 impl Entry {
+    /// Whether the file had been left alone long enough for its times to prove anything.
     fn is_settled(&self) -> bool {
         let last = self.stat.modified.max(self.stat.changed);
         self.recorded.saturating_sub(last) >= RACY_NANOSECONDS
@@ -106,6 +108,8 @@ impl StatCache {
     pub(super) fn put(&mut self, stat: Stat, digest: Digest) {
         let file = stat.file();
         let entry = Entry { stat, recorded: files::now_nanoseconds(), digest };
+
+        // An entry that cannot be trusted must not leave an older one in its place.
         if entry.is_settled() {
             self.changed.push(file);
             self.entries.insert(file, entry);
@@ -122,10 +126,12 @@ impl StatCache {
         }
     }
 
+    /// [`StatCache::save`], with its error.
     fn try_save(&self, path: &Path) -> Result<()> {
         // Other processes save too: what they wrote since we read the file must stay.
         let _guard = lock::exclusive(&path.with_extension("lock"))?;
         let mut merged = Self::load(path).entries;
+
         if merged.len() > LIMIT {
             merged.clear();
         }
@@ -140,6 +146,7 @@ impl StatCache {
     }
 }
 
+/// The text of the cache file: a line for each file.
 fn render(entries: &BTreeMap<FileNumber, Entry>) -> String {
     let mut text = format!("{HEADER}\n");
     for Entry { stat, recorded, digest } in entries.values() {

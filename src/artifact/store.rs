@@ -54,7 +54,9 @@ pub enum Reason {
 pub struct Store {
     root: PathBuf,
     pub(super) options: Options,
+    /// Digests of files that have not changed since they were hashed.
     stats: Mutex<StatCache>,
+    /// Manifests that were read, by the directory of their result.
     briefs: Mutex<BTreeMap<PathBuf, Brief>>,
 }
 
@@ -98,6 +100,8 @@ impl Store {
         if let Some(known) = hold(&self.briefs).get(&dir) {
             return Ok(Some(known.clone()));
         }
+
+        // Absence is not remembered: another process may be making the result.
         let brief = present(&dir, Brief::read(&dir.join(MANIFEST), key))?;
         if let Some(brief) = &brief {
             hold(&self.briefs).insert(dir, brief.clone());
@@ -114,6 +118,7 @@ impl Store {
             Err(error) => return Ok(State::Damaged(vec![error.message().to_owned()])),
         };
 
+        // Damage comes first: a result that `current` points to is not fresh if it is broken.
         let damage = self.damage(&dir, &brief.files)?;
         Ok(if !damage.is_empty() {
             State::Damaged(damage)
@@ -147,6 +152,7 @@ impl Store {
 
         for (name, expected) in files {
             let path = dir.join(name);
+            // That a file cannot be read at all, for want of rights say, is no damage.
             match self.digest(&path, Some(expected)) {
                 Ok(digest) if digest == *expected => {}
                 Ok(_) => wrong.push(format!("{name} was changed")),
@@ -179,6 +185,7 @@ impl Store {
         {
             return Ok(known.clone());
         }
+
         let digest = Digest::of_file(path)?;
         self.remember(path, stat, &digest);
         Ok(digest)
@@ -249,6 +256,7 @@ pub(super) fn stat_of(path: &Path) -> Result<Stat> {
     Ok(Stat::of(&metadata))
 }
 
+/// Where the cache of digests is kept.
 fn statcache_path(root: &Path) -> PathBuf {
     root.join(".state").join("statcache")
 }

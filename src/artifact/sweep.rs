@@ -2,9 +2,9 @@
 //!
 //! The results that `current` points to are marked and, through the provenance of their
 //! manifests, everything that they were made from. The rest may go, except for what another
-//! process has locked and for what has become current since it was marked: a run keeps the
-//! locks of what it reads until its own `current` is set, so under the lock of a result the
-//! links tell the whole truth about it.
+//! process has locked and for what has become current since the marking. A run keeps the locks
+//! of what it reads until its own `current` is set, so whoever holds the lock of a result can
+//! rely on the links.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -52,6 +52,7 @@ impl Store {
             }
         }
 
+        // What is not marked, and what unfinished runs left behind.
         let mut garbage: Vec<Garbage> = results
             .into_iter()
             .filter(|(path, _)| !marked.contains(path))
@@ -66,6 +67,8 @@ impl Store {
         if !marked.insert(path.to_owned()) {
             return;
         }
+
+        // Through a damaged manifest nothing is marked: the result is made again in any case.
         let Ok(manifest) = Manifest::read(&path.join(MANIFEST), key) else { return };
         for input in manifest.provenance.inputs.values() {
             let path = self.root().join(input);
@@ -79,10 +82,12 @@ impl Store {
     /// What killed runs left in `.tmp`: staging folders and resumable checkpoints.
     fn leftovers(&self, links: &Arc<Links>) -> Vec<Garbage> {
         let mut found = Vec::new();
+
         for stage in entries(self.root()) {
             for path in entries(&stage.join(".tmp")) {
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
                 let name = name.trim_start_matches("scratch-");
+
                 // The name of a run may stand before the key, a suffix behind it.
                 let key = name
                     .split(['.', '-'])
@@ -97,6 +102,7 @@ impl Store {
 
     /// Removes one thing unless it is in use or has come into use; says whether it went.
     pub fn remove(&self, garbage: &Garbage) -> Result<bool> {
+        // A leftover whose name has no key belongs to nobody, and needs no lock.
         lock::prepare(self.root())?;
         let _guard = match Key::parse(&garbage.key) {
             Some(key) => match lock::attempt(&lock::path_of(self.root(), &key))? {

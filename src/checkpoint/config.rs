@@ -14,7 +14,7 @@ use super::section::{LARGEST, Section};
 use super::{hugging_face, open_clip};
 use crate::error::{Error, Result};
 use crate::io::tensors::Tensors;
-use crate::model::names::{self, Part, Place};
+use crate::model::names::{self, ParameterId, Part};
 use crate::model::{ClipConfig, TextConfig, Tower, VisionConfig};
 
 /// The value of `model_type` in `config.json`.
@@ -31,7 +31,7 @@ const BOOKKEEPING: [&str; 6] = [
     "transformers_version",
 ];
 
-/// Most blocks of a tower.
+/// Number of blocks of a tower at most; more is a mistake or an attack.
 const MOST_LAYERS: usize = 1024;
 
 /// The configuration beside the weights if there is one, else what the shapes tell.
@@ -66,6 +66,7 @@ pub(super) fn beside(
                 hugging_face::FILE
             )));
         }
+        // The number of heads changes no shape, so tensors alone never tell it.
         (Layout::HuggingFace, None) => {
             let Some(path) = file(hugging_face::FILE) else {
                 let place = folder.join(hugging_face::FILE);
@@ -76,6 +77,7 @@ pub(super) fn beside(
             };
             hugging_face::shape(&path, hints)?
         }
+        // Our own folders have open_clip's names of tensors, and a config.json of our own.
         (Layout::OpenClip, None) => {
             match (file(open_clip::FILE), file(hugging_face::FILE)) {
                 (Some(path), _) => open_clip::shape(&open_clip::read(&path)?, hints)?,
@@ -87,6 +89,7 @@ pub(super) fn beside(
             }
         }
     };
+
     check(&config)?;
     Ok(config)
 }
@@ -103,6 +106,7 @@ pub(super) fn of_folder(folder: &Path, hints: &Hints) -> Result<ClipConfig> {
             None => hugging_face::shape(&path, hints)?,
         }
     };
+
     check(&config)?;
     Ok(config)
 }
@@ -121,6 +125,8 @@ fn own(path: &Path, hints: &Hints) -> Result<Option<ClipConfig>> {
     .map_err(|e| {
         Error::corrupt(format!("{place} is not a valid model configuration")).caused_by(e)
     })?;
+
+    // Our file states everything, so hints can only agree with it or be wrong.
     hints.activation(Stated::Named(config.activation))?;
     hints.agree(&config)?;
     Ok(Some(config))
@@ -136,8 +142,9 @@ fn without_bookkeeping(mut map: Map<String, Value>) -> Map<String, Value> {
 
 /// Reads the shape off `open_clip`'s tensors; heads and activation cannot be read off.
 fn from_shapes(foreign: &Tensors, hints: &Hints) -> Result<ClipConfig> {
-    let axis = |place: Place, axis: usize| -> Result<usize> {
-        let name = place.name();
+    // Lengths are bounded before anything is allocated for them.
+    let axis = |id: ParameterId, axis: usize| -> Result<usize> {
+        let name = id.name();
         let shape = foreign.get(&name).map(|tensor| tensor.shape.as_slice());
         let length = shape.and_then(|shape| shape.get(axis)).copied();
         length.filter(|n| (1..=LARGEST).contains(n)).ok_or_else(|| {
@@ -149,18 +156,21 @@ fn from_shapes(foreign: &Tensors, hints: &Hints) -> Result<ClipConfig> {
             })
         })
     };
+
+    // Every block has a first LayerNorm, so the first index without one ends the tower.
     let blocks = |tower: Tower| {
         let has = |index| {
             foreign.contains_key(&names::block(tower, index).name(Part::Ln1Weight))
         };
         (0..=MOST_LAYERS).take_while(|&index| has(index)).count()
     };
-    let hidden = |tower: Tower| axis(Place::Block(tower, 0, Part::FcBias), 0);
+    let hidden = |tower: Tower| axis(ParameterId::Block(tower, 0, Part::FcBias), 0);
 
-    let vision_width = axis(Place::PatchEmbedding, 0)?;
-    let patch = axis(Place::PatchEmbedding, 2)?;
-    let patches = axis(Place::PositionEmbedding(Tower::Vision), 0)? - 1;
-    let text_width = axis(Place::TokenEmbedding, 1)?;
+    let vision_width = axis(ParameterId::PatchEmbedding, 0)?;
+    let patch = axis(ParameterId::PatchEmbedding, 2)?;
+    // One row belongs to the class token, the others to a square grid of patches.
+    let patches = axis(ParameterId::PositionEmbedding(Tower::Vision), 0)? - 1;
+    let text_width = axis(ParameterId::TokenEmbedding, 1)?;
 
     let (Some(activation), Some(heads), Some(text_heads)) =
         (hints.activation, hints.heads, hints.text_heads)
@@ -169,7 +179,7 @@ fn from_shapes(foreign: &Tensors, hints: &Hints) -> Result<ClipConfig> {
     };
 
     Ok(ClipConfig {
-        embed_dim: axis(Place::Projection(Tower::Text), 1)?,
+        embed_dim: axis(ParameterId::Projection(Tower::Text), 1)?,
         activation,
         vision: VisionConfig {
             image_size: patches.isqrt() * patch,
@@ -180,8 +190,8 @@ fn from_shapes(foreign: &Tensors, hints: &Hints) -> Result<ClipConfig> {
             hidden: hidden(Tower::Vision)?,
         },
         text: TextConfig {
-            context: axis(Place::PositionEmbedding(Tower::Text), 0)?,
-            vocabulary: axis(Place::TokenEmbedding, 0)?,
+            context: axis(ParameterId::PositionEmbedding(Tower::Text), 0)?,
+            vocabulary: axis(ParameterId::TokenEmbedding, 0)?,
             width: text_width,
             layers: blocks(Tower::Text),
             heads: text_heads,
@@ -212,6 +222,7 @@ fn missing(hints: &Hints, [vision_width, text_width]: [usize; 2]) -> Error {
         .filter(|(missing, _)| *missing)
         .map(|(_, flag)| flag)
         .collect();
+
     Error::usage(format!(
         "there is no {} beside the weights, and tensors do not tell everything: give {}, or \
          --config with such a file or the name of an architecture, such as ViT-B-32",
@@ -220,7 +231,7 @@ fn missing(hints: &Hints, [vision_width, text_width]: [usize; 2]) -> Error {
     ))
 }
 
-/// Refuses shapes that cannot be.
+/// Refuses shapes that no model can have.
 fn check(config: &ClipConfig) -> Result<()> {
     let VisionConfig { image_size, patch, .. } = config.vision;
     if patch == 0 || image_size < patch || !image_size.is_multiple_of(patch) {
@@ -229,6 +240,7 @@ fn check(config: &ClipConfig) -> Result<()> {
         )));
     }
 
+    // Engines divide by the number of heads and allocate for every block.
     for tower in Tower::BOTH {
         let shape = config.tower(tower);
         let name = tower.name();

@@ -4,13 +4,13 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::image_processor::{self, Processor};
 use super::layout::{self, Layout};
 use super::preprocess::{PREPROCESS, Preprocessing};
 use super::shards::write_json;
 use super::{hugging_face, open_clip, shards};
 use crate::config::Activation;
 use crate::error::{Context, Error, Result};
-use crate::image::{Filter, Fit, Framing};
 use crate::io::tensors::{self, Tensors};
 use crate::model::{Checkpoint, ClipConfig};
 use crate::num::truncate_usize;
@@ -30,8 +30,9 @@ pub fn export_open_clip(
             framing.side, framing.resized
         )));
     }
-    let foreign = layout::spread(config, Layout::OpenClip, tensors)?;
 
+    // What can be refused is refused before a folder is made.
+    let foreign = layout::spread(config, Layout::OpenClip, tensors)?;
     let (vision, text) = (&config.vision, &config.text);
     let json = json!({
         "model_cfg": {
@@ -65,6 +66,7 @@ pub fn export_open_clip(
         },
     });
 
+    // Without its configuration, a folder that was written halfway is not taken for a model.
     create(folder)?;
     tensors::write(&folder.join("open_clip_model.safetensors"), &foreign)?;
     write_json(&folder.join(open_clip::FILE), &json)
@@ -82,41 +84,13 @@ pub fn export_hugging_face(
     shard: Option<u64>,
 ) -> Result<()> {
     refuse_moe(config)?;
-    let Framing { side, resized, fit, filter, .. } =
-        pictures.framing(config.vision.image_size)?;
-    let size = match fit {
-        Fit::Shortest => json!({"shortest_edge": resized}),
-        Fit::Squash => json!({"height": resized, "width": resized}),
-        Fit::Longest => {
-            return Err(Error::usage(
-                "Hugging Face's image processor cannot resize the longest side, as the \
-                 model's pictures are prepared: export to open_clip",
-            ));
-        }
-    };
-    let resample = match filter {
-        Filter::Bicubic => 3,
-        Filter::Bilinear => 2,
-    };
+    let side = config.vision.image_size;
+    let processor = image_processor::json(pictures, side, Processor::Clip)?;
     let foreign = layout::spread(config, Layout::HuggingFace, tensors)?;
 
     create(folder)?;
     shards::write(folder, &foreign, shard)?;
-    let preprocessor = json!({
-        "image_processor_type": "CLIPImageProcessor",
-        "do_convert_rgb": true,
-        "do_resize": true,
-        "size": size,
-        "resample": resample,
-        "do_center_crop": true,
-        "crop_size": {"height": side, "width": side},
-        "do_rescale": true,
-        "rescale_factor": 1.0 / 255.0,
-        "do_normalize": true,
-        "image_mean": pictures.mean,
-        "image_std": pictures.std,
-    });
-    write_json(&folder.join("preprocessor_config.json"), &preprocessor)?;
+    write_json(&folder.join(image_processor::FILE), &processor)?;
     write_json(&folder.join(hugging_face::FILE), &hugging_face_config(config))
 }
 
@@ -132,6 +106,8 @@ pub fn export_upcycle(
 ) -> Result<()> {
     create(folder)?;
     shards::write(folder, &model.tensors(), shard)?;
+
+    // The side of the square is written even where the settings leave it to the model.
     if let Some(pictures) = pictures {
         let side = model.config.vision.image_size;
         pictures.framing(side)?;
@@ -139,17 +115,21 @@ pub fn export_upcycle(
         std::fs::write(&path, Preprocessing { size: Some(side), ..*pictures }.json()?)
             .context(|| format!("writing {}", path.display()))?;
     }
+
     let path = folder.join(hugging_face::FILE);
     std::fs::write(&path, model.config.to_json()?)
         .context(|| format!("writing {}", path.display()))
 }
 
+/// Hugging Face's configuration of a `CLIPModel`. The fields that a `CLIPModel` does not read are
+/// left to its defaults.
 fn hugging_face_config(config: &ClipConfig) -> Value {
     let (vision, text) = (&config.vision, &config.text);
     let hidden_act = match config.activation {
         Activation::Gelu => "gelu",
         Activation::QuickGelu => "quick_gelu",
     };
+
     json!({
         "architectures": ["CLIPModel"],
         "model_type": "clip",
@@ -185,6 +165,7 @@ fn hugging_face_config(config: &ClipConfig) -> Value {
     })
 }
 
+/// Refuses a model that neither library can build.
 fn refuse_moe(config: &ClipConfig) -> Result<()> {
     match config.moe {
         None => Ok(()),
@@ -195,12 +176,14 @@ fn refuse_moe(config: &ClipConfig) -> Result<()> {
     }
 }
 
-/// The ratio of which `open_clip` makes the hidden width again, by rounding down.
+/// The ratio from which `open_clip` computes the hidden width again, by rounding down.
 fn ratio(hidden: usize, width: usize) -> f64 {
+    // Where the product falls just below the whole number, the next larger ratio does not.
     let ratio = hidden as f64 / width as f64;
     if truncate_usize(width as f64 * ratio) == hidden { ratio } else { ratio.next_up() }
 }
 
+/// Makes a folder, with those above it.
 fn create(folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).context(|| format!("creating {}", folder.display()))
 }

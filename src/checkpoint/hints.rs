@@ -27,7 +27,7 @@ pub struct Hints {
     pub config: Option<PathBuf>,
 }
 
-/// An activation, and whether the file says so or its format's default does.
+/// An activation, and whether the file names it or the format has it as its default.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Stated {
     Named(Activation),

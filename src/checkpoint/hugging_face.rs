@@ -23,6 +23,7 @@ pub(super) fn shape(path: &Path, hints: &Hints) -> Result<ClipConfig> {
         return Err(top.wrong("model_type", "\"clip\" (a CLIPModel with both towers)"));
     }
 
+    // The epsilon and the number of channels are fixed in the engine.
     let (vision, text) = (tower_section(&top, "vision")?, tower_section(&top, "text")?);
     for section in [&vision, &text] {
         let epsilon = section.get("layer_norm_eps").map_or(Some(EPSILON), Value::as_f64);
@@ -42,12 +43,14 @@ pub(super) fn shape(path: &Path, hints: &Hints) -> Result<ClipConfig> {
         return Err(text.wrong("eos_token_id", &expected));
     }
 
+    // One activation serves both towers here; a default of one must agree with the other too.
     let (of_vision, of_text) = (hidden_act(&vision)?, hidden_act(&text)?);
     let (Stated::Named(a) | Stated::Default(a), Stated::Named(b) | Stated::Default(b)) =
         (of_vision, of_text);
     if a != b {
         return Err(text.wrong("hidden_act", "the image tower's"));
     }
+
     let stated = if matches!(of_vision, Stated::Named(_)) { of_vision } else { of_text };
 
     let config = ClipConfig {
@@ -71,6 +74,7 @@ pub(super) fn shape(path: &Path, hints: &Hints) -> Result<ClipConfig> {
         },
         moe: None,
     };
+
     hints.agree(&config)?;
     Ok(config)
 }
@@ -82,12 +86,14 @@ fn tower_section(top: &Section, tower: &str) -> Result<Section> {
         Some(_) => top.section(&key)?,
         None => Section { place: format!("{}: {key}", top.place), map: Map::new() },
     };
+
     if top.get(&overlay).is_some() {
         section.map.extend(top.section(&overlay)?.map);
     }
     Ok(section)
 }
 
+/// The activation of a tower. `CLIPConfig`'s default is `quick_gelu`.
 fn hidden_act(section: &Section) -> Result<Stated> {
     match section.get("hidden_act").map(Value::as_str) {
         None => Ok(Stated::Default(Activation::QuickGelu)),

@@ -1,4 +1,5 @@
-//! Where each parameter of ours stands in a foreign checkpoint, and the strict accounting.
+//! Where each parameter of ours stands in a foreign checkpoint, and strict accounting: every
+//! foreign tensor is used once, and every parameter of ours is filled once.
 //!
 //! `open_clip`'s names are ours. Hugging Face splits the stacked attention projection in
 //! three and stores the two final projections transposed.
@@ -9,7 +10,7 @@ use std::path::Path;
 use super::section::Section;
 use crate::error::{Error, Result};
 use crate::io::tensors::{Tensor, Tensors};
-use crate::model::names::{self, Part, Place};
+use crate::model::names::{self, ParameterId, Part};
 use crate::model::{ClipConfig, Tower};
 
 /// Whose names a checkpoint uses.
@@ -25,7 +26,7 @@ const HUGGING_FACE: [&str; 2] = ["vision_model.", "text_model."];
 /// What `open_clip`'s names of the image tower and the text tower begin with.
 const OPEN_CLIP: [&str; 2] = ["visual.", "transformer."];
 
-/// Most beginnings of names that an error lists.
+/// Number of beginnings of names that an error lists at most.
 const SHOWN: usize = 8;
 
 /// The foreign tensors a parameter is made of.
@@ -46,11 +47,11 @@ impl Layout {
         if foreign.keys().any(theirs) { Self::HuggingFace } else { Self::OpenClip }
     }
 
-    /// `None` if the layout has no such parameter.
-    fn source(self, place: Place) -> Option<Source> {
+    /// The foreign tensors of a parameter; `None` if the layout has no such parameter.
+    fn source(self, id: ParameterId) -> Option<Source> {
         match self {
-            Self::OpenClip => Some(Source::Same(place.name())),
-            Self::HuggingFace => hugging_face(place),
+            Self::OpenClip => Some(Source::Same(id.name())),
+            Self::HuggingFace => hugging_face(id),
         }
     }
 }
@@ -63,6 +64,7 @@ pub(super) fn check_towers(path: &Path, foreign: &Tensors) -> Result<()> {
         };
         foreign.keys().find(begins)
     };
+
     let beginning = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
     let found = match (has(0), has(1)) {
         (Some(_), Some(_)) => return Ok(()),
@@ -87,44 +89,49 @@ pub(super) fn check_towers(path: &Path, foreign: &Tensors) -> Result<()> {
     )))
 }
 
-fn hugging_face(place: Place) -> Option<Source> {
+/// Where Hugging Face's `CLIPModel` keeps a parameter; `None` for the parameters of an MoE layer.
+fn hugging_face(id: ParameterId) -> Option<Source> {
     let model = |tower: Tower| format!("{}_model", tower.name());
     let vision = |rest: &str| Source::Same(format!("vision_model.{rest}"));
-    Some(match place {
-        Place::LogitScale => Source::Same("logit_scale".to_owned()),
-        Place::ClassEmbedding => vision("embeddings.class_embedding"),
-        Place::PatchEmbedding => vision("embeddings.patch_embedding.weight"),
-        Place::PreNormWeight => vision("pre_layrnorm.weight"),
-        Place::PreNormBias => vision("pre_layrnorm.bias"),
-        Place::PostNormWeight(Tower::Vision) => vision("post_layernorm.weight"),
-        Place::PostNormBias(Tower::Vision) => vision("post_layernorm.bias"),
-        Place::PostNormWeight(Tower::Text) => {
+
+    Some(match id {
+        ParameterId::LogitScale => Source::Same("logit_scale".to_owned()),
+        ParameterId::ClassEmbedding => vision("embeddings.class_embedding"),
+        ParameterId::PatchEmbedding => vision("embeddings.patch_embedding.weight"),
+        // The misspelling is Hugging Face's, and its checkpoints keep it.
+        ParameterId::PreNormWeight => vision("pre_layrnorm.weight"),
+        ParameterId::PreNormBias => vision("pre_layrnorm.bias"),
+        ParameterId::PostNormWeight(Tower::Vision) => vision("post_layernorm.weight"),
+        ParameterId::PostNormBias(Tower::Vision) => vision("post_layernorm.bias"),
+        ParameterId::PostNormWeight(Tower::Text) => {
             Source::Same("text_model.final_layer_norm.weight".to_owned())
         }
-        Place::PostNormBias(Tower::Text) => {
+        ParameterId::PostNormBias(Tower::Text) => {
             Source::Same("text_model.final_layer_norm.bias".to_owned())
         }
-        Place::TokenEmbedding => {
+        ParameterId::TokenEmbedding => {
             Source::Same("text_model.embeddings.token_embedding.weight".to_owned())
         }
-        Place::PositionEmbedding(tower) => {
+        ParameterId::PositionEmbedding(tower) => {
             Source::Same(format!("{}.embeddings.position_embedding.weight", model(tower)))
         }
-        Place::Projection(Tower::Vision) => {
+        ParameterId::Projection(Tower::Vision) => {
             Source::Transposed("visual_projection.weight".to_owned())
         }
-        Place::Projection(Tower::Text) => {
+        ParameterId::Projection(Tower::Text) => {
             Source::Transposed("text_projection.weight".to_owned())
         }
-        Place::Block(tower, index, part) => {
+        ParameterId::Block(tower, index, part) => {
             let block = format!("{}.encoder.layers.{index}", model(tower));
             let same = |rest: &str| Source::Same(format!("{block}.{rest}"));
+            // Ours is one matrix [3 d, d]: the rows of query, key and value, in this order.
             let three = |kind: &str| {
                 Source::Stacked(
                     ["q", "k", "v"]
                         .map(|which| format!("{block}.self_attn.{which}_proj.{kind}")),
                 )
             };
+
             match part {
                 Part::Ln1Weight => same("layer_norm1.weight"),
                 Part::Ln1Bias => same("layer_norm1.bias"),
@@ -160,6 +167,7 @@ struct Account {
 }
 
 impl Account {
+    /// Takes a tensor out, and notes what is wrong if it is missing or of another shape.
     fn take(&mut self, name: String, expected: &[usize]) -> Option<Tensor> {
         let Some(mut tensor) = self.foreign.remove(&name) else {
             self.missing.push(name);
@@ -172,6 +180,7 @@ impl Account {
         if tensor.shape == expected {
             return Some(tensor);
         }
+
         self.shapes.push(format!("{name} is {:?}, not {expected:?}", tensor.shape));
         None
     }
@@ -188,7 +197,7 @@ pub(super) fn collect(
 
     for parameter in names::parameters(config) {
         let shape = parameter.shape;
-        let tensor = match layout.source(parameter.place) {
+        let tensor = match layout.source(parameter.id) {
             None => {
                 account.missing.push(parameter.name.clone());
                 None
@@ -201,16 +210,19 @@ pub(super) fn collect(
             Some(Source::Stacked(three)) => {
                 let mut third = shape.clone();
                 third[0] /= 3;
+                // All three are taken before any is missed, so that one error names them all.
                 let parts = three.map(|name| account.take(name, &third));
                 let [Some(q), Some(k), Some(v)] = parts else { continue };
                 Some(Tensor { shape, data: [q.data, k.data, v.data].concat() })
             }
         };
+
         if let Some(tensor) = tensor {
             tensors.insert(parameter.name, tensor);
         }
     }
 
+    // What nobody took is a part of the model that this crate does not build.
     let unexpected = account.foreign.into_keys().collect();
     names::account(account.missing, unexpected, account.shapes)?;
     Ok(tensors)
@@ -227,7 +239,7 @@ pub(super) fn spread(
     let mut foreign = Tensors::new();
     for parameter in names::parameters(config) {
         let tensor = &tensors[&parameter.name];
-        match layout.source(parameter.place) {
+        match layout.source(parameter.id) {
             None => {
                 let name = parameter.name;
                 return Err(Error::usage(format!(
@@ -243,6 +255,7 @@ pub(super) fn spread(
             Some(Source::Stacked(three)) => {
                 let mut shape = tensor.shape.clone();
                 shape[0] /= 3;
+                // Rows lie one after the other, so a third of the rows is a third of the values.
                 let parts = tensor.data.chunks_exact(tensor.data.len() / 3);
                 for (name, part) in three.into_iter().zip(parts) {
                     foreign.insert(

@@ -8,7 +8,8 @@ use crate::error::{Context, Result};
 /// The description of a data set.
 pub(super) const DATASET: &str = "dataset.json";
 
-/// The most results between a checkpoint and its data set: train, upcycle, pretrain, dataset.
+/// Number of results from a checkpoint to its data set, both included, at most: train, upcycle,
+/// pretrain, dataset.
 const GENERATIONS: usize = 4;
 
 /// Where a checkpoint comes from.
@@ -45,6 +46,7 @@ struct Found {
 }
 
 impl Found {
+    /// The result in a folder; `None` if the folder is not one of a store.
     fn at(folder: &Path) -> Result<Option<Self>> {
         if !folder.join(MANIFEST).is_file() {
             return Ok(None);
@@ -57,6 +59,7 @@ impl Found {
         let Some(key) = Key::parse(&name) else { return Ok(None) };
         let manifest = Manifest::read(&folder.join(MANIFEST), &key)?;
 
+        // The store holds <stage>/<run>/<key>, or <stage>/<key> for a stage without runs.
         let levels = if manifest.run.is_some() { 3 } else { 2 };
         let Some(store) = folder.ancestors().nth(levels) else { return Ok(None) };
         let origin = folder.strip_prefix(store).unwrap_or(&folder).display().to_string();
@@ -70,6 +73,7 @@ impl Found {
         if own.is_some() || generations <= 1 {
             return Ok(own.cloned());
         }
+
         for input in &self.inputs {
             if let Some(result) = Self::at(input)?
                 && let Some(found) = result.dataset(generations - 1)?

@@ -1,6 +1,6 @@
 //! Checkpoints of other people: reading theirs as ours, writing ours as theirs.
 //!
-//! Understood are Hugging Face's `CLIPModel` (`config.json`, one or several safetensors files
+//! The formats that can be read are Hugging Face's `CLIPModel` (`config.json`, one or several safetensors files
 //! or `pytorch_model.bin`), `open_clip`'s published folders (`open_clip_config.json`) and its
 //! training checkpoints (`.pt`). A mapping is strict: every tensor of the file is used once
 //! and every parameter is filled once, or one error names all that do not fit. The activation
@@ -13,6 +13,7 @@ mod container_tests;
 mod export;
 mod hints;
 mod hugging_face;
+mod image_processor;
 mod layout;
 mod lineage;
 mod open_clip;
@@ -20,6 +21,7 @@ mod package;
 mod pickle;
 mod positions;
 mod preprocess;
+mod preprocess_files;
 mod section;
 #[cfg(test)]
 mod settings_tests;
@@ -66,6 +68,8 @@ pub fn import(path: &Path, hints: &Hints) -> Result<(ClipConfig, Tensors)> {
     let weights = weights_of(path)?;
     let foreign = weights::read(&weights)?;
     let folder = weights.parent().unwrap_or_else(|| Path::new(""));
+
+    // A part of a CLIP is told before a hundred missing tensors are.
     layout::check_towers(&weights, &foreign)?;
 
     let layout = Layout::of(&foreign);
@@ -144,6 +148,7 @@ fn weights_of(path: &Path) -> Result<PathBuf> {
     known.sort_unstable();
     known.dedup();
     known.retain(|name| path.join(name).is_file());
+
     let found =
         if known.is_empty() { "none of these".to_owned() } else { known.join(", ") };
     let wanted: Vec<String> = FOLDERS
@@ -163,6 +168,7 @@ fn absent(path: &Path) -> Error {
 
     let parts: Vec<&str> = name.split('/').collect();
     let plain = |part: &&str| !part.is_empty() && !part.starts_with('.');
+    // owner/model, which is neither a path that begins with a dot nor a file of weights.
     let is_name = parts.len() == 2
         && parts.iter().all(plain)
         && path.extension().is_none_or(|extension| {
@@ -170,6 +176,7 @@ fn absent(path: &Path) -> Error {
                 .iter()
                 .any(|known| extension == *known)
         });
+
     let advice = if is_name {
         let folder = parts[1];
         format!(

@@ -20,7 +20,7 @@ pub(super) const FILE: &str = "open_clip_config.json";
 /// The architectures of `open_clip` 3.3 that this crate builds, as its package has them.
 const ARCHITECTURES: &str = include_str!("architectures.json");
 
-/// Values of a head where the configuration does not say otherwise.
+/// Width of an attention head where the configuration does not say otherwise.
 const HEAD_WIDTH: usize = 64;
 
 const OFF: Rule = Rule::Only(&["false"]);
@@ -41,23 +41,13 @@ pub(super) const MODEL: &Rules = &[
     ("custom_text", Rule::Ignored),
 ];
 
-/// Fields of `vision_cfg`.
-pub(super) const VISION: &Rules = &[
+/// Fields that `vision_cfg` and `text_cfg` have in common: a tower's transformer.
+pub(super) const TOWER: &Rules = &[
     ("layers", Rule::Read),
     ("width", Rule::Read),
-    ("head_width", Rule::Read),
     ("mlp_ratio", Rule::Read),
-    ("patch_size", Rule::Read),
-    ("image_size", Rule::Read),
     ("ls_init_value", NONE),
-    ("patch_dropout", Rule::Ignored),
-    ("attentional_pool", OFF),
-    ("attn_pooler_queries", Rule::Ignored),
-    ("attn_pooler_heads", Rule::Ignored),
-    ("no_ln_pre", OFF),
-    ("pos_embed_type", Rule::Only(&[r#""learnable""#])),
     ("final_ln_after_pool", OFF),
-    ("pool_type", Rule::Only(&[r#""tok""#])),
     ("output_tokens", Rule::Ignored),
     ("act_kwargs", Rule::Only(&["{}"])),
     ("norm_kwargs", KWARGS),
@@ -68,6 +58,20 @@ pub(super) const VISION: &Rules = &[
     ("scale_attn_inner", OFF),
     ("scale_attn", OFF),
     ("scale_fc", OFF),
+];
+
+/// The other fields of `vision_cfg`.
+pub(super) const VISION: &Rules = &[
+    ("head_width", Rule::Read),
+    ("patch_size", Rule::Read),
+    ("image_size", Rule::Read),
+    ("patch_dropout", Rule::Ignored),
+    ("attentional_pool", OFF),
+    ("attn_pooler_queries", Rule::Ignored),
+    ("attn_pooler_heads", Rule::Ignored),
+    ("no_ln_pre", OFF),
+    ("pos_embed_type", Rule::Only(&[r#""learnable""#])),
+    ("pool_type", Rule::Only(&[r#""tok""#])),
     ("timm_model_name", NONE),
     ("timm_model_pretrained", Rule::Ignored),
     ("timm_pool", Rule::Ignored),
@@ -77,36 +81,21 @@ pub(super) const VISION: &Rules = &[
     ("timm_drop_path", Rule::Ignored),
 ];
 
-/// Fields of `text_cfg`.
+/// The other fields of `text_cfg`.
 pub(super) const TEXT: &Rules = &[
     ("context_length", Rule::Read),
     ("vocab_size", Rule::Read),
     ("hf_tokenizer_name", Rule::Only(&["null", r#""""#])),
     ("tokenizer_mode", NONE),
     ("tokenizer_kwargs", Rule::Read),
-    ("width", Rule::Read),
     ("heads", Rule::Read),
-    ("layers", Rule::Read),
-    ("mlp_ratio", Rule::Read),
-    ("ls_init_value", NONE),
     ("embed_cls", OFF),
     ("pad_id", Rule::Ignored),
     ("eos_id", Rule::Ignored),
     ("no_causal_mask", OFF),
-    ("final_ln_after_pool", OFF),
     ("pool_type", Rule::Only(&[r#""argmax""#])),
     ("proj_bias", OFF),
     ("proj_type", Rule::Only(&[r#""linear""#])),
-    ("output_tokens", Rule::Ignored),
-    ("act_kwargs", Rule::Only(&["{}"])),
-    ("norm_kwargs", KWARGS),
-    ("block_type", Rule::Only(&[r#""default""#])),
-    ("qk_norm", OFF),
-    ("scaled_cosine_attn", OFF),
-    ("scale_heads", OFF),
-    ("scale_attn_inner", OFF),
-    ("scale_attn", OFF),
-    ("scale_fc", OFF),
     ("hf_model_name", NONE),
     ("hf_model_pretrained", Rule::Ignored),
     ("hf_proj_type", Rule::Ignored),
@@ -134,6 +123,8 @@ pub(super) fn named(asked: &Path) -> Result<Section> {
     if asked.is_file() {
         return read(asked);
     }
+
+    // A misspelled file must not be taken for the name of an architecture.
     let name = asked.to_string_lossy();
     if name.ends_with(".json") {
         return Err(Error::usage(format!("--config: there is no file {name}")));
@@ -143,6 +134,7 @@ pub(super) fn named(asked: &Path) -> Result<Section> {
     if table.map.contains_key(&*name) {
         return table.section(&name);
     }
+
     let hint = did_you_mean(&name, table.map.keys().map(String::as_str));
     let known: Vec<&str> = table.map.keys().map(String::as_str).collect();
     let known = known.join(", ");
@@ -154,12 +146,14 @@ pub(super) fn named(asked: &Path) -> Result<Section> {
 
 /// The shape of the model.
 pub(super) fn shape(model: &Section, hints: &Hints) -> Result<ClipConfig> {
+    // A field that this crate does not build is refused before anything is read.
     let (vision, text) = (model.section("vision_cfg")?, model.section("text_cfg")?);
-    model.obey(MODEL)?;
-    vision.obey(VISION)?;
-    text.obey(TEXT)?;
+    model.obey(&[MODEL])?;
+    vision.obey(&[VISION, TOWER])?;
+    text.obey(&[TEXT, TOWER])?;
     cleaning(model)?;
 
+    // A file that does not say quick_gelu means the exact GELU, as open_clip reads it.
     let stated = match model.get("quick_gelu") {
         Some(Value::Bool(true)) => Stated::Named(Activation::QuickGelu),
         Some(Value::Bool(false)) => Stated::Named(Activation::Gelu),
@@ -174,6 +168,7 @@ pub(super) fn shape(model: &Section, hints: &Hints) -> Result<ClipConfig> {
         return Err(vision.wrong("head_width", &format!("a divisor of {vision_width}")));
     }
 
+    // Absent fields have the defaults of open_clip's dataclasses.
     let config = ClipConfig {
         embed_dim: model.count("embed_dim", 512)?,
         activation: hints.activation(stated)?,
@@ -195,6 +190,7 @@ pub(super) fn shape(model: &Section, hints: &Hints) -> Result<ClipConfig> {
         },
         moe: None,
     };
+
     hints.agree(&config)?;
     Ok(config)
 }
@@ -205,7 +201,7 @@ pub(super) fn cleaning(model: &Section) -> Result<Cleaning> {
     let Some(kwargs) = text.optional("tokenizer_kwargs")? else {
         return Ok(Cleaning::default());
     };
-    kwargs.obey(TOKENIZER)?;
+    kwargs.obey(&[TOKENIZER])?;
 
     match kwargs.get("clean").map(Value::as_str) {
         None | Some(Some("lower")) => Ok(Cleaning::Lower),

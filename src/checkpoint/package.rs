@@ -11,13 +11,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::export::export_upcycle;
+use super::image_processor::{self, Processor};
 use super::lineage::Lineage;
 use super::preprocess::Preprocessing;
 use super::shards::write_json;
 use super::{config, hugging_face};
 use crate::data::Meta;
 use crate::error::{Context, Error, Result};
-use crate::image::{Filter, Fit, Framing};
 use crate::model::{Checkpoint, ClipConfig, Tower};
 use crate::text::Tokenizer;
 
@@ -52,7 +52,7 @@ pub struct Package<'a> {
     pub card: &'a Card,
 }
 
-/// What a model card says and no weight tells.
+/// What a model card says and the weights do not tell.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Card {
     /// The name of the model.
@@ -66,7 +66,7 @@ pub struct Card {
 }
 
 impl Card {
-    /// The card of a model; the data set that it was trained on tells whose pictures they are.
+    /// The card of a model. The data set that it was trained on says whose pictures they are.
     pub fn new(name: &str, lineage: Option<&Lineage>, results: Results) -> Result<Self> {
         let attribution = lineage.map(attribution).transpose()?.unwrap_or_default();
         let origin = lineage.map(|lineage| lineage.origin.clone());
@@ -127,6 +127,7 @@ impl Results {
     pub fn read(files: &[PathBuf]) -> Result<Self> {
         let mut results = Self::default();
         for path in files {
+            // The kind of a file is told by its fields, as both are JSON.
             let place = path.display();
             let text =
                 std::fs::read_to_string(path).context(|| format!("reading {place}"))?;
@@ -193,14 +194,15 @@ pub fn export_package(
         write(&folder.join(name), text)?;
     }
 
+    // transformers builds a fast tokenizer of the vocabulary, with the settings beside it.
     let vocabulary = tokenizer.json()?;
     write(&folder.join("tokenizer.json"), &vocabulary)?;
     let settings = tokenizer_config(&vocabulary, shape.text.context)?;
     write_json(&folder.join("tokenizer_config.json"), &settings)?;
 
-    let framing = pictures.framing(shape.vision.image_size)?;
-    let settings = preprocessor(pictures, framing);
-    write_json(&folder.join("preprocessor_config.json"), &settings)?;
+    let settings =
+        image_processor::json(pictures, shape.vision.image_size, Processor::Own)?;
+    write_json(&folder.join(image_processor::FILE), &settings)?;
     write(&folder.join("README.md"), &card_of(shape, pictures, card)?)
 }
 
@@ -228,6 +230,8 @@ fn tokenizer_config(vocabulary: &str, context: usize) -> Result<Value> {
         .flatten()
         .filter_map(|token| token["content"].as_str())
         .collect();
+
+    // The last two of the added tokens are the start and the end of text, in this order.
     let [.., start, end] = marks.as_slice() else {
         return Err(Error::failed("the tokenizer does not name its start and end marks"));
     };
@@ -253,44 +257,6 @@ fn tokenizer_config(vocabulary: &str, context: usize) -> Result<Value> {
     }))
 }
 
-/// `preprocessor_config.json`: the fields of `CLIPImageProcessor`, and our code, which has
-/// none of its differences.
-fn preprocessor(pictures: &Preprocessing, framing: Framing) -> Value {
-    let Framing { side, resized, fit, filter, fill, convention } = framing;
-
-    // Where the longest side is resized, CLIPImageProcessor cannot stand in for ours.
-    let (kind, size) = match fit {
-        Fit::Shortest => ("CLIPImageProcessor", json!({"shortest_edge": resized})),
-        Fit::Squash => {
-            ("CLIPImageProcessor", json!({"height": resized, "width": resized}))
-        }
-        Fit::Longest => ("UpcycleImageProcessor", json!({"longest_edge": resized})),
-    };
-    let resample = match filter {
-        Filter::Bicubic => 3,
-        Filter::Bilinear => 2,
-    };
-    json!({
-        "image_processor_type": kind,
-        "auto_map": {
-            "AutoImageProcessor": "image_processing_upcycle.UpcycleImageProcessor",
-        },
-        "do_convert_rgb": true,
-        "do_resize": true,
-        "size": size,
-        "resample": resample,
-        "do_center_crop": true,
-        "crop_size": {"height": side, "width": side},
-        "do_rescale": true,
-        "rescale_factor": 1.0 / 255.0,
-        "do_normalize": true,
-        "image_mean": pictures.mean,
-        "image_std": pictures.std,
-        "fill_color": fill,
-        "convention": convention,
-    })
-}
-
 /// The text of `README.md`.
 fn card_of(shape: &ClipConfig, pictures: &Preprocessing, card: &Card) -> Result<String> {
     let facts: Vec<Vec<String>> = facts(shape, pictures)
@@ -299,7 +265,9 @@ fn card_of(shape: &ClipConfig, pictures: &Preprocessing, card: &Card) -> Result<
         .collect();
     let results: Vec<Vec<String>> =
         card.results.rows.iter().map(|r| r.to_vec()).collect();
+    // What people wrote about their pictures must not end a table or a list.
     let attribution: Vec<String> = card.attribution.iter().map(|l| cell(l)).collect();
+
     let context = minijinja::context! {
         name => card.name.as_str(),
         version => env!("CARGO_PKG_VERSION"),
@@ -310,6 +278,7 @@ fn card_of(shape: &ClipConfig, pictures: &Preprocessing, card: &Card) -> Result<
         sources => card.results.sources.clone(),
         attribution => attribution,
     };
+
     let text = Environment::new().render_named_str("card.md", CARD, context);
     text.map(|text| text.trim_end().to_owned() + "\n")
         .context(|| "writing the model card".to_owned())
@@ -334,6 +303,8 @@ fn facts(shape: &ClipConfig, pictures: &Preprocessing) -> Vec<(&'static str, Str
         ("image tower", tower(Tower::Vision)),
         ("text tower", tower(Tower::Text)),
     ];
+
+    // Experts of low rank are few parameters on disk and whole FFNs when they run.
     if let Some(moe) = &shape.moe {
         let kept = moe.rank.map_or_else(String::new, |rank| {
             format!(", kept as one shared FFN and a product of rank {rank} each")
@@ -353,6 +324,7 @@ fn facts(shape: &ClipConfig, pictures: &Preprocessing) -> Vec<(&'static str, Str
             ),
         ));
     }
+
     facts.push((
         "pictures",
         format!(
@@ -367,6 +339,7 @@ fn facts(shape: &ClipConfig, pictures: &Preprocessing) -> Vec<(&'static str, Str
     facts
 }
 
+/// Writes a file of text.
 fn write(path: &Path, text: &str) -> Result<()> {
     std::fs::write(path, text).context(|| format!("writing {}", path.display()))
 }

@@ -35,6 +35,7 @@ pub(super) fn read(bytes: &[u8], place: &str) -> Result<(Object, usize)> {
         |e| Error::corrupt(format!("{place} is not a readable pickle")).caused_by(e);
 
     let mut stack = Stack::empty();
+    // Nothing behind the walked part is shown to candle.
     stack.read_loop(&mut &bytes[..length]).map_err(damaged)?;
     Ok((stack.finalize().map_err(damaged)?, length))
 }
@@ -42,8 +43,11 @@ pub(super) fn read(bytes: &[u8], place: &str) -> Result<(Object, usize)> {
 /// An object by what it costs.
 #[derive(Debug, Clone, Copy)]
 struct Cost {
+    /// The object and all objects inside of it.
     objects: u64,
+    /// How deep they are nested, 1 for an object without parts.
     levels: u32,
+    /// Whether it is a mark, from which later operations collect their parts.
     mark: bool,
 }
 
@@ -61,9 +65,12 @@ impl Cost {
 /// The state of a walk through a pickle.
 struct Walk<'a> {
     bytes: &'a [u8],
+    /// The next byte.
     at: usize,
     stack: Vec<Cost>,
+    /// Objects kept by number, of which each later use is a copy.
     memo: std::collections::BTreeMap<u32, Cost>,
+    /// Objects made so far, copies included.
     made: u64,
 }
 
@@ -87,7 +94,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Runs one operation; true at the end.
+    /// Runs one operation; true at the end. Those that `torch.save` does not write are refused.
     fn step(&mut self) -> std::result::Result<bool, String> {
         let operation = self.take(1)?[0];
         match operation {
@@ -102,11 +109,15 @@ impl<'a> Walk<'a> {
                     ));
                 }
             }
+
+            // A class by its module and its name; candle only compares them.
             b'c' => {
                 self.line()?;
                 self.line()?;
                 self.push(Cost::ONE)?;
             }
+
+            // Numbers of fixed length, and one whose length stands before it.
             b'K' => self.value(1)?,
             b'M' => self.value(2)?,
             b'J' => self.value(4)?,
@@ -115,23 +126,32 @@ impl<'a> Walk<'a> {
                 let length = self.take(1)?[0];
                 self.value(usize::from(length))?;
             }
+
+            // Text counts by its length, as memory does.
             b'X' => {
                 let length = num::widen(self.number(4)?);
                 self.take(length)?;
                 let objects = 1 + (length / 32) as u64;
                 self.push(Cost { objects, ..Cost::ONE })?;
             }
+
+            // None, booleans, empty containers, and a mark.
             b'N' | 0x88 | 0x89 | b')' | b']' | b'}' => self.push(Cost::ONE)?,
             b'(' => self.push(Cost { mark: true, ..Cost::ONE })?,
+
+            // Tuples, persistent ids, calls, and what is put into a list or a dict.
             0x85 | b'Q' => self.join(1)?,
             0x86 | 0x81 | b'R' | b'b' | b'a' => self.join(2)?,
             0x87 | b's' => self.join(3)?,
             b't' | b'd' => self.join_marked(0)?,
             b'u' | b'e' => self.join_marked(1)?,
+
+            // Copies of kept objects, and objects to keep.
             b'h' => self.get(1)?,
             b'j' => self.get(4)?,
             b'q' => self.put(1)?,
             b'r' => self.put(4)?,
+
             other => {
                 return Err(format!(
                     "operation {other:#04x} does not occur in a state dict of tensors"
@@ -141,6 +161,7 @@ impl<'a> Walk<'a> {
         Ok(false)
     }
 
+    /// The next bytes.
     fn take(&mut self, count: usize) -> std::result::Result<&'a [u8], String> {
         let rest = &self.bytes[self.at..];
         let taken = rest.get(..count).ok_or("the pickle ends too early")?;
@@ -154,6 +175,7 @@ impl<'a> Walk<'a> {
         Ok(bytes.iter().rev().fold(0, |sum, byte| sum << 8 | u32::from(*byte)))
     }
 
+    /// Skips a line of text.
     fn line(&mut self) -> std::result::Result<(), String> {
         let rest = &self.bytes[self.at..];
         let end = rest.iter().position(|byte| *byte == b'\n');
@@ -161,11 +183,13 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
+    /// Skips a number of `width` bytes, which is one object.
     fn value(&mut self, width: usize) -> std::result::Result<(), String> {
         self.take(width)?;
         self.push(Cost::ONE)
     }
 
+    /// Puts an object on the stack, unless it is nested too deep.
     fn push(&mut self, cost: Cost) -> std::result::Result<(), String> {
         if cost.levels > MOST_LEVELS {
             return Err(format!("objects nested deeper than {MOST_LEVELS} levels"));
@@ -183,6 +207,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
+    /// Joins the last `count` objects to one.
     fn join(&mut self, count: usize) -> std::result::Result<(), String> {
         let from = self.stack.len().checked_sub(count).ok_or("an object is missing")?;
         self.join_from(from)
@@ -195,6 +220,7 @@ impl<'a> Walk<'a> {
         self.join_from(from.ok_or("a mark is missing")?)
     }
 
+    /// Joins the objects from an index on to one.
     fn join_from(&mut self, from: usize) -> std::result::Result<(), String> {
         let joined = Cost::around(&self.stack[from..]);
         self.stack.truncate(from);
@@ -202,6 +228,7 @@ impl<'a> Walk<'a> {
         self.push(joined)
     }
 
+    /// Copies a kept object, with everything inside of it.
     fn get(&mut self, width: usize) -> std::result::Result<(), String> {
         let id = self.number(width)?;
         let cost = self.memo.get(&id).copied();
@@ -210,6 +237,7 @@ impl<'a> Walk<'a> {
         self.push(cost)
     }
 
+    /// Keeps the last object under a number. candle keeps a copy, so it counts as one.
     fn put(&mut self, width: usize) -> std::result::Result<(), String> {
         let id = self.number(width)?;
         let cost = self.stack.last().copied().ok_or("nothing to keep")?;

@@ -6,14 +6,17 @@
 //! output, the horizontal pass first.
 
 use crate::error::{Error, Result};
+use crate::image::cubic;
 use crate::io::tensors::Tensors;
-use crate::model::names::Place;
+use crate::model::names::ParameterId;
 use crate::model::{ClipConfig, Tower};
 use crate::num::{round_f32, truncate_usize};
 
-/// Makes a model of pictures of `side` pixels; the patch size stays.
+/// Turns a model into one for pictures of `side` pixels. The patch size stays, and the same
+/// side changes nothing.
 ///
-/// Refuses sides that patches do not divide. The same side changes nothing.
+/// # Errors
+/// Where the side is not a multiple of the patch size.
 pub fn resize_positions(
     config: &mut ClipConfig,
     tensors: &mut Tensors,
@@ -27,7 +30,7 @@ pub fn resize_positions(
     }
 
     let (from, to) = (config.vision.image_size / patch, side / patch);
-    let name = Place::PositionEmbedding(Tower::Vision).name();
+    let name = ParameterId::PositionEmbedding(Tower::Vision).name();
     let Some(tensor) = tensors.get_mut(&name) else {
         return Err(Error::failed(format!("there is no tensor {name}")));
     };
@@ -40,7 +43,7 @@ pub fn resize_positions(
     }
 
     if from != to {
-        // The class token has no place in the grid.
+        // The first row belongs to the class token, which has no place in the grid.
         let (class, grid) = tensor.data.split_at(width);
         let mut data = class.to_vec();
         data.extend(resize_grid(grid, [from, to], width));
@@ -51,9 +54,12 @@ pub fn resize_positions(
     Ok(())
 }
 
-/// The grid [to, to, width] of a grid [from, from, width], in f64.
+/// Resizes a grid [from, from, width] to [to, to, width]; sums are f64.
 fn resize_grid(grid: &[f32], [from, to]: [usize; 2], width: usize) -> Vec<f32> {
+    // The grid is square, so rows and columns have the same weights.
     let taps: Vec<Taps> = (0..to).map(|at| Taps::new(at, from, to)).collect();
+
+    // The horizontal pass: [from, from, width] becomes [from, to, width].
     let mut middle = vec![0.0_f64; from * to * width];
     for (row, out) in middle.chunks_exact_mut(to * width).enumerate() {
         for (taps, out) in taps.iter().zip(out.chunks_exact_mut(width)) {
@@ -67,6 +73,7 @@ fn resize_grid(grid: &[f32], [from, to]: [usize; 2], width: usize) -> Vec<f32> {
         }
     }
 
+    // The vertical pass, a row of the result at a time.
     let mut sums = vec![0.0_f64; to * width];
     let mut data = Vec::with_capacity(to * to * width);
     for taps in &taps {
@@ -83,34 +90,28 @@ fn resize_grid(grid: &[f32], [from, to]: [usize; 2], width: usize) -> Vec<f32> {
 
 /// The inputs of one output position and their weights, which sum to 1.
 struct Taps {
+    /// The first input.
     start: usize,
     weights: Vec<f64>,
 }
 
 impl Taps {
+    /// The inputs of position `at` of `to`, out of `from` positions.
     fn new(at: usize, from: usize, to: usize) -> Self {
+        // When the grid shrinks, the support grows with the scale: that is the antialiasing.
         let scale = from as f64 / to as f64;
         let stretch = scale.max(1.0);
+
+        // Without corner alignment, positions are the centres of cells, half a cell in.
         let centre = (at as f64 + 0.5) * scale;
         let start = truncate_usize(centre - 2.0 * stretch + 0.5);
         let end = truncate_usize(centre + 2.0 * stretch + 0.5).min(from);
+
+        // What would lie beyond the border is left out, and the other weights make up for it.
         let weight = |j: usize| cubic((j as f64 - centre + 0.5) / stretch);
         let raw: Vec<f64> = (start..end).map(weight).collect();
         let total: f64 = raw.iter().sum();
         Self { start, weights: raw.iter().map(|w| w / total).collect() }
-    }
-}
-
-/// Keys' cubic with a = -0.5.
-fn cubic(x: f64) -> f64 {
-    const A: f64 = -0.5;
-    let x = x.abs();
-    if x < 1.0 {
-        ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
-    } else if x < 2.0 {
-        (((x - 5.0) * x + 8.0) * x - 4.0) * A
-    } else {
-        0.0
     }
 }
 

@@ -1,69 +1,15 @@
-//! How a model wants its pictures prepared, as the files around its weights say.
+//! How a model wants its pictures prepared: the settings, and what they ask of a picture.
 //!
-//! Four kinds of files are read: our `preprocess.json`, a data set's `dataset.json`,
-//! `open_clip_config.json` and Hugging Face's `preprocessor_config.json`. Every field is
-//! applied exactly or refused by its name; `docs/checkpoints.md` has the table.
-
-use std::path::Path;
+//! [`super::preprocess_files`] reads them from the files around a model's weights.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use super::lineage::{DATASET, Lineage};
-use super::open_clip;
-use super::section::{Rule, Rules, Section};
 use crate::error::{Context, Error, Result};
 use crate::image::{Convention, Filter, Fit, Framing, Normalise};
 use crate::num::round_f32;
 
 /// Our file of these settings beside an imported model.
 pub const PREPROCESS: &str = "preprocess.json";
-
-/// Hugging Face's.
-const HUGGING_FACE: &str = "preprocessor_config.json";
-
-/// The largest level of a color.
-const WHITE: f64 = 255.0;
-
-/// Fields of `open_clip`'s `preprocess_cfg`.
-pub(super) const OPEN_CLIP: &Rules = &[
-    // The model's image_size replaces it, as in open_clip.
-    ("size", Rule::Ignored),
-    ("mode", Rule::Only(&[r#""RGB""#])),
-    ("mean", Rule::Read),
-    ("std", Rule::Read),
-    ("interpolation", Rule::Read),
-    ("resize_mode", Rule::Read),
-    ("fill_color", Rule::Read),
-];
-
-/// Fields of Hugging Face's `preprocessor_config.json`.
-pub(super) const CLIP_PROCESSOR: &Rules = &[
-    ("image_processor_type", Rule::Read),
-    ("feature_extractor_type", Rule::Read),
-    ("do_convert_rgb", Rule::Ignored),
-    ("do_resize", Rule::Only(&["true"])),
-    ("size", Rule::Read),
-    ("default_to_square", Rule::Only(&["false"])),
-    ("resample", Rule::Read),
-    ("do_center_crop", Rule::Read),
-    ("crop_size", Rule::Read),
-    ("do_rescale", Rule::Read),
-    ("rescale_factor", Rule::Read),
-    ("do_normalize", Rule::Read),
-    ("image_mean", Rule::Read),
-    ("image_std", Rule::Read),
-    ("do_pad", Rule::Only(&["false"])),
-    ("pad_size", Rule::Only(&["null"])),
-    ("crop_pct", Rule::Only(&["null"])),
-    ("processor_class", Rule::Ignored),
-    ("_valid_processor_keys", Rule::Ignored),
-    ("return_tensors", Rule::Ignored),
-    ("data_format", Rule::Ignored),
-    ("input_data_format", Rule::Ignored),
-    ("device", Rule::Ignored),
-    ("disable_grouping", Rule::Ignored),
-];
 
 /// How pictures become numbers: framed as a square, then (x / 255 - mean) / std by color.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -114,79 +60,8 @@ impl Preprocessing {
         }
     }
 
-    /// What the files around a checkpoint say; `None` if they say nothing.
-    ///
-    /// Of a result of this pipeline, its data set says it.
-    pub fn of_checkpoint(checkpoint: &Path) -> Result<Option<Self>> {
-        let folder = super::folder_of(checkpoint);
-
-        // A folder may hold a model in both layouts: the one that is read decides.
-        let weights = super::weights_of(checkpoint)?;
-        let name = weights.file_name().unwrap_or_default().to_string_lossy();
-        let files = if name.starts_with("open_clip") {
-            [PREPROCESS, open_clip::FILE, HUGGING_FACE]
-        } else {
-            [PREPROCESS, HUGGING_FACE, open_clip::FILE]
-        };
-
-        for file in files {
-            let path = folder.join(file);
-            if path.is_file()
-                && let Some(found) = Self::of(&Section::read(&path)?)?
-            {
-                return Ok(Some(found));
-            }
-        }
-        let lineage = Lineage::of(checkpoint)?;
-        lineage.map(|lineage| Self::read(&lineage.description())).transpose()
-    }
-
-    /// What a configuration of `open_clip` says; `None` if it says nothing.
-    pub fn of_configuration(path: &Path) -> Result<Option<Self>> {
-        Self::of(&Section::read(path)?)
-    }
-
-    /// Reads one file of any of the four kinds.
-    pub fn read(path: &Path) -> Result<Self> {
-        let section = Section::read(path)?;
-        let place = &section.place;
-        Self::of(&section)?.ok_or_else(|| {
-            Error::failed(format!(
-                "{place} does not say how pictures are prepared; expected {PREPROCESS}, \
-                 {DATASET}, {HUGGING_FACE} or {} with preprocess_cfg",
-                open_clip::FILE
-            ))
-        })
-    }
-
-    fn of(section: &Section) -> Result<Option<Self>> {
-        let has = |key: &str| section.map.contains_key(key);
-        // Any field of Hugging Face's file makes it one: none of them may be passed over.
-        let of_processor = CLIP_PROCESSOR.iter().any(|(key, _)| has(key));
-
-        let found = if has("model_cfg") || has("preprocess_cfg") {
-            let Some(cfg) = section.optional("preprocess_cfg")? else { return Ok(None) };
-            of_open_clip(&cfg)?
-        } else if has("splits") && has("image_size") {
-            of_dataset(section)?
-        } else if has("mean") || has("std") {
-            let map = Value::Object(section.map.clone());
-            serde_json::from_value(map).map_err(|e| {
-                let place = &section.place;
-                Error::corrupt(format!("{place} is not a valid {PREPROCESS}"))
-                    .caused_by(e)
-            })?
-        } else if of_processor {
-            of_hugging_face(section)?
-        } else {
-            return Ok(None);
-        };
-
-        found.check(&section.place)?;
-        Ok(Some(found))
-    }
-
-    fn check(&self, place: &str) -> Result<()> {
+    /// Refuses values of a file, named `place` in messages, that no transform can have.
+    pub(super) fn check(&self, place: &str) -> Result<()> {
         let Self { mean, std, .. } = self;
         let finite = mean.iter().chain(std).all(|value| value.is_finite());
         if !finite || std.iter().any(|std| *std <= 0.0) {
@@ -195,6 +70,8 @@ impl Preprocessing {
             )));
         }
 
+        // What is cut out cannot be larger than what it is cut out of, and a side to resize to
+        // says nothing without the side of the cut.
         let (size, resized) =
             (self.size.unwrap_or(1), self.resized.unwrap_or(usize::MAX));
         if size == 0 || resized < size || (self.resized.is_some() && self.size.is_none())
@@ -208,7 +85,10 @@ impl Preprocessing {
         Ok(())
     }
 
-    /// The way from a file to the square of `side` pixels that a model sees.
+    /// The way from a picture file to the square of `side` pixels that a model sees.
+    ///
+    /// # Errors
+    /// Where the settings are for a square of another side.
     pub fn framing(&self, side: usize) -> Result<Framing> {
         if let Some(size) = self.size.filter(|size| *size != side) {
             return Err(Error::usage(format!(
@@ -275,158 +155,4 @@ impl Preprocessing {
         let text = serde_json::to_string_pretty(self);
         Ok(text.context(|| format!("writing {PREPROCESS}"))? + "\n")
     }
-}
-
-/// `open_clip`'s evaluation transform. What is absent is `open_clip`'s default.
-fn of_open_clip(cfg: &Section) -> Result<Preprocessing> {
-    cfg.obey(OPEN_CLIP)?;
-    let usual = Preprocessing::OPENAI;
-    let fill = cfg.get("fill_color").map_or(Some(0), Value::as_u64);
-
-    Ok(Preprocessing {
-        resize_mode: match cfg.get("resize_mode").map(Value::as_str) {
-            None | Some(Some("shortest")) => Fit::Shortest,
-            Some(Some("longest")) => Fit::Longest,
-            Some(Some("squash")) => Fit::Squash,
-            Some(_) => {
-                return Err(cfg.wrong("resize_mode", "shortest, longest or squash"));
-            }
-        },
-        interpolation: match cfg.get("interpolation").map(Value::as_str) {
-            // At evaluation open_clip takes "random" for bicubic.
-            None | Some(Some("bicubic" | "random")) => Filter::Bicubic,
-            Some(Some("bilinear")) => Filter::Bilinear,
-            Some(_) => {
-                return Err(cfg.wrong("interpolation", "bicubic, bilinear or random"));
-            }
-        },
-        fill_color: fill
-            .and_then(|level| u8::try_from(level).ok())
-            .ok_or_else(|| cfg.wrong("fill_color", "a level from 0 to 255"))?,
-        ..Preprocessing::new(
-            colors(cfg, "mean", usual.mean)?,
-            colors(cfg, "std", usual.std)?,
-        )
-    })
-}
-
-/// Hugging Face's `CLIPImageProcessor`. What is absent is its default.
-fn of_hugging_face(file: &Section) -> Result<Preprocessing> {
-    file.obey(CLIP_PROCESSOR)?;
-    for key in ["image_processor_type", "feature_extractor_type"] {
-        let kind = file.get(key).map(|kind| kind.as_str().unwrap_or_default());
-        if kind.is_some_and(|kind| {
-            !kind.starts_with("CLIPImageProcessor") && kind != "CLIPFeatureExtractor"
-        }) {
-            return Err(file.wrong(key, "CLIPImageProcessor or CLIPFeatureExtractor"));
-        }
-    }
-
-    let (resize_mode, resized) = target(file)?;
-    let size = if file.flag("do_center_crop", true)? {
-        square(file, "crop_size", ["height", "width"])?
-    } else if resize_mode == Fit::Squash {
-        resized
-    } else {
-        let why = "true: without the crop, pictures are not squares";
-        return Err(file.wrong("do_center_crop", why));
-    };
-    if resized < size {
-        let most = format!("at most the {resized} pixels of size");
-        return Err(file.wrong("crop_size", &most));
-    }
-
-    // A Pillow constant.
-    let interpolation = match file.get("resample").map_or(Some(3), Value::as_u64) {
-        Some(3) => Filter::Bicubic,
-        Some(2) => Filter::Bilinear,
-        _ => return Err(file.wrong("resample", "3 (bicubic) or 2 (bilinear)")),
-    };
-
-    let usual = Preprocessing::OPENAI;
-    let (mean, std) = if file.flag("do_normalize", true)? {
-        (colors(file, "image_mean", usual.mean)?, colors(file, "image_std", usual.std)?)
-    } else {
-        ([0.0; 3], [1.0; 3])
-    };
-
-    // (r x - mean) / std is (x / 255 - mean / s) / (std / s) where s is 255 r.
-    let scale = scale(file)?;
-    Ok(Preprocessing {
-        size: Some(size),
-        resized: Some(resized).filter(|resized| *resized != size),
-        resize_mode,
-        interpolation,
-        convention: Convention::HuggingFace,
-        ..Preprocessing::new(mean.map(|m| m / scale), std.map(|s| s / scale))
-    })
-}
-
-/// The resize of Hugging Face's `size`: a number or `shortest_edge` keeps the aspect,
-/// `height` and `width` do not.
-fn target(file: &Section) -> Result<(Fit, usize)> {
-    match file.get("size") {
-        Some(Value::Object(size)) if size.contains_key("height") => {
-            Ok((Fit::Squash, square(file, "size", ["height", "width"])?))
-        }
-        _ => {
-            Ok((Fit::Shortest, square(file, "size", ["shortest_edge", "shortest_edge"])?))
-        }
-    }
-}
-
-/// A side: a number, or an object with exactly these keys and equal values; 224 if absent.
-fn square(file: &Section, key: &str, keys: [&str; 2]) -> Result<usize> {
-    let expected =
-        format!("a number of pixels, or {} and {} that are equal", keys[0], keys[1]);
-    let side = match file.get(key) {
-        None => Some(224),
-        Some(Value::Object(sides)) => {
-            let known = sides.keys().all(|key| keys.contains(&key.as_str()));
-            let [a, b] = keys.map(|key| sides.get(key).and_then(Value::as_u64));
-            a.filter(|a| known && Some(*a) == b)
-        }
-        Some(side) => side.as_u64(),
-    };
-    side.and_then(|side| usize::try_from(side).ok())
-        .filter(|side| (1..=1 << 16).contains(side))
-        .ok_or_else(|| file.wrong(key, &expected))
-}
-
-/// 255 times the factor on levels; 1 where it is the usual 1/255.
-fn scale(file: &Section) -> Result<f64> {
-    let factor = if file.flag("do_rescale", true)? {
-        let factor = file.get("rescale_factor").map_or(Some(1.0 / WHITE), Value::as_f64);
-        factor.filter(|factor| *factor > 0.0 && factor.is_finite())
-    } else {
-        Some(1.0)
-    };
-    let factor =
-        factor.ok_or_else(|| file.wrong("rescale_factor", "a positive number"))?;
-
-    // Files round 1/255 in many ways.
-    let scale = WHITE * factor;
-    Ok(if (scale - 1.0).abs() < 1e-6 { 1.0 } else { scale })
-}
-
-/// What the stage `dataset` does to pictures.
-fn of_dataset(file: &Section) -> Result<Preprocessing> {
-    let zero = [0.0; 3];
-    let (mean, std) = (colors(file, "mean", zero)?, colors(file, "std", zero)?);
-    let size = Some(file.count("image_size", 0)?);
-    Ok(Preprocessing { size, ..Preprocessing::new(mean, std) })
-}
-
-/// Three numbers, or one for all colors.
-fn colors(section: &Section, key: &str, default: [f64; 3]) -> Result<[f64; 3]> {
-    let Some(value) = section.get(key) else { return Ok(default) };
-
-    let three = match value {
-        Value::Array(list) => {
-            let list: Option<Vec<f64>> = list.iter().map(Value::as_f64).collect();
-            list.and_then(|list| <[f64; 3]>::try_from(list).ok())
-        }
-        value => value.as_f64().map(|value| [value; 3]),
-    };
-    three.ok_or_else(|| section.wrong(key, "three numbers"))
 }

@@ -36,6 +36,7 @@ pub(super) struct Section {
 }
 
 impl Section {
+    /// Reads the object that a file holds.
     pub(super) fn read(path: &Path) -> Result<Self> {
         let place = path.display().to_string();
         let text =
@@ -43,6 +44,7 @@ impl Section {
         Self::parse(&text, place)
     }
 
+    /// Reads the object that a text holds; `place` is what messages call it.
     pub(super) fn parse(text: &str, place: String) -> Result<Self> {
         let map = serde_json::from_str(text).map_err(|e| {
             Error::corrupt(format!("{place} is not a JSON object")).caused_by(e)
@@ -107,10 +109,10 @@ impl Section {
     /// Refuses fields without a rule, and values that their rule does not allow.
     ///
     /// Null means the default everywhere, as in the libraries that write these files.
-    pub(super) fn obey(&self, rules: &Rules) -> Result<()> {
+    pub(super) fn obey(&self, rules: &[&Rules]) -> Result<()> {
         for (key, value) in self.map.iter().filter(|(_, value)| !value.is_null()) {
             let place = &self.place;
-            let rule = rules.iter().find(|(known, _)| known == key);
+            let rule = rules.iter().copied().flatten().find(|(known, _)| known == key);
 
             let supported = match rule.map(|(_, rule)| rule) {
                 None => "this field is not known",
@@ -119,7 +121,7 @@ impl Section {
                     if values.iter().any(|text| is(value, text)) {
                         continue;
                     }
-                    &format!("supported is only {}", values[0])
+                    &format!("only {} is supported", values[0])
                 }
             };
             return Err(Error::failed(format!(
@@ -133,11 +135,30 @@ impl Section {
 /// Whether a value is the one that JSON text says; 0 and 0.0 are the same.
 fn is(value: &Value, text: &str) -> bool {
     let Ok(other) = serde_json::from_str::<Value>(text) else { return false };
+    // Files write one number in several ways: 0 and 0.0, or 1/255 with fewer digits.
     let equal_numbers = match (value.as_f64(), other.as_f64()) {
         (Some(a), Some(b)) => (a - b).abs() <= 1e-12,
         _ => false,
     };
     *value == other || equal_numbers
+}
+
+/// Three numbers, or one for all colors.
+pub(super) fn colors(
+    section: &Section,
+    key: &str,
+    default: [f64; 3],
+) -> Result<[f64; 3]> {
+    let Some(value) = section.get(key) else { return Ok(default) };
+
+    let three = match value {
+        Value::Array(list) => {
+            let list: Option<Vec<f64>> = list.iter().map(Value::as_f64).collect();
+            list.and_then(|list| <[f64; 3]>::try_from(list).ok())
+        }
+        value => value.as_f64().map(|value| [value; 3]),
+    };
+    three.ok_or_else(|| section.wrong(key, "three numbers"))
 }
 
 #[cfg(test)]
@@ -153,7 +174,7 @@ mod tests {
         ];
         let obey = |text: &str| {
             let section = Section::parse(text, "x.json".to_owned()).unwrap();
-            section.obey(RULES).map_err(|e| e.to_string())
+            section.obey(&[RULES]).map_err(|e| e.to_string())
         };
         for fine in [
             r#"{"read": [1], "spare": {"a": 2}}"#,
@@ -165,7 +186,7 @@ mod tests {
         let error = obey(r#"{"fixed": true}"#).unwrap_err();
         assert_eq!(
             error,
-            "x.json: fixed = true is not supported; supported is only false"
+            "x.json: fixed = true is not supported; only false is supported"
         );
         assert!(obey(r#"{"other": false}"#).unwrap_err().contains("other = false"));
     }

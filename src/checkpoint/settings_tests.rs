@@ -58,12 +58,12 @@ fn processor(fields: &Value) -> Result<Preprocessing> {
     Preprocessing::of_checkpoint(found.path()).map(Option::unwrap)
 }
 
-const SECTIONS: [(&str, &Rules); 5] = [
-    ("model_cfg", open_clip::MODEL),
-    ("vision_cfg", open_clip::VISION),
-    ("text_cfg", open_clip::TEXT),
-    ("tokenizer_kwargs", open_clip::TOKENIZER),
-    ("preprocess_cfg", preprocess::OPEN_CLIP),
+const SECTIONS: [(&str, &[&Rules]); 5] = [
+    ("model_cfg", &[open_clip::MODEL]),
+    ("vision_cfg", &[open_clip::VISION, open_clip::TOWER]),
+    ("text_cfg", &[open_clip::TEXT, open_clip::TOWER]),
+    ("tokenizer_kwargs", &[open_clip::TOKENIZER]),
+    ("preprocess_cfg", &[preprocess_files::OPEN_CLIP]),
 ];
 
 fn fields() -> BTreeMap<String, Map<String, Value>> {
@@ -80,14 +80,14 @@ fn every_field_of_open_clip_has_a_rule_and_stands_in_the_documentation() {
     assert_eq!(all.len(), SECTIONS.len());
     for (section, rules) in SECTIONS {
         for field in all[section].keys() {
-            let known = rules.iter().any(|(name, _)| name == field);
+            let known = rules.iter().copied().flatten().any(|(name, _)| name == field);
             assert!(known, "{section}.{field} has no rule");
         }
-        for (field, _) in rules {
+        for (field, _) in rules.iter().copied().flatten() {
             assert!(docs.contains(&format!("`{field}`")), "{section}.{field}");
         }
     }
-    for (field, _) in preprocess::CLIP_PROCESSOR {
+    for (field, _) in image_processor::CLIP.iter().chain(image_processor::OWN) {
         assert!(docs.contains(&format!("`{field}`")), "{field}");
     }
 }
@@ -97,7 +97,7 @@ fn every_field_of_open_clip_has_a_rule_and_stands_in_the_documentation() {
 fn an_odd_value_of_any_field_is_refused_by_name_or_changes_nothing() {
     let odd = json!({"odd": 1});
     for (section, rules) in SECTIONS {
-        for (field, rule) in rules {
+        for (field, rule) in rules.iter().copied().flatten() {
             let path = match section {
                 "model_cfg" => format!("/model_cfg/{field}"),
                 "preprocess_cfg" => format!("/preprocess_cfg/{field}"),
@@ -373,5 +373,61 @@ fn exports_say_how_pictures_are_prepared() {
         }
         export_upcycle(&own, &model, Some(pictures), None).unwrap();
         assert_eq!(back(&own), Preprocessing { size: Some(32), ..*pictures });
+    }
+}
+
+/// A package says twice how pictures are prepared; either file alone says it all.
+#[test]
+fn a_package_without_its_preprocess_json_is_read_by_its_processor_file() {
+    let model = read(&fixtures().join("clip-tiny-gelu/hf"), &Hints::default()).unwrap();
+    let tokenizer =
+        Tokenizer::open(&fixtures().join("tokenizer/toy_bpe.txt.gz")).unwrap();
+    let (base, card) = (tempfile::tempdir().unwrap(), Card::default());
+
+    let usual = Preprocessing {
+        size: Some(32),
+        ..Preprocessing::new([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    };
+    let (fill_color, interpolation) = (9, Filter::Bilinear);
+    let convention = Convention::HuggingFace;
+    for (index, pictures) in [
+        usual,
+        Preprocessing { convention, ..usual },
+        Preprocessing { resize_mode: Fit::Squash, interpolation, ..usual },
+        Preprocessing { resize_mode: Fit::Longest, fill_color, ..usual },
+        Preprocessing { resized: Some(40), ..usual },
+    ]
+    .iter()
+    .enumerate()
+    {
+        let folder = base.path().join(index.to_string());
+        let package =
+            Package { model: &model, tokenizer: &tokenizer, pictures, card: &card };
+        export_package(&folder, &package, None).unwrap();
+        assert_eq!(Preprocessing::of_checkpoint(&folder).unwrap(), Some(*pictures));
+        fs::remove_file(folder.join(PREPROCESS)).unwrap();
+        assert_eq!(Preprocessing::of_checkpoint(&folder).unwrap(), Some(*pictures));
+    }
+}
+
+/// Only our own code is known to do what the file says; it has no switches.
+#[test]
+fn a_processor_file_for_unknown_code_or_with_a_switch_of_ours_off_is_refused() {
+    let own =
+        json!({"AutoImageProcessor": "image_processing_upcycle.UpcycleImageProcessor"});
+    let other = json!({"AutoImageProcessor": "image_processing_other.Other"});
+    assert!(processor(&json!({"auto_map": own})).is_ok());
+    for (fields, word) in [
+        (json!({"auto_map": other}), "auto_map = "),
+        (json!({"fill_color": 7}), "fill_color = 7 is not supported"),
+        (json!({"convention": "open_clip"}), "convention = "),
+        (json!({"auto_map": own, "do_normalize": false}), "do_normalize = false"),
+        (json!({"auto_map": own, "rescale_factor": 1.0}), "rescale_factor = 1.0"),
+        (json!({"auto_map": own, "convention": "mine"}), "convention is \"mine\""),
+        (json!({"auto_map": own, "fill_color": 256}), "fill_color is 256"),
+        (json!({"auto_map": own, "size": {"longest_edge": 24}}), "crop_size is"),
+    ] {
+        let error = processor(&fields).unwrap_err().chain();
+        assert!(error.contains(word), "{fields}: {error}");
     }
 }

@@ -23,6 +23,8 @@ pub(super) fn write(folder: &Path, tensors: &Tensors, limit: Option<u64>) -> Res
         let all: Vec<_> = tensors.iter().collect();
         return write_one(&folder.join("model.safetensors"), &all);
     }
+
+    // The index says which file holds a tensor, so that a loader opens no file in vain.
     let mut map = Map::new();
     for (index, shard) in shards.iter().enumerate() {
         let (number, count) = (index + 1, shards.len());
@@ -30,6 +32,7 @@ pub(super) fn write(folder: &Path, tensors: &Tensors, limit: Option<u64>) -> Res
         write_one(&folder.join(&file), shard)?;
         map.extend(shard.iter().map(|(name, _)| ((*name).clone(), json!(file))));
     }
+
     let total: u64 = tensors.values().map(bytes).sum();
     let index =
         json!({ "metadata": { "total_size": total }, "weight_map": Value::Object(map) });
@@ -42,11 +45,15 @@ pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
         .context(|| format!("writing {}", path.display()))
 }
 
+/// The tensors of one file.
 type Shard<'a> = Vec<(&'a String, &'a Tensor)>;
 
+/// Divides tensors into shards of at most `limit` bytes, in the order of their names.
 fn divide(tensors: &Tensors, limit: u64) -> Vec<Shard<'_>> {
     let mut shards: Vec<Shard<'_>> = Vec::new();
+    // Bytes that the last shard can still take.
     let mut room = 0;
+
     for (name, tensor) in tensors {
         let size = bytes(tensor);
         if let Some(shard) = shards.last_mut().filter(|_| size <= room) {
@@ -60,11 +67,13 @@ fn divide(tensors: &Tensors, limit: u64) -> Vec<Shard<'_>> {
     shards
 }
 
+/// Bytes of a tensor's values in a file.
 fn bytes(tensor: &Tensor) -> u64 {
     WIDTH * tensor.data.len() as u64
 }
 
-/// Hugging Face refuses a file whose metadata does not name its format.
+/// Writes one file of tensors. Its metadata name PyTorch as the format, because Hugging Face's
+/// loader refuses a file whose metadata do not name one.
 fn write_one(path: &Path, tensors: &[(&String, &Tensor)]) -> Result<()> {
     let metadata = Some([("format".to_owned(), "pt".to_owned())].into_iter().collect());
     let views = tensors.iter().map(|(name, tensor)| (name, Stored(tensor)));

@@ -13,7 +13,7 @@ use crate::config::Activation;
 use crate::engine::candle::ReferenceClip;
 use crate::image::Convention;
 use crate::io::tensors::Tensor;
-use crate::model::names::{self, Part, Place};
+use crate::model::names::{self, ParameterId, Part};
 use crate::model::{Moe, TextConfig, Tower, VisionConfig};
 
 const FIXTURES: [(&str, Activation); 2] = [
@@ -431,7 +431,7 @@ fn unsupported_architectures_are_refused_by_name() {
     };
     refuse_open_clip(
         |json| json["model_cfg"]["vision_cfg"]["attentional_pool"] = json!(true),
-        "attentional_pool = true is not supported; supported is only false",
+        "attentional_pool = true is not supported; only false is supported",
     );
     refuse_open_clip(
         |json| json["model_cfg"]["vision_cfg"]["layers"] = json!([3, 4, 6, 3]),
@@ -439,7 +439,7 @@ fn unsupported_architectures_are_refused_by_name() {
     );
     refuse_open_clip(
         |json| json["model_cfg"]["text_cfg"]["pool_type"] = json!("last"),
-        "pool_type = \"last\" is not supported; supported is only \"argmax\"",
+        "pool_type = \"last\" is not supported; only \"argmax\" is supported",
     );
     refuse_open_clip(
         |json| json["model_cfg"]["vision_cfg"]["head_width"] = json!(64),
@@ -508,8 +508,8 @@ fn the_stacked_projection_is_query_key_value() {
     let raw = read_raw(&fixture("clip-tiny-gelu", "hf").join("model.safetensors"));
     let key = "text_model.encoder.layers.2.self_attn.k_proj.weight";
     let (.., bytes) = raw.iter().find(|(name, ..)| name == key).unwrap();
-    let place = Place::Block(Tower::Text, 2, Part::InProjWeight);
-    let stacked = &tensors[&place.name()];
+    let id = ParameterId::Block(Tower::Text, 2, Part::InProjWeight);
+    let stacked = &tensors[&id.name()];
     assert_eq!(stacked.shape, [72, 24]);
     let part: Vec<u8> =
         stacked.data[24 * 24..2 * 24 * 24].iter().flat_map(|v| v.to_le_bytes()).collect();

@@ -56,11 +56,14 @@ pub(super) fn read(path: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Named> 
     })
 }
 
+/// [`read`], which may panic.
 fn read_unguarded(path: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Named> {
     let place = path.display().to_string();
     let reading = || format!("reading {place}");
     let mut file = File::open(path).context(reading)?;
     let size = file.metadata().context(reading)?.len();
+
+    // The extension says little: .pt and .bin are used for both kinds of files.
     let mut head = Vec::new();
     file.by_ref().take(LEGACY.len() as u64).read_to_end(&mut head).context(reading)?;
     file.rewind().context(reading)?;
@@ -76,6 +79,7 @@ fn read_unguarded(path: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Named> {
         )));
     };
 
+    // A tensor is checked against the size of the file before memory is taken for it.
     let mut named = Named::new();
     let mut total = 0_u64;
     for info in infos(state_dict(object, &place)?, &folder, &place)? {
@@ -91,6 +95,7 @@ fn read_unguarded(path: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Named> {
                 "{place}: its tensors are more than twice as large as the file"
             )));
         }
+
         let data = tensor
             .read(&mut storages)
             .context(|| format!("{place}: reading tensor {}", info.name))?;
@@ -105,6 +110,7 @@ fn of_zip(file: File, place: &str) -> Result<Opened> {
         |e| Error::corrupt(format!("{place} is not a readable zip archive")).caused_by(e);
     let mut zip = ZipArchive::new(BufReader::new(file)).map_err(archive)?;
 
+    // The pickle lies in a folder named after the file that was saved, storages beside it.
     let (mut index, mut folder) = (None, String::new());
     let mut scripted = false;
     for at in 0..zip.len() {
@@ -120,6 +126,8 @@ fn of_zip(file: File, place: &str) -> Result<Opened> {
             folder = format!("{stem}data");
         }
     }
+
+    // TorchScript keeps code in the same kind of archive; its pickle is of another kind.
     if scripted {
         return Err(Error::failed(format!(
             "{place} is a TorchScript archive; save its weights first: \
@@ -143,6 +151,7 @@ fn of_stream(mut file: File, place: &str) -> Result<Opened> {
     let mut bytes = Vec::new();
     file.by_ref().take(MOST_BYTES).read_to_end(&mut bytes).context(reading)?;
 
+    // The version, facts about the system, the object itself, and the keys of its storages.
     let mut at = LEGACY.len();
     let mut next = || -> Result<Object> {
         let (object, length) = pickle::read(&bytes[at..], place)?;
@@ -160,6 +169,8 @@ fn of_stream(mut file: File, place: &str) -> Result<Opened> {
     let Object::List(keys) = keys else {
         return Err(Error::corrupt(format!("{place} has no list of storages")));
     };
+
+    // A storage says how many values it has; only the object says of which type they are.
     let mut widths = BTreeMap::new();
     storage_widths(&object, &mut widths);
 
@@ -169,6 +180,8 @@ fn of_stream(mut file: File, place: &str) -> Result<Opened> {
         let Object::Unicode(key) = key else {
             return Err(Error::corrupt(format!("{place} has a storage without a name")));
         };
+
+        // Each storage is its number of values in eight bytes, and then the values.
         let mut count = [0; 8];
         file.seek(SeekFrom::Start(offset)).context(reading)?;
         file.read_exact(&mut count).context(reading)?;
@@ -182,6 +195,7 @@ fn of_stream(mut file: File, place: &str) -> Result<Opened> {
         places.insert(key, [offset + 8, length]);
         offset = offset.saturating_add(8).saturating_add(length);
     }
+
     let storages = Storages::Stream(file, places);
     Ok(Opened { object, folder: String::new(), storages })
 }
@@ -189,6 +203,7 @@ fn of_stream(mut file: File, place: &str) -> Result<Opened> {
 /// Bytes of a value, by the key of its storage, of every storage that an object names.
 fn storage_widths(object: &Object, widths: &mut BTreeMap<String, u64>) {
     match object {
+        // ("storage", the class with the type, the key, the device, the number of values).
         Object::PersistentLoad(id) => {
             if let Object::Tuple(parts) = &**id
                 && let [_, Object::Class { class_name, .. }, Object::Unicode(key), ..] =
@@ -198,6 +213,8 @@ fn storage_widths(object: &Object, widths: &mut BTreeMap<String, u64>) {
                 widths.insert(key.clone(), width);
             }
         }
+
+        // The walk that bounds the pickle bounds the depth of this one too.
         Object::Tuple(parts) | Object::List(parts) => {
             for part in parts {
                 storage_widths(part, widths);
@@ -216,6 +233,7 @@ fn storage_widths(object: &Object, widths: &mut BTreeMap<String, u64>) {
     }
 }
 
+/// Bytes of a value in a storage of a class; `None` for a class that is not known.
 fn storage_width(class: &str) -> Option<u64> {
     Some(match class {
         "DoubleStorage" | "LongStorage" | "ComplexFloatStorage" => 8,
@@ -229,6 +247,7 @@ fn storage_width(class: &str) -> Option<u64> {
 /// At most [`MOST_BYTES`] of an entry.
 fn limited(entry: impl Read, place: &str) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
+    // One byte more than allowed tells a large entry from one that is just allowed.
     entry
         .take(MOST_BYTES + 1)
         .read_to_end(&mut bytes)
@@ -266,6 +285,8 @@ fn state_dict(object: Object, place: &str) -> Result<Entries> {
 fn find(object: Object) -> std::result::Result<Option<Entries>, String> {
     let Object::Dict(mut entries) = object else { return Ok(None) };
 
+    // Where tensors lie inside, which of these places have a usual name, and whether tensors
+    // lie right here.
     let mut holders: Vec<usize> = Vec::new();
     for (index, (key, value)) in entries.iter().enumerate() {
         if matches!(key, Object::Unicode(_)) && holds_tensors(value) {
@@ -295,6 +316,7 @@ fn find(object: Object) -> std::result::Result<Option<Entries>, String> {
             return Err(names.join(", "));
         }
     };
+
     match chosen {
         Some(index) => find(entries.swap_remove(index).1),
         None => Ok(direct.then_some(entries)),
@@ -308,6 +330,7 @@ fn holds_tensors(object: &Object) -> bool {
     named.into_iter().any(|(_, value)| is_tensor(value) || holds_tensors(value))
 }
 
+/// Whether an object is the call by which PyTorch builds a tensor or a parameter again.
 fn is_tensor(object: &Object) -> bool {
     let Object::Reduce { callable, .. } = object else { return false };
     matches!(&**callable, Object::Class { module_name, class_name }
@@ -317,6 +340,7 @@ fn is_tensor(object: &Object) -> bool {
 
 /// The tensors of a state dict, by name.
 fn infos(entries: Entries, folder: &str, place: &str) -> Result<Vec<TensorInfo>> {
+    // In the order of names, so that an error about one does not depend on the file's order.
     let mut infos = BTreeMap::new();
     for (name, value) in entries {
         let shown =
@@ -331,7 +355,7 @@ fn infos(entries: Entries, folder: &str, place: &str) -> Result<Vec<TensorInfo>>
     Ok(infos.into_values().collect())
 }
 
-/// A tensor that was found possible.
+/// A tensor whose type, shape and strides were found possible.
 struct Wanted<'a> {
     info: &'a TensorInfo,
     shape: Vec<usize>,
@@ -360,6 +384,9 @@ impl<'a> Wanted<'a> {
                 strides.len()
             )));
         }
+
+        // Strides may make a large tensor of few values, or reach far beyond its own values:
+        // neither may be larger than the file.
         let width = info.dtype.size_in_bytes();
         let bytes = shape.iter().try_fold(width, |n, &axis| n.checked_mul(axis));
         let extent = if shape.contains(&0) {
@@ -369,6 +396,7 @@ impl<'a> Wanted<'a> {
                 shape.iter().zip(strides).map(|(n, stride)| (n - 1).checked_mul(*stride));
             steps.into_iter().try_fold(1_usize, |sum, step| sum.checked_add(step?))
         };
+
         let fits = |bytes: Option<usize>| bytes.filter(|&bytes| bytes as u64 <= size);
         let (Some(bytes), Some(_)) =
             (fits(bytes), fits(extent.and_then(|n| n.checked_mul(width))))
@@ -398,6 +426,7 @@ impl<'a> Wanted<'a> {
         if self.info.layout.is_contiguous() {
             return Ok(lying);
         }
+
         Ok(gather(&lying, &self.shape, self.info.layout.stride()))
     }
 }
@@ -408,6 +437,7 @@ fn gather(lying: &[f32], shape: &[usize], strides: &[usize]) -> Vec<f32> {
     let mut values = Vec::with_capacity(count);
     let mut index = vec![0; shape.len()];
     let mut at = 0;
+
     for _ in 0..count {
         values.push(lying[at]);
 
@@ -426,11 +456,13 @@ fn gather(lying: &[f32], shape: &[usize], strides: &[usize]) -> Vec<f32> {
 }
 
 impl Storages {
-    /// Bytes of a storage from an offset on.
+    /// `length` bytes of a storage, from the byte `start` on.
     fn read(&mut self, path: &str, start: u64, length: usize) -> Result<Vec<u8>> {
         let short = || "the file ends before its values do".to_owned();
         let mut bytes = vec![0; length];
+
         match self {
+            // An entry may be compressed, so what stands before the values is read and dropped.
             Self::Zip(zip) => {
                 let mut entry = zip
                     .by_name(path)
@@ -440,6 +472,8 @@ impl Storages {
                 skipped.context(short)?;
                 entry.read_exact(&mut bytes).context(short)?;
             }
+
+            // The values behind a storage are those of the next one, and not of this tensor.
             Self::Stream(file, places) => {
                 let key = path.trim_start_matches('/');
                 let [offset, whole] = places.get(key).copied().ok_or_else(|| {

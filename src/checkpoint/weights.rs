@@ -1,7 +1,7 @@
 //! Tensors from foreign files: safetensors of any float type, shards, and PyTorch's files.
 //!
-//! Marks that wrappers leave in names are taken off and buffers that are not weights are left
-//! out, both from short lists; everything else is kept for the accounting in
+//! Marks that wrappers leave in names are taken off, and buffers that are not weights are left
+//! out. Both follow short lists, and everything else is kept for the accounting in
 //! [`super::layout`].
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -67,9 +67,10 @@ fn unmarked(name: &str) -> String {
     parts.join(".")
 }
 
-/// Whether a name is that of a weight.
+/// Whether a name is that of a weight, and not that of a buffer on the list.
 fn is_weight(name: &str) -> bool {
     let name = unmarked(name);
+    // A wrapper's prefix may stand before it, but not half a word.
     let ignored = |entry: &str| {
         name.strip_suffix(entry)
             .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
@@ -93,6 +94,7 @@ fn own_names(path: &Path, named: Named) -> Result<Tensors> {
             )));
         }
 
+        // Marks may stand before the prefix, inside of it and behind it, so they go first.
         let unmarked = unmarked(&name);
         let own = unmarked.strip_prefix(&prefix).unwrap_or(&unmarked);
         let own = own.strip_prefix(CUSTOM_TEXT).unwrap_or(own).to_owned();
@@ -128,9 +130,12 @@ fn prefix(path: &Path, named: &Named) -> Result<String> {
     Ok(found.into_iter().next().unwrap_or_default())
 }
 
+/// Reads the weights of one safetensors file of any float type.
 fn read_safetensors(path: &Path) -> Result<Named> {
     let place = path.display();
     let bytes = std::fs::read(path).context(|| format!("reading {place}"))?;
+
+    // The safetensors crate keeps one of two tensors of the same name without a word.
     check_names(&bytes).context(|| format!("reading {place}"))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| {
         Error::corrupt(format!("{place} is not a safetensors file")).caused_by(e)
@@ -158,6 +163,7 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
+/// Reads the shards that an index names, and checks that they hold exactly what it says.
 fn read_shards(path: &Path) -> Result<Named> {
     let place = path.display();
     let text = std::fs::read_to_string(path).context(|| format!("reading {place}"))?;
@@ -177,12 +183,14 @@ fn read_shards(path: &Path) -> Result<Named> {
         named.extend(read_safetensors(&path.with_file_name(shard))?);
     }
 
+    // A shard of another model with the right name would otherwise go unnoticed.
     let listed: BTreeSet<&str> = index
         .weight_map
         .keys()
         .map(String::as_str)
         .filter(|name| is_weight(name))
         .collect();
+
     let found: BTreeSet<&str> = named.iter().map(|(name, _)| name.as_str()).collect();
     let differing: Vec<&str> = listed.symmetric_difference(&found).copied().collect();
     if differing.is_empty() {

@@ -11,9 +11,10 @@ use crate::engine::cpu::passes::LANES;
 use crate::error::Result;
 use crate::model::names::parameters;
 use crate::model::params::parameter_counts;
-use crate::model::{ClipConfig, Moe, Tower};
+use crate::model::{ClipConfig, Tower};
 use crate::pipeline::memory::size;
 use crate::stage::pretrain::dense;
+use crate::stage::upcycle::placement;
 use crate::upcycle;
 
 /// Bytes of a stored or trained value.
@@ -37,10 +38,12 @@ pub(super) fn need(config: &Config, stage: &str) -> u64 {
 /// much again for its subspaces.
 fn making(mixture: &ClipConfig) -> usize {
     let dense = ClipConfig { moe: None, ..mixture.clone() };
+
+    // Layers are made one after the other, so the largest decides.
     let layer = |tower, block| -> usize {
         let all = parameters(mixture).into_iter();
-        let own = all.filter(|p| p.place.block() == Some((tower, block)));
-        own.filter(|p| p.place.is_moe()).map(|p| p.len()).sum()
+        let own = all.filter(|p| p.id.block() == Some((tower, block)));
+        own.filter(|p| p.id.is_moe()).map(|p| p.len()).sum()
     };
     let blocks = |tower| mixture.moe_blocks(tower).iter().map(move |&b| layer(tower, b));
     let largest = Tower::BOTH.into_iter().flat_map(blocks).max();
@@ -52,19 +55,14 @@ fn training_buffers(config: &Config) -> usize {
     3 + LANES + usize::from(config.runs.values().any(|run| run.eesd > 0.0))
 }
 
+/// The shape of the configured mixture.
 fn mixture(config: &Config) -> Result<ClipConfig> {
     let dense = dense(config)?;
-    let moe = &config.moe;
-    let placement = Moe {
-        experts: moe.experts,
-        top_k: moe.top_k,
-        rank: None,
-        vision_blocks: moe.vision_blocks.indices(dense.vision.layers),
-        text_blocks: moe.text_blocks.indices(dense.text.layers),
-    };
+    let placement = placement(&config.moe, &dense, None);
     Ok(ClipConfig { moe: Some(placement), ..dense })
 }
 
+/// Bytes of this many values.
 fn bytes(values: usize) -> u64 {
     WIDTH * values as u64
 }
@@ -76,6 +74,7 @@ pub(super) fn lines(config: &Config) -> Result<Vec<String>> {
     let moe = &config.moe;
     let mixture = mixture(config)?;
     let (total, active) = parameter_counts(&mixture);
+
     let mut lines = vec![
         format!("dense model: {plain} parameters, {}", size(bytes(plain))),
         format!(
@@ -87,6 +86,7 @@ pub(super) fn lines(config: &Config) -> Result<Vec<String>> {
     ];
     lines.extend(layers(&mixture));
 
+    // Several runs may start from one initialization, which is on disk once.
     let used: BTreeSet<&String> = config.runs.values().map(|run| &run.init).collect();
     let inits = Models::count(config, used);
     let runs = Models::count(config, config.runs.values().map(|run| &run.init));
@@ -126,6 +126,8 @@ impl Models {
                 upcycle::find(&init.method).is_ok_and(|method| method.form().is_dense())
             })
         };
+
+        // Every initialization is made once for each seed.
         let seeds = config.seeds.len();
         let (dense, mixtures): (Vec<_>, Vec<_>) =
             inits.into_iter().partition(|name| is_dense(name));
@@ -139,16 +141,18 @@ fn layers(mixture: &ClipConfig) -> Vec<String> {
     let mut lines = Vec::new();
     for tower in Tower::BOTH {
         for &block in mixture.moe_blocks(tower) {
+            // The line begins with the block, so the names go on without it.
             let prefix = crate::model::names::block(tower, block).prefix();
             let own = all
                 .iter()
-                .filter(|p| p.place.is_moe() && p.place.block() == Some((tower, block)));
+                .filter(|p| p.id.is_moe() && p.id.block() == Some((tower, block)));
             let shapes: Vec<String> = own
                 .map(|p| {
                     let name = p.name.strip_prefix(&prefix).unwrap_or(&p.name);
                     format!("{name} {:?}", p.shape)
                 })
                 .collect();
+
             lines.push(format!("  {}.{block}: {}", tower.name(), shapes.join(", ")));
         }
     }

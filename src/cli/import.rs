@@ -24,8 +24,8 @@ Examples:
   make SET='pretrain.checkpoint=dense dataset.like=dense'     upcycle it
 
 The activation and the attention heads are taken from the configuration beside the weights;
-without one they must be given, because wrong ones silently lower accuracy. Every tensor that is missing,
-unexpected or of another shape is named, and nothing is written then.";
+without one they must be given, because wrong ones silently lower accuracy. If a tensor is
+missing, unexpected or of another shape, it is named and nothing is written.";
 
 /// Files of a tokenizer that are taken along, the first complete set.
 const TOKENIZERS: [&[&str]; 3] = [
@@ -67,16 +67,17 @@ pub fn main() -> ExitCode {
     tool(command, run)
 }
 
+/// Imports a model; returns the lines about it. Nothing is written unless all of it is read.
 #[expect(clippy::needless_pass_by_value, reason = "the arguments end here")]
 fn run(args: ImportArgs) -> Result<Vec<String>> {
     let (mut config, mut tensors) = checkpoint::import(&args.from, &args.hints)?;
-    let pictures = pictures(&args, config.vision.image_size)?;
-
     let before = config.vision.image_size;
+    let pictures = pictures(&args, before)?;
     if let Some(side) = args.image_size {
         checkpoint::resize_positions(&mut config, &mut tensors, side)?;
     }
 
+    // The folder appears whole or not at all.
     let mut taken = Vec::new();
     output::folder(&args.out, |folder| {
         write(&folder.join("config.json"), &config.to_json()?)?;
@@ -92,6 +93,7 @@ fn run(args: ImportArgs) -> Result<Vec<String>> {
         let side = config.vision.image_size;
         lines.push(format!("position embeddings resized from {before} to {side} pixels"));
     }
+    // Weights alone may be all that is wanted, so this is a line and not an error.
     if pictures.is_none() {
         lines.push(
             "the source does not say how pictures are prepared: give --preprocess"
@@ -115,6 +117,7 @@ fn pictures(args: &ImportArgs, own_side: usize) -> Result<Option<Preprocessing>>
     };
     let Some(found) = found else { return Ok(None) };
 
+    // What the source says is for its own size; another size keeps all but the sides.
     match args.image_size {
         Some(side) if found.size != Some(side) => found.for_side(side).map(Some),
         _ => {
@@ -181,15 +184,16 @@ fn take_tokenizer(
     let source = if from.is_dir() { from } else { from.parent().unwrap_or(from) };
     let complete =
         |files: &&&[&str]| files.iter().all(|file| source.join(file).is_file());
-    let found = TOKENIZERS.iter().find(complete);
+    let files = TOKENIZERS.iter().find(complete).copied().unwrap_or_default();
 
-    let files = found.copied().unwrap_or_default();
-
+    // A tokenizer that was asked for is opened, so that a wrong one is found here. The usual
+    // cleaning is what the copied files mean.
     let cleaning = checkpoint::cleaning(from, &args.hints)?;
     let path = match (&args.tokenizer, files.first()) {
         (Some(path), _) => Some(path.clone()),
         (None, first) => first.map(|file| source.join(file)),
     };
+
     if let Some(path) = path
         && (args.tokenizer.is_some() || cleaning != Cleaning::Lower)
     {
@@ -207,7 +211,8 @@ fn take_tokenizer(
     Ok(files.to_vec())
 }
 
-fn check_vocabulary(config: &ClipConfig, tokenizer: &Tokenizer) -> Result<()> {
+/// Refuses a tokenizer that cannot be the model's: ids would mean other words, or none.
+pub(super) fn check_vocabulary(config: &ClipConfig, tokenizer: &Tokenizer) -> Result<()> {
     let (found, expected) = (tokenizer.vocabulary(), config.text.vocabulary);
     if found == expected {
         return Ok(());
@@ -218,6 +223,7 @@ fn check_vocabulary(config: &ClipConfig, tokenizer: &Tokenizer) -> Result<()> {
     )))
 }
 
+/// Writes a file of text.
 fn write(path: &Path, text: &str) -> Result<()> {
     std::fs::write(path, text).context(|| format!("writing {}", path.display()))
 }

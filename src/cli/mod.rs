@@ -70,13 +70,15 @@ impl Location {
     }
 }
 
-/// Runs a tool beside the pipeline: its arguments, its work, its lines for standard output.
+/// Runs a tool beside the pipeline: parses its arguments, does its work, and prints the lines
+/// that the work returns.
 fn tool<A: Args>(
     command: Command,
     run: impl FnOnce(A) -> Result<Vec<String>>,
 ) -> ExitCode {
     let panics = Panics::default();
     panics.install();
+
     let command = command.version(env!("CARGO_PKG_VERSION"));
     let work = || match parse::<A>(command, std::env::args_os())? {
         Some(args) => print(&run(args)?),
@@ -85,7 +87,7 @@ fn tool<A: Args>(
     exit(work, &panics)
 }
 
-/// Parses a command line; `None` after help or version were printed.
+/// Parses a command line. Returns `None` if help or the version was asked for and printed.
 fn parse<A: Args>(
     command: Command,
     args: impl IntoIterator<Item = OsString>,
@@ -97,8 +99,10 @@ fn parse<A: Args>(
             let text = error.render().to_string();
             return Err(Error::usage(text.trim_start_matches("error: ").trim_end()));
         }
+        // Help and version come as errors too; they belong on standard output.
         Err(help) => return help.print().map(|()| None).map_err(closed),
     };
+
     let args = A::from_arg_matches(&matches);
     args.map(Some).map_err(|e| Error::usage("the arguments are not valid").caused_by(e))
 }
@@ -112,7 +116,8 @@ fn print(lines: &[String]) -> Result<()> {
     out.flush().map_err(closed)
 }
 
-/// A reader that has gone ends a program quietly; other failures to print are errors.
+/// The error of a failed write to standard output. A closed pipe has a kind of its own, which
+/// ends the program without a message; other failures are errors like any other.
 fn closed(error: std::io::Error) -> Error {
     if error.kind() == std::io::ErrorKind::BrokenPipe {
         Error::new(Kind::ClosedPipe, "standard output was closed")
@@ -123,10 +128,13 @@ fn closed(error: std::io::Error) -> Error {
 
 /// Turns the end of a program into an exit code, printing an error and its causes.
 fn exit(run: impl FnOnce() -> Result<()>, panics: &Panics) -> ExitCode {
+    // Nothing that a panic may have left half-changed is used again: the program ends here.
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+
     match result.unwrap_or_else(|_payload| Err(panics.take())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            // `upcycle-inspect … | head` ends like that, and nobody did anything wrong.
             if error.kind() != Kind::ClosedPipe {
                 report(&error);
             }
@@ -135,14 +143,14 @@ fn exit(run: impl FnOnce() -> Result<()>, panics: &Panics) -> ExitCode {
     }
 }
 
-/// Prints an error on one line. A sentence without causes keeps its own lines: those of a
-/// wrong command line show how it is used.
+/// Prints an error and its causes on one line. An error without causes keeps its line breaks,
+/// because the message of a wrong command line also shows how the command is used.
 fn report(error: &Error) {
     let text = match std::error::Error::source(error) {
         None => error.message().to_owned(),
         Some(_) => error.chain(),
     };
-    // Nothing is left to tell anybody if standard error is gone.
+    // If standard error is closed too, there is nobody left to tell.
     let _ = writeln!(std::io::stderr().lock(), "error: {text}");
 }
 

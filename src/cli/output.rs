@@ -19,12 +19,15 @@ pub(super) fn file(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Resu
             "{place} is a folder, expected the name of a file"
         )));
     }
+
+    // A reader sees the old file or the new one, and never a part.
     let scratch = sibling(path)?;
     let result = write(&scratch).and_then(|()| keep(&scratch)).and_then(|()| {
         fs::rename(&scratch, path).context(|| format!("writing {}", path.display()))
     });
+
     if result.is_err() {
-        // The error to report is that of the write.
+        // The error to report is that of the write, and not one of cleaning up after it.
         let _ = fs::remove_file(&scratch);
     }
     result
@@ -75,6 +78,7 @@ impl Folder {
             _ => {}
         }
 
+        // A killed process of the same id may have left a scratch folder of this name.
         let scratch = sibling(target)?;
         remove_tree(&scratch)?;
         fs::create_dir(&scratch).context(|| format!("creating {place}"))?;
@@ -129,17 +133,22 @@ fn sibling(path: &Path) -> Result<PathBuf> {
         fs::create_dir_all(parent)
             .context(|| format!("creating {}", parent.display()))?;
     }
+
+    // In the same folder, so that a rename stays within one file system; the process's id keeps
+    // two tools that write the same path apart.
     let (name, process) = (name.to_string_lossy(), std::process::id());
     Ok(path.with_file_name(format!(".{name}.{process}")))
 }
 
-/// Readable for all, as other tools write, and on the disk.
+/// Makes a file readable for all, as the files of other tools are, and waits until it is on the
+/// disk.
 fn keep(path: &Path) -> Result<()> {
     fs::set_permissions(path, Permissions::from_mode(0o644))
         .context(|| format!("setting the mode of {}", path.display()))?;
     sync(path)
 }
 
+/// Waits until a file or a folder is on the disk.
 fn sync(path: &Path) -> Result<()> {
     File::open(path)
         .and_then(|file| file.sync_all())

@@ -54,7 +54,7 @@ struct StageArgs {
     /// Print errors only.
     #[arg(long, short)]
     quiet: bool,
-    /// Also say it when there was nothing to do.
+    /// Also print a line for every result that was fresh already.
     #[arg(long, short, conflicts_with = "quiet")]
     verbose: bool,
     /// Print the packages to fetch, one `name version file` per line, and exit (dataset only).
@@ -71,8 +71,11 @@ pub fn main(stage: &'static Stage) -> ExitCode {
 
 fn run(stage: &'static Stage, panics: &Panics) -> Result<()> {
     let name = format!("upcycle-{}", stage.name);
+
+    // The examples name this binary, and the subcommand of the few stages that have one.
     let examples = EXAMPLES.replace("upcycle-STAGE", &name).replace("\nFIT", fit(stage));
     let help = methods(stage) + &examples;
+
     let command = Command::new(stage.name)
         .bin_name(&name)
         .display_name(&name)
@@ -82,6 +85,7 @@ fn run(stage: &'static Stage, panics: &Panics) -> Result<()> {
     let Some(args) = parse::<StageArgs>(command, std::env::args_os())? else {
         return Ok(());
     };
+
     let config = args.location.load()?;
 
     // The Makefile asks before anything is planned: only it may use the network.
@@ -136,6 +140,7 @@ fn methods(stage: &Stage) -> String {
     if stage.name != "upcycle" {
         return String::new();
     }
+
     let line =
         |method: &&dyn Method| format!("  {:<16} {}\n", method.name(), method.describe());
     let lines: String = upcycle::methods().map(|method| line(&method)).collect();
@@ -143,12 +148,16 @@ fn methods(stage: &Stage) -> String {
 }
 
 impl StageArgs {
+    /// What the arguments ask for; `need` is the memory in bytes that one run takes.
     fn orders(&self, panics: &Panics, need: u64) -> Orders {
+        // clap refuses both flags together, so their order here decides nothing.
         let mode = match (self.check, self.dry_run) {
             (true, _) => Mode::Check,
             (_, true) => Mode::DryRun,
             _ => Mode::Run,
         };
+
+        // No number of jobs stands for as many as threads and memory allow.
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         Orders {
             mode,

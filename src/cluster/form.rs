@@ -24,7 +24,7 @@ pub(super) trait Form: Copy + Send + Sync + 'static {
     /// Columns of a unit: 1 or 2.
     const COLUMNS: usize;
     /// Whether rows are touched ahead of their turn. The prefetcher of the machine does well
-    /// with rows of f32; with half the bytes a row is over before it has learnt the pattern
+    /// with rows of f32; with half the bytes a row is over before it has learned the pattern
     /// (200,000 × 768, k = 8, one thread: 54 ms without, 42 ms with; f32 62 ms and 70 ms).
     const AHEAD: bool;
 

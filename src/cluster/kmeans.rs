@@ -420,6 +420,7 @@ impl Found {
     ) -> SphericalKMeansModel {
         let mut sizes = vec![0; centroids.rows()];
         self.labels.iter().for_each(|&label| sizes[num::widen(label)] += 1);
+
         SphericalKMeansModel {
             centroids,
             assignments: self.labels,

@@ -20,17 +20,22 @@ impl Check for Config {
         require(!self.seeds.is_empty(), "seeds", &"[]", "at least one seed")?;
         distinct("seeds", &self.seeds)?;
         self.check_model()?;
+
+        // A section does not know its own name, which messages need.
         self.pretrain.optim.check().map_err(|e| within("pretrain.optim", &e))?;
         self.train.optim.check().map_err(|e| within("train.optim", &e))?;
         positive("activations.samples", self.activations.samples)?;
         positive("activations.batch", self.activations.batch)?;
         positive("cluster.iterations", self.cluster.iterations)?;
         positive("cluster.restarts", self.cluster.restarts)?;
+
         for (name, variant) in &self.subspaces {
             variant.check().map_err(|e| within(&format!("subspaces.{name}"), &e))?;
         }
         self.check_moe()?;
         self.check_names()?;
+
+        // Weights of losses, and a tolerance: zero switches them off.
         for (key, value) in [
             ("cluster.tolerance", self.cluster.tolerance),
             ("train.balance", self.train.balance),
@@ -53,10 +58,12 @@ impl Check for Config {
 }
 
 impl Config {
+    /// The model, and what of the data set decides its shape.
     fn check_model(&self) -> Result<()> {
         let (v, t) = (&self.model.vision, &self.model.text);
         let embed = self.model.embed_dim;
         require((1..=MOST).contains(&embed), "model.embed_dim", &embed, "1 to 65536")?;
+
         for (name, value) in [
             ("model.vision.patch", v.patch),
             ("model.vision.width", v.width),
@@ -71,32 +78,41 @@ impl Config {
         ] {
             require((1..=MOST).contains(&value), name, &value, "1 to 65536")?;
         }
+
         for (name, layers) in
             [("model.vision.layers", v.layers), ("model.text.layers", t.layers)]
         {
             require(layers <= MOST_LAYERS, name, &layers, "1 to 1024")?;
         }
+
+        // Heads share the width evenly, and patches cover the picture.
         divides("model.vision.heads", v.heads, "model.vision.width", v.width)?;
         divides("model.text.heads", t.heads, "model.text.width", t.width)?;
         let size = self.dataset.image_size;
         divides("model.vision.patch", v.patch, "dataset.image_size", size)?;
+
         let share = self.dataset.corrupt_share;
         let possible = (0.0..=1.0).contains(&share);
         require(possible, "dataset.corrupt_share", &share, "0 to 1")?;
         let weights = &self.dataset.weights;
         let fine = weights.iter().all(|weight| (0.0..=1000.0).contains(weight));
         require(fine, "dataset.weights", &format!("{weights:?}"), "0 to 1000 each")?;
+
+        // A caption has a start, an end and at least one token between; the alphabet of bytes
+        // takes 256 entries, the two marks 2 more.
         let context = self.dataset.context;
         require(context >= 3, "dataset.context", &context, "at least 3 tokens")?;
         let vocabulary = self.dataset.vocabulary;
         require(vocabulary >= 260, "dataset.vocabulary", &vocabulary, "at least 260")
     }
 
+    /// The mixture, and that its blocks are blocks of the model.
     fn check_moe(&self) -> Result<()> {
         let (e, k) = (self.moe.experts, self.moe.top_k);
         require((1..=256).contains(&e), "moe.experts", &e, "1 to 256")?;
         let why = "2 to moe.experts (a renormalized top-1 gives the router no gradient)";
         require(k >= 2 && k <= e, "moe.top_k", &k, why)?;
+
         for (key, blocks, layers) in [
             ("moe.vision_blocks", &self.moe.vision_blocks, self.model.vision.layers),
             ("moe.text_blocks", &self.moe.text_blocks, self.model.text.layers),
@@ -110,6 +126,7 @@ impl Config {
         Ok(())
     }
 
+    /// Names that one section uses and another defines.
     fn check_names(&self) -> Result<()> {
         for (name, init) in &self.inits {
             if let Some(variant) = &init.subspaces {
@@ -117,16 +134,20 @@ impl Config {
                 named(&key, variant, self.subspaces.keys())?;
             }
         }
+
         for (name, run) in &self.runs {
             named(&format!("runs.{name}.init"), &run.init, self.inits.keys())?;
             let key = format!("runs.{name}.eesd");
             require(run.eesd >= 0.0, &key, &run.eesd, "0 or more")?;
         }
+
         named("report.reference", &self.report.reference, self.runs.keys())?;
         named("report.showcase", &self.report.showcase, self.runs.keys())?;
         for run in &self.report.ablation {
             named("report.ablation", run, self.runs.keys())?;
         }
+
+        // The chart of the ablation is a square of two choices each.
         let four = [0, 4].contains(&self.report.ablation.len());
         require(four, "report.ablation", &self.report.ablation.len(), "four runs or none")
     }
@@ -136,8 +157,11 @@ impl Check for OptimConfig {
     fn check(&self) -> Result<()> {
         positive("steps", self.steps)?;
         require(self.batch >= 2, "batch", &self.batch, "at least 2 (contrastive)")?;
+
+        // Groups of 16 samples are the unit of every sum (`engine/cpu`).
         let (micro, expected) = (self.micro_batch, "0 or a multiple of 16");
         require(micro.is_multiple_of(16), "micro_batch", &micro, expected)?;
+
         require(
             self.learning_rate > 0.0,
             "learning_rate",
@@ -147,9 +171,11 @@ impl Check for OptimConfig {
         let floor = self.final_learning_rate;
         let fine = (0.0..=self.learning_rate).contains(&floor);
         require(fine, "final_learning_rate", &floor, "0 to learning_rate")?;
+
         for (key, value) in [("beta1", self.beta1), ("beta2", self.beta2)] {
             require((0.0..1.0).contains(&value), key, &value, "0 to below 1")?;
         }
+
         require(self.epsilon > 0.0, "epsilon", &self.epsilon, "above 0")?;
         require(
             self.weight_decay >= 0.0,
@@ -169,10 +195,12 @@ impl Check for SubspacesConfig {
     }
 }
 
+/// An error of a section under the section's name.
 fn within(section: &str, error: &Error) -> Error {
     Error::new(error.kind(), format!("{section}.{}", error.message()))
 }
 
+/// Refuses a value unless a condition holds.
 fn require(
     holds: bool,
     key: &str,
@@ -193,19 +221,23 @@ fn distinct<T: Ord + Clone + std::fmt::Debug>(key: &str, list: &[T]) -> Result<(
     require(unique.len() == list.len(), key, &found, "every entry once")
 }
 
+/// Refuses zero.
 fn positive(key: &str, value: usize) -> Result<()> {
     require(value > 0, key, &value, "above 0")
 }
 
+/// Refuses what is not a fraction.
 fn share(key: &str, value: f64) -> Result<()> {
     require((0.0..=1.0).contains(&value), key, &value, "0 to 1")
 }
 
+/// Refuses a number that does not divide another one.
 fn divides(small_key: &str, small: usize, large_key: &str, large: usize) -> Result<()> {
     let expected = format!("a divisor of {large_key} = {large}");
     require(small > 0 && large.is_multiple_of(small), small_key, &small, &expected)
 }
 
+/// Refuses a name that is not among the known ones, with the nearest of them.
 fn named<'a>(
     key: &str,
     name: &str,

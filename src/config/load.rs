@@ -40,14 +40,21 @@ pub fn load_default(overrides: &Overrides) -> Result<Config> {
     build(SHIPPED, "pipeline.yaml", overrides)
 }
 
+/// Lays a user's file, a profile and assignments over the shipped configuration, in this order,
+/// and checks the result. `name` is what messages call the file.
 fn build(text: &str, name: &str, overrides: &Overrides) -> Result<Config> {
     let mut shipped = parse(SHIPPED, "the shipped pipeline.yaml")?;
     let mut user = if text == SHIPPED { shipped.clone() } else { parse(text, name)? };
+
+    // Profiles are layers over the tree and no part of it.
     let shipped_profiles = take_profiles(&mut shipped);
     let user_profiles = take_profiles(&mut user);
+
+    // A key is known if the shipped file has it, whatever was laid over it before.
     let known = shipped.clone();
     let mut merged = shipped;
     lay_over(&mut merged, user, &known, name, "")?;
+
     if let Some(profile) = &overrides.profile {
         let layer = user_profiles
             .get(profile)
@@ -56,21 +63,25 @@ fn build(text: &str, name: &str, overrides: &Overrides) -> Result<Config> {
         let place = format!("profile {profile} of {name}");
         lay_over(&mut merged, layer.clone(), &known, &place, "")?;
     }
+
     for assignment in &overrides.set {
         let layer = parse_assignment(assignment)?;
         lay_over(&mut merged, layer, &known, &format!("--set {assignment}"), "")?;
     }
+
     let config: Config = serde_path_to_error::deserialize(merged).map_err(|e| {
         // The path is empty where a whole section is missing, and serde names it then.
         let (path, what) = (e.path().to_string(), plain(&e.inner().to_string()));
         Error::usage(format!("{name}: {path}: {what}"))
     })?;
+
     config
         .check()
         .map_err(|e| Error::new(e.kind(), format!("{name}: {}", e.message())))?;
     Ok(config)
 }
 
+/// The error for a profile that neither file has.
 fn unknown_profile(
     profile: &str,
     shipped: &Map<String, Value>,
@@ -79,14 +90,17 @@ fn unknown_profile(
     let mut names: Vec<_> = shipped.keys().chain(user.keys()).cloned().collect();
     names.sort();
     names.dedup();
+
     let hint = did_you_mean(profile, names.iter().map(String::as_str));
     let known = names.join(", ");
     Error::usage(format!("there is no profile named {profile}; there are: {known}{hint}"))
 }
 
+/// Parses a YAML file that is a mapping; an empty file is an empty one.
 fn parse(text: &str, name: &str) -> Result<Value> {
     let value: Value = serde_saphyr::from_str(text)
         .map_err(|e| Error::usage(format!("{name} is not valid YAML: {}", brief(&e))))?;
+
     match value {
         Value::Object(_) => Ok(value),
         Value::Null => Ok(Value::Object(Map::new())),
@@ -111,6 +125,7 @@ fn plain(what: &str) -> String {
     types.iter().fold(what.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
+/// Takes the section `profiles` out of a tree.
 fn take_profiles(tree: &mut Value) -> Map<String, Value> {
     match tree.as_object_mut().and_then(|map| map.remove("profiles")) {
         Some(Value::Object(profiles)) => profiles,
@@ -122,8 +137,11 @@ fn take_profiles(tree: &mut Value) -> Map<String, Value> {
 /// brackets. Quotes stay, because values are YAML.
 pub fn assignments(text: &str) -> Vec<String> {
     let mut found = vec![String::new()];
+
+    // Open brackets, the open quote, and whether a backslash stands before the character.
     let (mut depth, mut quote, mut escaped) = (0_usize, None, false);
     let mut before = ' ';
+
     for c in text.chars() {
         match quote {
             // A backslash escapes in double quotes only.
@@ -134,6 +152,7 @@ pub fn assignments(text: &str) -> Vec<String> {
             None if matches!(c, '\'' | '"') && !before.is_alphanumeric() => {
                 quote = Some(c);
             }
+
             None if matches!(c, '[' | '{') => depth += 1,
             None if matches!(c, ']' | '}') => depth = depth.saturating_sub(1),
             None if c.is_whitespace() && depth == 0 => {
@@ -141,14 +160,18 @@ pub fn assignments(text: &str) -> Vec<String> {
                 before = c;
                 continue;
             }
+
             // Inside of quotes every other character is a part of the value, as outside.
             Some(_) | None => {}
         }
+
         before = c;
         if let Some(last) = found.last_mut() {
             last.push(c);
         }
     }
+
+    // Several blanks in a row leave empty ones.
     found.retain(|assignment| !assignment.is_empty());
     found
 }
@@ -158,10 +181,13 @@ fn parse_assignment(assignment: &str) -> Result<Value> {
     let (path, text) = assignment.split_once('=').ok_or_else(|| {
         Error::usage(format!("--set {assignment}: expected path.to.key=value"))
     })?;
+
     let value: Value = serde_saphyr::from_str(text).map_err(|e| {
         let why = brief(&e);
         Error::usage(format!("--set {assignment}: the value is not valid YAML: {why}"))
     })?;
+
+    // From the last key outwards, each wraps what is below it.
     Ok(path.rsplit('.').fold(value, |inner, key| {
         let mut map = Map::new();
         map.insert(key.trim().to_owned(), inner);
@@ -177,6 +203,8 @@ fn lay_over(
     place: &str,
     path: &str,
 ) -> Result<()> {
+    // A value replaces what is below it whole. A mapping in the place of a value does too, and
+    // the types refuse it later, by its path.
     let Value::Object(layer) = layer else {
         *base = layer;
         return Ok(());
@@ -185,11 +213,13 @@ fn lay_over(
         *base = Value::Object(layer);
         return Ok(());
     };
+
     for (key, value) in layer {
         let here = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
         let Some(known_value) = known.get(&key) else {
             return Err(unknown_key(&key, &here, known, place));
         };
+
         if FREE_MAPS.contains(&here.as_str()) {
             lay_over_free(base, key, value, place.starts_with("--set"));
         } else if let Some(slot) = base.get_mut(&key) {
@@ -209,6 +239,7 @@ fn lay_over_free(base: &mut Map<String, Value>, key: String, value: Value, reach
     }
 }
 
+/// Lays a value over another, mapping by mapping, without a list of known keys.
 fn deep_merge(base: &mut Value, layer: Value) {
     match (base, layer) {
         (Value::Object(base), Value::Object(layer)) => {

@@ -116,7 +116,7 @@ impl Source {
 pub struct ColumnNames {
     /// Path or bytes of the picture.
     pub image: String,
-    /// What is said about it.
+    /// Its caption.
     pub caption: String,
     /// What it shows: the name or the number of a class.
     pub label: String,
@@ -125,6 +125,7 @@ pub struct ColumnNames {
 }
 
 impl ColumnNames {
+    /// Whether no name is given; such a section is left out of the key.
     fn is_unset(&self) -> bool {
         *self == Self::default()
     }
@@ -167,6 +168,7 @@ pub struct DatasetConfig {
     pub corrupt_share: f64,
 }
 
+/// Whether a fraction is 0; such a value is left out of the key.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
 fn is_zero(share: &f64) -> bool {
     share.abs() <= 0.0
@@ -255,15 +257,15 @@ pub struct PretrainConfig {
     pub bases: Bases,
     /// A checkpoint to start from instead of training; empty to train.
     pub checkpoint: String,
-    /// Optimisation.
+    /// Optimization.
     pub optim: OptimConfig,
 }
 
-/// Optimisation of one training stage (METHOD §5).
+/// Optimization of one training stage (METHOD §5).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OptimConfig {
-    /// Optimiser steps.
+    /// Optimizer steps.
     pub steps: usize,
     /// Image-text pairs per step.
     pub batch: usize,
@@ -323,7 +325,7 @@ pub struct ActivationsConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClusterConfig {
-    /// Most Lloyd iterations.
+    /// Number of Lloyd iterations at most.
     pub iterations: usize,
     /// Independent k-means++ starts; the best objective wins.
     pub restarts: usize,
@@ -374,6 +376,7 @@ impl Directions {
         }
     }
 
+    /// Whether these are the default, which is left out of the key.
     #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
     fn is_top(&self) -> bool {
         *self == Self::Top
@@ -468,7 +471,7 @@ pub struct InitConfig {
     /// Rank of what tells experts of `ders-lm` apart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rank: Option<usize>,
-    /// Drop: one index set a matrix instead of one shared by both.
+    /// Drop: one set of indices per matrix instead of one that both share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub independent_indices: Option<bool>,
     /// Factor on centroid routers; 1 if absent.
@@ -486,7 +489,7 @@ pub struct InitConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
-    /// Optimisation.
+    /// Optimization.
     pub optim: OptimConfig,
     /// λ of the load-balance loss.
     pub balance: f64,
@@ -496,7 +499,7 @@ pub struct TrainConfig {
     pub eesd: EesdConfig,
 }
 
-/// What the student is pulled to.
+/// What the student learns to match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EesdTarget {

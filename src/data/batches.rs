@@ -119,7 +119,10 @@ impl Batches {
     /// A picture that cannot be read any more.
     pub fn batch(&self, step: usize) -> Result<Batch> {
         let rows = self.sampler.batch(step);
+
         let seed = self.settings.seed;
+
+        // One stream draws the captions of the whole batch, in the order of its rows.
         let mut stream = rng::stream(seed, &format!("batches/captions/{step}"));
         let context = self.settings.context;
         let mut ids = Vec::with_capacity(rows.len() * context);

@@ -28,7 +28,7 @@ pub use batches::{Batch, BatchPixels, BatchSettings, Batches};
 pub use collection::{Layout, Meta, Reading};
 pub use pairs::Skipped;
 pub use prefetch::Prefetch;
-pub use read::{ConceptRow, Dataset, SampleRow, Split};
+pub use read::{Dataset, Split};
 pub use sampler::{Concepts, Grouped, Sampler, Shuffled};
 pub use write::{Summary, adopt};
 
@@ -51,6 +51,7 @@ pub fn build(
 ) -> Result<Summary> {
     let mut skipped = Vec::new();
     let mut spool = Spool::beside(out)?;
+
     let collection = match config.source {
         Source::Emoji => emoji::collect(config, cache, seed, (&mut spool, progress))?,
         Source::Shapes => shapes::collect(config, seed, (&mut spool, progress))?,
@@ -64,6 +65,7 @@ pub fn build(
             collection
         }
     };
+
     let summary = write::write(&collection, config, out).context(|| {
         let from = if config.folder.is_empty() { "" } else { " from " };
         format!("building the data set{from}{}", config.folder)

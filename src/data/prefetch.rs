@@ -31,11 +31,13 @@ impl Prefetch {
     ) -> Result<Self> {
         let (send, receive) = sync_channel(depth.max(1));
         let left = steps.len();
+
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(rayon::current_num_threads())
             .thread_name(|index| format!("pictures-{index}"))
             .build()
             .context(|| "starting the threads that make batches".to_owned())?;
+
         let work = move || {
             for step in steps {
                 // The consumer may stop early: nothing is lost.
@@ -44,10 +46,12 @@ impl Prefetch {
                 }
             }
         };
+
         let producer = std::thread::Builder::new()
             .name("batches".to_owned())
             .spawn(work)
             .context(|| "starting the thread that makes batches".to_owned())?;
+
         let queue = Some(receive);
         let (started, waited) = (Instant::now(), Duration::ZERO);
         Ok(Self { queue, producer: Some(producer), left, started, waited })
@@ -61,17 +65,19 @@ impl Prefetch {
         if self.left == 0 {
             return Ok(None);
         }
+
         let asked = Instant::now();
         let batch = self.queue.as_ref().and_then(|queue| queue.recv().ok());
         self.waited += asked.elapsed();
         self.left -= 1;
+
         match batch {
             Some(batch) => batch.map(Some),
             None => Err(Error::failed("the thread that makes batches died")),
         }
     }
 
-    /// Share of the time since the start that [`Prefetch::take`] waited.
+    /// Fraction of the time since the start that [`Prefetch::take`] waited.
     pub fn waited_share(&self) -> f64 {
         self.waited.as_secs_f64() / self.started.elapsed().as_secs_f64().max(1e-9)
     }

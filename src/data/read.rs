@@ -13,33 +13,14 @@ use super::collection::Meta;
 use crate::error::{Context, Error, Result};
 use crate::image::{self, Normalise};
 use crate::io::columnar;
-use crate::io::table::{Table, TableReader};
+use crate::io::table::TableReader;
 use crate::num;
 use crate::par;
+use crate::tables::{self, ConceptRow, LabelRow, PictureRow, SampleRow};
 use crate::text::Tokenizer;
 
 /// Most bytes of decoded pictures that a split keeps in memory: 7,000 pictures of side 224.
 const IN_MEMORY: usize = 1 << 30;
-
-/// The column of the pictures.
-const IMAGE: &str = "image";
-
-/// A row of `concepts.parquet`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConceptRow {
-    /// Code points or another stable name.
-    pub key: String,
-    /// What it is called.
-    pub label: String,
-    /// Words that go with it.
-    pub tags: Vec<String>,
-    /// Index of its group.
-    pub group: u32,
-    /// Index of its subgroup.
-    pub subgroup: u32,
-    /// Whether it is never trained on.
-    pub held_out: bool,
-}
 
 /// An opened data set: everything but the pictures.
 #[derive(Debug, Clone)]
@@ -66,7 +47,10 @@ impl Dataset {
         let meta: Meta = serde_json::from_slice(&text).map_err(|e| {
             Error::corrupt(format!("{place} is no data set")).caused_by(e)
         })?;
+
         let tokenizer = Tokenizer::open(&folder.join("tokenizer.json"))?;
+
+        // Token ids index the embedding of a model, so the two files must belong together.
         if tokenizer.vocabulary() != meta.vocabulary {
             return Err(Error::corrupt(format!(
                 "{place}: vocabulary {}, but tokenizer.json has {} entries",
@@ -74,13 +58,15 @@ impl Dataset {
                 tokenizer.vocabulary()
             )));
         }
-        let labels = Table::read(&folder.join("labels.parquet"))?;
+
+        let labels: Vec<LabelRow> = tables::read(folder)?;
+
         Ok(Self {
             folder: folder.to_owned(),
             meta,
-            concepts: read_concepts(&folder.join("concepts.parquet"))?,
-            groups: read_labels(&labels, "group")?,
-            subgroups: read_labels(&labels, "subgroup")?,
+            concepts: tables::read(folder)?,
+            groups: names(&labels, LabelRow::GROUP),
+            subgroups: names(&labels, LabelRow::SUBGROUP),
             tokenizer,
         })
     }
@@ -90,7 +76,7 @@ impl Dataset {
         Normalise { mean: self.meta.mean, std: self.meta.std }
     }
 
-    /// Opens a split. Memory: its rows, and 3 side² bytes a picture up to a gigabyte.
+    /// Opens a split. Memory: its rows, and 3 side² bytes per picture, up to a gigabyte.
     pub fn split(&self, name: &str) -> Result<Split> {
         self.split_within(name, IN_MEMORY)
     }
@@ -105,46 +91,66 @@ impl Dataset {
                 known.join(", ")
             )));
         };
-        let path = self.folder.join(format!("samples-{name}.parquet"));
+
+        let path = self.folder.join(SampleRow::file(name));
         let side = self.meta.image_size;
-        let keeps = count.saturating_mul(3 * side * side) <= most;
-        let mut reader = TableReader::open_without(&path, (!keeps).then_some(IMAGE))?;
-        let (mut rows, mut lengths, mut planes) = (Vec::new(), Vec::new(), Vec::new());
         let place = || format!("reading {}", path.display());
-        while let Some(part) = reader.next()? {
-            let first = rows.len();
-            rows.extend(read_rows(&part).context(place)?);
-            if keeps {
-                let images = part.bytes(IMAGE).context(place)?;
-                let decoded = par::try_map(images.len(), |i| {
-                    decode(&images[i], side, &path, first + i)
-                })?;
-                planes.extend(decoded.into_iter().flatten());
-            } else {
-                lengths.extend_from_slice(part.u32s("bytes").context(place)?);
-            }
-        }
-        if let Some(row) =
-            rows.iter().find(|r| num::widen(r.concept) >= self.concepts.len())
-        {
+
+        // Either all pictures of a split are kept in memory or none is.
+        let fits = count.saturating_mul(3 * side * side) <= most;
+        let (rows, pictures) = if fits {
+            let (rows, planes) = read_pictures(&path, side)?;
+            (rows, Pictures::Planes(planes))
+        } else {
+            let rows = read_samples(&path)?;
+            let lengths: Vec<u32> = rows.iter().map(|row| row.bytes).collect();
+            let file = File::open(&path).context(place)?;
+            let starts =
+                columnar::places(&file, PictureRow::IMAGE, &lengths).context(place)?;
+            let spans = starts.into_iter().zip(lengths).collect();
+            (rows, Pictures::File { file, path: path.clone(), spans })
+        };
+
+        // Whoever uses a row finds its concept by index, without a check.
+        let known = self.concepts.len();
+        if let Some(row) = rows.iter().find(|row| num::widen(row.concept) >= known) {
             return Err(Error::corrupt(format!(
-                "{}: sample {} shows concept {} of {}",
+                "{}: sample {} shows concept {}, expected a number below {known}",
                 path.display(),
                 row.sample,
-                row.concept,
-                self.concepts.len()
+                row.concept
             )));
         }
-        let pictures = if keeps {
-            Pictures::Planes(planes)
-        } else {
-            let file = File::open(&path).context(place)?;
-            let starts = columnar::places(&file, IMAGE, &lengths).context(place)?;
-            let places = starts.into_iter().zip(lengths).collect();
-            Pictures::File { file, path, places }
-        };
         Ok(Split { rows, side, pictures, normalise: self.normalise() })
     }
+}
+
+/// The rows of a split without their pictures, which are not even read.
+fn read_samples(path: &Path) -> Result<Vec<SampleRow>> {
+    let mut reader = TableReader::open_without(path, Some(PictureRow::IMAGE))?;
+    let mut rows = Vec::new();
+    while let Some(part) = reader.next()? {
+        let part = tables::from_table::<SampleRow>(part);
+        rows.extend(part.context(|| format!("reading {}", path.display()))?);
+    }
+    Ok(rows)
+}
+
+/// The rows of a split, and all its pictures decoded, one after the other.
+fn read_pictures(path: &Path, side: usize) -> Result<(Vec<SampleRow>, Vec<u8>)> {
+    let mut reader = TableReader::open(path)?;
+    let (mut rows, mut planes) = (Vec::new(), Vec::new());
+    while let Some(part) = reader.next()? {
+        let part = tables::from_table::<PictureRow>(part);
+        let part = part.context(|| format!("reading {}", path.display()))?;
+
+        let first = rows.len();
+        let decoded =
+            par::try_map(part.len(), |i| decode(&part[i].image, side, path, first + i))?;
+        planes.extend(decoded.into_iter().flatten());
+        rows.extend(part.into_iter().map(|row| row.sample));
+    }
+    Ok((rows, planes))
 }
 
 /// Picture `index` of a file as bytes [3, side, side].
@@ -157,79 +163,22 @@ fn decode(image: &[u8], side: usize, path: &Path, index: usize) -> Result<Vec<u8
             picture.width, picture.height
         )));
     }
+
     let mut planes = Vec::with_capacity(3 * side * side);
     picture.push_planes(&mut planes);
     Ok(planes)
 }
 
-fn read_concepts(path: &Path) -> Result<Vec<ConceptRow>> {
-    let place = || format!("reading {}", path.display());
-    let table = Table::read(path)?;
-    let (keys, labels) = (table.texts("key"), table.texts("label"));
-    let (keys, labels) = (keys.context(place)?, labels.context(place)?);
-    let tags = table.text_lists("tags").context(place)?;
-    let groups = table.u32s("group").context(place)?;
-    let subgroups = table.u32s("subgroup").context(place)?;
-    let held_out = table.bools("held_out").context(place)?;
-    let row = |i: usize| ConceptRow {
-        key: keys[i].clone(),
-        label: labels[i].clone(),
-        tags: tags[i].clone(),
-        group: groups[i],
-        subgroup: subgroups[i],
-        held_out: held_out[i],
-    };
-    Ok((0..table.rows()).map(row).collect())
-}
-
-fn read_labels(table: &Table, kind: &str) -> Result<Vec<String>> {
-    let place = || "reading labels.parquet".to_owned();
-    let kinds = table.texts("kind").context(place)?;
-    let names = table.texts("name").context(place)?;
-    let of_kind = kinds.iter().zip(names).filter(|(k, _)| *k == kind);
-    Ok(of_kind.map(|(_, name)| name.clone()).collect())
-}
-
-fn read_rows(table: &Table) -> Result<Vec<SampleRow>> {
-    let (samples, concepts) = (table.u32s("sample")?, table.u32s("concept")?);
-    let (groups, subgroups) = (table.u32s("group")?, table.u32s("subgroup")?);
-    let (captions, names) = (table.text_lists("captions")?, table.text_lists("names")?);
-    let styles = table.texts("style")?;
-    let row = |i: usize| SampleRow {
-        sample: samples[i],
-        captions: captions[i].clone(),
-        names: names[i].clone(),
-        concept: concepts[i],
-        style: styles[i].clone(),
-        group: groups[i],
-        subgroup: subgroups[i],
-    };
-    Ok((0..table.rows()).map(row).collect())
-}
-
-/// A row of `samples-<split>.parquet` without its picture.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SampleRow {
-    /// Number of the sample, unique over all splits.
-    pub sample: u32,
-    /// Captions to train on.
-    pub captions: Vec<String>,
-    /// Captions of the retrieval task.
-    pub names: Vec<String>,
-    /// Index of the concept.
-    pub concept: u32,
-    /// Who drew it.
-    pub style: String,
-    /// Index of the group.
-    pub group: u32,
-    /// Index of the subgroup.
-    pub subgroup: u32,
+/// The names of one kind, in the order of their numbers.
+fn names(labels: &[LabelRow], kind: &str) -> Vec<String> {
+    let of_kind = labels.iter().filter(|label| label.kind == kind);
+    of_kind.map(|label| label.name.clone()).collect()
 }
 
 /// The samples of a split with their pictures.
 #[derive(Debug)]
 pub struct Split {
-    /// One row a sample.
+    /// One row per sample.
     pub rows: Vec<SampleRow>,
     side: usize,
     pictures: Pictures,
@@ -242,7 +191,7 @@ enum Pictures {
     /// Decoded, one after the other.
     Planes(Vec<u8>),
     /// Encoded, in a file: where each starts, and its length.
-    File { file: File, path: PathBuf, places: Vec<(u64, u32)> },
+    File { file: File, path: PathBuf, spans: Vec<(u64, u32)> },
 }
 
 impl Split {
@@ -276,8 +225,8 @@ impl Split {
             Pictures::Planes(all) => {
                 Ok(Cow::from(&all[index * size..(index + 1) * size]))
             }
-            Pictures::File { file, path, places } => {
-                let (start, length) = places[index];
+            Pictures::File { file, path, spans } => {
+                let (start, length) = spans[index];
                 let mut image = vec![0; num::widen(length)];
                 file.read_exact_at(&mut image, start)
                     .context(|| format!("reading {}", path.display()))?;

@@ -77,18 +77,24 @@ pub(super) fn collect(
             config.shapes
         )));
     }
+
     let n_training = STYLES.iter().filter(|(_, split)| split.is_none()).count();
     let concepts: Vec<Concept> = (0..n_concepts).map(concept).collect();
+
+    // Every concept in every style comes first; what is left over goes to the training
+    // styles.
     let cells: Vec<(usize, usize)> = (0..config.shapes)
         .map(|i| match (i % n_concepts, i / n_concepts) {
             (concept, round) if round < STYLES.len() => (concept, round),
             (concept, round) => (concept, round % n_training),
         })
         .collect();
+
     let items: Vec<(&str, &str)> = cells
         .iter()
         .map(|&(concept, style)| (concepts[concept].key.as_str(), STYLES[style].0))
         .collect();
+
     let rules = Rules {
         unseen: STYLES
             .iter()
@@ -101,6 +107,8 @@ pub(super) fn collect(
             .collect::<BTreeSet<_>>(),
     };
     let assigned = splits::assign(&items, &rules);
+
+    // Each drawing has a stream of its own, so the threads cannot change what is drawn.
     let drawn = par::try_map(cells.len(), |i| {
         let (concept, style) = cells[i];
         let mut stream = rng::stream(seed, &format!("dataset/shapes/{i}"));
@@ -119,6 +127,7 @@ pub(super) fn collect(
             *reading.skipped.entry(splits::GIVEN_UP.to_owned()).or_insert(0) += 1;
             continue;
         };
+
         let of = &concepts[concept];
         samples.push(Sample {
             split: split.to_owned(),
@@ -132,6 +141,7 @@ pub(super) fn collect(
             style: STYLES[style].0.to_owned(),
         });
     }
+
     Ok(Collection {
         samples,
         concepts,
@@ -176,8 +186,10 @@ fn concept(index: usize) -> Concept {
 fn captions(concept: &Concept, stream: &mut Stream) -> Vec<String> {
     let label = &concept.label;
     let tag = &concept.tags[stream.random_range(0..concept.tags.len())];
+
     let template = TEMPLATES[stream.random_range(1..TEMPLATES.len())];
     let words = label.split_once(' ').map(|(hue, shape)| format!("{shape} in {hue}"));
+
     let mut captions =
         vec![label.clone(), format!("{label}, {tag}"), template.replace("{}", label)];
     captions.extend(words);
@@ -188,16 +200,19 @@ fn captions(concept: &Concept, stream: &mut Stream) -> Vec<String> {
 fn svg(concept: usize, style: &str, stream: &mut Stream) -> String {
     let (_, _, _, path) = SHAPES[concept / COLOURS.len()];
     let (_, _, [r, g, b]) = COLOURS[concept % COLOURS.len()];
+
     let scale = stream.random_range(0.62..0.85);
     let (x, y) = (stream.random_range(-0.12..0.12), stream.random_range(-0.12..0.12));
     let tint: [u8; 3] = [0; 3].map(|_: u8| stream.random_range(215..=255));
     let [tr, tg, tb] = tint;
     let tilt = if style == "tilted" { stream.random_range(-25.0..25.0) } else { 0.0 };
+
     let colour = format!("rgb({r},{g},{b})");
     let (paper, fill, stroke) = match style {
         "outlined" => {
             ("white".to_owned(), colour, "stroke=\"#222\" stroke-width=\".12\"")
         }
+
         "tinted" => (format!("rgb({tr},{tg},{tb})"), colour, ""),
         "framed" => ("white".to_owned(), colour, "stroke=\"#bbb\" stroke-width=\".25\""),
         "shaded" => ("white".to_owned(), "url(#s)".to_owned(), ""),

@@ -2,7 +2,8 @@
 //!
 //! Unseen styles and held-out concepts are whole splits. From the rest, a third of the
 //! concepts with enough styles give up one style for the retrieval pairs, and half of the
-//! others give up one for validation: a split so made has one picture a concept, and its
+//! others give up one for validation: a split so made has one picture per concept, and
+//! its
 //! concepts are known from other styles. Nothing depends on the order of the pictures or on
 //! a seed, so that results of all runs speak of the same pictures.
 
@@ -14,7 +15,7 @@ use sha2::{Digest, Sha256};
 pub(super) const TRAIN: &str = "train";
 /// Pictures for choosing hyperparameters.
 pub(super) const VAL: &str = "val";
-/// Pictures of the retrieval task, one a concept.
+/// Pictures of the retrieval task, one per concept.
 pub(super) const PAIR: &str = "pair";
 /// Pictures of concepts that are never trained on, in all styles.
 pub(super) const HELD_OUT: &str = "heldout";
@@ -46,12 +47,16 @@ pub(super) fn assign(
             styles.entry(concept).or_default().insert(style);
         }
     }
+
     let mut given: BTreeMap<(&str, &str), &'static str> = BTreeMap::new();
     for (concept, styles) in &styles {
         if let Some((style, split)) = gives_up(concept, styles) {
             given.insert((concept, style), split);
         }
     }
+
+    // The first picture of a style that was given up is the one of its split; others are
+    // left out.
     let mut taken = BTreeSet::new();
     items
         .iter()
@@ -77,6 +82,7 @@ fn gives_up<'a>(
     if styles.len() < MIN_STYLES {
         return None;
     }
+
     let (split, salt) = if hash(&format!("pair:{concept}"), 3) == 0 {
         (PAIR, "ps")
     } else if hash(&format!("val:{concept}"), 2) == 0 {
@@ -84,6 +90,8 @@ fn gives_up<'a>(
     } else {
         return None;
     };
+
+    // Ranks are hashes, so the choice depends on no order; ties go to the first name.
     let rank = |style: &&&str| hash(&format!("{salt}:{concept}|{style}"), 1 << 30);
     styles.iter().min_by_key(rank).map(|&style| (style, split))
 }

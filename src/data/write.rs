@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::collection::{Collection, Meta, Reading, Sample};
+use super::collection::{Collection, Concept, Meta, Reading, Sample};
 use super::pairs::Skipped;
 use super::splits;
 use crate::config::DatasetConfig;
 use crate::error::{Context, Error, Result};
 use crate::image::{self, Normalise};
-use crate::io::table::{Column, Table, TableWriter};
+use crate::io::table::TableWriter;
 use crate::num;
 use crate::par;
+use crate::tables::{self, ConceptRow, LabelRow, PictureRow, Row as _, SampleRow};
 use crate::text::{self, Tokenizer};
 
 /// Samples per table part, bounding the memory of a write.
@@ -53,22 +54,25 @@ pub(super) fn write(
     let mut counts = BTreeMap::new();
     for split in &collection.splits {
         let samples = of(split);
-        let path = out.join(format!("samples-{split}.parquet"));
+        let path = out.join(SampleRow::file(split));
         write_samples(&path, &samples, first, collection)?;
         first += samples.len();
         counts.insert(split.clone(), samples.len());
     }
 
-    write_concepts(&out.join("concepts.parquet"), collection)?;
-    write_labels(&out.join("labels.parquet"), collection)?;
+    tables::write(&out.join(ConceptRow::FILE), concept_rows(collection))?;
+    tables::write(&out.join(LabelRow::FILE), label_rows(collection))?;
 
     // Only what is trained on may shape the tokenizer and the normalization.
     let captions: Vec<String> =
         training.iter().flat_map(|sample| sample.captions.iter().cloned()).collect();
+
     let json = text::train(&captions, config.vocabulary)?;
     write_text(&out.join("tokenizer.json"), &json)?;
     let vocabulary = Tokenizer::parse(json.as_bytes())?.vocabulary();
+
     let (mean, std) = moments(&training)?;
+
     let meta = Meta {
         layout: collection.layout.clone(),
         image_size: config.image_size,
@@ -87,6 +91,7 @@ pub(super) fn write(
     for sample in &collection.samples {
         *styles.entry(sample.style.clone()).or_insert(0) += 1;
     }
+
     let concepts = collection.concepts.len();
     Ok(Summary {
         splits: counts,
@@ -104,12 +109,15 @@ pub fn adopt(out: &Path, tokenizer: &Tokenizer, normalise: Normalise) -> Result<
     let path = out.join("dataset.json");
     let place = path.display();
     let text = std::fs::read_to_string(&path).context(|| format!("reading {place}"))?;
+
     let meta: Meta = serde_json::from_str(&text)
         .map_err(|e| Error::corrupt(format!("{place} is damaged")).caused_by(e))?;
+
     let Normalise { mean, std } = normalise;
     let meta = Meta { vocabulary: tokenizer.vocabulary(), mean, std, ..meta };
     let json = serde_json::to_string_pretty(&meta)
         .context(|| "describing the data set".to_owned())?;
+
     write_text(&path, &(json + "\n"))?;
     write_text(&out.join("tokenizer.json"), &tokenizer.json()?)
 }
@@ -118,6 +126,7 @@ fn write_text(path: &Path, text: &str) -> Result<()> {
     std::fs::write(path, text).context(|| format!("writing {}", path.display()))
 }
 
+/// Writes the samples of a split, the first of which has number `first`.
 fn write_samples(
     path: &Path,
     samples: &[&Sample],
@@ -125,68 +134,65 @@ fn write_samples(
     collection: &Collection,
 ) -> Result<()> {
     let mut writer = TableWriter::create(path)?;
+
+    // A split without samples has a file, too: its columns without rows.
     let parts = samples.chunks(PART).chain(samples.is_empty().then_some(samples));
     for (index, part) in parts.enumerate() {
-        let images: Vec<Vec<u8>> =
-            part.iter().map(|s| s.png.read()).collect::<Result<_>>()?;
-        let lengths = images.iter().map(|png| num::index_u32(png.len())).collect();
-        let ids = (0..part.len()).map(|i| num::index_u32(first + index * PART + i));
-        let concept = |s: &&&Sample| &collection.concepts[s.concept];
-        let indices = |of: &dyn Fn(&&&Sample) -> usize| {
-            Column::U32(part.iter().map(|s| num::index_u32(of(&s))).collect())
-        };
-        let table = Table::new()
-            .with("sample", Column::U32(ids.collect()))
-            .with("image", Column::Bytes(images))
-            .with("bytes", Column::U32(lengths))
-            .with(
-                "captions",
-                Column::TextList(part.iter().map(|s| s.captions.clone()).collect()),
-            )
-            .with(
-                "names",
-                Column::TextList(part.iter().map(|s| s.names.clone()).collect()),
-            )
-            .with("concept", indices(&|s| s.concept))
-            .with("style", Column::Text(part.iter().map(|s| s.style.clone()).collect()))
-            .with("group", indices(&|s| concept(s).group))
-            .with("subgroup", indices(&|s| concept(s).subgroup));
-        writer.push(&table)?;
+        let numbered = (first + index * PART..).zip(part);
+        let rows =
+            numbered.map(|(number, sample)| picture_row(sample, number, collection));
+        writer.push(&tables::to_table(rows.collect::<Result<Vec<_>>>()?)?)?;
     }
     writer.finish()
 }
 
-fn write_concepts(path: &Path, collection: &Collection) -> Result<()> {
-    let concepts = &collection.concepts;
-    let indices = |of: &dyn Fn(usize) -> usize| {
-        Column::U32((0..concepts.len()).map(|i| num::index_u32(of(i))).collect())
+fn picture_row(
+    sample: &Sample,
+    number: usize,
+    collection: &Collection,
+) -> Result<PictureRow> {
+    let image = sample.png.read()?;
+    let concept = &collection.concepts[sample.concept];
+    let sample = SampleRow {
+        sample: num::index_u32(number),
+        bytes: num::index_u32(image.len()),
+        captions: sample.captions.clone(),
+        names: sample.names.clone(),
+        concept: num::index_u32(sample.concept),
+        style: sample.style.clone(),
+        group: num::index_u32(concept.group),
+        subgroup: num::index_u32(concept.subgroup),
     };
-    Table::new()
-        .with("concept", indices(&|i| i))
-        .with("key", Column::Text(concepts.iter().map(|c| c.key.clone()).collect()))
-        .with("label", Column::Text(concepts.iter().map(|c| c.label.clone()).collect()))
-        .with("tags", Column::TextList(concepts.iter().map(|c| c.tags.clone()).collect()))
-        .with("group", indices(&|i| concepts[i].group))
-        .with("subgroup", indices(&|i| concepts[i].subgroup))
-        .with("held_out", Column::Bool(concepts.iter().map(|c| c.held_out).collect()))
-        .write(path)
+    Ok(PictureRow { sample, image })
 }
 
-fn write_labels(path: &Path, collection: &Collection) -> Result<()> {
-    let kinds = [("group", &collection.groups), ("subgroup", &collection.subgroups)];
-    let (mut kind, mut index, mut name) = (Vec::new(), Vec::new(), Vec::new());
-    for (of, names) in kinds {
-        for (i, label) in names.iter().enumerate() {
-            kind.push(of.to_owned());
-            index.push(num::index_u32(i));
-            name.push(label.clone());
-        }
-    }
-    Table::new()
-        .with("kind", Column::Text(kind))
-        .with("index", Column::U32(index))
-        .with("name", Column::Text(name))
-        .write(path)
+fn concept_rows(collection: &Collection) -> Vec<ConceptRow> {
+    let row = |(index, concept): (usize, &Concept)| ConceptRow {
+        concept: num::index_u32(index),
+        key: concept.key.clone(),
+        label: concept.label.clone(),
+        tags: concept.tags.clone(),
+        group: num::index_u32(concept.group),
+        subgroup: num::index_u32(concept.subgroup),
+        held_out: concept.held_out,
+    };
+    collection.concepts.iter().enumerate().map(row).collect()
+}
+
+/// The groups, then the subgroups, each numbered from 0.
+fn label_rows(collection: &Collection) -> Vec<LabelRow> {
+    let kinds = [
+        (LabelRow::GROUP, &collection.groups),
+        (LabelRow::SUBGROUP, &collection.subgroups),
+    ];
+    let rows = kinds.into_iter().flat_map(|(kind, names)| {
+        names.iter().enumerate().map(|(index, name)| LabelRow {
+            kind: kind.to_owned(),
+            index: num::index_u32(index),
+            name: name.clone(),
+        })
+    });
+    rows.collect()
 }
 
 /// Mean and standard deviation of the channels on the scale 0..1.
@@ -195,6 +201,7 @@ fn write_labels(path: &Path, collection: &Collection) -> Result<()> {
 fn moments(samples: &[&Sample]) -> Result<([f32; 3], [f32; 3])> {
     let sums = par::try_map(samples.len(), |i| -> Result<[[u64; 2]; 3]> {
         let picture = image::decode(&samples[i].png.read()?, "of the data set")?;
+
         let mut sums = [[0_u64; 2]; 3];
         for pixel in picture.rgb.chunks_exact(3) {
             for (sum, &level) in sums.iter_mut().zip(pixel) {
@@ -204,15 +211,20 @@ fn moments(samples: &[&Sample]) -> Result<([f32; 3], [f32; 3])> {
         }
         Ok(sums)
     })?;
+
+    // All pictures of a data set have one size, so one of them gives the number of
+    // pixels.
     let pixels: u64 = samples
         .first()
         .map(|s| image::decode(&s.png.read()?, "of the data set"))
         .transpose()?
         .map_or(1, |p| (p.width * p.height * samples.len()) as u64);
+
     let (mut mean, mut std) = ([0.0; 3], [0.0; 3]);
     for c in 0..3 {
         let first: u64 = sums.iter().map(|s| s[c][0]).sum();
         let second: u64 = sums.iter().map(|s| s[c][1]).sum();
+
         let centre = first as f64 / pixels as f64;
         let variance = second as f64 / pixels as f64 - centre * centre;
         mean[c] = num::round_f32(centre / 255.0);

@@ -20,8 +20,8 @@ pub struct StatsGradient {
     pub distance: f32,
 }
 
-/// Adds the auxiliary losses of `losses.layers` to the fields of `losses`; the gradient of
-/// each layer comes back, in their order.
+/// Adds the auxiliary losses of `losses.layers` to the fields of `losses`, and returns the
+/// gradient of each layer in the same order.
 ///
 /// A loss is the mean over the MoE layers of a tower, then over the towers that have any.
 pub fn auxiliary(
@@ -34,15 +34,19 @@ pub fn auxiliary(
 
     let mut gradients = Vec::with_capacity(losses.layers.len());
     for (tower, _, sums) in &losses.layers {
+        // The losses are computed in f64, because the sums of the batch are f64.
         let balance = loss::balance(&sums.counts, &sums.probability, sums.rows);
         let router_z = loss::router_z(sums.log_sum_square, sums.rows);
         let eesd = loss::distillation(sums.distance, sums.target_square);
 
+        // The mean over a tower's layers and then over the towers, as one factor per
+        // layer.
         let fraction = 1.0 / (layers(*tower) * towers) as f64;
         losses.balance += fraction * balance.value;
         losses.router_z += fraction * router_z.value;
         losses.eesd += fraction * eesd.value;
 
+        // The weights λ enter here, so that the backward pass knows nothing of them.
         let weighted =
             |lambda: f64, gradient: f64| round_f32(lambda * fraction * gradient);
         let by_expert = balance.gradient.iter();

@@ -13,11 +13,11 @@ use crate::model::{Checkpoint, ClipConfig};
 pub enum Backend {
     /// The product's engine on processors.
     Cpu,
-    /// A card.
+    /// The engine on an NVIDIA card.
     Cuda {
-        /// Which one, as the driver counts.
+        /// The number of the card, as the driver counts them.
         ordinal: usize,
-        /// What products are computed in.
+        /// The number format in which products are computed.
         precision: Precision,
     },
     /// The reference on candle's automatic differentiation, for tests.
@@ -39,6 +39,8 @@ impl Backend {
                 Some(ordinal)
             }
         };
+
+        // f32 in place of bf16 would be another computation than the one asked for.
         match (card, precision) {
             (Some(ordinal), precision) => Ok(Self::Cuda { ordinal, precision }),
             (None, Precision::F32) => Ok(Self::Cpu),
@@ -68,7 +70,7 @@ impl Backend {
         }
     }
 
-    /// The name that enters the keys of results.
+    /// The name of the engine in the keys of results.
     pub fn name(self) -> &'static str {
         match self {
             Self::Cpu => cpu::BACKEND,
@@ -78,7 +80,7 @@ impl Backend {
     }
 }
 
-/// An engine for models of this shape, which still need their weights.
+/// An engine for a model of this shape, without weights: call [`Engine::load`] next.
 pub fn open(config: &ClipConfig, backend: Backend) -> Result<Box<dyn Engine>> {
     Ok(match backend {
         Backend::Cpu => Box::new(Cpu::new(config)),

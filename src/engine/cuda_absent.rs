@@ -1,6 +1,6 @@
-//! What stands in for the CUDA engine in a program that was built without it.
+//! A replacement for the CUDA engine in a program that was built without it.
 //!
-//! The same names and signatures; no engine can be opened.
+//! It has the same names and signatures as the engine, and refuses to open one.
 
 use super::{
     Engine, FfnInputs, LayerRouting, Losses, Pairs, TowerInput, Training, TrainingState,
@@ -13,7 +13,7 @@ use crate::model::ClipConfig;
 #[derive(Debug, Clone, Copy)]
 pub enum Cuda {}
 
-/// The name that enters keys.
+/// The name of the engine in the keys of results.
 pub fn backend(precision: Precision) -> &'static str {
     match precision {
         Precision::F32 => "cuda-f32",
@@ -21,7 +21,7 @@ pub fn backend(precision: Precision) -> &'static str {
     }
 }
 
-/// Whether `device: auto` means a card: not for this program.
+/// Whether `device: auto` means a card, which it never does in this program.
 pub fn available() -> bool {
     false
 }

@@ -173,7 +173,7 @@ pub struct TeacherPlan {
     /// What is distilled.
     pub target: EesdTarget,
     /// Fraction of tokens of `target: layer`, the most uncertain first.
-    pub share: f64,
+    pub fraction: f64,
     /// Decay of the EMA.
     pub decay: f64,
 }
@@ -220,6 +220,7 @@ impl LayerStats {
         self.distance += other.distance;
         self.target_square += other.target_square;
 
+        // Empty sums take the number of experts from the first that are added.
         self.counts.resize(other.counts.len(), 0.0);
         self.probability.resize(other.probability.len(), 0.0);
         self.counts.iter_mut().zip(&other.counts).for_each(|(a, b)| *a += b);
@@ -246,9 +247,11 @@ pub struct Losses {
     pub layers: Vec<(Tower, usize, LayerStats)>,
 }
 
-/// Everything a training run is at a step, for checkpoints. Flat buffers in the order of the
-/// model's layout; the teacher's in that of the model with its experts merged
-/// ([`ClipConfig::merged`]), which is the same for all but experts of low rank.
+/// The whole state of a training run after a step, for checkpoints.
+///
+/// All buffers are flat, in the order of the model's layout; that of the teacher is in the
+/// order of the model with its experts merged ([`ClipConfig::merged`]), which is the same for
+/// all but experts of low rank.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct TrainingState {
     /// Weights.
@@ -281,17 +284,18 @@ pub enum StateBuffer {
 /// Results depend on weights and inputs alone, never on the number of threads or on what ran
 /// before. Methods take `&mut self` because workspaces are reused.
 pub trait Engine: Debug + Send {
-    /// The name that enters keys, where bytes depend on it: `cpu-f32`, `cuda-bf16`.
+    /// The name of the engine in the keys of results whose bytes depend on it: `cpu-f32`,
+    /// `cuda-bf16`.
     fn backend(&self) -> &'static str;
 
     /// The model's shape.
     fn config(&self) -> &ClipConfig;
 
-    /// Replaces the weights; flat, in the order of the model's layout.
+    /// Replaces the weights by a flat buffer in the order of the model's layout.
     fn load(&mut self, values: &[f32]) -> Result<()>;
 
-    /// Replaces the weights by a buffer that nobody else needs. An engine on processors takes
-    /// it over, so that the weights are in memory once.
+    /// Replaces the weights by a buffer that the caller gives away. An engine on processors
+    /// keeps that buffer, so that the weights are in memory once.
     fn adopt(&mut self, values: Vec<f32>) -> Result<()> {
         self.load(&values)
     }
@@ -299,7 +303,7 @@ pub trait Engine: Debug + Send {
     /// The weights as they are now.
     fn values(&self) -> Result<Vec<f32>>;
 
-    /// The weights, and the end of the engine: the counterpart of [`Engine::adopt`].
+    /// Consumes the engine and returns its weights: the counterpart of [`Engine::adopt`].
     fn into_values(self: Box<Self>) -> Result<Vec<f32>> {
         self.values()
     }
@@ -320,15 +324,16 @@ pub trait Engine: Debug + Send {
     /// How every MoE layer of a tower routes, blocks ascending.
     fn routing(&mut self, input: TowerInput<'_>) -> Result<Vec<LayerRouting>>;
 
-    /// Makes ready to train the loaded weights: fresh moments, the teacher at the weights.
+    /// Prepares to train the loaded weights: moments are zero, and the teacher starts as a copy
+    /// of the weights.
     fn start_training(&mut self, training: &Training) -> Result<()>;
 
     /// Losses and gradient of a batch at the current weights; the gradient stays inside.
     fn step(&mut self, pairs: Pairs<'_>) -> Result<Losses>;
 
-    /// One step of clipping and `AdamW` on the gradient of the last [`Engine::step`], and of
-    /// the teacher; a logit scale that trains is kept within [1, 100]. The norm of the gradient before
-    /// clipping comes back.
+    /// One step of clipping and `AdamW` on the gradient of the last [`Engine::step`], then one
+    /// step of the teacher; a logit scale that trains is kept within [1, 100]. Returns the norm
+    /// of the gradient before clipping.
     fn update(&mut self, learning_rate: f64) -> Result<f64>;
 
     /// The gradient of the last [`Engine::step`], flat; zeros where a tensor is frozen.
@@ -349,6 +354,6 @@ pub trait Engine: Debug + Send {
         }))
     }
 
-    /// Goes on from a checkpoint, after [`Engine::start_training`].
+    /// Continues from a checkpoint; call [`Engine::start_training`] first.
     fn restore(&mut self, state: &TrainingState) -> Result<()>;
 }

@@ -24,6 +24,16 @@ pub(super) fn config(moe: bool) -> ClipConfig {
     ClipConfig { embed_dim: 5, activation: Activation::Gelu, vision, text, moe }
 }
 
+/// The shape of the published fixtures `clip-tiny-gelu` and `clip-tiny-quickgelu`.
+pub(super) fn fixture_config(activation: Activation) -> ClipConfig {
+    let (layers, heads) = (3, 2);
+    let vision =
+        VisionConfig { image_size: 32, patch: 8, width: 32, layers, heads, hidden: 128 };
+    let text =
+        TextConfig { context: 16, vocabulary: 160, width: 24, layers, heads, hidden: 96 };
+    ClipConfig { embed_dim: 16, activation, vision, text, moe: None }
+}
+
 /// Random weights of a named stream.
 pub(super) fn random_values(config: &ClipConfig, name: &str) -> Vec<f32> {
     let layout = Layout::new(config);
@@ -92,7 +102,7 @@ fn cases() -> Vec<Case> {
     };
     let plain = Objective::default();
     let all = Objective { balance: 0.1, router_z: 0.01, eesd: 0.5, label_smoothing: 0.0 };
-    let teacher = |target| Some(TeacherPlan { target, share: 1.0, decay: 0.9 });
+    let teacher = |target| Some(TeacherPlan { target, fraction: 1.0, decay: 0.9 });
     let smooth = Objective { label_smoothing: 0.1, ..plain };
     let mut low_rank = config(true);
     if let Some(moe) = &mut low_rank.moe {

@@ -52,6 +52,8 @@ impl Bootstrap {
             let name = format!("eval/bootstrap/{name}/{resample}");
             statistics(&mut Draws(rng::stream(self.seed, &name)))
         });
+
+        // One column per statistic, because each gets an interval of its own.
         (0..count).map(|index| rows.iter().map(|row| row[index]).collect()).collect()
     }
 }
@@ -83,6 +85,7 @@ fn quantile(sorted: &[f64], fraction: f64) -> f64 {
     let place = fraction * last as f64;
     let below = num::truncate_usize(place).min(last);
     let above = (below + 1).min(last);
+
     sorted[below] + (place - below as f64) * (sorted[above] - sorted[below])
 }
 

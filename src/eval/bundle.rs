@@ -27,7 +27,7 @@ pub struct Test;
 pub type Pixels<'a> = Box<dyn Fn(&[usize]) -> Result<Vec<f32>> + 'a>;
 
 /// Texts to token ids [n, T].
-pub type Tokenise<'a> = &'a dyn Fn(&[String]) -> Result<Vec<u32>>;
+pub type Tokenize<'a> = &'a dyn Fn(&[String]) -> Result<Vec<u32>>;
 
 /// One concept: a class of the zero-shot tasks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +50,7 @@ pub struct Vocabulary<'a> {
     /// Prompts with `{}` for the label.
     pub templates: Vec<String>,
     /// Texts to token ids.
-    pub tokenise: Tokenise<'a>,
+    pub tokenize: Tokenize<'a>,
 }
 
 /// The pictures of one split, in its role.
@@ -105,6 +105,7 @@ impl<'a, R> Split<'a, R> {
                 )));
             }
         }
+
         let name = name.to_owned();
         Ok(Self { name, sample, concept, captions, pixels, role: PhantomData })
     }

@@ -110,7 +110,8 @@ pub(super) fn texts(
 ) -> Result<Matrix> {
     let mut data = Vec::with_capacity(texts.len() * encoder.embed_dim());
     for part in texts.chunks(batch.max(1)) {
-        let rows = (vocabulary.tokenise)(part)
+        // The tokenizer is the caller's, so its answer is checked like a file.
+        let rows = (vocabulary.tokenize)(part)
             .and_then(|ids| {
                 whole(ids.len(), part.len(), "token ids")?;
                 let found = encoder.texts(&ids, part.len())?;

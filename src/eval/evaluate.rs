@@ -35,12 +35,14 @@ pub fn evaluate(
     let mut out = Evaluation::default();
     let tests = named(&embedded, bundle.tests.iter())?;
     out.measurements.extend(tasks::concept::measure(&zero_shot, &tests, &bundle.shifts)?);
+
     let retrieval = named(&embedded, [&bundle.retrieval])?[0];
     out.measurements.extend(tasks::coarse::measure(&zero_shot, retrieval)?);
     for images in named(&embedded, bundle.held_out.iter())? {
         out.measurements.extend(tasks::held_out::measure(&zero_shot, images)?);
     }
 
+    // Retrieval alone needs captions, of which a picture may have several.
     let split = bundle.test(&bundle.retrieval)?;
     let all: Vec<usize> = (0..split.len()).collect();
     let (texts, owner) = embed::captions(encoder, vocabulary, split, &all, config.batch)?;
@@ -95,11 +97,13 @@ fn probe(
         return Ok(());
     }
 
+    // A concept whose subgroup has too few pictures has no class and takes no part.
     let class: Vec<Option<usize>> =
         concepts.iter().map(|c| few.classes().binary_search(&c.subgroup).ok()).collect();
     let batch = config.batch;
     let train = embed::images(encoder, &bundle.train, &few.pictures(), batch)?;
     let validation = embed::split(encoder, &bundle.validation, batch)?;
+
     let probing = tasks::few_shot::Probing {
         few: &few,
         train: &train,
@@ -107,6 +111,7 @@ fn probe(
         tests: judges.shifts,
         class: &class,
     };
+
     match tasks::few_shot::measure(&probing, config, judges.bootstrap)? {
         Some((measurements, choices)) => {
             out.measurements.extend(measurements);

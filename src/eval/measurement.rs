@@ -4,25 +4,7 @@ use serde::Serialize;
 
 use super::Interval;
 use crate::error::{Context, Result};
-
-/// One number with its interval: a row of `metrics.parquet` without its `point`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Measurement {
-    /// `concept`, `group`, `subgroup`, `heldout`, `retrieval`, `probe` or `summary`.
-    pub task: String,
-    /// Split measured on; `shift` for all shift splits together.
-    pub split: String,
-    /// Name of the metric.
-    pub metric: String,
-    /// Fraction in 0..1.
-    pub value: f64,
-    /// Low end of the 95 % bootstrap interval.
-    pub low: f64,
-    /// High end of the 95 % bootstrap interval.
-    pub high: f64,
-    /// Number of examples (queries of the task), or of draws for probes.
-    pub n: u32,
-}
+pub use crate::tables::Measurement;
 
 /// The ℓ2 weight that was chosen for a probe, and the accuracies it was chosen by.
 #[derive(Debug, Clone, PartialEq, Serialize)]

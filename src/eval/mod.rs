@@ -24,7 +24,7 @@ mod validate;
 
 pub use bootstrap::{Bootstrap, Draws, Interval};
 pub use bundle::{
-    Bundle, Concept, Pixels, Split, Test, Tokenise, Train, Validation, Vocabulary,
+    Bundle, Concept, Pixels, Split, Test, Tokenize, Train, Validation, Vocabulary,
 };
 pub use embed::{LabelledImages, embed_pictures};
 pub use evaluate::evaluate;

@@ -11,6 +11,8 @@ use crate::num;
 /// Rank of candidate `target`, 0 the best: how many candidates come before it.
 pub fn rank_of(scores: &[f32], target: usize) -> u32 {
     let own = scores[target];
+
+    // Equal scores before the target win against it, those after it lose: the tie rule.
     let (before, after) = scores.split_at(target);
     let ahead: u32 = before.iter().map(|&score| u32::from(score >= own)).sum();
     let above: u32 = after.iter().map(|&score| u32::from(score > own)).sum();
@@ -29,10 +31,13 @@ pub fn top_k(scores: &[f32], k: usize) -> Vec<usize> {
     if k == 0 {
         return Vec::new();
     }
+
+    // Selecting first leaves only k candidates to sort.
     if k < order.len() {
         order.select_nth_unstable_by(k - 1, |&a, &b| precedes(scores, a, b));
         order.truncate(k);
     }
+
     order.sort_unstable_by(|&a, &b| precedes(scores, a, b));
     order
 }

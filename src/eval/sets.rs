@@ -33,6 +33,8 @@ pub fn classification(
 ) -> Result<Vec<Measurement>> {
     let texts = vocabulary.prompts()?;
     let prompts = embed::texts(encoder, vocabulary, &texts, settings.batch)?;
+
+    // No summary over shifts: one data set is one split.
     let zero_shot =
         ZeroShot { vocabulary, prompts: &prompts, bootstrap: settings.bootstrap };
     let found = tasks::concept::measure(&zero_shot, &[images], &[])?;
@@ -59,8 +61,10 @@ pub fn retrieval(
         .enumerate()
         .flat_map(|(index, own)| own.iter().map(move |_| index))
         .collect();
+
     let all: Vec<String> = captions.iter().flatten().cloned().collect();
     let texts = embed::texts(encoder, vocabulary, &all, settings.batch)?;
+
     let pairs = tasks::retrieval::Captions { texts: &texts, owner: &owner };
     let found = tasks::retrieval::measure(
         settings.bootstrap,

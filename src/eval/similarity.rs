@@ -82,7 +82,9 @@ pub(super) fn norm(row: &[f32]) -> f64 {
 /// Lays candidates out in panels [P, LANES], the last one padded with zeros.
 fn pack(candidates: &Matrix) -> Vec<f32> {
     let (count, width) = (candidates.rows(), candidates.cols());
+
     let mut panels = vec![0.0; count.div_ceil(LANES) * width * LANES];
+
     for (index, row) in candidates.iter_rows().enumerate() {
         let panel = (index / LANES) * width * LANES;
         for (k, &value) in row.iter().enumerate() {
@@ -95,6 +97,7 @@ fn pack(candidates: &Matrix) -> Vec<f32> {
 /// Transposes up to [`ROWS`] queries to [P, ROWS], missing ones zero.
 fn pack_queries(queries: &Matrix, start: usize, rows: usize) -> Vec<f32> {
     let mut block = vec![0.0; queries.cols() * ROWS];
+
     for row in 0..rows {
         for (k, &value) in queries.row(start + row).iter().enumerate() {
             block[k * ROWS + row] = value;

@@ -25,12 +25,12 @@ impl Toy {
     fn new(noise: f32) -> Self {
         let mut directions = Matrix::zeros(CONCEPTS, WIDTH);
         rng::fill_normal(&mut rng::stream(1, "toy"), 0.7, directions.data_mut());
-        let mut centres = Matrix::zeros(SUBGROUPS, WIDTH);
-        rng::fill_normal(&mut rng::stream(1, "centres"), 1.5, centres.data_mut());
+        let mut centers = Matrix::zeros(SUBGROUPS, WIDTH);
+        rng::fill_normal(&mut rng::stream(1, "centres"), 1.5, centers.data_mut());
         for concept in 0..CONCEPTS {
-            let centre = centres.row(concept % SUBGROUPS).to_vec();
+            let center = centers.row(concept % SUBGROUPS).to_vec();
             let row = directions.row_mut(concept).iter_mut();
-            row.zip(&centre).for_each(|(v, c)| *v += c);
+            row.zip(&center).for_each(|(v, c)| *v += c);
         }
         Self { directions, noise, pictures: 0 }
     }
@@ -64,7 +64,7 @@ impl Encoder for Toy {
 }
 
 /// The number in a text is its concept.
-fn tokenise(texts: &[String]) -> Result<Vec<u32>> {
+fn tokenize(texts: &[String]) -> Result<Vec<u32>> {
     let number = |text: &String| {
         let digits: String = text.chars().filter(char::is_ascii_digit).collect();
         digits.parse::<u32>().context(|| format!("no number in {text:?}"))
@@ -96,7 +96,7 @@ fn vocabulary() -> Vocabulary<'static> {
     Vocabulary {
         concepts: (0..CONCEPTS).map(concept).collect(),
         templates: vec!["{}".to_owned(), "a picture of {}".to_owned()],
-        tokenise: &tokenise,
+        tokenize: &tokenize,
     }
 }
 

@@ -31,10 +31,12 @@ pub fn validate(
     let classifier = classifier::build(&prompts, &classes)?;
     let found = Classified::new(&images.embeddings, &classifier, &images.concept)?;
 
+    // The first picture of each concept, in the order of the split.
     let mut seen = BTreeSet::new();
     let first: Vec<usize> =
         (0..images.len()).filter(|&i| seen.insert(images.concept[i])).collect();
     let (texts, owner) = embed::captions(encoder, vocabulary, validation, &first, batch)?;
+
     let rows = first.iter().flat_map(|&i| images.embeddings.row(i).to_vec()).collect();
     let pictures = Matrix::new(first.len(), images.embeddings.cols(), rows)?;
     let pairs = Retrieval::new(&pictures, &texts, &owner)?;

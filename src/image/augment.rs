@@ -113,6 +113,7 @@ impl Augmenter {
     fn crop(&self, planes: &[u8], stream: &mut Stream, out: &mut [u8]) {
         let side = self.side;
         let [left, top, width, height] = crop_box(side, stream);
+
         let mut cut = Picture::filled(width, height, [0; 3]);
         for (y, row) in cut.rgb.chunks_exact_mut(width * 3).enumerate() {
             let from = (top + y) * side + left;
@@ -122,6 +123,7 @@ impl Augmenter {
                 }
             }
         }
+
         let resized = resize(&cut, side, side);
         for (c, plane) in out.chunks_exact_mut(side * side).enumerate() {
             for (level, pixel) in plane.iter_mut().zip(resized.rgb.chunks_exact(3)) {
@@ -132,16 +134,22 @@ impl Augmenter {
 
     fn affine(&self, planes: &[u8], stream: &mut Stream, out: &mut [f32]) {
         let side = self.side;
+
         let draw = AffineDraw::new(stream);
         let paper = Paper::new(planes, side);
         let pixels = draw.warp(&paper, side);
+
+        // Contrast is about the picture's mean grey, as in torchvision; the sum is kept
+        // in f64.
         let grey: f64 = pixels.iter().map(|&pixel| f64::from(luma(pixel))).sum();
         let centre = num::round_f32(grey / (side * side) as f64);
+
         let (area, contrast) = (side * side, draw.contrast);
         let lines = [0, 1, 2].map(|c| self.normalise.line(c));
         let (red, rest) = out.split_at_mut(area);
         let (green, blue) = rest.split_at_mut(area);
         let planes = red.iter_mut().zip(green).zip(blue);
+
         for (&pixel, ((r, g), b)) in pixels.iter().zip(planes) {
             let grey = luma(pixel);
             let change = |c: usize| {
@@ -164,10 +172,13 @@ fn luma(pixel: [f32; 4]) -> f32 {
 fn crop_box(side: usize, stream: &mut Stream) -> [usize; 4] {
     for _ in 0..10 {
         let area = uniform(stream, 0.9, 1.0) * (side * side) as f32;
+
+        // The ratio is uniform on a logarithmic scale: wide and tall crops are as likely.
         let log_ratio = (4.0_f32 / 3.0).ln();
         let ratio = uniform(stream, -log_ratio, log_ratio).exp();
         let width = num::truncate_usize(f64::from((area * ratio).sqrt()).round());
         let height = num::truncate_usize(f64::from((area / ratio).sqrt()).round());
+
         if (1..=side).contains(&width) && (1..=side).contains(&height) {
             let left = stream.random_range(0..=side - width);
             let top = stream.random_range(0..=side - height);
@@ -185,7 +196,7 @@ fn uniform(stream: &mut Stream, low: f32, high: f32) -> f32 {
 struct AffineDraw {
     /// Rows of the map from output to input offsets about the centre.
     matrix: [[f32; 2]; 2],
-    /// Shift as a share of the side.
+    /// Shift as a fraction of the side.
     shift: [f32; 2],
     saturation: f32,
     contrast: f32,
@@ -200,6 +211,9 @@ impl AffineDraw {
         let saturation = uniform(stream, 0.4, 1.3);
         let grey = stream.random::<f32>() < 0.2;
         let contrast = uniform(stream, 0.7, 1.15);
+
+        // The matrix is the inverse of the change: it takes a place of the output to its
+        // source.
         let (sin, cos) = angle.sin_cos();
         let (across, down) = (scale * stretch, scale / stretch);
         Self {
@@ -216,6 +230,7 @@ impl AffineDraw {
         let centre = 0.5 * (extent - 1.0);
         let [dx, dy] = self.shift.map(|share| share * extent);
         let [[xx, xy], [yx, yy]] = self.matrix;
+
         let mut out = Vec::with_capacity(side * side);
         for row in 0..side {
             let v = row as f32 - centre - dy;
@@ -241,8 +256,10 @@ impl Paper {
         let border = side / 3 + 2;
         let width = side + 2 * border;
         let mut pixels = vec![[255.0; 4]; width * width];
+
         let (red, rest) = planes.split_at(side * side);
         let (green, blue) = rest.split_at(side * side);
+
         for row in 0..side {
             let to = &mut pixels[(row + border) * width + border..][..side];
             let from = row * side..(row + 1) * side;
@@ -264,6 +281,7 @@ impl Paper {
         let (fx, fy) = (x - column as f32, y - row as f32);
         let at =
             row.unsigned_abs() as usize * self.width + column.unsigned_abs() as usize;
+
         let upper = &self.pixels[at..at + 2];
         let lower = &self.pixels[at + self.width..at + self.width + 2];
         let mut out = [0.0; 4];

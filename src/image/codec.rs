@@ -29,6 +29,9 @@ pub fn decode(bytes: &[u8], name: &str) -> Result<Picture> {
 pub(super) fn open(bytes: &[u8], name: &str) -> Result<Pixels> {
     let context = || format!("decoding picture {name}");
     let format = image::guess_format(bytes).context(context)?;
+
+    // `image` fills what is missing in a torn JPEG with gray, and so another decoder is
+    // asked.
     if format == ImageFormat::Jpeg {
         return jpeg::read(bytes, name);
     }
@@ -61,6 +64,7 @@ pub(super) fn open(bytes: &[u8], name: &str) -> Result<Pixels> {
         None if format == ImageFormat::Gif => Origin::Colors,
         None => Origin::Channel,
     };
+
     let image = eight_bits(DynamicImage::from_decoder(decoder).context(context)?);
     Ok(pixels(&image, is_bilevel, origin))
 }
@@ -89,6 +93,7 @@ fn stored(png: &[u8]) -> Option<(ColorType, BitDepth)> {
 fn eight_bits(image: DynamicImage) -> DynamicImage {
     let (width, height) = (image.width(), image.height());
     let upper = |values: &[u16]| values.iter().map(|v| v.to_be_bytes()[0]).collect();
+
     let eight = match &image {
         DynamicImage::ImageLuma16(gray) => {
             GrayImage::from_raw(width, height, upper(gray.as_raw())).map(Into::into)
@@ -105,6 +110,7 @@ fn eight_bits(image: DynamicImage) -> DynamicImage {
         }
         _ => None,
     };
+
     eight.unwrap_or(image)
 }
 
@@ -114,9 +120,11 @@ fn pixels(image: &DynamicImage, is_bilevel: bool, origin: Origin) -> Pixels {
     if is_bilevel {
         return Pixels::Bilevel(picture(image.to_rgb8().into_raw()));
     }
+
     if !image.color().has_alpha() {
         return Pixels::Color(picture(image.to_rgb8().into_raw()));
     }
+
     let rgba = image.to_rgba8();
     let color = picture(rgba.pixels().flat_map(|p| [p.0[0], p.0[1], p.0[2]]).collect());
     let alpha = rgba.pixels().map(|p| p.0[3]).collect();

@@ -39,20 +39,26 @@ const PAINTS: [&str; 7] =
 pub(super) fn parse(svg: &str) -> Result<Document<'_>> {
     let context = || "parsing an SVG drawing".to_owned();
     let refuse = |why: String| Err(Error::corrupt(why)).context(context);
+
     if svg.len() > MOST_BYTES {
         return refuse(format!("{} bytes, accepted are {MOST_BYTES}", svg.len()));
     }
+
     let options = ParsingOptions { nodes_limit: MOST_NODES, ..ParsingOptions::default() };
     let document = Document::parse_with_options(svg, options).context(context)?;
+
+    // Rules of a style sheet could refer to elements unseen by the count below.
     if document.descendants().any(|node| node.tag_name().name() == "style") {
         return refuse("it has a style sheet".to_owned());
     }
+
     for node in document.descendants() {
         let huge = node.attributes().any(|a| is_huge(a.name(), a.value()));
         if huge {
             return refuse(format!("an arc has a radius above {LARGEST_RADIUS}"));
         }
     }
+
     let mut count = Count::of(&document);
     count.drawn(document.root(), 0).map_err(Error::corrupt).context(context)?;
     Ok(document)
@@ -87,8 +93,11 @@ fn largest_radius(path: &str) -> f64 {
             PathSegment::VerticalLineTo { abs, y } => (abs, 0.0, y),
             PathSegment::ClosePath { .. } => (true, 0.0, 0.0),
         };
+
+        // How far from the origin the path may have come: relative steps add up.
         let step = x.abs() + y.abs();
         reach = if abs { reach.max(step) } else { reach + step };
+
         if let PathSegment::EllipticalArc { rx, ry, .. } = segment {
             let (less, more) = (rx.abs().min(ry.abs()), rx.abs().max(ry.abs()));
             // Without a radius the arc is a straight line.
@@ -128,26 +137,32 @@ impl<'a, 'input> Count<'a, 'input> {
         if level > MOST_LEVELS {
             return Err(format!("it is nested deeper than {MOST_LEVELS} levels"));
         }
+
         match self.known.get(&node.id().get_usize()) {
             Some(Some(drawn)) => return Ok(*drawn),
             // The element is being counted. usvg ignores some circles, and ends in others.
             Some(None) => return Err("it refers to itself".to_owned()),
             None => {}
         }
+
         self.known.insert(node.id().get_usize(), None);
         let mut drawn = 1_u64;
+
         let own = node.attributes();
         let own = own.flat_map(|a| references(a.name(), a.value()));
         let referred: Vec<_> = own
             .filter_map(|id| self.by_id.get(id).copied())
             .chain(self.inherited(node))
             .collect();
+
         for part in node.children().filter(Node::is_element).chain(referred) {
             drawn = drawn.saturating_add(self.drawn(part, level + 1)?);
         }
+
         if drawn > MOST_DRAWN {
             return Err(format!("its references draw more than {MOST_DRAWN} elements"));
         }
+
         self.known.insert(node.id().get_usize(), Some(drawn));
         Ok(drawn)
     }

@@ -106,6 +106,7 @@ fn pixels(decoded: Decoded) -> Pixels {
                 ColorSpace::YCCK => rgb([p[0], p[1], p[2]]),
                 _ => [255 - p[0], 255 - p[1], 255 - p[2]],
             });
+
             let black = values.chunks_exact(4).flat_map(|p| [255 - p[3]; 3]);
             Pixels::Print {
                 inks: picture(inks.collect()),
@@ -120,6 +121,7 @@ fn pixels(decoded: Decoded) -> Pixels {
 fn rgb([y, cb, cr]: [u8; 3]) -> [u8; 3] {
     const HALF: i32 = 1 << 15;
     let (y, cb, cr) = (i32::from(y), i32::from(cb) - 128, i32::from(cr) - 128);
+
     let red = y + ((91_881 * cr + HALF) >> 16);
     let green = y + ((-22_554 * cb - 46_802 * cr + HALF) >> 16);
     let blue = y + ((116_130 * cb + HALF) >> 16);

@@ -17,7 +17,7 @@ pub use augment::{Augmenter, Normalise};
 pub use codec::{decode, encode_png};
 pub use pixels::MAX_PIXELS;
 pub use raster::{rasterise, render};
-pub use resize::{Filter, resize};
+pub use resize::{Filter, cubic, resize};
 pub use square::{Convention, Fit, Framing, square, square_over_white};
 
 /// An 8-bit RGB picture: `rgb` holds `height` rows of `width` pixels of 3 bytes.

@@ -30,7 +30,7 @@ pub(super) enum Pixels {
         /// 255 is full ink.
         black: Picture,
     },
-    /// Black and white, one bit a pixel in the file.
+    /// Black and white, one bit per pixel in the file.
     Bilevel(Picture),
 }
 

@@ -13,7 +13,7 @@ use crate::num;
 /// Rendered pixels per final pixel; beyond 4 the result hardly changes.
 const OVERSAMPLING: usize = 4;
 
-/// Margin around the drawing, as a share of its longer side.
+/// Margin around the drawing, as a fraction of its longer side.
 const MARGIN: f64 = 0.03;
 
 /// A channel this much below white belongs to the drawing.
@@ -43,17 +43,22 @@ fn draw(svg: &str, extent: usize) -> Result<Picture> {
     let document = drawing::parse(svg)?;
     let tree = usvg::Tree::from_xmltree(&document, &usvg::Options::default())
         .context(|| "parsing an SVG drawing".to_owned())?;
+
     let size = tree.size();
     let extent = num::index_u32(extent);
     let scale = extent as f32 / size.width().max(size.height());
+
     let mut canvas = tiny_skia::Pixmap::new(extent, extent)
         .ok_or_else(|| Error::failed(format!("cannot render at {extent} pixels")))?;
     canvas.fill(tiny_skia::Color::WHITE);
+
     resvg::render(
         &tree,
         tiny_skia::Transform::from_scale(scale, scale),
         &mut canvas.as_mut(),
     );
+
+    // The canvas is opaque white, so its premultiplied values are the colors themselves.
     let extent = num::widen(extent);
     let rgb = canvas.data().chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]).collect();
     Ok(Picture { width: extent, height: extent, rgb })
@@ -76,8 +81,10 @@ fn bounds(picture: &Picture) -> Option<[usize; 4]> {
 /// Cuts out the box with its margin, centred in a white square.
 fn squared(picture: &Picture, &[left, top, right, bottom]: &[usize; 4]) -> Picture {
     let (width, height) = (right - left, bottom - top);
+
     let longer = width.max(height);
     let side = longer + 2 * num::truncate_usize((MARGIN * longer as f64).ceil());
+
     let start = |from: usize, extent: usize| {
         from.cast_signed() - ((side - extent) / 2).cast_signed()
     };

@@ -78,6 +78,8 @@ pub(super) fn resize_with(
     {
         for (x, pixel) in to.chunks_exact_mut(3).enumerate() {
             let (start, weights) = columns.of(x);
+
+            // Half of the last place is added beforehand, so that the shift below rounds.
             let mut sums = [1 << (BITS - 1); 3];
             for (source, &weight) in from[start * 3..].chunks_exact(3).zip(weights) {
                 for (sum, &value) in sums.iter_mut().zip(source) {
@@ -92,6 +94,7 @@ pub(super) fn resize_with(
     let mut sums = vec![0_i32; width * 3];
     for (y, to) in out.rgb.chunks_exact_mut(width * 3).enumerate() {
         let (start, weights) = rows.of(y);
+
         sums.fill(1 << (BITS - 1));
         for (from, &weight) in
             middle.rgb[start * width * 3..].chunks(width * 3).zip(weights)
@@ -121,13 +124,18 @@ impl Taps {
         let stretch = scale.max(1.0);
         let reach = filter.support() * stretch;
         let mut taps = Self { starts: Vec::new(), weights: Vec::new() };
+
         for i in 0..to {
             let centre = (i as f64 + 0.5) * scale;
             let start = num::truncate_usize(centre - reach + 0.5);
             let end = num::truncate_usize(centre + reach + 0.5).min(from);
+
             let raw: Vec<f64> = (start..end)
                 .map(|j| filter.weight((j as f64 - centre + 0.5) / stretch))
                 .collect();
+
+            // Taps beyond the edge are left out, and those that stay share the whole
+            // weight.
             let total: f64 = raw.iter().sum();
             let one = f64::from(1_i32 << BITS);
             taps.starts.push(start);
@@ -142,8 +150,10 @@ impl Taps {
     }
 }
 
-/// Keys' cubic with a = -0.5.
-fn cubic(x: f64) -> f64 {
+/// Keys' cubic with a = -0.5 ("Cubic convolution interpolation for digital image processing",
+/// 1981): the weight of a neighbor at the distance `x`, zero from 2 on. Pillow and PyTorch's
+/// antialiased resize use it.
+pub fn cubic(x: f64) -> f64 {
     const A: f64 = -0.5;
     let x = x.abs();
     if x < 1.0 {

@@ -6,7 +6,8 @@
 //!
 //! * an alpha channel is multiplied in before the resize, divided out after it and then
 //!   dropped, and a transparent color of a PNG or GIF is ignored;
-//! * inks of print are resized as inks, and one bit a pixel by nearest neighbor;
+//! * inks of print are resized as inks, and pictures of one bit per pixel by nearest
+//!   neighbor;
 //! * offsets are rounded half to even, and EXIF orientation is ignored.
 //!
 //! Two deliberate differences stand in `docs/checkpoints.md`: palettes become RGB first, and
@@ -130,6 +131,7 @@ impl Framing {
             Convention::OpenClip => centre(picture, self.side),
             Convention::HuggingFace => {
                 let offset = |extent: usize| ((extent - self.side) / 2).cast_signed();
+
                 let (left, top) = (offset(picture.width), offset(picture.height));
                 picture.crop(left, top, self.side, self.side)
             }
@@ -185,6 +187,7 @@ fn half_to_even(extent: usize) -> usize {
 /// A margin on all sides; an odd pixel goes to the right or the bottom.
 fn pad(picture: &Picture, side: usize, fill: u8) -> Picture {
     let mut out = Picture::filled(side, side, [fill; 3]);
+
     let left = (side - picture.width) / 2;
     let top = (side - picture.height) / 2;
     for (y, row) in picture.rgb.chunks_exact(picture.width * 3).enumerate() {
@@ -205,6 +208,7 @@ fn resize_alpha(
     if [color.width, color.height] == [width, height] {
         return color.clone();
     }
+
     let resized = |rgb: Vec<u8>| {
         let layer = Picture { width: color.width, height: color.height, rgb };
         resize_with(&layer, width, height, filter)
@@ -214,6 +218,8 @@ fn resize_alpha(
     let mut out = resized(multiplied.collect());
 
     let alpha = resized(alpha.iter().flat_map(|&a| [a; 3]).collect());
+
+    // Pillow leaves a pixel as it is where there is nothing to divide by.
     for (value, &alpha) in out.rgb.iter_mut().zip(&alpha.rgb) {
         if !matches!(alpha, 0 | 255) {
             let level = 255 * u32::from(*value) / u32::from(alpha);
@@ -227,6 +233,7 @@ fn resize_alpha(
 fn nearest(picture: &Picture, width: usize, height: usize) -> Picture {
     let columns = nearest_positions(picture.width, width);
     let rows = nearest_positions(picture.height, height);
+
     let mut out = Picture::filled(width, height, [0; 3]);
     for (to, y) in out.rgb.chunks_exact_mut(width * 3).zip(rows) {
         let from = &picture.rgb[y * picture.width * 3..(y + 1) * picture.width * 3];

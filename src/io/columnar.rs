@@ -1,4 +1,5 @@
-//! Opening a Parquet file of anybody: its headers are walked before its reader sees them.
+//! Opening a Parquet file from anywhere: its headers are walked before its reader sees
+//! them.
 //!
 //! Footer and page headers are written in Thrift's compact protocol. The reader of the parquet
 //! crate passes over fields that it does not know, and there it trusts every length, even
@@ -22,8 +23,8 @@ const MOST_UNPACKED: u64 = 512 << 20;
 /// most that writers make unasked, is one page of some twenty bytes.
 const FREE_VALUES: u64 = 1 << 21;
 
-/// Values of a larger page for each of its bytes.
-const VALUES_A_BYTE: u64 = 1 << 14;
+/// Most values of a larger page for each of its bytes.
+const VALUES_PER_BYTE: u64 = 1 << 14;
 
 /// Deepest nesting of a header.
 const MOST_LEVELS: usize = 32;
@@ -46,11 +47,15 @@ pub fn open(file: File) -> Result<Builder> {
             }
             Error::corrupt(format!("not a Parquet file: {why}"))
         };
+
         let size = file.metadata().map_err(|e| not(e.to_string()))?.len();
         check_footer(&file, size).map_err(not)?;
         let pages = file.try_clone().map_err(|e| not(e.to_string()))?;
+
         let builder = Builder::try_new(file)
             .map_err(|e| Error::corrupt("not a Parquet file").caused_by(e))?;
+
+        // The footer can be trusted from here on, but not the pages that it points to.
         for group in builder.metadata().row_groups() {
             for column in group.columns() {
                 let (start, length) = column.byte_range();
@@ -68,6 +73,8 @@ fn check_footer(file: &File, size: u64) -> std::result::Result<(), String> {
     let mut tail = [0_u8; 8];
     let at = size.checked_sub(8).ok_or("it is too short")?;
     file.read_exact_at(&mut tail, at).map_err(|e| e.to_string())?;
+
+    // The file ends with the footer's length and four letters.
     let [a, b, c, d, magic @ ..] = tail;
     if magic == *b"PARE" {
         return Err(ENCRYPTED.to_owned());
@@ -75,6 +82,7 @@ fn check_footer(file: &File, size: u64) -> std::result::Result<(), String> {
     if magic != *b"PAR1" {
         return Err("it does not end in PAR1".to_owned());
     }
+
     let length = u64::from(u32::from_le_bytes([a, b, c, d]));
     let start = at.checked_sub(length).ok_or("its footer is longer than the file")?;
     let bytes = read(file, start, length)?;
@@ -90,18 +98,23 @@ pub fn places(file: &File, name: &str, lengths: &[u32]) -> Result<Vec<u64>> {
     let damaged = |why: String| Error::corrupt(format!("column {name}: {why}"));
     let again = || file.try_clone().map_err(|e| damaged(e.to_string()));
     let size = file.metadata().map_err(|e| damaged(e.to_string()))?.len();
+
     let builder = open(again()?)?;
     let mut places = Vec::with_capacity(lengths.len());
+
     for group in builder.metadata().row_groups() {
         let columns = group.columns();
         let column = columns.iter().find(|c| c.column_path().string() == name);
         let column = column.ok_or_else(|| damaged("it is not there".to_owned()))?;
+
+        // Anything else would put other bytes between the values.
         let plain = column.compression() == Compression::UNCOMPRESSED
             && column.column_descr().max_def_level() == 0
             && column.dictionary_page_offset().is_none();
         if !plain {
             return Err(damaged("it is not written plainly".to_owned()));
         }
+
         let (start, length) = column.byte_range();
         each_page(file, size, start, length, &mut |at, page| {
             let mut at = at + page.length;
@@ -112,6 +125,8 @@ pub fn places(file: &File, name: &str, lengths: &[u32]) -> Result<Vec<u64>> {
                 places.push(at + 4);
                 at += 4 + u64::from(*length);
             }
+
+            // The lengths come from another column: if they are wrong, so is every place.
             if at == end {
                 Ok(())
             } else {
@@ -120,6 +135,7 @@ pub fn places(file: &File, name: &str, lengths: &[u32]) -> Result<Vec<u64>> {
         })
         .map_err(damaged)?;
     }
+
     if places.len() != lengths.len() {
         return Err(damaged(format!("{} values, not {}", places.len(), lengths.len())));
     }
@@ -146,8 +162,11 @@ fn each_page(
 ) -> std::result::Result<(), String> {
     let end = start.checked_add(length).filter(|end| *end <= size);
     let end = end.ok_or("it lies beyond the end of the file")?;
+
     let mut at = start;
     while at < end {
+        // A header's length is not known before it was read, so a small window grows as
+        // needed.
         let mut window = 1 << 12;
         let header = loop {
             let bytes = read(file, at, window.min(end - at))?;
@@ -158,15 +177,18 @@ fn each_page(
                 Err(_) => window = (window << 4).min(LONGEST_HEADER),
             }
         };
+
         if header.unpacked > MOST_UNPACKED {
             let unpacked = header.unpacked;
             return Err(format!("{unpacked} bytes, accepted are {MOST_UNPACKED}"));
         }
+
         let (values, bytes) =
             (header.values, header.length.saturating_add(header.packed));
-        if values > FREE_VALUES.max(bytes.saturating_mul(VALUES_A_BYTE)) {
+        if values > FREE_VALUES.max(bytes.saturating_mul(VALUES_PER_BYTE)) {
             return Err(format!("{values} values in {bytes} bytes"));
         }
+
         let next = at.saturating_add(bytes);
         if next > end {
             return Err("it ends beyond its column".to_owned());
@@ -380,6 +402,7 @@ impl<'a> Walk<'a> {
                 self.header.length = self.at as u64;
                 return Ok(());
             }
+
             // Steps of 1 to 15; anything else spells the number out (zigzag).
             id = match byte >> 4 {
                 0 => match self.number()? {
@@ -388,9 +411,11 @@ impl<'a> Walk<'a> {
                 },
                 step => id.saturating_add(step.into()),
             };
+
             let form = fields.iter().find(|(field, _)| *field == id);
             self.path.push(id);
             let kind = byte & 15;
+
             // The value of a Boolean field is its type.
             if !matches!(kind, 1 | 2) {
                 self.value(kind, form.map_or(Any, |(_, form)| *form))?;

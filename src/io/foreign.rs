@@ -38,10 +38,12 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Array>> {
     let file = SafeTensors::deserialize(&bytes).map_err(|e| {
         Error::corrupt(format!("{place} is not a safetensors file")).caused_by(e)
     })?;
+
     let mut arrays = BTreeMap::new();
     for (name, view) in file.tensors() {
         let values = floats(&view).map(Values::Floats);
         let values = values.or_else(|| integers(&view).map(Values::Integers));
+
         let Some(values) = values else {
             let found = view.dtype();
             return Err(Error::failed(format!(
@@ -63,6 +65,7 @@ pub fn floats(view: &TensorView<'_>) -> Option<Vec<f32>> {
         Dtype::F64 => DType::F64,
         _ => return None,
     };
+
     let count: usize = view.shape().iter().product();
     candle_core::Tensor::from_raw_buffer(view.data(), dtype, &[count], &Device::Cpu)
         .and_then(|tensor| tensor.to_dtype(DType::F32)?.to_vec1())

@@ -30,16 +30,19 @@ fn column(path: &Path, name: Option<&str>) -> Result<Vec<u32>> {
     let file = std::fs::File::open(path).context(place)?;
     let damaged = |e: ParquetError| Error::corrupt("damaged").caused_by(e);
     let builder = columnar::open(file)?;
+
     let fields = builder.schema().fields().clone();
     let meant = |found: &str| match name {
         Some(name) => found == name,
         None => found == "cluster" || found == "label",
     };
+
     let index = fields.iter().position(|f| meant(f.name())).ok_or_else(|| {
         let names: Vec<&str> = fields.iter().map(|f| f.name().as_str()).collect();
         let (wanted, names) = (name.unwrap_or("cluster or label"), names.join(", "));
         Error::usage(format!("there is no column {wanted}; there are: {names}"))
     })?;
+
     let mask = ProjectionMask::roots(builder.parquet_schema(), [index]);
     let mut labels = Vec::new();
     for batch in builder.with_projection(mask).build().map_err(damaged)? {
@@ -51,10 +54,13 @@ fn column(path: &Path, name: Option<&str>) -> Result<Vec<u32>> {
                 "column {name} holds {found} or nulls, expected whole numbers"
             )));
         }
+
+        // Unsafe casts turn a negative label into an error and not into a null.
         let options = arrow::compute::CastOptions { safe: false, ..Default::default() };
         let cast = arrow::compute::cast_with_options(array, &DataType::UInt32, &options);
         let cast =
             cast.context(|| "a label is not a whole number of 32 bits".to_owned())?;
+
         labels.extend_from_slice(cast.as_primitive::<UInt32Type>().values());
     }
     Ok(labels)
@@ -62,22 +68,27 @@ fn column(path: &Path, name: Option<&str>) -> Result<Vec<u32>> {
 
 fn tensor(path: &Path, name: Option<&str>) -> Result<Vec<u32>> {
     let whole = [Dtype::U8, Dtype::I32, Dtype::U32, Dtype::I64];
+
     let (key, info, offset) = tensor_info(path, name, |info| {
         info.shape.len() == 1 && whole.contains(&info.dtype)
     })?;
+
     if info.shape.len() != 1 || !whole.contains(&info.dtype) {
         let (found, shape) = (info.dtype, info.shape);
         return Err(Error::corrupt(format!(
             "tensor {key} is {found:?} {shape:?}, expected one axis of U8, I32, U32 or I64"
         )));
     }
+
     let mut bytes = vec![0_u8; info.data_offsets.1 - info.data_offsets.0];
     let file = std::fs::File::open(path).context(|| "cannot open it".to_owned())?;
     file.read_exact_at(&mut bytes, offset).context(|| "it is damaged".to_owned())?;
+
     let size = info.dtype.bitsize() / 8;
     let value = |bytes: &[u8]| {
         let mut wide = [0_u8; 8];
         wide[..size].copy_from_slice(bytes);
+
         // A negative I32 becomes a number above 2^31, a negative I64 one above 2^63.
         let value = u64::from_le_bytes(wide);
         let limit = if info.dtype == Dtype::I32 { 1 << 31 } else { 1 << 32 };
@@ -85,6 +96,7 @@ fn tensor(path: &Path, name: Option<&str>) -> Result<Vec<u32>> {
             Error::corrupt(format!("tensor {key} holds a label that is no 32-bit index"))
         })
     };
+
     bytes.chunks_exact(size).map(value).collect()
 }
 

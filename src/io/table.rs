@@ -61,6 +61,19 @@ impl Table {
         Ok(self.columns.remove(self.position(name)?).1)
     }
 
+    /// Removes a column of vectors and returns their width and all values, row by row.
+    pub fn take_vectors(&mut self, name: &str) -> Result<(usize, Vec<f32>)> {
+        match self.take(name)? {
+            Column::Vectors { width, data } => Ok((width, data)),
+            other => {
+                let found = other.kind();
+                Err(Error::corrupt(format!(
+                    "column {name} holds {found}, expected vector"
+                )))
+            }
+        }
+    }
+
     fn position(&self, name: &str) -> Result<usize> {
         self.columns.iter().position(|(own, _)| own == name).ok_or_else(|| {
             let names: Vec<_> =
@@ -87,6 +100,7 @@ impl Table {
     /// Reads a whole Parquet file.
     pub fn read(path: &Path) -> Result<Self> {
         let mut reader = TableReader::open(path)?;
+
         let mut whole = reader.empty()?;
         while let Some(part) = reader.next()? {
             for ((_, all), (_, more)) in whole.columns.iter_mut().zip(part.columns) {
@@ -95,74 +109,6 @@ impl Table {
         }
         Ok(whole)
     }
-
-    /// A u32 column.
-    pub fn u32s(&self, name: &str) -> Result<&[u32]> {
-        match self.column(name)? {
-            Column::U32(values) => Ok(values),
-            other => Err(wrong(name, other, "u32")),
-        }
-    }
-
-    /// An f32 column.
-    pub fn f32s(&self, name: &str) -> Result<&[f32]> {
-        match self.column(name)? {
-            Column::F32(values) => Ok(values),
-            other => Err(wrong(name, other, "f32")),
-        }
-    }
-
-    /// An f64 column.
-    pub fn f64s(&self, name: &str) -> Result<&[f64]> {
-        match self.column(name)? {
-            Column::F64(values) => Ok(values),
-            other => Err(wrong(name, other, "f64")),
-        }
-    }
-
-    /// A Boolean column.
-    pub fn bools(&self, name: &str) -> Result<&[bool]> {
-        match self.column(name)? {
-            Column::Bool(values) => Ok(values),
-            other => Err(wrong(name, other, "bool")),
-        }
-    }
-
-    /// A text column.
-    pub fn texts(&self, name: &str) -> Result<&[String]> {
-        match self.column(name)? {
-            Column::Text(values) => Ok(values),
-            other => Err(wrong(name, other, "text")),
-        }
-    }
-
-    /// A column of lists of text.
-    pub fn text_lists(&self, name: &str) -> Result<&[Vec<String>]> {
-        match self.column(name)? {
-            Column::TextList(values) => Ok(values),
-            other => Err(wrong(name, other, "list of text")),
-        }
-    }
-
-    /// A column of byte strings.
-    pub fn bytes(&self, name: &str) -> Result<&[Vec<u8>]> {
-        match self.column(name)? {
-            Column::Bytes(values) => Ok(values),
-            other => Err(wrong(name, other, "binary")),
-        }
-    }
-
-    /// A column of vectors: their width and all values, row by row.
-    pub fn vectors(&self, name: &str) -> Result<(usize, &[f32])> {
-        match self.column(name)? {
-            Column::Vectors { width, data } => Ok((*width, data)),
-            other => Err(wrong(name, other, "vector")),
-        }
-    }
-}
-
-fn wrong(name: &str, found: &Column, expected: &str) -> Error {
-    Error::corrupt(format!("column {name} holds {}, expected {expected}", found.kind()))
 }
 
 #[cfg(test)]
@@ -246,9 +192,10 @@ mod tests {
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
         assert!(Table::read(&path).unwrap_err().to_string().contains("cut.parquet"));
-        let error = table(1).u32s("nothing").unwrap_err().to_string();
+        let error = table(1).column("nothing").unwrap_err().to_string();
         assert!(error.contains("nothing") && error.contains("id"), "{error}");
-        assert!(table(1).u32s("x").is_err());
+        let error = table(1).take_vectors("x").unwrap_err().to_string();
+        assert!(error.contains("column x holds f32, expected vector"), "{error}");
         let uneven = table(2).with("z", Column::U32(vec![1]));
         assert!(uneven.write(&path).is_err());
     }

@@ -41,7 +41,9 @@ impl Tensor {
             Ok(Self { shape, data })
         } else {
             let found = data.len();
-            Err(Error::failed(format!("a tensor of shape {shape:?} from {found} values")))
+            Err(Error::failed(format!(
+                "a tensor of shape {shape:?} cannot be made of {found} values"
+            )))
         }
     }
 }
@@ -62,6 +64,7 @@ impl TensorFile {
         let (file, metadata, start) =
             header(path).context(|| format!("reading {place}"))?;
         let found: BTreeMap<_, _> = metadata.tensors().into_iter().collect();
+
         let mut entries = BTreeMap::new();
         for (name, info) in found {
             let TensorInfo { dtype, shape, data_offsets } = info;
@@ -108,20 +111,27 @@ pub(super) fn header(path: &Path) -> Result<(File, Metadata, u64)> {
     let reading = || "reading the header".to_owned();
     let mut file = File::open(path).context(|| "opening it".to_owned())?;
     let length = file.metadata().context(reading)?.len();
+
     let mut size = [0_u8; 8];
     if length >= 8 {
         file.read_exact(&mut size).context(reading)?;
     }
+
+    // The length of the header is what a hostile file may lie about, so memory comes
+    // after it.
     let size = u64::from_le_bytes(size);
     if length < 8 || size > (length - 8).min(LONGEST_HEADER) {
         let found = format!("{length} bytes with a header of {size}");
         return Err(Error::corrupt(format!("{found}: not a safetensors file")));
     }
+
     let mut header = vec![0_u8; usize::try_from(size).context(reading)?];
     file.read_exact(&mut header).context(reading)?;
     check_header(&header)?;
+
     let metadata: Metadata = serde_json::from_slice(&header)
         .map_err(|e| Error::corrupt("not a safetensors file").caused_by(e))?;
+
     let expected = 8 + size + metadata.data_len() as u64;
     if length != expected {
         return Err(Error::corrupt(format!("{length} bytes, expected {expected}")));
@@ -168,6 +178,9 @@ pub fn write_each(
     mut fill: impl FnMut(&str, &mut Put<'_>) -> Result<()>,
 ) -> Result<()> {
     let place = || format!("writing {}", path.display());
+
+    // The whole header is known before the first value is, so the file is written in one
+    // pass.
     let mut end = 0;
     let mut entries = Vec::with_capacity(shapes.len());
     for (name, shape) in shapes {
@@ -176,19 +189,26 @@ pub fn write_each(
         let data_offsets = (begin, end);
         entries.push((name, TensorInfo { dtype: Dtype::F32, shape, data_offsets }));
     }
+
     let names: Vec<(String, usize)> = entries
         .iter()
         .map(|(name, TensorInfo { data_offsets: (begin, end), .. })| {
             (name.clone(), (end - begin) / 4)
         })
         .collect();
+
     let metadata = Metadata::new(None, entries).context(place)?;
+
+    // The format wants values to begin at a multiple of eight bytes.
     let mut header = serde_json::to_vec(&metadata).context(place)?;
     header.resize(header.len().next_multiple_of(8), b' ');
+
     let mut file = BufWriter::new(File::create(path).context(place)?);
     file.write_all(&(header.len() as u64).to_le_bytes()).context(place)?;
     file.write_all(&header).context(place)?;
+
     for (name, expected) in names {
+        // What is written must fill the place that the header gave to it.
         let mut found = 0;
         fill(&name, &mut |values: &[f32]| {
             found += values.len();
@@ -198,6 +218,7 @@ pub fn write_each(
             let mut bytes = values.iter().map(|v| v.to_le_bytes());
             bytes.try_for_each(|bytes| file.write_all(&bytes)).context(place)
         })?;
+
         if found != expected {
             return Err(Error::failed(format!(
                 "{}: tensor {name}: {found} values, expected {expected}",
@@ -205,6 +226,7 @@ pub fn write_each(
             )));
         }
     }
+
     file.flush().context(place)
 }
 

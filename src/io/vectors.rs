@@ -26,12 +26,12 @@ pub struct VectorFile {
     rows: usize,
     width: usize,
     name: String,
-    place: Place,
+    spot: Spot,
 }
 
-/// Where in the file.
+/// Where the values lie in the file.
 #[derive(Debug, Clone)]
-enum Place {
+enum Spot {
     /// A column by its index.
     Column(usize),
     /// The offset of a tensor's first byte.
@@ -82,20 +82,28 @@ impl VectorFile {
         Ok(all)
     }
 
-    /// Hands all rows to `visit`, in order and in blocks of 8192, or fewer if they are long; every block but the
-    /// last holds a multiple of `multiple` rows.
+    /// Hands all rows to `visit`, in order and in blocks of 8192 rows, or fewer if the
+    /// rows
+    /// are long. Every block but the last holds a multiple of `multiple` rows.
     pub fn stream(
         &self,
         multiple: usize,
         visit: &mut dyn FnMut(&[f32]) -> Result<()>,
     ) -> Result<()> {
+        // Callers want whole multiples, and blocks end anywhere: what is left over is
+        // carried to the next block.
         let unit = multiple.max(1) * self.width;
         let mut carried: Vec<f32> = Vec::new();
         let mut seen = 0;
+
         let result = std::thread::scope(|scope| {
+            // The channel holds one block: decoding runs ahead of the visitor, but never
+            // far.
             let (send, receive) = mpsc::sync_channel(1);
+
             // A tensor's block that was visited is the memory of the next but two.
             let (give_back, used) = mpsc::sync_channel(1);
+
             scope.spawn(move || {
                 let mut spare = || used.try_recv().unwrap_or_default();
                 let sent = guarded(|| {
@@ -106,51 +114,69 @@ impl VectorFile {
                     let _ = send.send(Err(error));
                 }
             });
+
             for block in receive {
                 let block: Vec<f32> = block?;
                 seen += block.len() / self.width;
+
+                // The rest of the last block comes first, so that no row is visited out
+                // of order.
                 let block = if carried.is_empty() {
                     block
                 } else {
                     carried.extend(block);
                     std::mem::take(&mut carried)
                 };
+
                 let whole = block.len() / unit * unit;
                 if whole > 0 {
                     visit(&block[..whole])?;
                 }
                 carried.extend_from_slice(&block[whole..]);
-                if let Place::Tensor(_) = self.place {
+
+                if let Spot::Tensor(_) = self.spot {
                     // At the end nobody wants it.
                     let _ = give_back.try_send(block);
                 }
             }
+
             if carried.is_empty() { Ok(()) } else { visit(&carried) }
         });
+
         result.context(|| format!("reading vectors of {}", self.path.display()))?;
+
+        // A file may hold fewer rows than its footer says, or more.
         if seen == self.rows {
             return Ok(());
         }
         let (path, rows) = (self.path.display(), self.rows);
-        Err(Error::corrupt(format!("{path} promised {rows} rows and gave {seen}")))
+        Err(Error::corrupt(format!(
+            "{path} holds {seen} rows, expected {rows} as its header says: it is damaged"
+        )))
     }
 
     /// Copies single rows, in the order of `indices`.
     pub fn fetch(&self, indices: &[usize]) -> Result<Vec<Vec<f32>>> {
         let place = || format!("reading single vectors of {}", self.path.display());
+
+        // Readers go forward only, so each wanted row is read once, in the order of the
+        // file.
         let mut wanted = indices.to_vec();
         wanted.sort_unstable();
         wanted.dedup();
+
         if wanted.last().is_some_and(|&last| last >= self.rows) {
             let rows = self.rows;
             return Err(Error::failed(format!("row index out of range ({rows} rows)")))
                 .context(place);
         }
-        let values = match &self.place {
-            Place::Tensor(offset) => self.fetch_tensor(*offset, &wanted),
-            Place::Column(index) => guarded(|| self.fetch_column(*index, &wanted)),
+
+        let values = match &self.spot {
+            Spot::Tensor(offset) => self.fetch_tensor(*offset, &wanted),
+            Spot::Column(index) => guarded(|| self.fetch_column(*index, &wanted)),
         };
         let values = values.context(place)?;
+
         let row = |index: &usize| {
             let at = wanted.partition_point(|other| other < index) * self.width;
             values[at..at + self.width].to_vec()
@@ -171,8 +197,8 @@ impl VectorFile {
         spare: &mut dyn FnMut() -> Vec<f32>,
         take: &mut dyn FnMut(Vec<f32>) -> bool,
     ) -> Result<()> {
-        match &self.place {
-            Place::Tensor(offset) => {
+        match &self.spot {
+            Spot::Tensor(offset) => {
                 let file = open(&self.path)?;
                 let block = self.block();
                 for first in (0..self.rows).step_by(block) {
@@ -186,7 +212,7 @@ impl VectorFile {
                 }
                 Ok(())
             }
-            Place::Column(index) => {
+            Spot::Column(index) => {
                 let builder = parquet(&self.path)?;
                 let mask = ProjectionMask::roots(builder.parquet_schema(), [*index]);
                 let reader =
@@ -215,16 +241,19 @@ impl VectorFile {
         let builder = parquet(path)?;
         let fields = builder.schema().fields().clone();
         let names: Vec<&str> = fields.iter().map(|f| f.name().as_str()).collect();
+
         let vectors =
             |index: &usize| item(fields[*index].data_type()) == Some(&DataType::Float32);
         let lists: Vec<usize> =
             (0..names.len()).filter(|&i| item(fields[i].data_type()).is_some()).collect();
+
         let candidates: Vec<usize> = match name {
             Some(name) => (0..names.len()).filter(|&i| names[i] == name).collect(),
             // The only column of lists is meant, whatever it holds: the error says what.
             None if lists.len() == 1 => lists,
             None => (0..names.len()).filter(vectors).collect(),
         };
+
         let [index] = candidates[..] else {
             let names = names.join(", ");
             return Err(Error::usage(match name {
@@ -235,9 +264,11 @@ impl VectorFile {
                 ),
             }));
         };
+
         let rows = builder.metadata().file_metadata().num_rows();
         let rows = usize::try_from(rows).context(|| format!("{rows} rows"))?;
         let name = names[index].to_owned();
+
         let width = match fields[index].data_type() {
             DataType::FixedSizeList(_, width) => {
                 usize::try_from(*width).context(|| format!("column {name}"))?
@@ -245,6 +276,7 @@ impl VectorFile {
             // The first row decides; every other is held to it.
             _ => first_width(builder, index, &name)?,
         };
+
         if !vectors(&index) || width == 0 {
             let found = fields[index].data_type();
             let floats = [DataType::Float64, DataType::Float16];
@@ -253,12 +285,15 @@ impl VectorFile {
                 "column {name} holds {found}, expected lists of f32 of one length{cast}"
             )));
         }
-        let place = Place::Column(index);
-        Ok(Self { path: path.to_owned(), rows, width, name, place })
+
+        let spot = Spot::Column(index);
+        Ok(Self { path: path.to_owned(), rows, width, name, spot })
     }
 
     fn fetch_column(&self, index: usize, rows: &[usize]) -> Result<Vec<f32>> {
         let builder = parquet(&self.path)?;
+
+        // The rows are sorted and distinct, so one pass over the file finds them all.
         let mut selectors = Vec::new();
         let mut at = 0;
         for &row in rows {
@@ -268,17 +303,20 @@ impl VectorFile {
             selectors.push(RowSelector::select(1));
             at = row + 1;
         }
+
         let mask = ProjectionMask::roots(builder.parquet_schema(), [index]);
         let reader = builder
             .with_projection(mask)
             .with_row_selection(RowSelection::from(selectors))
             .build()
             .context(damaged)?;
+
         let mut all = Vec::new();
         self.batches(reader, &mut |values| {
             all.extend(values);
             true
         })?;
+
         if all.len() == rows.len() * self.width {
             return Ok(all);
         }
@@ -293,6 +331,7 @@ impl VectorFile {
         let (name, info, offset) = tensor_info(path, name, |info| {
             info.shape.len() == 2 && info.dtype == Dtype::F32
         })?;
+
         let TensorInfo { dtype, shape, .. } = info;
         match shape[..] {
             [rows, width] if dtype == Dtype::F32 && width > 0 => Ok(Self {
@@ -300,7 +339,7 @@ impl VectorFile {
                 rows,
                 width,
                 name,
-                place: Place::Tensor(offset),
+                spot: Spot::Tensor(offset),
             }),
             _ => {
                 let cast = cast(matches!(dtype, Dtype::F64 | Dtype::F16 | Dtype::BF16));
@@ -355,6 +394,7 @@ pub(super) fn tensor_info(
 ) -> Result<(String, TensorInfo, u64)> {
     let (_, tensors, start) = tensors::header(path)?;
     let names = tensors.offset_keys();
+
     let meant = |key: &&String| match name {
         Some(name) => key.as_str() == name,
         None => tensors.info(key).is_some_and(&wanted),
@@ -364,6 +404,7 @@ pub(super) fn tensor_info(
         // The only tensor is meant, whatever it holds: the error says what.
         candidates = names.iter().collect();
     }
+
     let ([key], Some(info)) =
         (&candidates[..], candidates.first().and_then(|key| tensors.info(key)))
     else {
@@ -373,6 +414,7 @@ pub(super) fn tensor_info(
             None => format!("which tensor? {found} could be meant among: {names}"),
         }));
     };
+
     let offset = start + info.data_offsets.0 as u64;
     Ok(((*key).clone(), info.clone(), offset))
 }
@@ -387,6 +429,8 @@ fn values(
     if array.null_count() > 0 {
         return Err(bad("a vector is missing (null)"));
     }
+
+    // A fixed list says its width; other lists have that of their rows, which must agree.
     let (first, items) = match array.data_type() {
         DataType::FixedSizeList(_, length) => (
             usize::try_from(*length).ok(),
@@ -400,9 +444,11 @@ fn values(
         }
         other => return Err(bad(&format!("{other}, expected lists of f32"))),
     };
+
     if items.null_count() > 0 {
         return Err(bad("a value is missing (null)"));
     }
+
     let items = items.as_primitive_opt::<Float32Type>().ok_or_else(|| bad("not f32"))?;
     match (width, first) {
         (Some(expected), Some(found)) if expected != found => {
@@ -421,6 +467,7 @@ fn even(
     if lists.iter().any(|list| Some(list.len()) != width) {
         return None;
     }
+
     if lists.is_empty() {
         return Some((None, arrow::array::new_empty_array(&DataType::Float32)));
     }

@@ -21,6 +21,7 @@ pub fn widened(matrix: &Matrix) -> Mat<f64> {
 pub fn widened_rows(values: &[f32], cols: usize) -> Mat<f64> {
     let rows = values.len() / cols.max(1);
     let mut out = Mat::zeros(rows, cols);
+
     for first in (0..cols).step_by(TILE) {
         let count = TILE.min(cols - first);
         let mut part = out.as_mut().subcols_mut(first, count);
@@ -68,6 +69,7 @@ pub fn gram(a: MatRef<'_, f64>) -> Mat<f64> {
 /// Adds `a · aᵀ` to the lower triangle of `out`; the upper one is left as it is.
 pub fn add_gram(out: MatMut<'_, f64>, a: MatRef<'_, f64>) {
     use BlockStructure::{Rectangular, TriangularLower};
+
     let right = a.transpose();
     let sequential = Par::Seq;
     triangular::matmul(

@@ -38,6 +38,8 @@ impl Frame {
         if let Some(r) = cholesky(w.as_ref()) {
             return (Self::Quotient { w, r: r.clone() }, r);
         }
+
+        // Too close to singular for Wᵀ W, which has the squared condition number.
         let (q, r) = orthonormal::qr(w.as_ref());
         (Self::Columns(q), r)
     }

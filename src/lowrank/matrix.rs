@@ -1,4 +1,4 @@
-//! The subspaces of one matrix of any shape, from its labelled inputs alone.
+//! The subspaces of one matrix of any shape, from its labeled inputs alone.
 //!
 //! The small side decides what is gathered: second moments of the inputs of a tall matrix, of
 //! the outputs of a wide one. Either way one moment is min(out, in) squared.

@@ -1,6 +1,6 @@
 //! Data-aware low-rank subspaces of an FFN's two matrices, one per cluster (METHOD §2.3).
 //!
-//! Sees matrices and labelled rows, no model. Moments are gathered in one streaming pass
+//! Sees matrices and labeled rows, no model. Moments are gathered in one streaming pass
 //! ([`MomentsBuilder`]) and serve every variant ([`LayerMoments::subspaces`]); weights follow
 //! by [`project()`] and [`affine_bias`].
 
@@ -54,6 +54,7 @@ impl LayerMoments {
             ));
         }
 
+        // Outputs of W2 [d, h] span at most min(d, h) dimensions.
         let full = self.fc1.ncols().min(self.hidden);
         let (fc1_place, fc2_place) = (format!("{place}.fc1"), format!("{place}.fc2"));
         let (fc1, fc2) = par::join(
@@ -73,7 +74,7 @@ impl LayerMoments {
     }
 }
 
-/// The subspaces of one FFN from all its labelled inputs at once; for random directions the
+/// The subspaces of one FFN from all its labeled inputs at once; for random directions the
 /// seed is 0.
 pub fn subspaces(
     ffn: FfnFunction<'_>,

@@ -51,11 +51,13 @@ impl FfnFunction<'_> {
         let mut hidden = vec![0.0; rows * h];
         let (inputs, first) = (gemm::Rows::new(x, d), gemm::Rows::new(fc1, d));
         gemm::a_bt(&mut hidden, inputs, first, Write::Replace);
+
         for row in hidden.chunks_exact_mut(h) {
             row.iter_mut().zip(fc1_bias).for_each(|(value, bias)| *value += bias);
         }
         (self.activation)(&mut hidden);
 
+        // Without b2: the subspace is that of W2 a, and the bias is kept (METHOD §2.3).
         let mut out = vec![0.0; rows * d];
         let (hidden, second) = (gemm::Rows::new(&hidden, h), gemm::Rows::new(fc2, h));
         gemm::a_bt(&mut out, hidden, second, Write::Replace);
@@ -80,6 +82,8 @@ impl Moment {
     /// Adds vectors, one per column, to the lower triangle.
     pub(super) fn add(&mut self, columns: MatRef<'_, f64>) {
         self.count += columns.ncols();
+
+        // f64, because second moments of hundreds of thousands of tokens are added up.
         for column in columns.col_iter() {
             self.sum.iter_mut().zip(column.iter()).for_each(|(sum, v)| *sum += v);
         }
@@ -192,7 +196,7 @@ fn add_block(
     add_moments(inputs.chain(outputs).collect(), block.labels);
 }
 
-/// Labelled rows on their way into moments.
+/// Labeled rows on their way into moments.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Block<'a> {
     pub(super) rows: &'a [f32],
@@ -224,7 +228,7 @@ impl Waiting {
         if rows.len() != labels.len() * d {
             let (found, n) = (rows.len(), labels.len());
             return Err(Error::failed(format!(
-                "found {found} values for {n} labelled rows, expected {d} per row"
+                "found {found} values for {n} labeled rows, expected {d} per row"
             )));
         }
         if let Some(bad) = labels.iter().find(|&&label| num::widen(label) >= experts) {

@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::linalg::{Matrix, eigen, orthonormal, wide};
 use crate::num;
 use crate::rng::Stream;
+use crate::tables::SubspaceFigures;
 
 /// Slack of the rank rule, as a fraction of the total energy: what counts as numerically zero
 /// (`tests/fixtures/svd`).
@@ -58,6 +59,21 @@ pub struct Subspace {
     /// The paper's cross term of this cluster's tokens, `Σ_{j≠i} |W X_i - W_j X_i|² / (E-1)`,
     /// relative to `|W X_i|²`. The paper subtracts it; nothing optimizes it directly.
     pub cross: f64,
+}
+
+impl Subspace {
+    /// The figures that tables show.
+    pub fn figures(&self) -> SubspaceFigures {
+        SubspaceFigures {
+            tokens: num::index_u32(self.tokens),
+            rank: num::index_u32(self.rank),
+            full_rank: num::index_u32(self.full_rank),
+            retained: self.retained,
+            error_inside: self.error_inside,
+            error_outside: self.error_outside,
+            shrinkage: self.shrinkage,
+        }
+    }
 }
 
 /// Where the outputs of one matrix live: a frame Q (absent: the identity) and coordinates.
@@ -193,6 +209,7 @@ impl Space {
             *value = value.max(0.0);
         }
 
+        // The smallest r that keeps the fraction τ of the energy (METHOD §2.3).
         let rank = self.rank(&values, config);
         let discard = self.discard(vectors.as_ref(), rank);
         let mean = basis_of.mean();
@@ -237,6 +254,7 @@ impl Space {
             let terms = top.values.iter().enumerate();
             terms.map(|(k, value)| value * cosines[(k, column)].powi(2)).sum()
         };
+
         let values: Vec<f64> = (0..full).map(along).collect();
 
         let rank = match config.directions {

@@ -128,6 +128,7 @@ impl ClipConfig {
     /// The transformer shape of one tower.
     pub fn tower(&self, tower: Tower) -> TowerShape {
         match tower {
+            // The class token comes on top of the patches.
             Tower::Vision => TowerShape {
                 tokens: self.vision.patches() + 1,
                 width: self.vision.width,

@@ -1,8 +1,8 @@
-//! Random initialisation, exactly `open_clip`'s distributions.
+//! Random initialization, exactly `open_clip`'s distributions.
 //!
 //! Every tensor draws from a stream of its own name: adding a layer moves no other draw.
 
-use super::names::{Parameter, Part, Place};
+use super::names::{Parameter, ParameterId, Part};
 use super::params::Layout;
 use super::{Checkpoint, ClipConfig, Tower};
 use crate::rng;
@@ -14,6 +14,7 @@ const LOGIT_SCALE: f32 = 2.659_26;
 pub fn dense(config: &ClipConfig, seed: u64) -> Checkpoint {
     let layout = Layout::new(config);
     let mut values = vec![0.0; layout.len()];
+
     for (parameter, range) in layout.iter() {
         let name = format!("init/{}", parameter.name);
         fill(config, parameter, &mut rng::stream(seed, &name), &mut values[range]);
@@ -28,26 +29,32 @@ fn fill(
     out: &mut [f32],
 ) {
     let root = |n: usize| 1.0 / (n as f32).sqrt();
-    match parameter.place {
-        Place::LogitScale => out.fill(LOGIT_SCALE),
-        Place::ClassEmbedding
-        | Place::PositionEmbedding(Tower::Vision)
-        | Place::Projection(_) => {
-            let tower = match parameter.place {
-                Place::Projection(tower) => tower,
+    match parameter.id {
+        ParameterId::LogitScale => out.fill(LOGIT_SCALE),
+
+        // `open_clip` draws these with a standard deviation of width^-0.5.
+        ParameterId::ClassEmbedding
+        | ParameterId::PositionEmbedding(Tower::Vision)
+        | ParameterId::Projection(_) => {
+            let tower = match parameter.id {
+                ParameterId::Projection(tower) => tower,
                 _ => Tower::Vision,
             };
             rng::fill_normal(stream, root(config.tower(tower).width), out);
         }
-        Place::PositionEmbedding(Tower::Text) => rng::fill_normal(stream, 0.01, out),
-        Place::TokenEmbedding => rng::fill_normal(stream, 0.02, out),
-        Place::PatchEmbedding => {
+        ParameterId::PositionEmbedding(Tower::Text) => {
+            rng::fill_normal(stream, 0.01, out);
+        }
+        ParameterId::TokenEmbedding => rng::fill_normal(stream, 0.02, out),
+
+        // PyTorch's default of a convolution: U(±1/√fan_in).
+        ParameterId::PatchEmbedding => {
             let fan_in: usize = parameter.shape[1..].iter().product();
             rng::fill_uniform(stream, root(fan_in), out);
         }
-        Place::PreNormWeight | Place::PostNormWeight(_) => out.fill(1.0),
-        Place::PreNormBias | Place::PostNormBias(_) => out.fill(0.0),
-        Place::Block(tower, _, part) => block(config, (tower, part), stream, out),
+        ParameterId::PreNormWeight | ParameterId::PostNormWeight(_) => out.fill(1.0),
+        ParameterId::PreNormBias | ParameterId::PostNormBias(_) => out.fill(0.0),
+        ParameterId::Block(tower, _, part) => block(config, (tower, part), stream, out),
     }
 }
 
@@ -59,12 +66,18 @@ fn block(
 ) {
     let shape = config.tower(tower);
     let width = shape.width as f32;
+
+    // Every block adds twice to the residual stream, which would grow with the depth.
     let residual = (2.0 * shape.layers as f32).powf(-0.5);
+
     match (tower, part) {
         (_, Part::Ln1Weight | Part::Ln2Weight) => out.fill(1.0),
+
         (_, Part::Ln1Bias | Part::Ln2Bias | Part::InProjBias | Part::OutProjBias) => {
             out.fill(0.0);
         }
+
+        // `open_clip` initializes the text tower by hand, with normals.
         (Tower::Text, Part::InProjWeight) => {
             rng::fill_normal(stream, width.powf(-0.5), out);
         }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::Checkpoint;
-use super::names::{self, Parameter, Part, Place};
+use super::names::{self, Parameter, ParameterId, Part};
 use super::params::Layout;
 use super::{ClipConfig, Moe, Tower};
 use crate::error::{Error, Result};
@@ -30,8 +30,10 @@ impl Checkpoint {
             let tower = tower.name();
             return Err(Error::failed(format!("{tower}.{block} has no dense FFN")));
         }
+
         let layout = Layout::new(&self.config);
-        let part = |part| &self.values[layout.range(Place::Block(tower, block, part))];
+        let part =
+            |part| &self.values[layout.range(ParameterId::Block(tower, block, part))];
         Ok(FfnTensors {
             fc1: part(Part::FcWeight),
             fc1_bias: part(Part::FcBias),
@@ -51,7 +53,8 @@ impl Checkpoint {
         }
 
         let layout = Layout::new(&self.config);
-        let part = |part| &self.values[layout.range(Place::Block(tower, block, part))];
+        let part =
+            |part| &self.values[layout.range(ParameterId::Block(tower, block, part))];
         let slice = |stack, e| {
             let all: &[f32] = part(stack);
             let len = all.len() / moe.experts;
@@ -99,20 +102,23 @@ impl<'a, F: FnMut(Tower, usize) -> Result<MoeLayer>> Mixture<'a, F> {
 
     /// Puts the values of one of its tensors.
     fn put(&mut self, parameter: &Parameter, put: &mut Put<'_>) -> Result<()> {
-        match parameter.place {
-            Place::Block(_, _, Part::DeltaFcUp | Part::DeltaProjUp) => {
+        match parameter.id {
+            ParameterId::Block(_, _, Part::DeltaFcUp | Part::DeltaProjUp) => {
                 put(&vec![0.0; parameter.len()])
             }
-            Place::Block(tower, block, part) if parameter.place.is_moe() => {
+            ParameterId::Block(tower, block, part) if parameter.id.is_moe() => {
+                // Tensors of a layer come one after the other, so one layer is enough
+                // in memory.
                 if self.layer.as_ref().is_none_or(|(at, _)| *at != (tower, block)) {
                     // The former layer makes room first.
                     self.layer = None;
                     self.layer = Some(((tower, block), (self.make)(tower, block)?));
                 }
+
                 let layer = self.layer.iter();
                 layer.flat_map(|(_, layer)| layer.part(part)).try_for_each(put)
             }
-            place => put(&self.dense.values[self.old.range(place)]),
+            id => put(&self.dense.values[self.old.range(id)]),
         }
     }
 
@@ -125,11 +131,13 @@ impl<'a, F: FnMut(Tower, usize) -> Result<MoeLayer>> Mixture<'a, F> {
                 values.extend_from_slice(chunk);
                 Ok(())
             })?;
+
             let (found, expected) = (values.len() - range.start, range.len());
             if found != expected {
                 let name = &parameter.name;
                 return Err(Error::failed(format!(
-                    "{name}: {found} values, expected {expected}"
+                    "the new MoE layer has {found} values of tensor {name}, expected \
+                     {expected}"
                 )));
             }
         }
@@ -164,6 +172,7 @@ impl MoeLayer {
     /// A tensor of the layer in chunks: a stack is never made.
     fn part(&self, part: Part) -> Vec<&[f32]> {
         let stack = |of: fn(&Ffn) -> &[f32]| self.experts.iter().map(of).collect();
+
         match part {
             Part::ExpertFcWeight => stack(|expert| &expert.fc1),
             Part::ExpertFcBias => stack(|expert| &expert.fc1_bias),

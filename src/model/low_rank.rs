@@ -13,7 +13,7 @@
 
 use std::ops::Range;
 
-use super::names::{Part, Place};
+use super::names::{ParameterId, Part};
 use super::params::Layout;
 use super::{Checkpoint, ClipConfig, Moe};
 use crate::linalg::gemm::{self, Rows, Write};
@@ -88,53 +88,53 @@ impl LowRank {
         let rank = config.rank()?;
         let experts = config.moe.as_ref().map_or(0, |moe| moe.experts);
         let (low, full) = (Layout::new(config), Layout::new(&config.merged()));
-        let at = |layout: &Layout, place: Place, part| {
-            let Place::Block(tower, block, _) = place else { return 0..0 };
-            layout.range(Place::Block(tower, block, part))
+        let at = |layout: &Layout, id: ParameterId, part| {
+            let ParameterId::Block(tower, block, _) = id else { return 0..0 };
+            layout.range(ParameterId::Block(tower, block, part))
         };
 
         // Forward: what each merged parameter is made of.
-        let made = |place: Place| {
-            let Place::Block(_, _, part) = place else {
-                return Made::Copy(low.range(place));
+        let made = |id: ParameterId| {
+            let ParameterId::Block(_, _, part) = id else {
+                return Made::Copy(low.range(id));
             };
-            let low_at = |part| at(&low, place, part);
+            let low_at = |part| at(&low, id, part);
             if let Some((base, down, up, _)) = PRODUCTS.iter().find(|p| p.3 == part) {
                 let (down, up) = (low_at(*down), low_at(*up));
                 return Made::Sum { base: low_at(*base), down, up };
             }
             match BIASES.iter().find(|b| b.1 == part) {
                 Some((base, _)) => Made::Repeated(low_at(*base)),
-                None => Made::Copy(low.range(place)),
+                None => Made::Copy(low.range(id)),
             }
         };
 
         // Backward: what the gradient of each parameter of low rank is made of.
-        let pulled = |place: Place| {
-            let copy = || Pulled::Copy(full.range(place));
-            let Some((tower, block)) = place.block() else { return copy() };
-            let Place::Block(_, _, part) = place else { return copy() };
+        let pulled = |id: ParameterId| {
+            let copy = || Pulled::Copy(full.range(id));
+            let Some((tower, block)) = id.block() else { return copy() };
+            let ParameterId::Block(_, _, part) = id else { return copy() };
             if !config.is_moe(tower, block) {
                 return copy();
             }
             for (base, down, up, of) in PRODUCTS {
-                let of = at(&full, place, of);
+                let of = at(&full, id, of);
                 if part == base {
                     return Pulled::Shared(of);
                 } else if part == down {
-                    return Pulled::Down { up: at(&low, place, up), of };
+                    return Pulled::Down { up: at(&low, id, up), of };
                 } else if part == up {
-                    return Pulled::Up { down: at(&low, place, down), of };
+                    return Pulled::Up { down: at(&low, id, down), of };
                 }
             }
             match BIASES.iter().find(|b| b.0 == part) {
-                Some((_, of)) => Pulled::Shared(at(&full, place, *of)),
+                Some((_, of)) => Pulled::Shared(at(&full, id, *of)),
                 None => copy(),
             }
         };
 
-        let merged = full.iter().map(|(p, range)| (range, made(p.place))).collect();
-        let kept = low.iter().map(|(p, range)| (range, pulled(p.place))).collect();
+        let merged = full.iter().map(|(p, range)| (range, made(p.id))).collect();
+        let kept = low.iter().map(|(p, range)| (range, pulled(p.id))).collect();
         Some(Self { experts, rank, merged, kept })
     }
 
@@ -171,6 +171,7 @@ impl LowRank {
         par::for_each_chunk(&mut work, 1, |_, pieces| {
             for (target, made, expert) in pieces {
                 match made {
+                    // One piece of a repeated bias is as long as the bias.
                     Made::Copy(from) | Made::Repeated(from) => {
                         target.copy_from_slice(&values[from.clone()]);
                     }
@@ -201,6 +202,9 @@ impl LowRank {
             for (target, pulled, expert) in pieces {
                 match pulled {
                     Pulled::Copy(from) => target.copy_from_slice(&gradient[from.clone()]),
+
+                    // Every expert holds the shared values once, so their gradients add
+                    // up, in the order of the experts.
                     Pulled::Shared(of) => {
                         target.fill(0.0);
                         for one in gradient[of.clone()].chunks(target.len()) {
@@ -210,6 +214,8 @@ impl LowRank {
                                 .for_each(|(sum, value)| *sum += value);
                         }
                     }
+
+                    // W = base + B A: dA = Bᵀ dW and dB = dW Aᵀ.
                     Pulled::Down { up, of } => {
                         let up = Rows::new(self.slice(values, up, *expert), self.rank);
                         let cols = target.len() / self.rank;
@@ -250,8 +256,10 @@ fn split<'a, T>(
     let mut parts = Vec::new();
     for (range, of) in ranges {
         let (part, others) = rest.split_at_mut(range.len());
+
         let size = if stacked(of) { part.len() / experts } else { part.len() };
         parts.extend(part.chunks_mut(size).enumerate().map(|(e, part)| (part, of, e)));
+
         rest = others;
     }
     parts
@@ -271,6 +279,7 @@ impl Checkpoint {
     #[must_use]
     pub fn merged(self) -> Self {
         let Some(form) = LowRank::of(&self.config) else { return self };
+
         let mut values = vec![0.0; form.merged_len()];
         form.merge(&self.values, &mut values);
         Self { config: self.config.merged(), values }
@@ -304,7 +313,8 @@ mod tests {
         let (tower, block) = (Tower::Vision, model.config.moe_blocks(Tower::Vision)[0]);
         let layout = Layout::new(&model.config);
         let rank = model.config.rank().unwrap();
-        let part = |part| &model.values[layout.range(Place::Block(tower, block, part))];
+        let part =
+            |part| &model.values[layout.range(ParameterId::Block(tower, block, part))];
         let (base, down, up) = (part(base), part(down), part(up));
         let (inner, outer) = match base.len() / part(Part::FcBias).len() {
             width if base.as_ptr() == part(Part::FcWeight).as_ptr() => {
@@ -340,8 +350,8 @@ mod tests {
                         assert!((f64::from(*a) - b).abs() < 1e-5, "{a} {b}");
                     }
                 }
-                let place = Place::Block(Tower::Vision, block, Part::FcBias);
-                let bias = &model.values[Layout::new(&model.config).range(place)];
+                let id = ParameterId::Block(Tower::Vision, block, Part::FcBias);
+                let bias = &model.values[Layout::new(&model.config).range(id)];
                 assert_eq!(expert.fc1_bias, bias);
             }
             assert_eq!(whole.clone().merged(), whole);

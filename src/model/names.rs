@@ -207,9 +207,9 @@ impl Part {
     }
 }
 
-/// A parameter's place in the model: its identity, from which name, shape and role follow.
+/// The identity of a parameter in a model, from which its name, shape and role follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Place {
+pub enum ParameterId {
     /// The logarithm of the logits' scale, a scalar.
     LogitScale,
     /// The class token of the image tower `[d]`.
@@ -234,7 +234,7 @@ pub enum Place {
     Projection(Tower),
 }
 
-impl Place {
+impl ParameterId {
     /// The name of the parameter in files.
     pub fn name(self) -> String {
         let fixed = match self {
@@ -329,9 +329,9 @@ pub fn block(tower: Tower, index: usize) -> Block {
 }
 
 impl Block {
-    /// The place of a part of this block.
-    pub fn place(self, part: Part) -> Place {
-        Place::Block(self.tower, self.index, part)
+    /// The identity of a part of this block.
+    pub fn id(self, part: Part) -> ParameterId {
+        ParameterId::Block(self.tower, self.index, part)
     }
 
     /// The name of a part of this block.
@@ -352,8 +352,8 @@ impl Block {
 /// One parameter of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parameter {
-    /// Where it stands.
-    pub place: Place,
+    /// Which parameter it is.
+    pub id: ParameterId,
     /// Its name in files.
     pub name: String,
     /// Its shape; `[]` is a scalar.
@@ -377,26 +377,28 @@ impl Parameter {
 /// Every parameter of a model, in a fixed order: the logit scale, then the image tower and
 /// the text tower from input to output.
 pub fn parameters(config: &ClipConfig) -> Vec<Parameter> {
-    let mut places = vec![Place::LogitScale];
-    places.extend([
-        Place::ClassEmbedding,
-        Place::PositionEmbedding(Tower::Vision),
-        Place::PatchEmbedding,
-        Place::PreNormWeight,
-        Place::PreNormBias,
+    let mut ids = vec![ParameterId::LogitScale];
+    ids.extend([
+        ParameterId::ClassEmbedding,
+        ParameterId::PositionEmbedding(Tower::Vision),
+        ParameterId::PatchEmbedding,
+        ParameterId::PreNormWeight,
+        ParameterId::PreNormBias,
     ]);
 
-    places.extend(blocks_and_head(config, Tower::Vision));
-    places.extend([Place::TokenEmbedding, Place::PositionEmbedding(Tower::Text)]);
-    places.extend(blocks_and_head(config, Tower::Text));
+    ids.extend(blocks_and_head(config, Tower::Vision));
+    ids.extend([
+        ParameterId::TokenEmbedding,
+        ParameterId::PositionEmbedding(Tower::Text),
+    ]);
+    ids.extend(blocks_and_head(config, Tower::Text));
 
-    places
-        .into_iter()
-        .map(|place| Parameter {
-            place,
-            name: place.name(),
-            shape: place.shape(config),
-            role: place.role(),
+    ids.into_iter()
+        .map(|id| Parameter {
+            id,
+            name: id.name(),
+            shape: id.shape(config),
+            role: id.role(),
         })
         .collect()
 }
@@ -406,8 +408,8 @@ pub fn shapes(config: &ClipConfig) -> BTreeMap<String, Vec<usize>> {
     parameters(config).into_iter().map(|p| (p.name, p.shape)).collect()
 }
 
-fn blocks_and_head(config: &ClipConfig, tower: Tower) -> Vec<Place> {
-    let mut places = Vec::new();
+fn blocks_and_head(config: &ClipConfig, tower: Tower) -> Vec<ParameterId> {
+    let mut ids = Vec::new();
     for index in 0..config.tower(tower).layers {
         let ffn: &[Part] = match (config.is_moe(tower, index), config.rank()) {
             (false, _) => &Part::DENSE,
@@ -415,14 +417,14 @@ fn blocks_and_head(config: &ClipConfig, tower: Tower) -> Vec<Place> {
             (true, Some(_)) => &Part::LOW_RANK,
         };
         let parts = Part::SHARED.iter().chain(ffn);
-        places.extend(parts.map(|&part| Place::Block(tower, index, part)));
+        ids.extend(parts.map(|&part| ParameterId::Block(tower, index, part)));
     }
-    places.extend([
-        Place::PostNormWeight(tower),
-        Place::PostNormBias(tower),
-        Place::Projection(tower),
+    ids.extend([
+        ParameterId::PostNormWeight(tower),
+        ParameterId::PostNormBias(tower),
+        ParameterId::Projection(tower),
     ]);
-    places
+    ids
 }
 
 /// Refuses a set of tensors that is not exactly the model's: one error names every tensor
@@ -533,7 +535,7 @@ pub(super) mod tests {
         let table = parameters(&tiny(true));
         let names: BTreeSet<_> = table.iter().map(|p| p.name.as_str()).collect();
         assert_eq!(names.len(), table.len());
-        assert!(table.iter().all(|p| p.place.name() == p.name && !p.is_empty()));
+        assert!(table.iter().all(|p| p.id.name() == p.name && !p.is_empty()));
         assert!(names.contains("visual.transformer.resblocks.1.moe.experts.c_fc.bias"));
         assert!(!names.contains("visual.transformer.resblocks.1.mlp.c_fc.bias"));
         assert!(names.contains("visual.transformer.resblocks.0.mlp.c_fc.bias"));

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::ClipConfig;
-use super::names::{self, Parameter, Place};
+use super::names::{self, Parameter, ParameterId};
 use crate::error::{Context, Error, Result};
 use crate::io::tensors::{self, Tensor, TensorFile, Tensors};
 
@@ -17,7 +17,7 @@ use crate::io::tensors::{self, Tensor, TensorFile, Tensors};
 #[derive(Debug, Clone)]
 pub struct Layout {
     parameters: Vec<(Parameter, Range<usize>)>,
-    index: BTreeMap<Place, usize>,
+    index: BTreeMap<ParameterId, usize>,
     len: usize,
 }
 
@@ -30,7 +30,7 @@ impl Layout {
         for parameter in names::parameters(config) {
             let range = len..len + parameter.len();
             len = range.end;
-            index.insert(parameter.place, parameters.len());
+            index.insert(parameter.id, parameters.len());
             parameters.push((parameter, range));
         }
         Self { parameters, index, len }
@@ -54,9 +54,9 @@ impl Layout {
     /// The range of a parameter.
     ///
     /// # Panics
-    /// If the model has no such parameter: places come from the same configuration.
-    pub fn range(&self, place: Place) -> Range<usize> {
-        let index = self.index.get(&place).expect("the place belongs to this model");
+    /// If the model has no such parameter: ids come from the same configuration.
+    pub fn range(&self, id: ParameterId) -> Range<usize> {
+        let index = self.index.get(&id).expect("the parameter belongs to this model");
         self.parameters[*index].1.clone()
     }
 
@@ -84,8 +84,12 @@ impl Layout {
         for (parameter, range) in self.iter() {
             let (name, own) = (&parameter.name, &mut flat[range]);
             copy(name, own)?;
+
+            // A NaN from a file would spread through a whole model before anybody looks.
             if let Some(bad) = own.iter().find(|v| !v.is_finite()) {
-                return Err(Error::corrupt(format!("tensor {name} holds {bad}")));
+                return Err(Error::corrupt(format!(
+                    "tensor {name} holds {bad}, expected finite values"
+                )));
             }
         }
         Ok(flat)
@@ -123,10 +127,12 @@ impl Checkpoint {
         let place = path.display();
         let text =
             std::fs::read_to_string(&path).context(|| format!("reading {place}"))?;
+
         let config: ClipConfig = serde_json::from_str(&text).map_err(|e| {
             Error::corrupt(format!("{place} is not a valid model configuration"))
                 .caused_by(e)
         })?;
+
         let path = folder.join(weights);
         let values = Layout::new(&config).read(&config, &TensorFile::open(&path)?);
         Ok(Self { values: values.context(|| format!("in {}", path.display()))?, config })
@@ -159,10 +165,13 @@ pub fn parameter_counts(config: &ClipConfig) -> (usize, usize) {
     let (mut total, mut experts) = (0, 0);
     for parameter in names::parameters(config) {
         total += parameter.len();
-        if parameter.place.is_expert() {
+
+        if parameter.id.is_expert() {
             experts += parameter.len();
         }
     }
+
+    // Of each stack of E experts a token leaves E - K unused.
     let idle = config
         .moe
         .as_ref()

@@ -44,9 +44,9 @@ pub struct Orders {
     pub need: u64,
     /// Fail instead of waiting for another process.
     pub no_wait: bool,
-    /// Say it when there was nothing to do.
+    /// Print a line when there was nothing to do.
     pub verbose: bool,
-    /// Where panics leave their place in the code.
+    /// Where a panic leaves its message and its place in the code.
     pub panics: Panics,
 }
 
@@ -61,7 +61,7 @@ pub struct Drive<'a> {
     pub nodes: &'a [Node],
     /// Where results are.
     pub store: &'a Store,
-    /// Where people look.
+    /// Where progress is shown.
     pub console: &'a Console,
     /// What to do.
     pub orders: &'a Orders,
@@ -78,7 +78,7 @@ struct Task<'a> {
 }
 
 impl Drive<'_> {
-    /// Does what was ordered. Lines for standard output are returned, not printed.
+    /// Does what was ordered. Lines for standard output are returned and not printed here.
     pub fn run(&self) -> Result<Vec<String>> {
         let nodes = self.select()?;
         let survey = Survey::new(self.store, self.stages, self.nodes);
@@ -91,6 +91,7 @@ impl Drive<'_> {
                     let (name, count) = (self.stage.name, nodes.len());
                     self.console.line(&format!("{name}: {count} fresh"));
                 }
+
                 self.work(tasks).map(|()| Vec::new())
             }
         }
@@ -112,6 +113,8 @@ impl Drive<'_> {
                 let unseeded = run.rsplit_once("-s").map(|(name, _)| name);
                 run == only || unseeded == Some(only)
             };
+
+            // A name that matches nothing is a slip, and not a wish to run nothing.
             let before = chosen.len();
             chosen.extend(of_stage.iter().filter(matching).copied());
             if chosen.len() == before {
@@ -126,6 +129,7 @@ impl Drive<'_> {
         let runs: Vec<&str> =
             of_stage.iter().filter_map(|node| node.place.run.as_deref()).collect();
         let name = self.stage.name;
+
         if runs.is_empty() {
             return Error::usage(format!(
                 "--only {only}: the stage {name} has no runs, it is built as a whole: leave \
@@ -152,6 +156,7 @@ impl Drive<'_> {
         if stale == 0 {
             return Ok(Vec::new());
         }
+
         let (name, count) = (self.stage.name, nodes.len());
         Err(Error::failed(format!("{name}: {stale} of {count} are not fresh")))
     }
@@ -164,12 +169,14 @@ impl Drive<'_> {
     ) -> Result<Vec<String>> {
         let mut lines = Vec::new();
         for node in nodes {
+            // What waits or is blocked has its own line, forced or not.
             let verdict = match survey.verdict(node)? {
                 Verdict::Fresh if self.orders.force => {
                     Verdict::Runs(vec!["forced".to_owned()])
                 }
                 verdict => verdict,
             };
+
             if verdict != Verdict::Fresh {
                 lines.push(describe(&node.place, &verdict));
             }
@@ -186,6 +193,7 @@ impl Drive<'_> {
         let forced = self.orders.force;
         let mut tasks = Vec::new();
         for node in nodes {
+            // A node without a key ends the run before any work begins.
             let resolved = survey.resolve(node)?;
             let verdict = survey.verdict(node)?;
             if verdict == Verdict::Fresh && !forced {
@@ -200,6 +208,8 @@ impl Drive<'_> {
                 // Such nodes could not be resolved above.
                 Verdict::Waits(_) | Verdict::Blocked(_) => String::new(),
             };
+
+            // The words of a dry run, now that it is not one.
             let announcement = if forced {
                 named(&node.place, "runs (forced)")
             } else {
@@ -210,9 +220,10 @@ impl Drive<'_> {
         Ok(tasks)
     }
 
-    /// Runs the tasks, several at a time. After a failure nothing new begins; what runs is
-    /// brought to its end.
+    /// Runs the tasks, several at a time. After a failure no new task begins, and the running
+    /// ones are brought to their end.
     fn work(&self, tasks: Vec<Task<'_>>) -> Result<()> {
+        // Every node has its part of the threads, so that together they use what was allowed.
         let workers = self.workers(tasks.len());
         let threads = (self.orders.threads / workers).max(1);
         let queue = Mutex::new(VecDeque::from(tasks));
@@ -222,6 +233,7 @@ impl Drive<'_> {
             for _ in 0..workers {
                 scope.spawn(|| {
                     while let Some(task) = next(&queue, &failure) {
+                        // The first error is reported; later ones often follow from it.
                         if let Err(error) = self.make(&task, threads) {
                             hold(&failure).get_or_insert(error);
                         }
@@ -258,12 +270,14 @@ impl Drive<'_> {
             threads,
         };
 
+        // The store decides again, under a lock: another process may have been faster.
         let clock = Instant::now();
         let outcome = self.store.produce(
             &request,
             &|notice| self.notify(place, &notice),
             |draft| self.compute(task, draft, threads),
         );
+
         let text = match outcome.context(|| named(place, "failed"))? {
             Outcome::Fresh => "was built by another process".to_owned(),
             Outcome::Reused => {
@@ -298,6 +312,7 @@ impl Drive<'_> {
             .build()
             .context(|| format!("cannot start {threads} threads"))?;
         let run = self.stage.run;
+
         // A panic ends this node with an error; the nodes beside it finish their work.
         let result = catch_unwind(AssertUnwindSafe(|| pool.install(|| run(&mut job))));
         bar.finish();
@@ -314,6 +329,8 @@ impl Drive<'_> {
                 let (damage, moved_to) = (one_line(damage), moved_to.display());
                 format!("was damaged ({damage}); moved to {moved_to}")
             }
+
+            // Equal keys promise equal bytes, but for the last bits of another processor.
             Notice::Differs { files, earlier_processor } => {
                 let why = match earlier_processor.as_deref() {
                     None => "is not deterministic".to_owned(),

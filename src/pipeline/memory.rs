@@ -4,7 +4,7 @@ use indicatif::HumanBytes;
 
 use crate::error::{Error, Result};
 
-/// Parses `512M`, `4G`, `0`: bytes, with powers of 1024.
+/// Parses a size as `512M`, `4G` or `0`: bytes, with units of powers of 1024.
 pub fn parse(text: &str) -> Result<u64> {
     let bad = || {
         Error::usage(format!(
@@ -21,6 +21,7 @@ pub fn parse(text: &str) -> Result<u64> {
         "T" | "TB" | "TIB" => 40,
         _ => return Err(bad()),
     };
+
     let number: u64 = digits.parse().map_err(|e| bad().caused_by(e))?;
     number.checked_mul(1 << power).ok_or_else(bad)
 }
@@ -28,6 +29,7 @@ pub fn parse(text: &str) -> Result<u64> {
 /// The memory that is free now, in bytes, where the system says so.
 pub fn free() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    // What the kernel could hand out without swapping, caches included.
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kibibytes: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
     Some(kibibytes * 1024)
@@ -42,6 +44,8 @@ pub fn half_of_free() -> u64 {
 /// one.
 pub fn fitting(wanted: usize, need: u64, free: Option<u64>) -> usize {
     let Some(free) = free.filter(|_| need > 0) else { return wanted };
+
+    // A tenth stays for buffers that were not counted, and for the system.
     let fits = usize::try_from(free / 10 * 9 / need).unwrap_or(wanted);
     wanted.min(fits).max(1)
 }

@@ -68,17 +68,21 @@ pub struct Node {
 }
 
 impl Externals {
-    /// The files, sorted by name. A folder is walked and a table is read now.
+    /// The files, sorted by name. A folder is walked and a table of pairs is read at each call.
     pub fn list(&self) -> Result<Vec<External>> {
         match self {
             Self::None => Ok(vec![]),
             Self::Files(files) => Ok(files.clone()),
+
             Self::Folder(folder, files) => {
+                // The order of a folder's entries is up to the file system.
                 let mut found = files.clone();
                 walk(folder, "", &mut found)?;
                 found.sort_by(|a, b| a.name.cmp(&b.name));
                 Ok(found)
             }
+
+            // The source knows its files: a table names them, or a pattern matches them.
             Self::Pairs(config, list, files) => {
                 let mut found = files.clone();
                 found.extend(list(config)?);
@@ -89,7 +93,8 @@ impl Externals {
     }
 }
 
-/// Every file below a folder, links followed, hidden ones aside.
+/// Adds every file below a folder to `found`, each named with `prefix` in front. Links are
+/// followed, and hidden files are left out.
 fn walk(folder: &Path, prefix: &str, found: &mut Vec<External>) -> Result<()> {
     let unreadable = || format!("cannot list the folder {}", folder.display());
     if !folder.exists() {
@@ -98,12 +103,15 @@ fn walk(folder: &Path, prefix: &str, found: &mut Vec<External>) -> Result<()> {
             folder.display()
         )));
     }
+
     for entry in std::fs::read_dir(folder).context(unreadable)? {
         let path = entry.context(unreadable)?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if name.starts_with('.') {
             continue;
         }
+
+        // Names have slashes on every system, because they enter the key.
         let name = format!("{prefix}{name}");
         if path.is_dir() {
             walk(&path, &format!("{name}/"), found)?;

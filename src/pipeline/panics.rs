@@ -26,7 +26,7 @@ impl Panics {
         }));
     }
 
-    /// The latest note.
+    /// The latest note, as the error to report.
     pub fn take(&self) -> Error {
         let note = hold(&self.0).take().unwrap_or_else(|| "unknown".to_owned());
         Error::failed(format!("this is a bug in upcycle, please report it: {note}"))

@@ -24,14 +24,15 @@ pub struct Console {
 }
 
 impl Console {
-    /// Bars if standard error is a terminal.
+    /// A console that draws bars if standard error is a terminal.
     pub fn new(volume: Volume) -> Self {
         let bars = volume == Volume::Normal && std::io::stderr().is_terminal();
+        // Eight pictures a second look alive and cost nothing beside the work.
         let target = ProgressDrawTarget::stderr_with_hz(8);
         Self { bars: bars.then(|| MultiProgress::with_draw_target(target)), volume }
     }
 
-    /// Whether people watch.
+    /// Whether bars are drawn, so that somebody may be watching.
     pub fn is_live(&self) -> bool {
         self.bars.is_some()
     }
@@ -41,22 +42,26 @@ impl Console {
         if self.volume == Volume::Quiet {
             return;
         }
+
         let print = || {
-            // See the module: a message that cannot be printed is given up.
+            // A message that cannot be printed is dropped, as the module's documentation says.
             let _ = writeln!(std::io::stderr().lock(), "{text}");
         };
         match &self.bars {
+            // Bars are redrawn in place: a line printed between them would be overwritten.
             Some(bars) => bars.suspend(print),
             None => print(),
         }
     }
 
-    /// Begins a bar; without a terminal it draws nothing.
+    /// Begins a bar with a name before it; without a terminal it draws nothing.
     pub fn bar(&self, name: &str) -> Progress {
         let lines = Some((self.clone(), name.to_owned()));
         let Some(bars) = &self.bars else {
             return Progress { lines, ..Progress::silent() };
         };
+
+        // How long the work takes is not known yet, so the bar begins as a spinner.
         let bar = bars.add(ProgressBar::no_length().with_prefix(name.to_owned()));
         bar.set_style(style("{prefix:<28!} {spinner} {elapsed} {wide_msg:.dim}"));
         Progress { bar, lines }
@@ -67,7 +72,7 @@ impl Console {
 #[derive(Debug, Clone)]
 pub struct Progress {
     bar: ProgressBar,
-    /// Where lines go that stay, and the name before each.
+    /// Where lines that stay are printed, and the name before each of them.
     lines: Option<(Console, String)>,
 }
 
@@ -81,6 +86,8 @@ impl Progress {
     pub fn start(&self, total: usize, what: &str) {
         let form = "{prefix:<28!} {bar:24.cyan/dim} {pos}/{len} {eta:>4} {wide_msg:.dim}";
         self.bar.set_style(style(form));
+
+        // The remaining time is estimated from this phase alone.
         self.bar.reset();
         self.bar.set_length(total as u64);
         self.bar.set_message(what.to_owned());
@@ -91,7 +98,7 @@ impl Progress {
         self.bar.inc(count as u64);
     }
 
-    /// Says that `done` steps are done in all; for runs that resume.
+    /// Says that `done` steps are done in all, for a run that resumes.
     pub fn set(&self, done: usize) {
         self.bar.set_position(done as u64);
     }
@@ -101,7 +108,7 @@ impl Progress {
         self.bar.set_message(text.into());
     }
 
-    /// Prints a line that stays, for what people have to know of a result.
+    /// Prints a line that stays, for what people have to know about a result.
     pub fn line(&self, text: &str) {
         if let Some((console, name)) = &self.lines {
             console.line(&format!("{name}: {text}"));
@@ -114,6 +121,8 @@ impl Progress {
     }
 }
 
+/// A style by its template. The templates stand in this file, so a bad one is a slip of ours and
+/// not worth ending a run for: the default bar is drawn instead.
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())

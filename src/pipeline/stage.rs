@@ -56,7 +56,7 @@ impl Job<'_> {
             .context(|| format!("cannot read the parameters of {}", self.node.place))
     }
 
-    /// A path that does not enter the key: `cache`, `folder`, `checkpoint`.
+    /// A path that does not enter the key, such as `cache`, `folder` or `checkpoint`.
     pub fn path(&self, name: &str) -> Result<&Path> {
         self.node.paths.get(name).map(PathBuf::as_path).ok_or_else(|| {
             let place = &self.node.place;

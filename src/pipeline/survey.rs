@@ -93,12 +93,16 @@ impl<'a> Survey<'a> {
     }
 
     /// What a run of the node would do.
+    ///
+    /// # Errors
+    /// Where a file of the store cannot be read. That the node cannot run is no error here.
     pub fn verdict(&self, node: &'a Node) -> Result<Verdict> {
         let resolved = match self.resolution(node, Depth::Full) {
             Ok(resolved) => resolved,
             Err(Unresolved::Waits(place)) => return Ok(Verdict::Waits(place)),
             Err(Unresolved::Blocked(why)) => return Ok(Verdict::Blocked(why)),
         };
+
         let expected = &resolved.expected;
         Ok(match self.store.check(expected)? {
             State::Fresh => Verdict::Fresh,
@@ -127,11 +131,14 @@ impl<'a> Survey<'a> {
         if let Some(known) = self.known.borrow().get(&question) {
             return known.clone();
         }
+
+        // The borrow has ended: working this one out asks for those upstream.
         let resolution = self.work_out(node, depth).map(Arc::new);
         self.known.borrow_mut().insert(question, resolution.clone());
         resolution
     }
 
+    /// Makes the key of a node from what it reads.
     fn work_out(
         &self,
         node: &'a Node,
@@ -150,7 +157,7 @@ impl<'a> Survey<'a> {
         let preimage = Preimage {
             stage: node.stage.to_owned(),
             version: version + 1000 * FRAMEWORK_VERSION,
-            source: source::of_stage(node.stage).to_owned(),
+            source: source::of_stage(node.stage, node.backend).to_owned(),
             formats: source::formats()
                 .iter()
                 .map(|(name, version)| ((*name).to_owned(), (*version).to_owned()))
@@ -174,6 +181,8 @@ impl<'a> Survey<'a> {
         let node = self.nodes.get(&upstream.place).copied().ok_or_else(|| {
             Unresolved::Blocked(format!("{} is not in the plan", upstream.place))
         })?;
+
+        // The key that it should have, and not the one that `current` points to.
         let resolved = self.resolution(node, Depth::Recorded)?;
         let Expected { place, key, .. } = &resolved.expected;
 
@@ -189,7 +198,8 @@ impl<'a> Survey<'a> {
         })
     }
 
-    /// Files from outside and their digests.
+    /// Files from outside and their digests. Of an upstream node the recorded digests do, if
+    /// there are any: whether its files changed is its own question.
     fn outside(
         &self,
         node: &Node,
@@ -200,9 +210,11 @@ impl<'a> Survey<'a> {
         {
             return Ok(Outside { files: Vec::new(), digests });
         }
+
         let look = || {
             let listed = node.externals.list()?;
             let found = self.store.externals(&listed)?;
+
             let mut outside = Outside::default();
             for (external, (stat, digest)) in listed.into_iter().zip(found) {
                 outside.digests.insert(external.name.clone(), digest);
@@ -219,6 +231,7 @@ impl<'a> Survey<'a> {
         if matches!(node.externals, Externals::None) {
             return Some(BTreeMap::new());
         }
+
         let key = self.store.current(&node.place)?;
         let manifest = self.store.manifest(&node.place, &key).ok()??;
         let recorded: BTreeMap<String, Digest> =
@@ -247,6 +260,7 @@ fn select(brief: &Brief, upstream: &Upstream) -> Result<Arc<BTreeMap<String, Dig
     let Files::Listed(listed) = upstream.files else {
         return Ok(Arc::clone(&brief.files));
     };
+
     let file = |name: &&str| match brief.files.get(*name) {
         Some(digest) => Ok(((*name).to_owned(), digest.clone())),
         None => Err(Error::failed(format!("{} has no file {name}", upstream.place))),

@@ -14,7 +14,7 @@ use crate::error::{Context, Error, Result};
 use crate::io::table::TableReader;
 use crate::model::ClipConfig;
 use crate::model::params::parameter_counts;
-use crate::tables::{self, RetrievalRow};
+use crate::tables::{self, PictureRow, RetrievalRow, SampleRow};
 
 /// Finds the folder of a stage's run: `("train", "sparse-s1")`, `("cluster", "s1")`,
 /// `("subspaces", "paper-s1")`, `("dataset", "")`.
@@ -36,7 +36,7 @@ pub fn load(config: &Config, find: &Find<'_>) -> Result<ReportInputs> {
     let retrievals = retrievals(config, find)?;
     let wanted: BTreeSet<u32> =
         retrievals.iter().flat_map(|row| [row.sample, row.retrieved]).collect();
-    let samples = folder.join(format!("samples-{}.parquet", dataset.retrieval));
+    let samples = folder.join(SampleRow::file(&dataset.retrieval));
     let pictures =
         if wanted.is_empty() { BTreeMap::new() } else { pictures(&samples, &wanted)? };
 
@@ -59,9 +59,11 @@ fn load_run(
     find: &Find<'_>,
 ) -> Result<RunInputs> {
     let key = format!("{name}-s{seed}");
+
     let train = find("train", &key)?;
     let shape: ClipConfig = json(&train.join("config.json"))?;
     let (total, active) = parameter_counts(&shape);
+
     let mut inputs = RunInputs {
         run: name.to_owned(),
         seed,
@@ -109,6 +111,7 @@ fn clusterings(
     find: &Find<'_>,
 ) -> Result<Vec<Clustering>> {
     let seeds = config.base_seeds().iter().filter(|_| !variants.is_empty());
+
     seeds
         .map(|&seed| {
             let folder = find("cluster", &format!("s{seed}"))?;
@@ -128,6 +131,7 @@ fn subspaces(
     for &seed in config.base_seeds() {
         for &variant in variants {
             let folder = find("subspaces", &format!("{variant}-s{seed}"))?;
+
             all.push(Subspaces {
                 variant: variant.clone(),
                 seed,
@@ -146,11 +150,10 @@ fn pictures(path: &Path, wanted: &BTreeSet<u32>) -> Result<BTreeMap<u32, Vec<u8>
 
     let mut found = BTreeMap::new();
     while let Some(part) = reader.next().context(context)? {
-        let samples = part.u32s("sample").context(context)?;
-        let images = part.bytes("image").context(context)?;
-        let pairs = samples.iter().zip(images);
-        let shown = pairs.filter(|(sample, _)| wanted.contains(sample));
-        found.extend(shown.map(|(&sample, image)| (sample, image.clone())));
+        let rows: Vec<PictureRow> = tables::from_table(part).context(context)?;
+
+        let shown = rows.into_iter().filter(|row| wanted.contains(&row.sample.sample));
+        found.extend(shown.map(|row| (row.sample.sample, row.image)));
     }
     Ok(found)
 }
@@ -158,6 +161,8 @@ fn pictures(path: &Path, wanted: &BTreeSet<u32>) -> Result<BTreeMap<u32, Vec<u8>
 fn json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
     let place = path.display();
     let text = std::fs::read_to_string(path).context(|| format!("reading {place}"))?;
+
+    // The reader names line and column; the file is added here.
     serde_json::from_str(&text)
         .map_err(|e| Error::corrupt(format!("reading {place}: {e}")).caused_by(e))
 }

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::io::table::{Column, Table};
 use crate::model::params::parameter_counts;
 use crate::model::{ClipConfig, Moe, TextConfig, VisionConfig};
-use crate::tables::{self, Row};
+use crate::tables::{self, PictureRow, Row, SampleRow};
 
 fn write<R: Row + Clone>(folder: &Path, rows: &[R]) {
     std::fs::create_dir_all(folder).unwrap();
@@ -77,10 +77,11 @@ fn write_pictures(root: &Path, inputs: &ReportInputs) {
 
     let folder = root.join("dataset");
     std::fs::create_dir_all(&folder).unwrap();
-    let samples = Table::new()
-        .with("sample", Column::U32(inputs.pictures.keys().copied().collect()))
-        .with("image", Column::Bytes(inputs.pictures.values().cloned().collect()));
-    samples.write(&folder.join("samples-pair.parquet")).unwrap();
+    let rows = inputs.pictures.iter().map(|(&sample, image)| PictureRow {
+        sample: SampleRow { sample, ..SampleRow::default() },
+        image: image.clone(),
+    });
+    tables::write(&folder.join(SampleRow::file("pair")), rows.collect()).unwrap();
 
     let meta = &inputs.dataset;
     let json = serde_json::json!({

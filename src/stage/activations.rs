@@ -41,6 +41,8 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     let params: ActivationsParams = job.params()?;
     let model = Checkpoint::read(files::folder(job, "pretrain")?, "model.safetensors")?;
     let data = Dataset::open(files::folder(job, "dataset")?)?;
+
+    // Layers are recorded tower by tower, in the order of their blocks.
     let towers =
         [(Tower::Vision, params.vision_blocks), (Tower::Text, params.text_blocks)];
     let layers = towers
@@ -56,6 +58,8 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
 
     let progress = job.progress.clone();
     progress.start(recording.samples, "samples");
+
+    // Rows go to the files as they come: all of them together may not fit into memory.
     let out = job.draft.folder().to_owned();
     let mut engine = engine::open_model(model, files::backend(job)?)?;
     let rows = activations::record(&mut *engine, &data, &recording, &out, &mut |done| {

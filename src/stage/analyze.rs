@@ -1,4 +1,4 @@
-//! Stage `analyze`: what became of the experts, at initialisation and after training.
+//! Stage `analyze`: what the experts have become, at initialization and after training.
 //!
 //! Reads the validation split; writes `analysis.parquet` and `similarity_matrix.parquet`
 //! (both empty for a dense model).
@@ -24,7 +24,7 @@ pub const STAGE: Stage = Stage {
     name: "analyze",
     version: 1,
     width: Width::Shared,
-    about: "Analyses experts and routing at initialisation and after training.",
+    about: "Analyzes experts and routing at initialization and after training.",
     run,
 };
 
@@ -44,6 +44,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     let dense = Checkpoint::read(files::folder(job, "pretrain")?, "model.safetensors")?;
     let (pixels, ids) = validation(job, analyze.samples)?;
     let backend = files::backend(job)?;
+
     let mut out = Outputs::default();
     for (point, weights) in [("init", "init.safetensors"), ("final", "model.safetensors")]
     {
@@ -51,6 +52,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
         if model.config.moe.is_none() {
             continue;
         }
+
         let mut engine = engine::open_model(model, backend)?;
         let routing = [
             engine.routing(TowerInput::Pixels(&pixels))?,
@@ -60,6 +62,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
         // The weights come back from the engine: they are in memory once.
         let config = engine.config().clone();
         let model = Checkpoint { config, values: engine.into_values()? };
+
         for (tower, layers) in Tower::BOTH.into_iter().zip(&routing) {
             for routing in layers {
                 let layer = model.moe_layer(tower, routing.block)?;
@@ -77,9 +80,12 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
 fn validation(job: &Job<'_>, samples: usize) -> Result<(Vec<f32>, Vec<u32>)> {
     let data = Dataset::open(files::folder(job, "dataset")?)?;
     let split = data.split("val")?;
+
+    // The first and not random ones: every run is analyzed on the same samples.
     let rows: Vec<usize> = (0..split.len().min(samples)).collect();
     let mut pixels = vec![0.0; rows.len() * 3 * split.side().pow(2)];
     split.pixels(&rows, &mut pixels)?;
+
     let texts = rows.iter().filter_map(|&row| split.rows[row].captions.first());
     let texts: Vec<&str> = texts.map(String::as_str).collect();
     Ok((pixels, data.tokenizer.encode_all(&texts, data.meta.context)?))
@@ -132,6 +138,7 @@ struct Outputs {
 }
 
 impl Outputs {
+    /// Adds the rows of one layer at one point of the training.
     fn add(&mut self, point: &str, layer: &Layer, found: &LayerAnalysis) {
         self.readings.extend(found.readings.iter().map(|reading| AnalysisRow {
             point: point.to_owned(),
@@ -152,6 +159,7 @@ impl Outputs {
         }));
     }
 
+    /// Writes the tables.
     fn write(self, job: &Job<'_>) -> Result<()> {
         tables::write(&job.output(AnalysisRow::FILE), self.readings)?;
         tables::write(&job.output(SimilarityRow::FILE), self.cosines)

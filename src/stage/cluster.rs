@@ -15,7 +15,9 @@ use crate::io::tensors::{self, Tensor, Tensors};
 use crate::model::Tower;
 use crate::num::index_u32;
 use crate::pipeline::{Job, Stage, Width};
-use crate::tables::{self, AssignmentRow, ClusterRow, IterationRow, Layer, Row as _};
+use crate::tables::{
+    self, Activations, AssignmentRow, ClusterRow, IterationRow, Layer, Row as _, TokenRow,
+};
 
 /// This stage.
 pub const STAGE: Stage = Stage {
@@ -46,12 +48,15 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
 
     let mut out = Outputs::default();
     let mut centroids = Tensors::new();
+
     for (tower, layer) in layers {
         let name = files::layer_name(tower, layer);
-        let file = format!("{}-{layer}.parquet", tower.name());
-        let table = Table::read(&job.input("activations", &file)?)?;
-        let (width, data) = table.vectors("x")?;
+        let path = job.input("activations", &Activations::file(tower.name(), layer))?;
+        let recorded = Activations::from_table(Table::read(&path)?)
+            .context(|| format!("reading {}", path.display()))?;
+        let Activations { tokens, width, inputs } = recorded;
 
+        // One cluster per expert; centroids are unit rows [E, d].
         let checked = SphericalKMeans::params(params.clusters)
             .iterations(params.cluster.iterations)
             .restarts(params.cluster.restarts)
@@ -59,13 +64,13 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
             .seed(layer_seed(params.seed, &name))
             .check()?;
         let model = checked
-            .fit_rows(&RowSlice::new(width, data)?)
+            .fit_rows(&RowSlice::new(width, &inputs)?)
             .context(|| format!("clustering {name}"))?;
 
         job.draft.metric(&format!("objective_{name}"), model.objective);
         let shape = vec![params.clusters, width];
         centroids.insert(name, Tensor::new(shape, model.centroids.data().to_vec())?);
-        out.add(&Layer::new(tower.name(), layer), &table, &model)?;
+        out.add(&Layer::new(tower.name(), layer), tokens, &model);
         job.progress.advance(1);
     }
 
@@ -73,7 +78,8 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     out.write(job)
 }
 
-/// A seed for each layer: equal layers must not get equal starts by accident.
+/// The seed of a layer. Each has its own, because equal layers must not get equal starts by
+/// accident.
 fn layer_seed(seed: u64, name: &str) -> u64 {
     use crate::rng::RngExt;
     crate::rng::stream(seed, &format!("cluster/{name}")).random()
@@ -84,8 +90,9 @@ fn layers(job: &Job<'_>) -> Result<Vec<(Tower, usize)>> {
     let folder = files::folder(job, "activations")?;
     let mut layers = Vec::new();
     for tower in Tower::BOTH {
-        for layer in 0..1000 {
-            if folder.join(format!("{}-{layer}.parquet", tower.name())).exists() {
+        // A checked configuration has fewer blocks than this.
+        for layer in 0..1024 {
+            if folder.join(Activations::file(tower.name(), layer)).exists() {
                 layers.push((tower, layer));
             }
         }
@@ -110,23 +117,19 @@ struct Outputs {
 }
 
 impl Outputs {
+    /// Adds the rows of one layer.
     fn add(
         &mut self,
         layer: &Layer,
-        table: &Table,
+        tokens: Vec<TokenRow>,
         model: &SphericalKMeansModel,
-    ) -> Result<()> {
-        let tokens = table.u32s("sample")?.iter().zip(table.u32s("position")?);
+    ) {
+        // Assignments are in the order of the recorded rows, which say whose token each is.
         let found = model.assignments.iter().zip(&model.cosines);
-        self.assignments.extend(tokens.zip(found).map(
-            |((&sample, &position), (&cluster, &cosine))| AssignmentRow {
-                layer: layer.clone(),
-                sample,
-                position,
-                cluster,
-                cosine,
-            },
-        ));
+        let assignments = tokens.into_iter().zip(found);
+        self.assignments.extend(assignments.map(|(token, (&cluster, &cosine))| {
+            AssignmentRow { token, cluster, cosine }
+        }));
 
         let clusters = model.sizes.iter().zip(model.mean_cosines()).enumerate();
         self.clusters.extend(clusters.map(|(cluster, (&size, mean_cosine))| {
@@ -142,9 +145,9 @@ impl Outputs {
             refilled: index_u32(stats.refilled),
             chosen: stats.restart == model.restart,
         }));
-        Ok(())
     }
 
+    /// Writes the tables.
     fn write(self, job: &Job<'_>) -> Result<()> {
         tables::write(&job.output(AssignmentRow::FILE), self.assignments)?;
         tables::write(&job.output(ClusterRow::FILE), self.clusters)?;

@@ -32,18 +32,21 @@ pub struct DatasetParams {
     pub dataset: DatasetConfig,
 }
 
-/// The one seed of the data set: captions and drawn shapes are the same in every run.
+/// The seed of the data set, which every run shares: captions and drawn shapes are the same in
+/// all of them.
 const SEED: u64 = 0;
 
-/// Skipped pictures that are named while the stage runs.
+/// Number of skipped pictures that are named while the stage runs.
 const SHOWN: usize = 10;
 
 /// Does the work of one node.
 pub fn run(job: &mut Job<'_>) -> Result<()> {
+    // Paths come beside the parameters, because they must not reach the key.
     let mut params: DatasetParams = job.params()?;
     params.dataset.folder = job.path("folder")?.display().to_string();
     params.dataset.file = job.path("file")?.display().to_string();
 
+    // How many pictures there are is known when the first one is done.
     let progress = job.progress.clone();
     let mut started = false;
     let mut told = |done: usize, total: usize| {
@@ -70,6 +73,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
         data::adopt(&out, &tokenizer, pictures.normalise())?;
     }
 
+    // What people compare between results, and then what they have to know about this one.
     for (split, count) in &summary.splits {
         job.draft.metric(&format!("pictures_{split}"), *count as f64);
     }
@@ -93,15 +97,19 @@ fn counts(summary: &Summary) -> String {
         each.collect::<Vec<_>>().join(", ")
     };
     let total = |counts: &BTreeMap<String, usize>| counts.values().sum::<usize>();
+
     let Reading { read, skipped, left_out } = &summary.reading;
     let kept = format!("kept {} ({})", total(&summary.splits), each(&summary.splits));
     let mut line = format!("read {read} pictures, {kept}, skipped {}", total(skipped));
+
     if !skipped.is_empty() {
         line = format!("{line} ({})", each(skipped));
     }
     if !left_out.is_empty() {
         line = format!("{line}; left out, not read: {}", each(left_out));
     }
+
+    // The numbers of a line should add up, or the line should say why they do not.
     if total(&summary.splits) + total(skipped) != *read {
         line = format!("{line}; dataset.weights repeat or drop training pictures");
     }
@@ -132,13 +140,14 @@ pub fn adopted(like: &Path) -> Vec<External> {
     names.iter().filter(|name| like.join(name).is_file()).map(file).collect()
 }
 
-/// What lets a data set be encoded and normalized as a model's own was.
+/// What a data set needs to be encoded and normalized as the data of an imported model were.
 struct Adopted {
     tokenizer: Tokenizer,
     pictures: Preprocessing,
 }
 
 impl Adopted {
+    /// Reads the files beside an imported model.
     fn read(like: &Path) -> Result<Self> {
         let place = || "dataset.like".to_owned();
         let tokenizer = Tokenizer::open(like).context(place)?;

@@ -1,10 +1,9 @@
-//! Stage `evaluate`: a trained model and its initialisation on the held-out splits.
+//! Stage `evaluate`: a trained model and its initialization on the held-out splits.
 //!
 //! Writes `metrics.parquet`, `metrics.json` and `retrievals.parquet`.
 
-use serde_json::{Map, Value};
-
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::files::{self, Pictures};
 use crate::config::EvaluateConfig;
@@ -35,15 +34,15 @@ pub struct EvaluateParams {
     pub seed: u64,
 }
 
-/// Example retrievals kept; the report shows as many as it is asked for.
+/// Number of example retrievals that are kept; the report shows as many as it is asked for.
 const EXAMPLES: usize = 32;
 
 /// Does the work of one node.
 pub fn run(job: &mut Job<'_>) -> Result<()> {
     let EvaluateParams { evaluate, seed } = job.params()?;
     let pictures = open(job)?;
-    let tokenise = |texts: &[String]| pictures.tokenise(texts);
-    let bundle = bundle(&pictures, &tokenise)?;
+    let tokenize = |texts: &[String]| pictures.tokenize(texts);
+    let bundle = bundle(&pictures, &tokenize)?;
     let backend = files::backend(job)?;
 
     job.progress.start(2, "evaluations");
@@ -51,7 +50,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     let mut metrics = Vec::new();
     let mut examples = Vec::new();
 
-    // Probes are two thirds of an evaluation's time, and nobody compares initialisations by
+    // Probes are two thirds of an evaluation's time, and nobody compares initializations by
     // them: several runs share one.
     let unprobed = EvaluateConfig { shots: Vec::new(), ..evaluate.clone() };
     let points = [
@@ -63,6 +62,8 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
         let mut opened = engine::open_model(model, backend)?;
         let mut engine = &mut *opened;
         let found = eval::evaluate(&mut engine, &bundle, config, seed)?;
+
+        // The manifest has the summary of the trained model, for `show` and `diff`.
         if point == "final" {
             let batch = evaluate.batch;
             examples =
@@ -71,6 +72,8 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
                 job.draft.metric(&m.metric, m.value);
             }
         }
+
+        // The table is for the report, the JSON for people and their notebooks.
         metrics.extend(rows(point, &found));
         let text = found.to_json()?;
         let value: Value =
@@ -89,6 +92,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
 
 /// Opens every split that evaluation reads.
 fn open(job: &Job<'_>) -> Result<Pictures> {
+    // Which splits there are, and what for, is up to the data set.
     let folder = files::folder(job, "dataset")?;
     let layout = crate::data::Dataset::open(folder)?.meta.layout;
     let mut splits = vec!["train", "val", layout.retrieval.as_str()];
@@ -96,12 +100,14 @@ fn open(job: &Job<'_>) -> Result<Pictures> {
     splits.extend(layout.held_out.as_deref());
     splits.sort_unstable();
     splits.dedup();
+
     Pictures::open(folder, &splits)
 }
 
+/// The splits in their roles, and the texts that stand for concepts.
 fn bundle<'a>(
     pictures: &'a Pictures,
-    tokenise: eval::Tokenise<'a>,
+    tokenize: eval::Tokenize<'a>,
 ) -> Result<Bundle<'a>> {
     let layout = &pictures.dataset.meta.layout;
     let mut tests = layout.tests.clone();
@@ -112,7 +118,7 @@ fn bundle<'a>(
 
     let splits = tests.iter().map(|name| pictures.role(name)).collect::<Result<_>>()?;
     Ok(Bundle {
-        vocabulary: pictures.vocabulary(tokenise),
+        vocabulary: pictures.vocabulary(tokenize),
         train: pictures.role("train")?,
         validation: pictures.role("val")?,
         splits,
@@ -125,16 +131,10 @@ fn bundle<'a>(
 
 /// The measurements of one point in time.
 fn rows(point: &str, found: &Evaluation) -> impl Iterator<Item = MetricRow> {
-    found.measurements.iter().map(move |m| MetricRow {
-        point: point.to_owned(),
-        task: m.task.clone(),
-        split: m.split.clone(),
-        metric: m.metric.clone(),
-        value: m.value,
-        low: m.low,
-        high: m.high,
-        n: m.n,
-    })
+    found
+        .measurements
+        .iter()
+        .map(move |m| MetricRow { point: point.to_owned(), measured: m.clone() })
 }
 
 /// One row per picture found.

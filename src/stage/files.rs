@@ -34,7 +34,7 @@ pub(crate) fn folder<'a>(job: &'a Job<'_>, name: &str) -> Result<&'a Path> {
     job.inputs.dir(name)
 }
 
-/// `vision.1`: how centroids, bases and messages call a layer.
+/// The name of a layer in centroids, bases and messages, such as `vision.1`.
 pub(crate) fn layer_name(tower: Tower, block: usize) -> String {
     format!("{}.{block}", tower.name())
 }
@@ -97,12 +97,15 @@ impl Pictures {
         let split = self.splits.get(name).ok_or_else(|| {
             crate::error::Error::failed(format!("split {name} was not opened"))
         })?;
+
+        // Pixels are read when an evaluation asks for them, a batch at a time.
         let rows = &split.rows;
         let pixels = move |indices: &[usize]| {
             let mut out = vec![0.0; indices.len() * 3 * split.side() * split.side()];
             split.pixels(indices, &mut out)?;
             Ok(out)
         };
+
         eval::Split::new(
             name,
             rows.iter().map(|r| r.sample).collect(),
@@ -115,7 +118,7 @@ impl Pictures {
     /// Concepts and templates, with the tokenizer as a function of texts.
     pub(crate) fn vocabulary<'a>(
         &self,
-        tokenise: eval::Tokenise<'a>,
+        tokenize: eval::Tokenize<'a>,
     ) -> eval::Vocabulary<'a> {
         let concepts = self.dataset.concepts.iter().map(|c| eval::Concept {
             label: c.label.clone(),
@@ -124,11 +127,11 @@ impl Pictures {
             held_out: c.held_out,
         });
         let templates = self.dataset.meta.layout.templates.clone();
-        eval::Vocabulary { concepts: concepts.collect(), templates, tokenise }
+        eval::Vocabulary { concepts: concepts.collect(), templates, tokenize }
     }
 
     /// Texts to padded token ids.
-    pub(crate) fn tokenise(&self, texts: &[String]) -> Result<Vec<u32>> {
+    pub(crate) fn tokenize(&self, texts: &[String]) -> Result<Vec<u32>> {
         let context = self.dataset.meta.context;
         self.dataset.tokenizer.encode_all(texts, context)
     }

@@ -1,4 +1,5 @@
-//! The ten stages: procedures wired to artifacts. The only place that knows file names.
+//! The ten stages: each connects a procedure with the artifacts that it reads and writes. No
+//! other room knows the names of their files.
 //!
 //! The file of a stage holds its slice of the configuration, says which files it reads and
 //! writes, and calls one procedure. [`plan()`] is the graph: which stage reads which. Finding out

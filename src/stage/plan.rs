@@ -66,10 +66,14 @@ const UNREPORTED: &[&str] = &["activations", "upcycle"];
 
 /// Plans the whole pipeline. `cache` is the folder of downloaded packages.
 pub fn plan(config: &Config, cache: &Path) -> Result<Vec<Node>> {
+    // A method that cannot run with its parameters is refused here, and not after the training
+    // of the dense model.
     upcycle::check_inits(&config.inits, &config.subspaces)?;
+
     let planner = Planner { config, cache, backend: backend(config)? };
     let inits = planner.used_inits()?;
     let bases = config.base_seeds();
+
     let mut nodes = vec![planner.dataset()?];
     for &seed in bases {
         nodes.push(planner.pretrain(seed)?);
@@ -80,6 +84,7 @@ pub fn plan(config: &Config, cache: &Path) -> Result<Vec<Node>> {
     for (_, init) in &inits {
         clusters |= upcycle::find(&init.method)?.needs() != Needs::default();
     }
+
     if clusters {
         for &seed in bases {
             nodes.push(planner.activations(seed)?);
@@ -88,6 +93,7 @@ pub fn plan(config: &Config, cache: &Path) -> Result<Vec<Node>> {
             nodes.push(planner.cluster(seed)?);
         }
     }
+
     for variant in used_variants(&inits)? {
         for &seed in bases {
             nodes.push(planner.subspaces(variant, seed)?);
@@ -99,6 +105,7 @@ pub fn plan(config: &Config, cache: &Path) -> Result<Vec<Node>> {
             nodes.push(planner.upcycle(name, init, seed)?);
         }
     }
+
     let of_every_run = [Planner::train, Planner::evaluate, Planner::analyze];
     for stage in of_every_run {
         for run in config.runs.keys() {
@@ -107,10 +114,13 @@ pub fn plan(config: &Config, cache: &Path) -> Result<Vec<Node>> {
             }
         }
     }
+
+    // The report reads what all the others write, so it comes last.
     nodes.push(planner.report(&nodes)?);
     Ok(nodes)
 }
 
+/// What nodes are made from.
 struct Planner<'a> {
     config: &'a Config,
     cache: &'a Path,
@@ -137,6 +147,7 @@ fn backend(config: &Config) -> Result<Backend> {
 }
 
 impl<'a> Planner<'a> {
+    /// The one node of the data set, which every seed shares.
     fn dataset(&self) -> Result<Node> {
         // Paths are taken out of the parameters: where files lie must not reach the key.
         let mut dataset = self.config.dataset.clone();
@@ -145,6 +156,8 @@ impl<'a> Planner<'a> {
         let file = PathBuf::from(std::mem::take(&mut dataset.file));
         let like = PathBuf::from(std::mem::take(&mut dataset.like));
 
+        // Packages have pinned digests and are few; what a user has may be many files, and is
+        // listed when the key is made.
         let adopted = super::dataset::adopted(&like);
         let externals = match dataset.source {
             Source::Emoji => {
@@ -173,9 +186,11 @@ impl<'a> Planner<'a> {
         Ok(node)
     }
 
+    /// The dense model of a base: trained, or taken over from the folder in the configuration.
     fn pretrain(&self, seed: u64) -> Result<Node> {
         let pretrain = &self.config.pretrain;
         let run = base_name(seed);
+
         if pretrain.checkpoint.is_empty() {
             let model = self.config.model.clone();
             let optim = Box::new(pretrain.optim.clone());
@@ -194,6 +209,7 @@ impl<'a> Planner<'a> {
         Ok(node)
     }
 
+    /// The recording of FFN inputs of a base.
     fn activations(&self, seed: u64) -> Result<Node> {
         let (model, moe) = (&self.config.model, &self.config.moe);
         let params = ActivationsParams {
@@ -202,11 +218,13 @@ impl<'a> Planner<'a> {
             text_blocks: moe.text_blocks.indices(model.text.layers),
             seed,
         };
+
         let inputs =
             vec![dataset(CALIBRATION_DATA), input("pretrain", base_name(seed), MODEL)];
         Ok(self.with_engine(node("activations", base_name(seed), &params, inputs)?))
     }
 
+    /// The clusters of a base: as many as there are experts.
     fn cluster(&self, seed: u64) -> Result<Node> {
         let cluster = self.config.cluster.clone();
         let params = ClusterParams { cluster, clusters: self.config.moe.experts, seed };
@@ -214,10 +232,12 @@ impl<'a> Planner<'a> {
         node("cluster", base_name(seed), &params, inputs)
     }
 
+    /// The subspaces of a base, by one variant.
     fn subspaces(&self, variant: &str, seed: u64) -> Result<Node> {
         let subspaces = self.config.subspaces.get(variant).cloned().ok_or_else(|| {
             Error::usage(format!("subspaces does not have a variant named {variant}"))
         })?;
+
         let inputs = vec![
             input("pretrain", base_name(seed), MODEL),
             all("activations", base_name(seed)),
@@ -231,6 +251,7 @@ impl<'a> Planner<'a> {
         node("subspaces", run_name(variant, seed), &params, inputs)
     }
 
+    /// One initialization for one seed. It reads only the evidence that its method asks for.
     fn upcycle(&self, name: &str, init: &InitConfig, seed: u64) -> Result<Node> {
         let base = self.config.base_of(seed);
         let mut inputs = vec![input("pretrain", base_name(base), MODEL)];
@@ -250,10 +271,13 @@ impl<'a> Planner<'a> {
         node("upcycle", run_name(name, seed), &params, inputs)
     }
 
+    /// The training of one run.
     fn train(&self, run: &str, seed: u64) -> Result<Node> {
         let train = self.config.train.clone();
         let named = run_name(run, seed);
         let run = &self.config.runs[run];
+
+        // Runs that differ in the loss alone start from the same initialization.
         let params = TrainParams { train, eesd: run.eesd, seed };
         let init = input("upcycle", run_name(&run.init, seed), MODEL);
         let inputs = vec![dataset(TRAINING_DATA), init];
@@ -266,6 +290,7 @@ impl<'a> Planner<'a> {
         Node { backend, compute, ..node }
     }
 
+    /// The evaluation of one run.
     fn evaluate(&self, run: &str, seed: u64) -> Result<Node> {
         let named = run_name(run, seed);
         let params = EvaluateParams { evaluate: self.config.evaluate.clone(), seed };
@@ -273,6 +298,7 @@ impl<'a> Planner<'a> {
         Ok(self.with_engine(node("evaluate", named, &params, inputs)?))
     }
 
+    /// The analysis of one run's experts, beside the dense model that it comes from.
     fn analyze(&self, run: &str, seed: u64) -> Result<Node> {
         let named = run_name(run, seed);
         let params = AnalyzeParams { analyze: self.config.analyze.clone(), seed };
@@ -286,12 +312,15 @@ impl<'a> Planner<'a> {
 
     /// The report reads every result but the weights and the raw activations.
     fn report(&self, nodes: &[Node]) -> Result<Node> {
+        // Paths must not reach the key of the report either.
         let mut config = self.config.clone();
         config.dataset.folder.clear();
         config.dataset.file.clear();
         config.pretrain.checkpoint.clear();
+
         // What ran the models stands in the keys of the results that are read.
         config.device = Device::Auto;
+
         let inputs = nodes
             .iter()
             .filter(|node| !UNREPORTED.contains(&node.stage))
@@ -308,6 +337,7 @@ impl<'a> Planner<'a> {
     fn used_inits(&self) -> Result<Vec<(&'a str, &'a InitConfig)>> {
         let used: BTreeSet<&str> =
             self.config.runs.values().map(|r| r.init.as_str()).collect();
+
         used.into_iter()
             .map(|name| {
                 let init = self.config.inits.get(name);
@@ -359,6 +389,7 @@ fn dataset(files: &'static [&'static str]) -> Upstream {
     input("dataset", None, files)
 }
 
+/// Some files of an upstream result, which the reader calls by its stage.
 fn input(
     stage: &'static str,
     run: Option<String>,
@@ -373,6 +404,7 @@ fn all(stage: &'static str, run: Option<String>) -> Upstream {
     Upstream { files: Files::All, ..input(stage, run, &[]) }
 }
 
+/// A node that runs no model and reads nothing from outside.
 fn node(
     stage: &'static str,
     run: Option<String>,
@@ -381,6 +413,7 @@ fn node(
 ) -> Result<Node> {
     let params = serde_json::to_value(params)
         .context(|| format!("cannot write the parameters of {stage} as JSON"))?;
+
     Ok(Node {
         stage,
         place: Place::new(stage, run),

@@ -53,16 +53,19 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     }
 }
 
+/// Trains a dense model with the contrastive loss alone.
 fn train_dense(
     job: &mut Job<'_>,
     model: &ModelConfig,
     optim: OptimConfig,
     seed: u64,
 ) -> Result<()> {
+    // The data decide the sizes that they have: of pictures, captions and the vocabulary.
     let pictures = training::open(job)?;
     let data = &pictures.dataset.meta;
     let config = shape(model, [data.image_size, data.context, data.vocabulary]);
     let batches = training::batches(&pictures, &optim, seed)?;
+
     let steps = optim.steps;
     let training = Training {
         optim,
@@ -88,6 +91,7 @@ fn train_dense(
 pub(crate) fn shape(model: &ModelConfig, data: [usize; 3]) -> ClipConfig {
     let [image_size, context, vocabulary] = data;
     let (v, t) = (&model.vision, &model.text);
+
     ClipConfig {
         embed_dim: model.embed_dim,
         activation: model.activation,
@@ -111,6 +115,7 @@ pub(crate) fn shape(model: &ModelConfig, data: [usize; 3]) -> ClipConfig {
     }
 }
 
+/// Writes a published model as one of ours.
 fn take_over(job: &Job<'_>) -> Result<()> {
     let (config, tensors) =
         checkpoint::import(job.path("checkpoint")?, &Hints::default())?;
@@ -141,10 +146,13 @@ pub(crate) fn dense(config: &Config) -> Result<ClipConfig> {
     let data = &config.dataset;
     let data = [data.image_size, data.context, data.vocabulary];
     let own = shape(&config.model, data);
+
+    // A folder that is not there yet is missed when the stage runs, with a better message.
     let folder = Path::new(&config.pretrain.checkpoint);
     if config.pretrain.checkpoint.is_empty() || !folder.is_dir() {
         return Ok(own);
     }
+
     let given = checkpoint::shape(folder, &Hints::default())?;
     refuse_others(&own, &given)?;
     Ok(given)
@@ -154,6 +162,8 @@ pub(crate) fn dense(config: &Config) -> Result<ClipConfig> {
 /// the latter. The vocabulary is that of the data and compared when both are there.
 fn refuse_others(own: &ClipConfig, given: &ClipConfig) -> Result<()> {
     let (v, t) = ((&own.vision, &given.vision), (&own.text, &given.text));
+
+    // The message is ready to be typed behind --set.
     let mut keys: Vec<String> = [
         ("model.embed_dim", own.embed_dim, given.embed_dim),
         ("model.vision.patch", v.0.patch, v.1.patch),
@@ -172,6 +182,7 @@ fn refuse_others(own: &ClipConfig, given: &ClipConfig) -> Result<()> {
     .filter(|(_, own, given)| own != given)
     .map(|(key, _, given)| format!("{key}={given}"))
     .collect();
+
     if own.activation != given.activation {
         keys.push(format!("model.activation={}", given.activation.name()));
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::files;
 use crate::config::{Labels, SubspacesConfig};
 use crate::engine::cpu::ops::activation;
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::io::table::TableReader;
 use crate::io::tensors::{self, Tensor, Tensors};
 use crate::lowrank::{ExpertSubspaces, FfnFunction, LayerMoments};
@@ -17,7 +17,9 @@ use crate::model::{Checkpoint, Tower};
 use crate::num::index_u32;
 use crate::pipeline::{Job, Stage, Width};
 use crate::rng::{self, SliceRandom};
-use crate::tables::{self, Layer, Row as _, SpectrumRow, SubspaceRow};
+use crate::tables::{
+    self, Activations, AssignmentRow, Layer, Row as _, SpectrumRow, SubspaceRow,
+};
 
 /// This stage.
 pub const STAGE: Stage = Stage {
@@ -38,7 +40,7 @@ pub struct SubspacesParams {
     pub seed: u64,
 }
 
-/// Where a layer stands.
+/// The tower and the block of a layer.
 #[derive(Debug, Clone, Copy)]
 struct LayerAt {
     tower: Tower,
@@ -62,14 +64,16 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
         for block in 0..model.config.tower(tower).layers {
             let key = (tower.name().to_owned(), index_u32(block));
             let Some(own) = labels.get_mut(&key) else { continue };
+
             let name = files::layer_name(tower, block);
 
-            // Groups of the same sizes whose tokens have nothing in common.
+            // The control: groups of the same sizes whose tokens have nothing in common.
             if params.subspaces.labels == Labels::Shuffled {
                 let stream = format!("subspaces/shuffle/{name}");
                 own.shuffle(&mut rng::stream(params.seed, &stream));
             }
 
+            // The number of experts is that of the centroids: a cluster may be empty of tokens.
             let experts = centroids.get(&name).and_then(|t| t.shape.first().copied());
             let experts = experts.ok_or_else(|| {
                 Error::corrupt(format!(
@@ -81,6 +85,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
             let moments = moments(job, &model, at, own, experts)?;
             let (config, seed) = (&params.subspaces, params.seed);
             let found = moments.subspaces(config, seed, &name)?;
+
             for (expert, found) in found.iter().enumerate() {
                 keep(&mut subspace_bases, &format!("{name}.{expert}"), found)?;
                 out.add(&Layer::new(tower.name(), block), expert, found);
@@ -101,18 +106,23 @@ fn moments(
     labels: &[u32],
     experts: usize,
 ) -> Result<LayerMoments> {
+    // The second matrix sees activations of the first, so the FFN itself has to be run.
     let kind = model.config.activation;
     let apply = |values: &mut [f32]| activation::apply(kind, values);
     let weights = model.dense_ffn(at.tower, at.block)?;
     let ffn = FfnFunction { weights, activation: &apply };
     let mut builder = LayerMoments::builder(ffn, experts)?;
 
-    let file =
-        job.input("activations", &format!("{}-{}.parquet", at.tower.name(), at.block))?;
+    let file = Activations::file(at.tower.name(), at.block);
+    let file = job.input("activations", &file)?;
     let mut reader = TableReader::open(&file)?;
+
+    // Labels and rows have the same order, so each part of the file has its part of the labels.
     let mut from = 0;
     while let Some(part) = reader.next()? {
-        let to = from + part.rows();
+        let part = Activations::from_table(part)
+            .context(|| format!("reading {}", file.display()))?;
+        let to = from + part.tokens.len();
         let own = labels.get(from..to).ok_or_else(|| {
             let (file, found) = (file.display(), labels.len());
             Error::corrupt(format!(
@@ -120,25 +130,32 @@ fn moments(
                  one assignment per row; make the stage cluster again"
             ))
         })?;
-        builder.push(part.vectors("x")?.1, own)?;
+        builder.push(&part.inputs, own)?;
         from = to;
     }
+
     builder.finish()
 }
 
 /// The assignments by layer.
 fn labels(job: &Job<'_>) -> Result<LayerLabels> {
-    let mut reader = TableReader::open(&job.input("cluster", "assignments.parquet")?)?;
+    let path = job.input("cluster", AssignmentRow::FILE)?;
+    let mut reader = TableReader::open(&path)?;
     let mut labels = LayerLabels::new();
     while let Some(part) = reader.next()? {
-        let rows = part.texts("tower")?.iter().zip(part.u32s("layer")?);
-        for ((tower, layer), cluster) in rows.zip(part.u32s("cluster")?) {
-            labels.entry((tower.clone(), *layer)).or_default().push(*cluster);
+        let rows = tables::from_table::<AssignmentRow>(part)
+            .context(|| format!("reading {}", path.display()))?;
+        for AssignmentRow { token, cluster, .. } in rows {
+            labels
+                .entry((token.layer.tower, token.layer.block))
+                .or_default()
+                .push(cluster);
         }
     }
     Ok(labels)
 }
 
+/// Adds the bases of one expert. A matrix of full rank has none: it stays as it is.
 fn keep(subspace_bases: &mut Tensors, name: &str, found: &ExpertSubspaces) -> Result<()> {
     for (matrix, subspace) in [("fc1", &found.fc1), ("fc2", &found.fc2)] {
         if let Some(basis) = &subspace.basis {
@@ -146,6 +163,8 @@ fn keep(subspace_bases: &mut Tensors, name: &str, found: &ExpertSubspaces) -> Re
             let tensor = Tensor::new(shape, basis.data().to_vec())?;
             subspace_bases.insert(format!("{name}.{matrix}"), tensor);
         }
+
+        // There is a mean where moments are taken about it.
         if let Some(mean) = &subspace.mean {
             let tensor = Tensor::new(vec![mean.len()], mean.clone())?;
             subspace_bases.insert(format!("{name}.{matrix}.mean"), tensor);
@@ -162,6 +181,7 @@ struct Outputs {
 }
 
 impl Outputs {
+    /// Adds the rows of one expert.
     fn add(&mut self, layer: &Layer, expert: usize, found: &ExpertSubspaces) {
         let expert = index_u32(expert);
         for (matrix, s) in [("fc1", &found.fc1), ("fc2", &found.fc2)] {
@@ -169,13 +189,7 @@ impl Outputs {
                 layer: layer.clone(),
                 expert,
                 matrix: matrix.to_owned(),
-                tokens: index_u32(s.tokens),
-                rank: index_u32(s.rank),
-                full_rank: index_u32(s.full_rank),
-                retained: s.retained,
-                error_inside: s.error_inside,
-                error_outside: s.error_outside,
-                shrinkage: s.shrinkage,
+                figures: s.figures(),
                 cross: s.cross,
             });
 
@@ -190,6 +204,7 @@ impl Outputs {
         }
     }
 
+    /// Writes the tables.
     fn write(self, job: &Job<'_>) -> Result<()> {
         tables::write(&job.output(SubspaceRow::FILE), self.subspaces)?;
         tables::write(&job.output(SpectrumRow::FILE), self.spectra)

@@ -40,15 +40,19 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     let pictures = training::open(job)?;
     let start =
         Checkpoint::read_as_kept(files::folder(job, "upcycle")?, "model.safetensors")?;
+
     // Another order than the dense model saw, the same for every run of a seed.
     let batches = training::batches(&pictures, &train.optim, order_seed(seed))?;
     let steps = train.optim.steps;
+
+    // The dense model of the comparison has no experts that could teach.
     let distills = start.config.moe.is_some() && eesd > 0.0;
     let teacher = TeacherPlan {
         target: train.eesd.target,
-        share: train.eesd.tokens,
+        fraction: train.eesd.tokens,
         decay: train.eesd.decay,
     };
+
     let training = Training {
         trainable: Trainable::all(&start.config),
         objective: Objective {
@@ -63,6 +67,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     let backend = files::backend(job)?;
     let plan = train::Plan { training, backend, scratch: Some(job.draft.scratch()?) };
 
+    // The start is kept beside the end, because evaluation and analysis compare the two.
     files::write_model(job, &start, "init.safetensors")?;
     let mut watch = training::Watch::new(&pictures, job.progress.clone(), steps);
     let trained = train::train(start, &batches, &plan, &mut watch)?;
@@ -75,6 +80,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     files::write_model(job, &trained.checkpoint, "model.safetensors")
 }
 
+/// The seed of the order of batches.
 fn order_seed(seed: u64) -> u64 {
     use crate::rng::RngExt;
     crate::rng::stream(seed, "train/order").random()

@@ -11,7 +11,7 @@ use crate::eval;
 use crate::pipeline::{Job, Progress};
 use crate::train::{Record, Watcher};
 
-/// Pictures a validation pass embeds at a time.
+/// Number of pictures that a validation embeds at a time.
 const VALIDATION_BATCH: usize = 256;
 
 /// The split that choices are made on.
@@ -41,11 +41,14 @@ pub(super) struct Watch<'a> {
     progress: Progress,
     started: bool,
     steps: usize,
+    /// The loss as the bar shows it: a moving average.
     smooth: Option<f64>,
+    /// The latest accuracy on the validation split, from 0 to 1.
     accuracy: Option<f64>,
 }
 
 impl<'a> Watch<'a> {
+    /// A watcher of a run of `steps` steps.
     pub(super) fn new(pictures: &'a Pictures, progress: Progress, steps: usize) -> Self {
         Self { pictures, progress, started: false, steps, smooth: None, accuracy: None }
     }
@@ -57,20 +60,26 @@ impl Watcher for Watch<'_> {
             self.progress.start(self.steps, "steps");
             self.started = true;
         }
+
+        // About the last twenty steps. Only people see it; the record keeps every loss.
         let smooth = self.smooth.map_or(loss, |before| 0.95 * before + 0.05 * loss);
         self.smooth = Some(smooth);
         self.progress.set(done);
+
         let accuracy = self.accuracy.map(|a| format!(", val {:.1} %", 100.0 * a));
         self.progress
             .message(format!("loss {smooth:.3}{}", accuracy.unwrap_or_default()));
     }
 
     fn validate(&mut self, mut engine: &mut dyn Engine) -> Result<Vec<(String, f64)>> {
-        let tokenise = |texts: &[String]| self.pictures.tokenise(texts);
-        let vocabulary = self.pictures.vocabulary(&tokenise);
+        let tokenize = |texts: &[String]| self.pictures.tokenize(texts);
+        let vocabulary = self.pictures.vocabulary(&tokenize);
+
+        // The role is a type: this split can be used for choices, and a test split cannot.
         let validation = self.pictures.role::<eval::Validation>(VALIDATION)?;
         let metrics =
             eval::validate(&mut engine, &vocabulary, &validation, VALIDATION_BATCH)?;
+
         self.accuracy = metrics.first().map(|(_, value)| *value);
         Ok(metrics)
     }

@@ -12,7 +12,7 @@ use crate::io::tensors::{Tensor, TensorFile};
 use crate::linalg::Matrix;
 use crate::model::layers::{Mixture, MoeLayer};
 use crate::model::params::parameter_counts;
-use crate::model::{Checkpoint, Moe, Tower};
+use crate::model::{Checkpoint, ClipConfig, Moe, Tower};
 use crate::pipeline::{Job, Stage, Width};
 use crate::upcycle::{
     self, Evidence, ExpertSpaces, KeptSpace, LayerInput, Method, Needs, Settings,
@@ -51,6 +51,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     let init = InitConfig { subspaces: named, ..init };
     let settings = Settings::new(method, &init, moe.experts)?;
 
+    // The dense model is the reference of the comparison, and goes the same way as the others.
     let (total, active) = if method.form().is_dense() {
         files::write_model(job, &dense, "model.safetensors")?;
         dense.counts()
@@ -63,6 +64,8 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
             subspaces: optional(job, subspaces.is_some(), "subspaces", "bases")?,
             seed,
         };
+
+        // The mixture is written layer by layer: it is never whole in memory.
         let mixture = mixture(&dense, &moe, &recipe);
         let counts = parameter_counts(mixture.config());
         files::write_config(job, mixture.config())?;
@@ -94,7 +97,7 @@ pub(crate) fn mixture<'a>(
     moe: &'a MoeConfig,
     recipe: &'a Recipe,
 ) -> Mixture<'a, impl FnMut(Tower, usize) -> Result<MoeLayer>> {
-    let placement = placement(moe, dense, recipe.settings.rank());
+    let placement = placement(moe, &dense.config, recipe.settings.rank());
     Mixture::new(dense, placement, |tower, block| {
         let name = files::layer_name(tower, block);
         recipe.layer(dense.dense_ffn(tower, block)?, &name)
@@ -102,8 +105,9 @@ pub(crate) fn mixture<'a>(
 }
 
 impl Recipe {
-    /// The named layer.
+    /// The layer of a name, with router and experts.
     fn layer(&self, dense: FfnTensors<'_>, name: &str) -> Result<MoeLayer> {
+        // Evidence is read for this layer alone.
         let centroids = self.centroids.as_ref();
         let centroids = centroids.map(|file| matrix(file, name)).transpose()?;
         let subspaces = self.subspaces.as_ref();
@@ -148,16 +152,18 @@ impl Recipe {
     }
 }
 
-fn placement(moe: &MoeConfig, dense: &Checkpoint, rank: Option<usize>) -> Moe {
+/// Which blocks of a dense model become MoE layers, and of what kind.
+pub(crate) fn placement(moe: &MoeConfig, dense: &ClipConfig, rank: Option<usize>) -> Moe {
     Moe {
         experts: moe.experts,
         top_k: moe.top_k,
         rank,
-        vision_blocks: moe.vision_blocks.indices(dense.config.vision.layers),
-        text_blocks: moe.text_blocks.indices(dense.config.text.layers),
+        vision_blocks: moe.vision_blocks.indices(dense.vision.layers),
+        text_blocks: moe.text_blocks.indices(dense.text.layers),
     }
 }
 
+/// Opens a file of tensors of an input if the method wants it.
 fn optional(
     job: &Job<'_>,
     wanted: bool,
@@ -170,6 +176,7 @@ fn optional(
     TensorFile::open(&job.input(stage, &format!("{file}.safetensors"))?).map(Some)
 }
 
+/// The centroids of a layer, [E, d].
 fn matrix(file: &TensorFile, name: &str) -> Result<Matrix> {
     as_matrix(file.read(name)?.ok_or_else(|| {
         Error::corrupt(format!(
@@ -179,6 +186,7 @@ fn matrix(file: &TensorFile, name: &str) -> Result<Matrix> {
     .context(|| format!("tensor {name}"))
 }
 
+/// A tensor of two axes as a matrix.
 fn as_matrix(tensor: Tensor) -> Result<Matrix> {
     match tensor.shape.as_slice() {
         [rows, cols] => Matrix::new(*rows, *cols, tensor.data),

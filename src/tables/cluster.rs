@@ -1,16 +1,12 @@
 //! The tables of stage `cluster`.
 
-use super::{Field, Layer, Row};
+use super::{Field, Layer, Row, TokenRow};
 
 /// The cluster of one recorded token.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct AssignmentRow {
-    /// Layer whose FFN inputs were clustered.
-    pub layer: Layer,
-    /// Sample of the token.
-    pub sample: u32,
-    /// Position of the token in its sample.
-    pub position: u32,
+    /// The token.
+    pub token: TokenRow,
     /// Its cluster.
     pub cluster: u32,
     /// Cosine to the centroid of that cluster.
@@ -21,14 +17,10 @@ impl Row for AssignmentRow {
     const FILE: &'static str = "assignments.parquet";
 
     fn columns() -> Vec<Field<Self>> {
-        vec![
-            Field::new("tower", |row| &mut row.layer.tower),
-            Field::new("layer", |row| &mut row.layer.block),
-            Field::new("sample", |row| &mut row.sample),
-            Field::new("position", |row| &mut row.position),
-            Field::new("cluster", |row| &mut row.cluster),
-            Field::new("cosine", |row| &mut row.cosine),
-        ]
+        let mut columns = TokenRow::columns_of(|row: &mut Self| &mut row.token);
+        columns.push(Field::new("cluster", |row| &mut row.cluster));
+        columns.push(Field::new("cosine", |row| &mut row.cosine));
+        columns
     }
 }
 

@@ -1,42 +1,63 @@
 //! The tables of stage `evaluate` and of `upcycle-evaluate on`.
 
+use serde::Serialize;
+
 use super::{Field, Row};
 
-/// One metric of one task on one split.
+/// One metric of one task on one split, with its interval.
+///
+/// It is a part of the rows of both tables of metrics, and of `metrics.json`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct Measurement {
+    /// The task: `concept`, `group`, `subgroup`, `heldout`, `retrieval`, `probe` or
+    /// `summary`;
+    /// on a data set of your own `zeroshot_classification` or `zeroshot_retrieval`.
+    pub task: String,
+    /// Split measured on; `shift` for all shift splits together.
+    pub split: String,
+    /// Name of the metric.
+    pub metric: String,
+    /// Its value, a fraction in 0..1.
+    pub value: f64,
+    /// Low end of the 95 % bootstrap interval over examples.
+    pub low: f64,
+    /// High end of the 95 % bootstrap interval over examples.
+    pub high: f64,
+    /// Number of examples (queries of the task), or of draws for probes.
+    pub n: u32,
+}
+
+impl Measurement {
+    /// The columns of a measurement that is part of a row of type `R`.
+    fn columns_of<R: 'static>(of: fn(&mut R) -> &mut Self) -> Vec<Field<R>> {
+        vec![
+            Field::of_part("task", of, |own| &mut own.task),
+            Field::of_part("split", of, |own| &mut own.split),
+            Field::of_part("metric", of, |own| &mut own.metric),
+            Field::of_part("value", of, |own| &mut own.value),
+            Field::of_part("low", of, |own| &mut own.low),
+            Field::of_part("high", of, |own| &mut own.high),
+            Field::of_part("n", of, |own| &mut own.n),
+        ]
+    }
+}
+
+/// One measurement before or after training.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct MetricRow {
     /// `init` (before training) or `final`.
     pub point: String,
-    /// Task.
-    pub task: String,
-    /// Split measured on; `shift` for all shift splits together.
-    pub split: String,
-    /// Metric.
-    pub metric: String,
-    /// Its value, a fraction in 0..1.
-    pub value: f64,
-    /// Low end of the 95 % bootstrap interval.
-    pub low: f64,
-    /// High end of the 95 % bootstrap interval.
-    pub high: f64,
-    /// Examples, for probes the draws.
-    pub n: u32,
+    /// What was measured.
+    pub measured: Measurement,
 }
 
 impl Row for MetricRow {
     const FILE: &'static str = "metrics.parquet";
 
     fn columns() -> Vec<Field<Self>> {
-        vec![
-            Field::new("point", |row| &mut row.point),
-            Field::new("task", |row| &mut row.task),
-            Field::new("split", |row| &mut row.split),
-            Field::new("metric", |row| &mut row.metric),
-            Field::new("value", |row| &mut row.value),
-            Field::new("low", |row| &mut row.low),
-            Field::new("high", |row| &mut row.high),
-            Field::new("n", |row| &mut row.n),
-        ]
+        let mut columns = vec![Field::new("point", |row: &mut Self| &mut row.point)];
+        columns.extend(Measurement::columns_of(|row: &mut Self| &mut row.measured));
+        columns
     }
 }
 
@@ -75,7 +96,7 @@ impl Row for RetrievalRow {
     }
 }
 
-/// One metric of one model on one data set of your own.
+/// One measurement of one model on a data set of your own.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct SetRow {
     /// Name of the data set.
@@ -84,20 +105,8 @@ pub struct SetRow {
     pub model: String,
     /// Its weights.
     pub pretrained: String,
-    /// `zeroshot_classification` or `zeroshot_retrieval`.
-    pub task: String,
-    /// Split of the data set.
-    pub split: String,
-    /// Metric.
-    pub metric: String,
-    /// Its value, a fraction in 0..1.
-    pub value: f64,
-    /// Low end of the 95 % bootstrap interval.
-    pub low: f64,
-    /// High end of the 95 % bootstrap interval.
-    pub high: f64,
-    /// Examples.
-    pub n: u32,
+    /// What was measured.
+    pub measured: Measurement,
 }
 
 impl Row for SetRow {
@@ -105,17 +114,12 @@ impl Row for SetRow {
     const FILE: &'static str = "<set>.parquet";
 
     fn columns() -> Vec<Field<Self>> {
-        vec![
-            Field::new("dataset", |row| &mut row.dataset),
+        let mut columns = vec![
+            Field::new("dataset", |row: &mut Self| &mut row.dataset),
             Field::new("model", |row| &mut row.model),
             Field::new("pretrained", |row| &mut row.pretrained),
-            Field::new("task", |row| &mut row.task),
-            Field::new("split", |row| &mut row.split),
-            Field::new("metric", |row| &mut row.metric),
-            Field::new("value", |row| &mut row.value),
-            Field::new("low", |row| &mut row.low),
-            Field::new("high", |row| &mut row.high),
-            Field::new("n", |row| &mut row.n),
-        ]
+        ];
+        columns.extend(Measurement::columns_of(|row: &mut Self| &mut row.measured));
+        columns
     }
 }

@@ -33,6 +33,22 @@ pub struct Field<R> {
 impl<R: 'static> Field<R> {
     /// The column `name` of the field that `of` points to.
     pub fn new<T: Value>(name: &'static str, of: fn(&mut R) -> &mut T) -> Self {
+        Self::with(name, of)
+    }
+
+    /// The column `name` of a field of `part`, which several kinds of rows share.
+    pub fn of_part<P: 'static, T: Value>(
+        name: &'static str,
+        part: fn(&mut R) -> &mut P,
+        of: fn(&mut P) -> &mut T,
+    ) -> Self {
+        Self::with(name, move |row| of(part(row)))
+    }
+
+    fn with<T: Value>(
+        name: &'static str,
+        of: impl Fn(&mut R) -> &mut T + Copy + 'static,
+    ) -> Self {
         let kind = T::pack(Vec::new()).map_or("nothing", |column| column.kind());
 
         let take = move |rows: &mut [R]| {
@@ -115,6 +131,27 @@ impl Value for String {
 
     fn unpack(column: Column) -> std::result::Result<Vec<Self>, Column> {
         if let Column::Text(values) = column { Ok(values) } else { Err(column) }
+    }
+}
+
+impl Value for Vec<String> {
+    fn pack(values: Vec<Self>) -> Result<Column> {
+        Ok(Column::TextList(values))
+    }
+
+    fn unpack(column: Column) -> std::result::Result<Vec<Self>, Column> {
+        if let Column::TextList(values) = column { Ok(values) } else { Err(column) }
+    }
+}
+
+/// Byte strings, such as encoded pictures.
+impl Value for Vec<u8> {
+    fn pack(values: Vec<Self>) -> Result<Column> {
+        Ok(Column::Bytes(values))
+    }
+
+    fn unpack(column: Column) -> std::result::Result<Vec<Self>, Column> {
+        if let Column::Bytes(values) = column { Ok(values) } else { Err(column) }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The tables of `upcycle-cluster fit` and `upcycle-subspaces fit`, which know no layers.
 
-use super::{Field, Row};
+use super::{Field, Row, SubspaceFigures};
 
 /// The cluster of one vector; rows are in the order of the vectors.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -81,37 +81,20 @@ pub struct FitSubspaceRow {
     pub matrix: String,
     /// Number of the cluster.
     pub cluster: u32,
-    /// Vectors of the cluster.
-    pub tokens: u32,
-    /// Kept rank.
-    pub rank: u32,
-    /// Rank of the matrix's output space.
-    pub full_rank: u32,
-    /// Fraction of the output energy that is kept.
-    pub retained: f64,
-    /// Relative squared output error on the cluster itself.
-    pub error_inside: f64,
-    /// The same on the other clusters.
-    pub error_outside: f64,
-    /// Shrinkage α that was applied to the moments.
-    pub shrinkage: f64,
+    /// What was found.
+    pub figures: SubspaceFigures,
 }
 
 impl Row for FitSubspaceRow {
     const FILE: &'static str = "subspaces.parquet";
 
     fn columns() -> Vec<Field<Self>> {
-        vec![
-            Field::new("matrix", |row| &mut row.matrix),
+        let mut columns = vec![
+            Field::new("matrix", |row: &mut Self| &mut row.matrix),
             Field::new("cluster", |row| &mut row.cluster),
-            Field::new("tokens", |row| &mut row.tokens),
-            Field::new("rank", |row| &mut row.rank),
-            Field::new("full_rank", |row| &mut row.full_rank),
-            Field::new("retained", |row| &mut row.retained),
-            Field::new("error_inside", |row| &mut row.error_inside),
-            Field::new("error_outside", |row| &mut row.error_outside),
-            Field::new("shrinkage", |row| &mut row.shrinkage),
-        ]
+        ];
+        columns.extend(SubspaceFigures::columns_of(|row: &mut Self| &mut row.figures));
+        columns
     }
 }
 

@@ -17,11 +17,17 @@
 //! * [`Field::new`] takes one accessor, `|row| &mut row.value`, that serves writing and
 //!   reading alike. The whole mechanism is this file and `field.rs`.
 //!
-//! Tables of millions of wide rows (activations, pictures) are written column by column
-//! instead: a vector per row would cost an allocation per token.
+//! Where two tables have columns in common, these are a struct of their own, such as
+//! [`Measurement`], that is a part of both rows. Readers of large tables convert part by
+//! part
+//! ([`from_table`]) and leave out what they do not need: [`SampleRow`] is a row without
+//! its
+//! picture, and [`Activations`] keeps the vectors of all tokens in one buffer.
 
+mod activations;
 mod analyze;
 mod cluster;
+mod dataset;
 mod evaluate;
 mod field;
 mod fit;
@@ -31,15 +37,17 @@ mod subspaces;
 mod tests;
 mod train;
 
+pub use activations::{Activations, TokenRow};
 pub use analyze::{AnalysisRow, SimilarityRow, WHOLE_LAYER};
 pub use cluster::{AssignmentRow, ClusterRow, IterationRow};
-pub use evaluate::{MetricRow, RetrievalRow, SetRow};
+pub use dataset::{ConceptRow, LabelRow, PictureRow, SampleRow};
+pub use evaluate::{Measurement, MetricRow, RetrievalRow, SetRow};
 pub use field::{Field, Value};
 pub use fit::{
     FitAssignmentRow, FitClusterRow, FitIterationRow, FitSpectrumRow, FitSubspaceRow,
 };
 pub use report::ComparisonRow;
-pub use subspaces::{SpectrumRow, SubspaceRow};
+pub use subspaces::{SpectrumRow, SubspaceFigures, SubspaceRow};
 pub use train::{LogRow, RoutingRow, ValidationRow};
 
 use std::path::Path;

@@ -2,6 +2,41 @@
 
 use super::{Field, Layer, Row};
 
+/// The figures of one subspace, whether of an expert or of a cluster that `fit` was
+/// given.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct SubspaceFigures {
+    /// Tokens of the cluster.
+    pub tokens: u32,
+    /// Kept rank.
+    pub rank: u32,
+    /// Rank of the matrix's output space.
+    pub full_rank: u32,
+    /// Fraction of the output energy that is kept.
+    pub retained: f64,
+    /// Relative squared output error on the cluster itself.
+    pub error_inside: f64,
+    /// The same on the other clusters.
+    pub error_outside: f64,
+    /// Shrinkage α that was applied to the moments.
+    pub shrinkage: f64,
+}
+
+impl SubspaceFigures {
+    /// The columns of the figures that are part of a row of type `R`.
+    pub(super) fn columns_of<R: 'static>(of: fn(&mut R) -> &mut Self) -> Vec<Field<R>> {
+        vec![
+            Field::of_part("tokens", of, |own| &mut own.tokens),
+            Field::of_part("rank", of, |own| &mut own.rank),
+            Field::of_part("full_rank", of, |own| &mut own.full_rank),
+            Field::of_part("retained", of, |own| &mut own.retained),
+            Field::of_part("error_inside", of, |own| &mut own.error_inside),
+            Field::of_part("error_outside", of, |own| &mut own.error_outside),
+            Field::of_part("shrinkage", of, |own| &mut own.shrinkage),
+        ]
+    }
+}
+
 /// The subspace of one matrix of one expert.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct SubspaceRow {
@@ -11,20 +46,8 @@ pub struct SubspaceRow {
     pub expert: u32,
     /// `fc1` or `fc2`.
     pub matrix: String,
-    /// Tokens of the expert's cluster.
-    pub tokens: u32,
-    /// Kept rank.
-    pub rank: u32,
-    /// Rank of the matrix's output space.
-    pub full_rank: u32,
-    /// Fraction of the output energy that is kept.
-    pub retained: f64,
-    /// Relative squared output error on the expert's own cluster.
-    pub error_inside: f64,
-    /// The same on the other clusters.
-    pub error_outside: f64,
-    /// Shrinkage α that was applied to the moments.
-    pub shrinkage: f64,
+    /// What was found.
+    pub figures: SubspaceFigures,
     /// The paper's cross term of this cluster's tokens, relative; a diagnostic.
     pub cross: f64,
 }
@@ -33,20 +56,15 @@ impl Row for SubspaceRow {
     const FILE: &'static str = "subspaces.parquet";
 
     fn columns() -> Vec<Field<Self>> {
-        vec![
-            Field::new("tower", |row| &mut row.layer.tower),
+        let mut columns = vec![
+            Field::new("tower", |row: &mut Self| &mut row.layer.tower),
             Field::new("layer", |row| &mut row.layer.block),
             Field::new("expert", |row| &mut row.expert),
             Field::new("matrix", |row| &mut row.matrix),
-            Field::new("tokens", |row| &mut row.tokens),
-            Field::new("rank", |row| &mut row.rank),
-            Field::new("full_rank", |row| &mut row.full_rank),
-            Field::new("retained", |row| &mut row.retained),
-            Field::new("error_inside", |row| &mut row.error_inside),
-            Field::new("error_outside", |row| &mut row.error_outside),
-            Field::new("shrinkage", |row| &mut row.shrinkage),
-            Field::new("cross", |row| &mut row.cross),
-        ]
+        ];
+        columns.extend(SubspaceFigures::columns_of(|row: &mut Self| &mut row.figures));
+        columns.push(Field::new("cross", |row| &mut row.cross));
+        columns
     }
 }
 

@@ -1,7 +1,7 @@
 //! Rows survive their file, wrong files are named, and the documentation lists what is there.
 
 use super::*;
-use crate::io::table::Column;
+use crate::io::table::{Column, TableReader};
 
 /// The columns of a table: names and types, in order.
 type Columns = Vec<(String, String)>;
@@ -13,7 +13,16 @@ fn structs() -> Vec<(&'static str, &'static str, Columns)> {
             R::columns().into_iter().map(|c| (c.name.to_owned(), c.kind.to_owned()));
         (section, R::FILE, columns.collect())
     }
+    // The vectors of activations stand beside their rows.
+    let none = Activations { tokens: vec![], width: 2, inputs: vec![] };
+    let none = none.into_table().unwrap();
+    let columns = none.columns().iter();
+    let recorded = columns.map(|(name, c)| (name.clone(), c.kind().to_owned())).collect();
     vec![
+        of::<PictureRow>("dataset"),
+        of::<ConceptRow>("dataset"),
+        of::<LabelRow>("dataset"),
+        ("activations", TokenRow::FILE, recorded),
         of::<LogRow>("train"),
         of::<RoutingRow>("train"),
         of::<ValidationRow>("train"),
@@ -59,15 +68,12 @@ fn the_documentation_lists_the_columns_of_every_row_struct_and_no_other() {
         assert_eq!(documented(text, section, file), columns, "{section}/{file}");
     }
 
-    // Tables written column by column have no struct; tests/it/pipeline.rs reads their files.
-    let without_struct = ["### dataset/", "### activations/"];
     let headings = text.lines().filter(|line| line.starts_with("### "));
     for heading in headings.filter(|line| line.ends_with(".parquet")) {
         let known = structs();
         let mut known =
             known.iter().map(|(section, file, _)| format!("### {section}/{file}"));
-        let columnar = without_struct.iter().any(|prefix| heading.starts_with(prefix));
-        assert!(columnar || known.any(|name| name == heading), "{heading}");
+        assert!(known.any(|name| name == heading), "{heading}");
     }
 }
 
@@ -92,6 +98,52 @@ fn rows_survive_their_file() {
     let rows: Vec<_> = (0..20_000).map(row).collect();
     write(&folder.path().join(RoutingRow::FILE), rows.clone()).unwrap();
     assert_eq!(read::<RoutingRow>(folder.path()).unwrap(), rows);
+}
+
+#[test]
+fn a_sample_can_be_read_with_or_without_its_picture() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(SampleRow::file("train"));
+    let row = |sample: u32| PictureRow {
+        sample: SampleRow {
+            sample,
+            bytes: sample,
+            captions: vec!["a".to_owned(); sample as usize],
+            style: "noto".to_owned(),
+            ..SampleRow::default()
+        },
+        image: vec![7; sample as usize],
+    };
+    let rows: Vec<_> = (0..5).map(row).collect();
+    write(&path, rows.clone()).unwrap();
+
+    let table = Table::read(&path).unwrap();
+    assert_eq!(from_table::<PictureRow>(table.clone()).unwrap(), rows);
+    let samples: Vec<_> = rows.into_iter().map(|row| row.sample).collect();
+    assert_eq!(from_table::<SampleRow>(table).unwrap(), samples);
+
+    let mut reader = TableReader::open_without(&path, Some(PictureRow::IMAGE)).unwrap();
+    let part = reader.next().unwrap().unwrap();
+    assert!(part.column(PictureRow::IMAGE).is_err());
+    assert_eq!(from_table::<SampleRow>(part).unwrap(), samples);
+}
+
+#[test]
+fn activations_survive_their_file_and_need_their_vectors() {
+    let token = |sample| TokenRow { layer: Layer::new("text", 1), sample, position: 2 };
+    let written = Activations {
+        tokens: vec![token(3), token(4)],
+        width: 3,
+        inputs: vec![0.5, 1.0, 1.5, 2.0, 2.5, 3.0],
+    };
+    let table = written.clone().into_table().unwrap();
+    assert_eq!(Activations::from_table(table.clone()).unwrap(), written);
+
+    let mut without = table;
+    without.take("x").unwrap();
+    let error = Activations::from_table(without).unwrap_err();
+    assert!(error.message().contains("no column x"), "{error}");
+    assert_eq!(Activations::file("vision", 3), "vision-3.parquet");
 }
 
 #[test]

@@ -28,6 +28,7 @@ impl Cleaning {
     /// A caption as the vocabulary knows it.
     pub(super) fn apply(self, text: &str) -> String {
         let repaired: String = text.split_inclusive('\n').map(repair).collect();
+
         let plain = html::unescape(&html::unescape(&repaired));
         match self {
             Self::Lower => collapse(&plain).to_lowercase(),
@@ -50,18 +51,25 @@ fn collapse(text: &str) -> String {
 
 /// Repairs one line until nothing changes, in the order of `ftfy` 6.
 fn repair(line: &str) -> String {
+    // Text with a `<` may be HTML whose entities are meant, so `ftfy` leaves them.
     let markup = line.contains('<');
     let mut text = line.to_owned();
     for _ in 0..ROUNDS {
         let before = text.clone();
+
         if !markup {
             text = html::unescape_closed(&text);
         }
+
         text = text.chars().map(html::windows_1252).flat_map(Spelled::new).collect();
         text = breaks(&text);
         text = without_terminal(&text);
+
         text.retain(|c| !is_control(c));
         text = nfc(&text);
+
+        // One repair may make way for another, so the steps are repeated until nothing
+        // changes.
         if text == before {
             break;
         }
@@ -144,6 +152,7 @@ fn without_terminal(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut pieces = text.split("\u{1b}[");
     out.push_str(pieces.next().unwrap_or_default());
+
     for piece in pieces {
         let rest = piece.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';');
         if let Some(rest) = rest.strip_prefix(|c: char| c.is_ascii_alphabetic()) {

@@ -73,15 +73,19 @@ impl Clip {
         Self::new(&vocab, &json!(merges))
     }
 
-    /// Reads a file of merges: a header, then a pair a line, the most frequent first.
+    /// Reads a file of merges: a header, then one pair per line, the most frequent first.
     pub(super) fn from_merges(path: &Path) -> Result<Self> {
         let merges = read_merges(path)?;
+
+        // The file has no ids: they follow from the order that all such vocabularies
+        // share.
         let alphabet: Vec<String> =
             ordered_alphabet().iter().map(|(_, c)| c.to_string()).collect();
         let mut tokens = alphabet.clone();
         tokens.extend(alphabet.iter().map(|c| format!("{c}{SUFFIX}")));
         tokens.extend(merges.iter().map(|[left, right]| format!("{left}{right}")));
         tokens.extend(MARKS[0].map(str::to_owned));
+
         let vocab: Map<String, Value> = tokens
             .into_iter()
             .enumerate()
@@ -95,7 +99,10 @@ impl Clip {
             .map_err(|e| {
                 Error::corrupt("the vocabulary is no list of ids").caused_by(e)
             })?;
+
         let vocabulary = ids.len();
+
+        // Ids index the rows of an embedding, so they must be 0..V, each once.
         let mut seen = vec![false; vocabulary];
         for (token, &id) in &ids {
             match seen.get_mut(id).filter(|seen| !**seen) {
@@ -107,6 +114,7 @@ impl Clip {
                 }
             }
         }
+
         let marked = MARKS.iter().any(|[start, end]| {
             let at = |mark: &str| ids.get(mark).copied();
             at(end) == vocabulary.checked_sub(1) && at(start) == vocabulary.checked_sub(2)
@@ -116,6 +124,7 @@ impl Clip {
                 "expected start and end of text as the last of {vocabulary} entries"
             )));
         }
+
         let model = json!({"type": "BPE", "dropout": null, "unk_token": null,
             "continuing_subword_prefix": "", "end_of_word_suffix": SUFFIX,
             "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": merges});
@@ -123,9 +132,13 @@ impl Clip {
         let bpe = serde_json::from_str(&model.to_string()).map_err(|e| {
             Error::corrupt("vocabulary and merges do not fit").caused_by(e)
         })?;
+
         let pattern = SplitPattern::Regex(WORDS.to_owned());
         let words = Split::new(pattern, SplitDelimiterBehavior::Removed, true)
             .map_err(|e| Error::failed("compiling the pattern of words").caused_by(e))?;
+
+        // Captions may hold any byte, so every byte needs an entry, also as the end of a
+        // word.
         let mut alphabet = ['\0'; 256];
         for (byte, c) in ordered_alphabet() {
             alphabet[usize::from(byte)] = c;
@@ -146,8 +159,10 @@ impl Clip {
         let cleaned = self.cleaning.apply(text);
         let failed =
             |e| Error::failed(format!("encoding the text {text:?}")).caused_by(e);
+
         let mut pieces = PreTokenizedString::from(cleaned.as_str());
         self.words.pre_tokenize(&mut pieces).map_err(failed)?;
+
         let mut ids = Vec::new();
         for (word, _, _) in
             pieces.get_splits(OffsetReferential::Original, OffsetType::Byte)
@@ -157,6 +172,7 @@ impl Clip {
                 ids.push(num::index_u32(self.vocabulary - 2 + mark));
                 continue;
             }
+
             let symbols: String =
                 word.bytes().map(|byte| self.alphabet[usize::from(byte)]).collect();
             let tokens = self.bpe.tokenize(&symbols).map_err(failed)?;
@@ -169,6 +185,8 @@ impl Clip {
     pub(super) fn document(&self) -> Result<String> {
         let model = serde_json::to_value(&self.bpe)
             .context(|| "storing the tokenizer".to_owned())?;
+
+        // The marks are written as the vocabulary that was read spells them.
         let spelled = |marks: &[&str; 2]| self.bpe.token_to_id(marks[0]).is_some();
         let [start, end] =
             MARKS.iter().find(|marks| spelled(marks)).copied().unwrap_or(MARKS[0]);
@@ -176,6 +194,7 @@ impl Clip {
             json!({"id": id, "content": content, "single_word": false, "lstrip": false,
                    "rstrip": false, "normalized": false, "special": true})
         };
+
         let (first, last) = (self.vocabulary - 2, self.vocabulary - 1);
         let document = json!({
             "version": "1.0",
@@ -194,6 +213,7 @@ impl Clip {
                         "use_regex": true},
             "model": model,
         });
+
         let text = serde_json::to_string(&document);
         Ok(text.context(|| "storing the tokenizer".to_owned())? + "\n")
     }
@@ -229,12 +249,14 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     let place = path.display();
     let file = std::fs::File::open(path).context(|| format!("reading {place}"))?;
     let mut bytes = Vec::new();
+
     let packed = path.extension().is_some_and(|extension| extension == "gz");
     let read = if packed {
         flate2::read::GzDecoder::new(file).take(MAX_BYTES + 1).read_to_end(&mut bytes)
     } else {
         file.take(MAX_BYTES + 1).read_to_end(&mut bytes)
     };
+
     read.context(|| format!("reading {place}"))?;
     if bytes.len() as u64 > MAX_BYTES {
         return Err(Error::corrupt(format!("{place} is larger than {MAX_BYTES} bytes")));
@@ -246,6 +268,9 @@ fn read_merges(path: &Path) -> Result<Vec<[String; 2]>> {
     let place = path.display();
     let text = String::from_utf8(read(path)?)
         .map_err(|e| Error::corrupt(format!("{place} is not text")).caused_by(e))?;
+
+    // The first line is a header; what follows the last merge of the vocabulary is not
+    // used.
     let lines = text.lines().enumerate().skip(1).filter(|(_, line)| !line.is_empty());
     lines
         .take(MERGES)

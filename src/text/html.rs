@@ -21,13 +21,17 @@ pub(super) fn unescape(text: &str) -> String {
         if rest.starts_with('#') {
             return number(rest);
         }
+
         let end = rest.char_indices().take_while(|(_, c)| !"\t\n\x0c <&#;".contains(*c));
         let end = end.take(LONGEST).last().map_or(0, |(at, c)| at + c.len_utf8());
         let semicolon = usize::from(rest[end..].starts_with(';'));
+
         let name = &rest[..end + semicolon];
         if let Some(found) = NAMES.get(name) {
             return Some(((*found).to_owned(), name.len()));
         }
+
+        // HTML allows old names without a semicolon: the longest known beginning counts.
         let cuts = name.char_indices().map(|(at, _)| at).rev();
         cuts.filter(|at| *at >= 2)
             .find_map(|at| NAMES.get(&name[..at]).map(|found| ((*found).to_owned(), at)))
@@ -43,12 +47,15 @@ pub(super) fn unescape_closed(text: &str) -> String {
         if body.is_empty() || !body.bytes().all(|b| b.is_ascii_alphanumeric()) {
             return None;
         }
+
         if name.starts_with('#') {
             return number(name).filter(|(_, used)| *used == name.len());
         }
+
         if let Some(found) = NAMES.get(name) {
             return Some(((*found).to_owned(), name.len()));
         }
+
         let lower = name.to_lowercase();
         let upper = name == name.to_uppercase();
         let found = NAMES.get(lower.as_str()).filter(|_| upper)?;
@@ -77,10 +84,12 @@ fn replace(text: &str, decode: impl Fn(&str) -> Option<(String, usize)>) -> Stri
 /// `#65;`, `#x41` and the like; `None` if no digit follows.
 fn number(rest: &str) -> Option<(String, usize)> {
     let digits = rest.strip_prefix('#')?;
+
     let hex = digits
         .strip_prefix(['x', 'X'])
         .filter(|hex| hex.starts_with(|c: char| c.is_ascii_hexdigit()));
     let (digits, radix) = hex.map_or((digits, 10), |hex| (hex, 16));
+
     let end = digits.find(|c: char| !c.is_digit(radix)).unwrap_or(digits.len());
     if end == 0 {
         return None;

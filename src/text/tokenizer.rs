@@ -41,26 +41,32 @@ pub fn train(texts: &[String], vocabulary: usize) -> Result<String> {
             "a byte-level vocabulary has at least {SMALLEST} entries, {vocabulary} asked for"
         )));
     }
+
     let mut words: BTreeMap<String, u64> = BTreeMap::new();
     for text in texts {
         for word in split(&normalise(text))? {
             *words.entry(word).or_default() += 1;
         }
     }
+
+    // The two marks are no part of the model; they get the last two ids afterwards.
     let trainer = BpeTrainer::builder()
         .vocab_size(vocabulary - 2)
         .min_frequency(2)
         .show_progress(false)
         .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
         .build();
+
     let words = words.into_iter().map(|(word, n)| (word.into(), n)).collect();
     let mut model = BPE::default();
     trainer
         .do_train(&words, &mut model)
         .map_err(|e| Error::failed("training the tokenizer").caused_by(e))?;
+
     let model =
         serde_json::to_value(&model).context(|| "storing the tokenizer".to_owned())?;
     let entries = model["vocab"].as_object().map_or(0, serde_json::Map::len);
+
     let text = serde_json::to_string_pretty(&document(&model, entries))
         .context(|| "storing the tokenizer".to_owned())?;
     Ok(text + "\n")
@@ -141,6 +147,7 @@ impl Tokenizer {
         let path = &in_folder(path)?;
         let place = path.display();
         let reading = || format!("reading tokenizer {place}");
+
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if name.ends_with(".txt") || name.ends_with(".txt.gz") {
             return Clip::from_merges(path).map(Self::of_clip).context(reading);
@@ -148,6 +155,7 @@ impl Tokenizer {
         if name.ends_with("vocab.json") {
             return Clip::from_vocab(path).map(Self::of_clip).context(reading);
         }
+
         let text = std::fs::read(path).context(reading)?;
         Self::parse(&text).context(reading)
     }
@@ -159,16 +167,23 @@ impl Tokenizer {
         if Clip::is(&value) {
             return Clip::from_json(&value).map(Self::of_clip);
         }
+
         let mut inner = tokenizers::Tokenizer::from_bytes(json)
             .map_err(|e| Error::corrupt("not a tokenizers file").caused_by(e))?;
+
+        // The file may ask to cut or pad texts, which `encode` does by the context of the
+        // model.
         inner
             .with_truncation(None)
             .map_err(|e| Error::failed("removing the truncation").caused_by(e))?;
         inner.with_padding(None);
+
         // A caption that spells out a mark must not end the text in its middle.
         inner.set_encode_special_tokens(true);
+
         let ids = inner.get_vocab(true);
         let vocabulary = ids.len();
+
         // An id beyond the end would be read outside of the embedding.
         let last = ids.iter().max_by_key(|(token, id)| (**id, *token));
         if let Some((token, id)) = last.filter(|(_, id)| num::widen(**id) >= vocabulary) {
@@ -176,12 +191,15 @@ impl Tokenizer {
                 "token {token:?} has id {id}, but there are {vocabulary} tokens"
             )));
         }
+
         let missing = |symbol: &char| !ids.contains_key(&symbol.to_string());
         if let Some(symbol) = ByteLevel::alphabet().into_iter().filter(missing).min() {
             return Err(Error::corrupt(format!(
                 "the vocabulary lacks {symbol:?}, one of the 256 bytes"
             )));
         }
+
+        // The text tower finds the end of a text by its largest id.
         for (mark, from_end) in [(START, 2), (END, 1)] {
             let found = inner.token_to_id(mark).map(num::widen);
             if found.is_none() || found != vocabulary.checked_sub(from_end) {
@@ -243,8 +261,10 @@ impl Tokenizer {
     /// If `context` is below 2: there is no room for the marks.
     pub fn encode(&self, text: &str, context: usize) -> Result<Vec<u32>> {
         assert!(context >= 2, "a context of {context} has no room for start and end");
+
         let kept = self.words(text)?.into_iter().take(context - 2);
         let mut ids: Vec<u32> = std::iter::once(self.start()).chain(kept).collect();
+
         ids.push(self.end());
         ids.resize(context, 0);
         Ok(ids)

@@ -1,6 +1,6 @@
-//! What training writes down: a row per step, a routing row per step and MoE layer, and the
-//! metrics of validations. Rows live in memory until the end: a run has thousands, not
-//! millions.
+//! What training records: one row per step, one row of routing per step and MoE layer, and the
+//! metrics of validations. Rows stay in memory until the end, because a run has thousands of
+//! them and not millions.
 
 use std::path::PathBuf;
 
@@ -19,7 +19,7 @@ pub struct Record {
     validation: Vec<ValidationRow>,
 }
 
-/// What a step is besides its losses.
+/// What is recorded of a step besides its losses.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts {
     /// Number of the step, from 0.

@@ -9,6 +9,7 @@ use std::fs;
 use std::path::Path;
 
 use super::record::Record;
+use crate::artifact::remove_tree;
 use crate::engine::{Engine, StateBuffer, Training, TrainingState};
 use crate::error::{Context, Error, Result};
 use crate::io::tensors;
@@ -18,13 +19,15 @@ use crate::model::params::Layout;
 /// The folder of the newest checkpoint.
 const FOLDER: &str = "state";
 
-/// Where the one before lies while it is replaced.
+/// The folder of the checkpoint before, while it is replaced.
 const FORMER: &str = "state.old";
 
 /// The lengths of a run's buffers.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Shape {
+    /// Of the weights, and of each moment.
     weights: usize,
+    /// Of the teacher, if there is one.
     average: Option<usize>,
 }
 
@@ -38,6 +41,7 @@ pub(super) struct Resumed {
 impl Shape {
     /// The lengths for a model.
     pub(super) fn of(config: &ClipConfig, training: &Training) -> Self {
+        // A teacher runs all experts, so it has them whole even where the student's are products.
         let merged = || Layout::new(&config.merged()).len();
         Self {
             weights: Layout::new(config).len(),
@@ -45,6 +49,7 @@ impl Shape {
         }
     }
 
+    /// The tensors of a checkpoint: name, buffer of the engine and length.
     fn buffers(self) -> BTreeMap<&'static str, (StateBuffer, usize)> {
         let mut buffers = BTreeMap::from([
             ("values", (StateBuffer::Values, self.weights)),
@@ -66,17 +71,20 @@ pub(super) fn write(
 ) -> Result<()> {
     let place = || format!("saving a checkpoint in {}", scratch.display());
     let fresh = scratch.join("state.new");
-    remove(&fresh)?;
+    remove_tree(&fresh)?;
     fs::create_dir_all(&fresh).context(place)?;
 
+    // One buffer at a time comes back from the engine, which may be on a card.
     let buffers = shape.buffers();
     let shapes = buffers.iter().map(|(name, (_, len))| ((*name).to_owned(), vec![*len]));
     let path = fresh.join("state.safetensors");
     tensors::write_each(&path, shapes.collect(), |name, put| {
         put(&engine.state_buffer(buffers[name].0)?)
     })?;
+
     let text = serde_json::to_vec(&(steps, record)).context(place)?;
     fs::write(fresh.join("record.json"), text).context(place)?;
+
     for file in ["state.safetensors", "record.json"] {
         let file = fs::File::open(fresh.join(file)).context(place)?;
         file.sync_all().context(place)?;
@@ -84,12 +92,12 @@ pub(super) fn write(
 
     // One of the two folders is whole at any time.
     let (former, current) = (scratch.join(FORMER), scratch.join(FOLDER));
-    remove(&former)?;
+    remove_tree(&former)?;
     if current.exists() {
         fs::rename(&current, &former).context(place)?;
     }
     fs::rename(&fresh, &current).context(place)?;
-    remove(&former)
+    remove_tree(&former)
 }
 
 /// The state of an interrupted run; `None` if there is none. A damaged checkpoint counts as
@@ -99,6 +107,7 @@ pub(super) fn read(scratch: &Path, shape: Shape) -> Option<Resumed> {
     folders.map(|folder| read_folder(&scratch.join(folder), shape)).find_map(Result::ok)
 }
 
+/// Reads one checkpoint, and checks that it is one of this run's model.
 fn read_folder(folder: &Path, shape: Shape) -> Result<Resumed> {
     let place = || format!("reading a checkpoint in {}", folder.display());
     let mut all = tensors::read(&folder.join("state.safetensors"))?;
@@ -114,6 +123,7 @@ fn read_folder(folder: &Path, shape: Shape) -> Result<Resumed> {
             Err(Error::corrupt(text)).context(place)
         }
     };
+
     let state = TrainingState {
         values: take("values", shape.weights)?,
         first: take("first", shape.weights)?,
@@ -122,13 +132,4 @@ fn read_folder(folder: &Path, shape: Shape) -> Result<Resumed> {
         steps,
     };
     Ok(Resumed { state, record })
-}
-
-fn remove(folder: &Path) -> Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(e).context(|| format!("removing {}", folder.display()))
-        }
-        _ => Ok(()),
-    }
 }

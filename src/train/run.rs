@@ -11,7 +11,7 @@ use crate::engine::{self, Backend, Engine, Pairs, Pixels, Training};
 use crate::error::{Error, Result};
 use crate::model::Checkpoint;
 
-/// Batches made ahead.
+/// Number of batches that are made ahead of the step that uses them.
 const AHEAD: usize = 4;
 
 /// What is trained and how.
@@ -44,7 +44,8 @@ pub struct Trained {
     pub waited: f64,
 }
 
-/// Trains `start` for the steps of the plan.
+/// Trains `start` for the steps of the plan, from the newest checkpoint in `scratch` if there is
+/// one. The result has the same bits whether or not the run was interrupted.
 pub fn train(
     start: Checkpoint,
     batches: &Arc<Batches>,
@@ -55,6 +56,7 @@ pub fn train(
     let mut engine = engine::open_model(start, plan.backend)?;
     engine.start_training(&plan.training)?;
 
+    // A run that resumes has its first validation in the record already.
     let scratch = plan.scratch.as_deref();
     let shape = resume::Shape::of(&config, &plan.training);
     let (mut first, mut record) = (0, Record::default());
@@ -68,6 +70,8 @@ pub fn train(
 
     let optim = &plan.training.optim;
     let schedule = Schedule::new(optim);
+
+    // Batches depend on the seed and their step alone, so the queue may begin anywhere.
     let mut queue = Prefetch::start(Arc::clone(batches), first..optim.steps, AHEAD)?;
     while let Some(batch) = queue.take()? {
         let pixels = match &batch.pixels {
@@ -75,6 +79,8 @@ pub fn train(
             BatchPixels::Levels(levels, normalise) => Pixels::Levels(levels, *normalise),
         };
         let losses = engine.step(Pairs { pixels, ids: &batch.ids })?;
+
+        // A loss that is not a number would spoil the weights in the update.
         check_finite(losses.total, batch.step)?;
         let learning_rate = schedule.at(batch.step);
         let gradient_norm = engine.update(learning_rate)?;
@@ -92,6 +98,7 @@ pub fn train(
         if done == optim.steps || is_multiple(done, optim.validate_every) {
             record.validation(done, watcher.validate(&mut *engine)?);
         }
+
         // After the last step the model itself is written.
         if let Some(folder) = scratch
             && done < optim.steps
@@ -106,6 +113,7 @@ pub fn train(
     Ok(Trained { checkpoint, record, waited })
 }
 
+/// Refuses a loss that is not a finite number.
 fn check_finite(loss: f64, step: usize) -> Result<()> {
     if loss.is_finite() {
         return Ok(());
@@ -116,6 +124,7 @@ fn check_finite(loss: f64, step: usize) -> Result<()> {
     )))
 }
 
+/// Whether something that happens every so many steps happens now; 0 means never.
 fn is_multiple(done: usize, every: usize) -> bool {
     every > 0 && done.is_multiple_of(every)
 }

@@ -96,7 +96,7 @@ fn a_killed_run_ends_with_the_bits_of_an_uninterrupted_one() {
         let mut start = init::dense(&config, 1);
         crate::rng::fill_normal(&mut crate::rng::stream(1, "x"), 0.1, &mut start.values);
         let scratch = tempfile::tempdir().unwrap();
-        let teacher = TeacherPlan { target, share: 0.5, decay: 0.9 };
+        let teacher = TeacherPlan { target, fraction: 0.5, decay: 0.9 };
         let plan = |scratch: Option<&std::path::Path>| Plan {
             training: Training {
                 optim: optim.clone(),

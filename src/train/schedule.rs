@@ -25,8 +25,10 @@ impl Schedule {
     /// The learning rate of step `step`, counted from 0.
     pub(super) fn at(&self, step: usize) -> f64 {
         if step < self.warmup {
+            // The first step has a learning rate already: one of 0 would be wasted.
             return self.peak * (step + 1) as f64 / self.warmup as f64;
         }
+
         let done = (step - self.warmup) as f64;
         let span = self.steps.saturating_sub(self.warmup).max(1) as f64;
         let cosine = 0.5 * (1.0 + (std::f64::consts::PI * (done / span).min(1.0)).cos());

@@ -79,6 +79,7 @@ fn refuse_twins(
     equal: impl Fn(usize, usize) -> bool,
     place: &str,
 ) -> Result<()> {
+    // Only exact equality is refused: any difference gives different gradients.
     for i in 0..router.rows() {
         for j in i + 1..router.rows() {
             if router.row(i) == router.row(j) && equal(i, j) {

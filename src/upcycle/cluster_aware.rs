@@ -204,10 +204,13 @@ impl MakeExperts for ClusterMethod {
                 projected(layer, count, |e| &found[dealt[e]], 1.0)
             }
             ExpertSource::Random => par::map(count, |e| {
+                // A stream per expert, so that one more expert changes no earlier one.
                 let mut stream = layer.streams.expert(self.name, e);
                 let (h, d) = (layer.dense.hidden(), layer.dense.width());
+
                 let fc1 = random_like(&found[e].fc1, h, &mut stream);
                 let fc2 = random_like(&found[e].fc2, d, &mut stream);
+
                 project_ffn(layer.dense, &fc1, &fc2)
             }),
         })
@@ -248,6 +251,8 @@ fn projected<'a>(
         mean: space.mean.as_deref(),
         alpha,
     };
+
+    // Experts are independent of each other: order and threads change no bit.
     par::map(count, |expert| {
         let ExpertSpaces { fc1, fc2 } = spaces(expert);
         project_ffn(layer.dense, &onto(fc1), &onto(fc2))
@@ -261,6 +266,8 @@ fn random_like<'a>(
     stream: &mut Stream,
 ) -> Projection<'a> {
     let rank = found.rank(outputs);
+
+    // The mean stays the cluster's, so that this control changes the directions alone.
     let basis = (rank < outputs).then(|| orthonormal::random(outputs, rank, stream));
     Projection { basis, mean: found.mean.as_deref(), alpha: 1.0 }
 }

@@ -39,6 +39,8 @@ impl Method for DersLm {
 impl MakeDeltas for DersLm {
     fn deltas(&self, layer: &LayerInput<'_>, rank: usize) -> Result<Deltas> {
         let (d, h) = (layer.dense.width(), layer.dense.hidden());
+
+        // No matrix of the layer has a larger rank, so more would be waste.
         let most = d.min(h);
         if rank > most {
             let place = layer.streams.place();
@@ -54,6 +56,7 @@ impl MakeDeltas for DersLm {
             for (down, inputs) in [(&mut deltas.fc1_down, d), (&mut deltas.fc2_down, h)] {
                 let start = down.len();
                 down.resize(start + rank * inputs, 0.0);
+
                 let std = 1.0 / (inputs as f32).sqrt();
                 rng::fill_normal(&mut stream, std, &mut down[start..]);
             }

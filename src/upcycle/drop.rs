@@ -63,6 +63,7 @@ fn dropped(
     let (h, d) = (dense.hidden(), dense.width());
     let count = redrawn_units(ratio, h);
     let fc1_units = select(h, count, stream);
+
     let fc2_units = match indices {
         Indices::Shared => fc1_units.clone(),
         Indices::Independent => select(h, count, stream),
@@ -78,6 +79,7 @@ fn dropped(
 
 /// floor(r·h + 0.5).
 fn redrawn_units(ratio: f64, h: usize) -> usize {
+    // Truncation after adding a half rounds to nearest, halves upwards.
     num::truncate_usize(ratio * h as f64 + 0.5).min(h)
 }
 
@@ -85,6 +87,8 @@ fn redrawn_units(ratio: f64, h: usize) -> usize {
 fn select(h: usize, count: usize, stream: &mut Stream) -> Vec<usize> {
     let mut units: Vec<usize> = (0..h).collect();
     let mut selected = units.partial_shuffle(stream, count).0.to_vec();
+
+    // Ascending, so that draws come in memory order and not in that of the shuffle.
     selected.sort_unstable();
     selected
 }
@@ -110,6 +114,8 @@ fn redraw(
     stream: &mut Stream,
 ) {
     let (mean, std) = block_statistics(tensor, positions.clone());
+
+    // All statistics come first: a redrawn value must not enter them.
     for index in positions {
         tensor[index] = num::round_f32(mean + std * rng::normal_f64(stream));
     }

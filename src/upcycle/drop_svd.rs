@@ -92,7 +92,9 @@ impl Split {
         let svd::ThinSvd { left: u, values, right: v } = svd::thin(weight.as_ref())?;
         // The smallest values come last.
         let kept = values.len() - redrawn_directions(ratio, values.len());
+
         let values = values[kept..].to_vec();
+
         Ok(Self {
             weight,
             low: recomposed(u.get(.., kept..), &values, v.get(.., kept..)),
@@ -108,7 +110,10 @@ impl Split {
         let count = self.values.len();
         let left = orthonormal::complement(self.left.as_ref(), count, stream);
         let right = orthonormal::complement(self.right.as_ref(), count, stream);
+
         let new = recomposed(left.as_ref(), &self.values, right.as_ref());
+
+        // W - low + new in f64, rounded once: with nothing redrawn, W returns exactly.
         narrowed((&self.weight - &self.low + new).as_ref()).into_data()
     }
 }

@@ -81,6 +81,7 @@ impl<'a> Evidence<'a> {
                 let expected = format!("{n_experts} (one per expert)");
                 return Err(wrong(place, "subspaces", &subspaces.len(), &expected));
             }
+
             for (index, spaces) in subspaces.iter().enumerate() {
                 let here = format!("{place}, expert {index}");
                 spaces.fc1.check(dense.hidden(), "fc1", &here)?;
@@ -124,6 +125,9 @@ impl KeptSpace {
 
 fn check_centroids(centroids: &Matrix, shape: [usize; 2], place: &str) -> Result<()> {
     check_matrix(centroids, shape, "centroids", place)?;
+
+    // The router's logit is a cosine times |x| only for centroids of unit length
+    // (METHOD §2.4).
     for (index, row) in centroids.iter_rows().enumerate() {
         let norm = row.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
         if (norm - 1.0).abs() > TOLERANCE {
@@ -139,6 +143,7 @@ fn distance_from_orthonormal(basis: &Matrix) -> f64 {
     let u = crate::linalg::wide::widened(basis);
     let gram = u.transpose() * &u;
     let rank = basis.cols();
+
     let entries = (0..rank).flat_map(|i| (0..rank).map(move |j| (i, j)));
     entries
         .map(|(i, j)| (gram[(i, j)] - if i == j { 1.0 } else { 0.0 }).abs())

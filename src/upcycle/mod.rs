@@ -82,6 +82,7 @@ pub trait Method: std::fmt::Debug + Sync {
 
     /// What has to be found out about a layer before the method can run.
     fn needs(&self) -> Needs {
+        // Only the router reads centroids; experts read subspaces.
         let centroids = self.form().router() == Some(Router::Centroids);
         Needs { centroids, subspaces: self.subspaces() }
     }
@@ -228,6 +229,8 @@ pub fn find(name: &str) -> Result<&'static dyn Method> {
 pub fn upcycle_layer(method: &dyn Method, layer: &LayerInput<'_>) -> Result<Upcycled> {
     let LayerInput { dense, evidence, settings, streams } = layer;
     let (place, name, n_experts) = (streams.place(), method.name(), settings.experts());
+
+    // Inputs come from files, so they are checked before any method computes with them.
     check::check_dense(*dense, place)?;
     evidence.check(method, *dense, n_experts, place)?;
 
@@ -239,6 +242,7 @@ pub fn upcycle_layer(method: &dyn Method, layer: &LayerInput<'_>) -> Result<Upcy
     };
     let made = Experts { experts, router: router.of(method, layer)? };
 
+    // Whatever the method made must be a layer that can be trained.
     let here = format!("{place}, {name}");
     made.check(*dense, n_experts, &here)?;
     if !settings.allows_identical() {
@@ -261,6 +265,7 @@ fn low_rank(
     })?;
 
     let deltas = maker.deltas(layer, rank)?;
+
     let made = LowRankExperts { deltas, router: router.of(method, layer)? };
     made.check(*dense, [settings.experts(), rank], &here)?;
     if !settings.allows_identical() {

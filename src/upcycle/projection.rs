@@ -57,10 +57,13 @@ fn project(weight: &[f32], bias: &[f32], to: &Projection<'_>) -> (Vec<f32>, Vec<
         projected = whole * Scale(1.0 - to.alpha) + projected * Scale(to.alpha);
     }
 
+    // b + α (I - U Uᵀ) W μ: what the projection loses of the mean output.
     let bias = match to.mean {
         None => bias.to_vec(),
         Some(mean) => {
             let mean = Mat::from_fn(mean.len(), 1, |i, _| f64::from(mean[i]));
+
+            // W μ and its projection nearly cancel, which is why all of this is f64.
             let lost = &mean - onto(basis.as_ref(), mean.as_ref());
             let moved = bias.iter().enumerate();
             moved

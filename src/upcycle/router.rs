@@ -38,6 +38,7 @@ impl Router {
 fn random(layer: &LayerInput<'_>) -> Matrix {
     let mut router = Matrix::zeros(layer.settings.experts(), layer.dense.width());
     let std = layer.settings.router_std();
+
     let mut stream = layer.streams.router();
     for value in router.data_mut() {
         *value = num::round_f32(std * rng::normal_f64(&mut stream));

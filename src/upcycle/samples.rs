@@ -23,6 +23,7 @@ impl Parts {
     /// Width d, hidden width h, E experts, bases of `rank` (at most the full one).
     pub(super) fn new(d: usize, h: usize, n_experts: usize, rank: usize) -> Self {
         let mut centroids = matrix(n_experts, d, 1.0, 77);
+
         for row in 0..n_experts {
             let norm = centroids.row(row).iter().map(|v| v * v).sum::<f32>().sqrt();
             for v in centroids.row_mut(row).iter_mut() {

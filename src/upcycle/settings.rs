@@ -91,6 +91,8 @@ impl Settings {
         refuse_others(method, init)?;
         refuse_missing(method, init)?;
 
+        // The defaults of METHOD §3. A method without a ratio or an alpha never reads
+        // them.
         let settings = Self {
             experts,
             ratio: init.ratio.unwrap_or(0.0),
@@ -104,6 +106,7 @@ impl Settings {
             router_std: init.router_std.unwrap_or(ROUTER_STD),
             identical: init.allow_identical.unwrap_or(false),
         };
+
         settings.check_ranges()?;
         settings.refuse_twins(method)?;
         Ok(settings)
@@ -152,10 +155,13 @@ impl Settings {
     fn check_ranges(&self) -> Result<()> {
         let ratio = (0.0..=1.0).contains(&self.ratio);
         in_range(ratio, Parameter::Ratio, self.ratio, "0 to 1")?;
+
         let alpha = (0.0..=1.0).contains(&self.alpha);
         in_range(alpha, Parameter::Alpha, self.alpha, "0 to 1")?;
+
         let scale = self.router_scale > 0.0 && self.router_scale.is_finite();
         in_range(scale, Parameter::RouterScale, self.router_scale, "above 0")?;
+
         let std = self.router_std >= 0.0 && self.router_std.is_finite();
         in_range(std, Parameter::RouterStd, self.router_std, "0 or more")
     }
@@ -164,6 +170,7 @@ impl Settings {
     /// could never tell them apart.
     fn refuse_twins(&self, method: &dyn Method) -> Result<()> {
         let form = method.form();
+
         let twins = matches!(
             form,
             Form::Copies(Router::Random) | Form::LowRank(Router::Random, _)
@@ -171,6 +178,7 @@ impl Settings {
         if !twins || self.router_std > 0.0 || self.identical {
             return Ok(());
         }
+
         let name = method.name();
         Err(Error::usage(format!(
             "router_std: found 0, but method {name} makes equal experts, which training can \

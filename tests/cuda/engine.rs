@@ -1,14 +1,13 @@
 //! The whole engine against the CPU engine on tiny models.
 
-use upcycle::config::Precision;
-use upcycle::config::{EesdTarget, OptimConfig};
+use upcycle::config::{EesdTarget, OptimConfig, Precision};
 use upcycle::engine::cpu::Cpu;
 use upcycle::engine::cuda::Cuda;
 use upcycle::engine::{
     Engine, Losses, Objective, Pairs, Pixels, TeacherPlan, TowerInput, Trainable,
     Training, TrainingState,
 };
-use upcycle::model::names::Place;
+use upcycle::model::names::ParameterId;
 use upcycle::model::params::Layout;
 use upcycle::model::{ClipConfig, Tower};
 
@@ -43,11 +42,11 @@ fn training(config: &ClipConfig, target: Option<EesdTarget>) -> Training {
         optim: optim(),
         trainable: Trainable::all(config),
         objective: Objective { balance, router_z, eesd, label_smoothing: 0.0 },
-        teacher: target.map(|target| TeacherPlan { target, share: 0.4, decay: 0.9 }),
+        teacher: target.map(|target| TeacherPlan { target, fraction: 0.4, decay: 0.9 }),
     }
 }
 
-/// A CUDA engine at `values`, with a teacher at `taught`.
+/// A CUDA engine at the weights of a student, with a teacher at those of another.
 fn open(
     config: &ClipConfig,
     precision: Precision,
@@ -59,16 +58,16 @@ fn open(
     engine
 }
 
-/// Makes an engine ready to train `values`, with a teacher at `taught`.
+/// Makes an engine ready to train `student`, with `teacher` as the weights of the teacher.
 fn start(
     engine: &mut dyn Engine,
     training: &Training,
-    (values, taught): (&[f32], &[f32]),
+    (student, teacher): (&[f32], &[f32]),
 ) {
-    engine.load(taught).unwrap();
+    engine.load(teacher).unwrap();
     engine.start_training(training).unwrap();
     let state = engine.training_state().unwrap();
-    engine.restore(&TrainingState { values: values.to_vec(), ..state }).unwrap();
+    engine.restore(&TrainingState { values: student.to_vec(), ..state }).unwrap();
 }
 
 fn step(
@@ -77,18 +76,6 @@ fn step(
 ) -> (Losses, Vec<f32>) {
     let losses = engine.step(Pairs { pixels: Pixels::Values(pixels), ids }).unwrap();
     (losses, engine.gradient().unwrap())
-}
-
-/// Losses and gradient of the CPU engine.
-fn reference(
-    config: &ClipConfig,
-    weights: (&[f32], &[f32]),
-    target: Option<EesdTarget>,
-    batch: &(Vec<f32>, Vec<u32>),
-) -> (Losses, Vec<f32>) {
-    let mut engine = Cpu::new(config);
-    start(&mut engine, &training(config, target), weights);
-    step(&mut engine, batch)
 }
 
 fn wide(values: &[f32]) -> Vec<f64> {
@@ -114,83 +101,117 @@ fn distance(found: &[f32], truth: &[f32]) -> f64 {
     (gaps / square(&mut truth.iter().map(|v| f64::from(*v)))).sqrt()
 }
 
-const KINDS: [(bool, Option<EesdTarget>); 4] = [
-    (false, None),
-    (true, None),
-    (true, Some(EesdTarget::Layer)),
-    (true, Some(EesdTarget::Embedding)),
-];
+/// One kind of step on a tiny model: the weights of student and teacher, and a batch.
+struct Case {
+    moe: bool,
+    target: Option<EesdTarget>,
+    config: ClipConfig,
+    student: Vec<f32>,
+    teacher: Vec<f32>,
+    batch: (Vec<f32>, Vec<u32>),
+}
+
+impl Case {
+    /// The dense model, the mixture, and the mixture with both kinds of distillation.
+    fn all() -> [Self; 4] {
+        [
+            (false, None),
+            (true, None),
+            (true, Some(EesdTarget::Layer)),
+            (true, Some(EesdTarget::Embedding)),
+        ]
+        .map(|(moe, target)| {
+            let config = config(moe);
+            Self {
+                moe,
+                target,
+                student: values(&config, "student"),
+                teacher: values(&config, "teacher"),
+                batch: pairs(&config, 37),
+                config,
+            }
+        })
+    }
+
+    fn weights(&self) -> (&[f32], &[f32]) {
+        (&self.student, &self.teacher)
+    }
+
+    /// A CUDA engine that is ready for the step.
+    fn open(&self, precision: Precision) -> Cuda {
+        open(&self.config, precision, self.weights(), self.target)
+    }
+
+    /// Losses and gradient of the CPU engine.
+    fn reference(&self) -> (Losses, Vec<f32>) {
+        let mut engine = Cpu::new(&self.config);
+        start(&mut engine, &training(&self.config, self.target), self.weights());
+        step(&mut engine, &self.batch)
+    }
+
+    /// The kind of the step, for messages.
+    fn name(&self) -> String {
+        format!("moe: {}, distillation: {:?}", self.moe, self.target)
+    }
+}
 
 #[test]
 fn losses_and_every_gradient_equal_the_cpu_in_f32() {
     let Some(_session) = session() else { return };
-    for (moe, target) in KINDS {
-        let config = config(moe);
-        let (student, teacher) = (values(&config, "student"), values(&config, "teacher"));
-        let weights = (student.as_slice(), teacher.as_slice());
-        let batch = pairs(&config, 37);
-        let (expected, truth) = reference(&config, weights, target, &batch);
-        let mut engine = open(&config, Precision::F32, weights, target);
-        let (losses, gradient) = step(&mut engine, &batch);
+    for case in Case::all() {
+        let name = case.name();
+        let (expected, truth) = case.reference();
+        let (losses, gradient) = step(&mut case.open(Precision::F32), &case.batch);
         let near = |what: &str, a: f64, b: f64| {
-            assert!(
-                (a - b).abs() < 2e-5 * (1.0 + b.abs()),
-                "{moe} {target:?} {what}: {a} {b}"
-            );
+            assert!((a - b).abs() < 2e-5 * (1.0 + b.abs()), "{name}, {what}: {a} {b}");
         };
         near("clip", losses.clip, expected.clip);
         near("balance", losses.balance, expected.balance);
         near("router z", losses.router_z, expected.router_z);
         near("eesd", losses.eesd, expected.eesd);
         near("total", losses.total, expected.total);
+
+        assert_eq!(losses.layers.len(), expected.layers.len());
         for (own, other) in losses.layers.iter().zip(&expected.layers) {
             assert_eq!((own.0, own.1), (other.0, other.1));
             assert_eq!(own.2.counts, other.2.counts);
             near("rows", own.2.rows, other.2.rows);
             near("entropy", own.2.entropy, other.2.entropy);
         }
-        assert_eq!(losses.layers.len(), expected.layers.len());
-        let (off, name) = worst(&config, &gradient, &truth);
-        assert!(off < 5e-5, "{moe} {target:?} {name}: off by {off:.2e}");
+        let (off, tensor) = worst(&case.config, &gradient, &truth);
+        assert!(off < 5e-5, "{name}, {tensor}: off by {off:.2e}");
     }
 }
 
 #[test]
 fn losses_and_gradients_are_near_the_cpu_in_bf16() {
     let Some(_session) = session() else { return };
-    for (moe, target) in KINDS {
-        let config = config(moe);
-        let (student, teacher) = (values(&config, "student"), values(&config, "teacher"));
-        let weights = (student.as_slice(), teacher.as_slice());
-        let batch = pairs(&config, 37);
-        let (expected, truth) = reference(&config, weights, target, &batch);
-        let mut engine = open(&config, Precision::Bf16, weights, target);
-        let (losses, gradient) = step(&mut engine, &batch);
+    for case in Case::all() {
+        let name = case.name();
+        let (expected, truth) = case.reference();
+        let (losses, gradient) = step(&mut case.open(Precision::Bf16), &case.batch);
         let off = (losses.total - expected.total).abs() / expected.total;
-        assert!(off < 0.02, "{moe} {target:?}: {} {}", losses.total, expected.total);
+        assert!(off < 0.02, "{name}: {} {}", losses.total, expected.total);
         let off = distance(&gradient, &truth);
-        println!("bf16 {moe} {target:?}: gradient off by {off:.3}");
-        assert!(off < 0.08, "{moe} {target:?}: gradient off by {off:.3}");
+        println!("bf16, {name}: gradient off by {off:.3}");
+        assert!(off < 0.08, "{name}: gradient off by {off:.3}");
     }
 }
 
 #[test]
 fn micro_batches_have_the_gradient_of_the_whole_batch() {
     let Some(_session) = session() else { return };
-    for (moe, target) in KINDS {
-        let config = config(moe);
-        let (student, teacher) = (values(&config, "student"), values(&config, "teacher"));
-        let weights = (student.as_slice(), teacher.as_slice());
-        let batch = pairs(&config, 37);
-        let mut engine = open(&config, Precision::F32, weights, target);
-        let (whole, truth) = step(&mut engine, &batch);
-        let mut plan = training(&config, target);
+    for case in Case::all() {
+        let name = case.name();
+        let mut engine = case.open(Precision::F32);
+        let (whole, truth) = step(&mut engine, &case.batch);
+        let mut plan = training(&case.config, case.target);
         plan.optim.micro_batch = 16;
-        start(&mut engine, &plan, weights);
-        let (losses, gradient) = step(&mut engine, &batch);
+        start(&mut engine, &plan, case.weights());
+        let (losses, gradient) = step(&mut engine, &case.batch);
         assert!((whole.total - losses.total).abs() < 1e-5 * (1.0 + whole.total));
-        let (off, name) = worst(&config, &gradient, &truth);
-        assert!(off < 2e-5, "{moe} {target:?} {name}: off by {off:.2e}");
+        let (off, tensor) = worst(&case.config, &gradient, &truth);
+        assert!(off < 2e-5, "{name}, {tensor}: off by {off:.2e}");
     }
 }
 
@@ -419,14 +440,14 @@ fn a_frozen_logit_scale_is_not_clamped() {
     let Some(_session) = session() else { return };
     let config = config(false);
     let mut weights = values(&config, "student");
-    let scale = Layout::new(&config).range(Place::LogitScale).start;
+    let scale = Layout::new(&config).range(ParameterId::LogitScale).start;
     weights[scale] = 5.0;
     for frozen in [true, false] {
         let mut plan = training(&config, None);
         for (own, (parameter, _)) in
             plan.trainable.iter_mut().zip(Layout::new(&config).iter())
         {
-            if frozen && parameter.place == Place::LogitScale {
+            if frozen && parameter.id == ParameterId::LogitScale {
                 *own = Trainable::Frozen;
             }
         }
@@ -545,18 +566,22 @@ fn a_checkpoint_goes_on_as_if_nothing_had_happened() {
     let Some(_session) = session() else { return };
     let config = config(true);
     let weights = values(&config, "student");
-    let (pixels, ids) = pairs(&config, 20);
-    let batch = Pairs { pixels: Pixels::Values(&pixels), ids: &ids };
-    let target = Some(EesdTarget::Embedding);
-    let mut whole = open(&config, Precision::Bf16, (&weights, &weights), target);
-    whole.step(batch).unwrap();
-    whole.update(1e-2).unwrap();
+    let batch = pairs(&config, 20);
+    let ready = || {
+        open(&config, Precision::Bf16, (&weights, &weights), Some(EesdTarget::Embedding))
+    };
+    let advance = |engine: &mut Cuda| {
+        step(engine, &batch);
+        engine.update(1e-2).unwrap();
+    };
+
+    let mut whole = ready();
+    advance(&mut whole);
     let state = whole.training_state().unwrap();
-    whole.step(batch).unwrap();
-    whole.update(1e-2).unwrap();
-    let mut other = open(&config, Precision::Bf16, (&weights, &weights), target);
+    advance(&mut whole);
+
+    let mut other = ready();
     other.restore(&state).unwrap();
-    other.step(batch).unwrap();
-    other.update(1e-2).unwrap();
+    advance(&mut other);
     assert!(whole.training_state().unwrap() == other.training_state().unwrap());
 }

@@ -316,7 +316,7 @@ fn a_damaged_set_is_named_and_does_not_take_the_others_with_it() {
     assert!(found["upcycle"]["pictures"].as_u64().unwrap() >= 12);
     for (args, code, why) in [
         (on(&["none"], &[]), 2, "no set none below sets"),
-        (on(&["whole"], &["--corrupt-share", "2"]), 2, "expected 0 to 1"),
+        (on(&["whole"], &["--corrupt-share", "2"]), 2, "expected a fraction from 0 to 1"),
         (on(&["whole"], &["--split", "train"]), 1, "does not have the split train"),
         (
             on(&["whole"], &["--classnames", "sets/wds_mismatch/classnames.txt"]),

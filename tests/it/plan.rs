@@ -76,10 +76,12 @@ fn complete(set: &[&str], models: usize) {
 
 #[test]
 fn every_stage_knows_the_code_it_was_built_from() {
-    let hashes: BTreeSet<&str> =
-        stage::names().map(upcycle::pipeline::source::of_stage).collect();
+    let of_stage = |name| upcycle::pipeline::source::of_stage(name, "cpu-f32");
+    let hashes: BTreeSet<&str> = stage::names().map(of_stage).collect();
     assert_eq!(hashes.len(), ALL.len());
     assert!(!hashes.contains(""));
+    let on_card = upcycle::pipeline::source::of_stage("train", "cuda-bf16");
+    assert!(!on_card.is_empty() && !hashes.contains(on_card));
     let formats = upcycle::pipeline::source::formats();
     for package in ["parquet", "safetensors", "rand_chacha"] {
         assert!(formats.iter().any(|(name, _)| *name == package), "{package}");

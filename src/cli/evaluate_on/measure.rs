@@ -15,7 +15,7 @@ use crate::linalg::Matrix;
 use crate::par;
 use crate::text::Tokenizer;
 
-/// A model with all it needs to look at pictures and texts.
+/// A model, with what turns pictures and texts into its inputs.
 #[derive(Debug)]
 pub(super) struct Model {
     pub engine: Box<dyn Engine>,
@@ -24,7 +24,7 @@ pub(super) struct Model {
     pub normalise: Normalise,
 }
 
-/// What was found on a set.
+/// The results of one set.
 #[derive(Debug)]
 pub(super) struct Report {
     pub task: &'static str,
@@ -33,7 +33,11 @@ pub(super) struct Report {
     pub skipped: Vec<Skipped>,
 }
 
-/// Measures `set`, known as `name`, and tolerates a fraction of unreadable pictures.
+/// Measures `set`, known as `name`, with the model.
+///
+/// # Errors
+/// Where more than the fraction `corrupt_share` of the pictures cannot be used, where none can,
+/// or where a label has no class name.
 pub(super) fn measure(
     model: &mut Model,
     set: &EvaluationSet,
@@ -55,6 +59,7 @@ pub(super) fn measure(
         captions: Vec::new(),
     };
 
+    // The pictures pass once, a batch at a time; only their embeddings are kept.
     set.each(&mut |found| {
         match found {
             Found::Bad(bad) => gathered.tolerance.reject(bad)?,
@@ -65,20 +70,24 @@ pub(super) fn measure(
         }
         Ok(())
     })?;
+
+    // The last batch is usually not full.
     gathered.embed()?;
 
+    // Only now is the number of pairs known that a fraction can be taken of.
     let Gathered { tolerance, rows, labels, captions, .. } = gathered;
     let skipped = tolerance.finish()?.skipped;
     if labels.is_empty() {
-        return Err(Error::failed("it holds no picture that can be used"));
+        return Err(Error::failed("the set has no picture that can be used"));
     }
 
     let pictures = labels.len();
     let embeddings = Matrix::new(pictures, encoder.embed_dim(), rows)?;
     let images = LabelledImages::<Test>::embedded(name, embeddings, labels)?;
 
-    let tokenise = |texts: &[String]| model.tokenizer.encode_all(texts, context);
-    let vocabulary = vocabulary(set.task(), &tokenise);
+    let tokenize = |texts: &[String]| model.tokenizer.encode_all(texts, context);
+    let vocabulary = vocabulary(set.task(), &tokenize);
+
     let (task, measurements) = match set.task() {
         Task::Classification { .. } => {
             let found =
@@ -91,31 +100,39 @@ pub(super) fn measure(
             (sets::RETRIEVAL, found)
         }
     };
+
     Ok(Report { task, pictures, measurements, skipped })
 }
 
-fn vocabulary<'a>(task: &Task, tokenise: eval::Tokenise<'a>) -> Vocabulary<'a> {
+/// The texts that stand for classes; retrieval asks with captions and has none.
+fn vocabulary<'a>(task: &Task, tokenize: eval::Tokenize<'a>) -> Vocabulary<'a> {
     let (classes, templates) = match task {
         Task::Classification { classes, templates } => {
             (classes.clone(), templates.clone())
         }
         Task::Retrieval => (Vec::new(), Vec::new()),
     };
+
+    // A foreign set knows no groups of classes and holds none out: all are equal here.
     let concept = |label| Concept { label, group: 0, subgroup: 0, held_out: false };
     let concepts = classes.into_iter().map(concept).collect();
-    Vocabulary { concepts, templates, tokenise }
+    Vocabulary { concepts, templates, tokenize }
 }
 
-/// Pictures on their way to vectors.
+/// Pictures on their way to embeddings, and the embeddings so far.
 struct Gathered<'a> {
     set: &'a EvaluationSet,
     framing: Framing,
     normalise: Normalise,
     encoder: &'a mut dyn Engine,
     tolerance: Tolerance,
+    /// Pairs that are not embedded yet, fewer than a batch.
     waiting: Vec<Pair>,
+    /// The embeddings, one row after the other.
     rows: Vec<f32>,
+    /// The label of each row, 0 where the task has no classes.
     labels: Vec<usize>,
+    /// The captions of each row.
     captions: Vec<Vec<String>>,
 }
 
@@ -127,6 +144,8 @@ impl Gathered<'_> {
             let (key, reason) = (pair.key.clone(), why.to_owned());
             Skipped { key, fault, reason }
         };
+
+        // What lacks a class or a caption is a bad pair, which the tolerance may allow.
         match (self.set.task(), pair.label) {
             (Task::Classification { classes, .. }, Some(label))
                 if label >= classes.len() =>
@@ -150,9 +169,12 @@ impl Gathered<'_> {
         }
     }
 
-    /// Decodes and embeds what waits.
+    /// Decodes and embeds the pairs that are waiting. A picture that cannot be decoded is
+    /// rejected and leaves no row.
     fn embed(&mut self) -> Result<()> {
         let waiting = std::mem::take(&mut self.waiting);
+
+        // Decoding and scaling take longer than a small model does, so all threads share it.
         let (framing, normalise) = (self.framing, self.normalise);
         let decoded = par::map(waiting.len(), |i| {
             let pair = &waiting[i];
@@ -160,6 +182,7 @@ impl Gathered<'_> {
             Ok::<_, Error>(normalise.planes(&picture))
         });
 
+        // Rows, labels and captions grow together, in the order of the set.
         let (mut pixels, mut n) = (Vec::new(), 0);
         for (pair, planes) in waiting.into_iter().zip(decoded) {
             match planes {

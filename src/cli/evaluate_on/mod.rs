@@ -1,7 +1,8 @@
 //! `upcycle-evaluate on`: any checkpoint on evaluation sets as `CLIP_benchmark` stores them.
 //!
-//! Beside the pipeline: reads folders, writes a folder, knows no artifacts. Sets are measured
-//! one after the other; one that fails does not take the others' results with it.
+//! This tool stands beside the pipeline: it reads folders, writes a folder, and knows no
+//! artifacts. Sets are measured one after the other, and a set that fails does not take the
+//! results of the others with it.
 
 mod measure;
 mod names;
@@ -16,8 +17,8 @@ use serde_json::json;
 
 use self::measure::{Model, Report};
 use self::names::Found;
-use self::outcome::{Details, Outcome, Place};
-use super::import::preprocessing;
+use self::outcome::{Details, Outcome, ResultFiles};
+use super::import::{check_vocabulary, preprocessing};
 use crate::artifact::Digest;
 use crate::checkpoint::{self, Hints, Preprocessing};
 use crate::cli;
@@ -40,7 +41,7 @@ Examples:
       --preprocess artifacts/dataset/current/dataset.json \\
       --set sets/wds_flickr30k --set vtab-natural --sets-root sets --out results --skip-existing
 
-Collections: imagenet-robustness, vtab-natural, retrieval; what of them is missing is named.
+Collections: imagenet-robustness, vtab-natural, retrieval. Members that are missing are named.
 A set is a folder: tar shards as CLIP_benchmark stores them (SPLIT/0.tar, nshards.txt,
 classnames.txt, zeroshot_classification_templates.txt, dataset_type.txt), one folder per class,
 or for retrieval Karpathy's dataset_*.json or captions.csv (docs/dataset.md). NAME is looked
@@ -64,8 +65,7 @@ struct OnArgs {
     /// The folder of results.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Leave a result alone that was made with the same model and settings. Pictures are not
-    /// compared.
+    /// Keep a result that was made with the same model and settings. Pictures are not compared.
     #[arg(long)]
     skip_existing: bool,
     /// The split of every set.
@@ -98,14 +98,14 @@ struct OnArgs {
     /// Fraction of unreadable pictures that is named and skipped instead of refused.
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     corrupt_share: f64,
-    /// Resamples of the 95 % intervals.
+    /// Number of resamples behind the 95 % intervals.
     #[arg(long, value_name = "N", default_value_t = 1000,
           value_parser = clap::value_parser!(u32).range(1..))]
     bootstrap: u32,
     /// Seed of the resamples.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Pictures and texts through the model at a time.
+    /// Number of pictures or texts that go through the model at a time.
     #[arg(long, value_name = "N", default_value_t = 64,
           value_parser = clap::value_parser!(u16).range(1..))]
     batch: u16,
@@ -116,10 +116,10 @@ struct OnArgs {
     /// The numbers it is multiplied in; bf16 is for cards only.
     #[arg(long, value_enum, default_value = "f32")]
     precision: Precision,
-    /// Threads [default: all cores].
+    /// Number of threads [default: all cores].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
-    /// Say nothing but errors.
+    /// Print errors only.
     #[arg(long, short)]
     quiet: bool,
 }
@@ -129,8 +129,10 @@ pub fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_none_or(|first| first != "on") {
         return cli::stage::main(&evaluate::STAGE);
     }
+
     let panics = Panics::default();
     panics.install();
+
     let run = || {
         let name = "upcycle-evaluate on";
         let command = Command::new("on")
@@ -138,8 +140,11 @@ pub fn main() -> ExitCode {
             .display_name(name)
             .about("Measures a checkpoint on evaluation sets, as CLIP_benchmark does.")
             .after_help(EXAMPLES);
+        // The name of the program goes; `on` takes its place before the arguments.
         let args = std::env::args_os().skip(1);
         let Some(args) = cli::parse::<OnArgs>(command, args)? else { return Ok(()) };
+
+        // All parallel loops below run on this pool; without a number it has every core.
         let mut pool = rayon::ThreadPoolBuilder::new();
         if let Some(threads) = args.threads {
             pool = pool.num_threads(usize::from(threads));
@@ -150,11 +155,14 @@ pub fn main() -> ExitCode {
     cli::exit(run, &panics)
 }
 
+/// Measures all sets. Ends with an error if one of them failed, after the others are done.
 fn on(args: &OnArgs) -> Result<()> {
     let console = Console::new(if args.quiet { Volume::Quiet } else { Volume::Normal });
     if !(0.0..=1.0).contains(&args.corrupt_share) {
         let found = args.corrupt_share;
-        return Err(Error::usage(format!("--corrupt-share {found}, expected 0 to 1")));
+        return Err(Error::usage(format!(
+            "--corrupt-share is {found}, expected a fraction from 0 to 1"
+        )));
     }
 
     let resolved = names::resolve(&args.set, args.sets_root.as_deref())?;
@@ -162,6 +170,7 @@ fn on(args: &OnArgs) -> Result<()> {
         console.line(&format!("{name}: missing below the folder of sets"));
     }
 
+    // Hours of other sets should not be lost because one set is damaged.
     let mut work = Work::open(args, &console)?;
     let (mut outcomes, mut failed) = (BTreeMap::new(), Vec::new());
     for found in &resolved.sets {
@@ -174,20 +183,22 @@ fn on(args: &OnArgs) -> Result<()> {
     }
     cli::print(&means(&args.set, &outcomes))?;
 
-    let all = resolved.sets.len();
-    match failed.len() {
-        0 => Ok(()),
-        count => {
-            let (name, error) = failed.swap_remove(0);
-            let others: Vec<String> = failed.into_iter().map(|(name, _)| name).collect();
-            let mut message =
-                format!("{count} of {all} sets failed, the first is {name}");
-            if !others.is_empty() {
-                message = format!("{message}; also {}", others.join(", "));
-            }
-            Err(Error::new(error.kind(), message).caused_by(error))
-        }
+    failures(failed, resolved.sets.len())
+}
+
+/// One error for all sets that failed: it names every one, and gives the cause and the exit
+/// code of the first.
+fn failures(failed: Vec<(String, Error)>, all: usize) -> Result<()> {
+    let count = failed.len();
+    let mut failed = failed.into_iter();
+    let Some((name, error)) = failed.next() else { return Ok(()) };
+
+    let mut message = format!("{count} of {all} sets failed, the first is {name}");
+    let others: Vec<String> = failed.map(|(name, _)| name).collect();
+    if !others.is_empty() {
+        message = format!("{message}; also {}", others.join(", "));
     }
+    Err(Error::new(error.kind(), message).caused_by(error))
 }
 
 /// Everything that is the same for all sets.
@@ -200,6 +211,7 @@ struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
+    /// Opens the model with its tokenizer and its preparation of pictures.
     fn open(args: &'a OnArgs, console: &'a Console) -> Result<Self> {
         let checkpoint = checkpoint::read(&args.checkpoint, &args.hints)?;
         let place = args.checkpoint.display();
@@ -212,17 +224,12 @@ impl<'a> Work<'a> {
                 .caused_by(e)
             })?,
         };
+        // The same vocabulary reads captions differently after another cleaning.
         let tokenizer = checkpoint::cleaned(tokenizer, &args.checkpoint, &args.hints)?;
 
-        let (found, expected) =
-            (tokenizer.vocabulary(), checkpoint.config.text.vocabulary);
-        if found != expected {
-            return Err(Error::usage(format!(
-                "the tokenizer has {found} entries, the model expects {expected}: give its \
-                 own with --tokenizer"
-            )));
-        }
+        check_vocabulary(&checkpoint.config, &tokenizer)?;
 
+        // A wrong preparation lowers accuracy without any error, so none is assumed.
         let pictures = match &args.preprocess {
             Some(path) => Some(preprocessing(path)?),
             None => Preprocessing::of_checkpoint(&args.checkpoint)?,
@@ -240,6 +247,8 @@ impl<'a> Work<'a> {
             bootstrap: Bootstrap::new(args.seed, resamples)?,
             recall_at: args.recall_at.iter().copied().map(usize::from).collect(),
         };
+
+        // The key covers the weights, so it is computed before the engine takes them.
         let normalise = pictures.normalise();
         let compute = Compute { device: args.device, precision: args.precision };
         let backend = Backend::choose_for(compute, &checkpoint.config)?;
@@ -249,12 +258,12 @@ impl<'a> Work<'a> {
         Ok(Self { args, console, model, settings, key })
     }
 
-    /// Measures a set, or finds that it was.
+    /// Measures a set, unless `--skip-existing` finds that it was measured before.
     fn one(&mut self, found: &Found) -> Result<Outcome> {
         let args = self.args;
-        let place = Place::new(&args.out, &found.slug());
+        let files = ResultFiles::new(&args.out, &found.slug());
         if args.skip_existing
-            && let Some(outcome) = place.existing()
+            && let Some(outcome) = files.existing()
         {
             if outcome.upcycle.key == self.key {
                 self.say(&format!("{}: there already", found.name))?;
@@ -264,6 +273,7 @@ impl<'a> Work<'a> {
             self.console.line(&format!("{}: again, {why}", found.name));
         }
 
+        // Names and prompts of the set's own are replaced before anything is embedded.
         let split = &args.split;
         let about =
             || format!("evaluating on {} with --split {split}", found.folder.display());
@@ -272,12 +282,15 @@ impl<'a> Work<'a> {
             .context(|| "--classnames".to_owned())?;
         set.rename(None, args.templates.as_deref())
             .context(|| "--templates".to_owned())?;
+
         let (name, share) = (&found.name, args.corrupt_share);
         let report = measure::measure(&mut self.model, &set, name, &self.settings, share)
             .context(about)?;
 
         let outcome = self.outcome(name, &set, &report);
-        place.write(&outcome, &report.measurements)?;
+        files.write(&outcome, &report.measurements)?;
+
+        // Nothing is left out without a line that says so.
         for (kind, count) in set.left_out() {
             self.console.line(&format!("{name}: left out, not read: {count} {kind}"));
         }
@@ -288,6 +301,7 @@ impl<'a> Work<'a> {
         Ok(outcome)
     }
 
+    /// The content of the result's JSON.
     fn outcome(&self, name: &str, set: &EvaluationSet, report: &Report) -> Outcome {
         let args = self.args;
         let mut metrics: BTreeMap<String, Option<f64>> = report
@@ -295,6 +309,7 @@ impl<'a> Work<'a> {
             .iter()
             .map(|m| (m.metric.clone(), Some(m.value)))
             .collect();
+        // `CLIP_benchmark` always writes acc5, and writes null below five classes.
         if report.task == crate::eval::sets::CLASSIFICATION {
             metrics.entry("acc5".to_owned()).or_insert(None);
         }
@@ -302,6 +317,7 @@ impl<'a> Work<'a> {
         let path = args.checkpoint.display().to_string();
         let dataset =
             if set.is_sharded() { format!("wds/{name}") } else { name.to_owned() };
+
         Outcome {
             dataset,
             model: args.model.clone().unwrap_or_else(|| called(&args.checkpoint)),
@@ -318,12 +334,13 @@ impl<'a> Work<'a> {
         }
     }
 
+    /// Prints a result at once: the next set may take an hour.
     fn say(&self, line: &str) -> Result<()> {
         if self.args.quiet { Ok(()) } else { cli::print(&[line.to_owned()]) }
     }
 }
 
-/// Where a checkpoint's own tokenizer lies.
+/// The folder of a checkpoint, where its own tokenizer would be.
 fn beside(checkpoint: &Path) -> &Path {
     if checkpoint.is_dir() {
         return checkpoint;
@@ -331,7 +348,8 @@ fn beside(checkpoint: &Path) -> &Path {
     checkpoint.parent().unwrap_or(checkpoint)
 }
 
-/// The name of a checkpoint's folder; of a pipeline's result that of its run.
+/// The name of a checkpoint: that of its folder, or that of the run for a result of the
+/// pipeline, whose folder is always `current`.
 fn called(checkpoint: &Path) -> String {
     let mut names = checkpoint.components().rev().map(std::path::Component::as_os_str);
     let name = names.find(|name| *name != "current" && *name != ".");
@@ -350,15 +368,18 @@ fn key(
         Some(path) => std::fs::read_to_string(path)
             .context(|| format!("reading {}", path.display())),
     };
+
+    // The bytes of the weights, and not their path: a folder may get other weights.
     let mut bytes = Vec::with_capacity(4 * model.values.len());
     bytes.extend(model.values.iter().flat_map(|value| value.to_le_bytes()));
+
     let said = json!({
         "config": model.config.to_json()?,
         "backend": backend.name(),
         "weights": Digest::of_bytes(&bytes).as_str(),
         "tokenizer": tokenizer.json()?,
         "pictures": pictures.json()?,
-        "source": source::of_stage(evaluate::STAGE.name),
+        "source": source::of_stage(evaluate::STAGE.name, Backend::Cpu.name()),
         "split": args.split,
         "recall_at": args.recall_at,
         "templates": text(&args.templates)?,
@@ -370,12 +391,13 @@ fn key(
     Ok(Digest::of_bytes(said.to_string().as_bytes()).as_str().to_owned())
 }
 
-/// A result in one line.
+/// A result on one line.
 fn line(name: &str, outcome: &Outcome) -> String {
     let metrics = outcome.metrics.iter();
     let metrics =
         metrics.filter_map(|(metric, value)| Some(format!("{metric} {:.4}", (*value)?)));
     let metrics = metrics.collect::<Vec<_>>().join(", ");
+
     let details = &outcome.upcycle;
     let skipped = match details.skipped.len() {
         0 => String::new(),
@@ -388,6 +410,7 @@ fn line(name: &str, outcome: &Outcome) -> String {
 fn means(asked: &[String], outcomes: &BTreeMap<String, Outcome>) -> Vec<String> {
     let mean = |name: &String| {
         let members = names::collection(name)?;
+        // The mean of a part of a collection would pass for that of the whole.
         let acc1 = |member: &&str| *outcomes.get(*member)?.metrics.get("acc1")?;
         let values: Vec<f64> = members.iter().map(acc1).collect::<Option<_>>()?;
         let (mean, count) = (crate::num::mean(&values), values.len());

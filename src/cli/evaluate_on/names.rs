@@ -37,10 +37,10 @@ pub(super) const COLLECTIONS: [(&str, &[&str]); 3] = [
     ("retrieval", &["mscoco_captions", "flickr8k", "flickr30k"]),
 ];
 
-/// A set that was found.
+/// A set whose folder was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Found {
-    /// `vtab/caltech101`.
+    /// What results call it, such as `vtab/caltech101`.
     pub name: String,
     pub folder: PathBuf,
 }
@@ -52,7 +52,7 @@ impl Found {
     }
 }
 
-/// What was asked for, and which members of collections are not there.
+/// The sets that were asked for, and the members of collections that are not there.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Resolved {
     pub sets: Vec<Found>,
@@ -65,7 +65,8 @@ pub(super) fn collection(name: &str) -> Option<&'static [&'static str]> {
     COLLECTIONS.iter().find(|(known, _)| *known == name).map(|(_, members)| *members)
 }
 
-/// Finds every set. A set asked for by name must be there; of a collection some may lack.
+/// Finds every set. A set asked for by its own name must be there. Members of a collection may
+/// be missing as long as one of them is there, because few people have all of them.
 pub(super) fn resolve(asked: &[String], root: Option<&Path>) -> Result<Resolved> {
     if let Some(root) = root.filter(|root| !root.is_dir()) {
         let (place, what) = (
@@ -82,6 +83,8 @@ pub(super) fn resolve(asked: &[String], root: Option<&Path>) -> Result<Resolved>
             add(&mut resolved.sets, found)?;
             continue;
         };
+
+        // Missing members are reported by name, so that a mean over the rest misleads nobody.
         let before = resolved.sets.len();
         for member in members {
             match set(member, root)? {
@@ -89,6 +92,7 @@ pub(super) fn resolve(asked: &[String], root: Option<&Path>) -> Result<Resolved>
                 None => resolved.missing.push((*member).to_owned()),
             }
         }
+
         if resolved.sets.len() == before {
             return Err(unknown(name, root));
         }
@@ -96,7 +100,8 @@ pub(super) fn resolve(asked: &[String], root: Option<&Path>) -> Result<Resolved>
     Ok(resolved)
 }
 
-/// Adds a set once; two folders of one name would overwrite each other's results.
+/// Adds a set unless it is there already. Two folders of one name are refused, because they
+/// would overwrite each other's results.
 fn add(sets: &mut Vec<Found>, found: Found) -> Result<()> {
     match sets.iter().find(|other| other.slug() == found.slug()) {
         None => sets.push(found),
@@ -110,12 +115,15 @@ fn add(sets: &mut Vec<Found>, found: Found) -> Result<()> {
     Ok(())
 }
 
+/// Finds one set, below `root` first and then as a path of its own.
 fn set(name: &str, root: Option<&Path>) -> Result<Option<Found>> {
     let name = name.trim_end_matches('/');
     let name = name.strip_prefix("wds/").unwrap_or(name);
     if name.is_empty() {
         return Err(Error::usage("--set: a name is empty"));
     }
+
+    // `CLIP_benchmark` writes its own prefix and dashes; people who unpack archives often do not.
     if let Some(root) = root {
         let clean = name.replace('/', "-");
         let folders = [format!("wds_{clean}"), clean, name.to_owned()];
@@ -123,13 +131,15 @@ fn set(name: &str, root: Option<&Path>) -> Result<Option<Found>> {
             return Ok(Some(Found { name: called(&folder, Some(name)), folder }));
         }
     }
+
     let folder = PathBuf::from(name);
     let found = folder.is_dir().then(|| Found { name: called(&folder, None), folder });
     Ok(found)
 }
 
-/// What results call a set: its name, or that of its folder.
+/// What results call a set: the name it was asked for by, or the name of its folder.
 fn called(folder: &Path, name: Option<&str>) -> String {
+    // A path says where a set lies on this machine, which is no name for a result.
     let own = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let name = match name {
         Some(name) if !Path::new(name).is_absolute() && !name.contains("..") => {
@@ -137,6 +147,7 @@ fn called(folder: &Path, name: Option<&str>) -> String {
         }
         _ => own,
     };
+
     let name = name.strip_prefix("wds_").unwrap_or(&name).to_owned();
     match name.strip_prefix("vtab-") {
         Some(rest) => format!("vtab/{rest}"),
@@ -144,9 +155,11 @@ fn called(folder: &Path, name: Option<&str>) -> String {
     }
 }
 
+/// The error for a name that no folder was found for.
 fn unknown(name: &str, root: Option<&Path>) -> Error {
     let known: Vec<&str> = COLLECTIONS.iter().map(|(name, _)| *name).collect();
     let known = known.join(", ");
+
     let place = match root {
         Some(root) => format!("below {}", root.display()),
         None => "here, and no --sets-root is given".to_owned(),

@@ -1,4 +1,4 @@
-//! `upcycle-cluster fit`: spherical k-means of vectors in a file.
+//! `upcycle-cluster fit`: spherical k-means of the vectors in a file.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -87,6 +87,7 @@ pub(super) fn run(args: Vec<OsString>) -> Result<()> {
         return Ok(());
     };
 
+    // All that can be wrong with the arguments is found before the file is opened.
     let limit = match &args.memory {
         Some(text) => memory::parse(text)?,
         None => memory::half_of_free(),
@@ -101,6 +102,7 @@ pub(super) fn run(args: Vec<OsString>) -> Result<()> {
 
     let file = VectorFile::open(&args.vectors, args.column.as_deref())?;
     let out = args.common.folder()?;
+
     let line = args.common.pool(|threads| {
         // Vectors that fit are read once; the others cost a read per pass, with equal results.
         let bytes = (file.rows() * file.width() * 4) as u64;
@@ -114,6 +116,7 @@ pub(super) fn run(args: Vec<OsString>) -> Result<()> {
             if held { "held in memory" } else { "streamed from the file in every pass" }
         ));
 
+        // Reading is timed by itself: it says nothing about the algorithm.
         let started = Instant::now();
         let data = if held { file.read()? } else { Vec::new() };
         let read = started.elapsed().as_secs_f64();
@@ -127,6 +130,7 @@ pub(super) fn run(args: Vec<OsString>) -> Result<()> {
             work.fit(&Streamed(&file), &out)
         }
     })?;
+
     out.publish()?;
     cli::print(&[line])
 }
@@ -157,16 +161,22 @@ struct Work<'a> {
     args: &'a FitArgs,
     checked: &'a SphericalKMeans,
     threads: usize,
+    /// Whether the vectors are in memory.
     held: bool,
+    /// Seconds that reading them took.
     read: f64,
+    /// Gigabytes per second of a plain read, if it was measured.
     bandwidth: Option<f64>,
 }
 
 /// Times of a fit, in seconds.
 #[derive(Debug, Default)]
 struct Times {
+    /// Until all restarts had their first centroids.
     start: f64,
+    /// Of each iteration of all restarts together.
     iterations: Vec<f64>,
+    /// From the beginning to the end.
     all: f64,
 }
 
@@ -175,6 +185,8 @@ impl Work<'_> {
     fn fit(&self, rows: &impl RowSource, out: &Folder) -> Result<String> {
         let bar = self.args.common.console().bar("cluster");
         bar.start(self.args.iterations, "iterations");
+
+        // An iteration lasts from the end of the one before to its own end.
         let begun = Instant::now();
         let (mut last, mut times) = (begun, Times::default());
 
@@ -199,6 +211,7 @@ impl Work<'_> {
         Ok(self.line(rows, &model, times))
     }
 
+    /// The line of JSON about a fit.
     fn line(
         &self,
         rows: &impl RowSource,
@@ -213,6 +226,8 @@ impl Work<'_> {
 
         let own = model.history.iter().filter(|stats| stats.restart == model.restart);
         let objectives: Vec<f64> = own.map(|stats| stats.objective).collect();
+
+        // An iteration reads every value once, whatever the number of restarts.
         let iterations = times.iterations.len();
         let seconds = median(times.iterations);
         let bandwidth = (n * d * size) as f64 / seconds / 1e9;
@@ -289,6 +304,7 @@ fn write(model: &SphericalKMeansModel, out: &Folder) -> Result<()> {
     });
     tables::write(&out.path(FitClusterRow::FILE), clusters.collect())?;
 
+    // All restarts are in the table; `chosen` marks the one whose centroids are kept.
     let iterations = model.history.iter().map(|stats| FitIterationRow {
         restart: index_u32(stats.restart),
         iteration: index_u32(stats.iteration),

@@ -20,6 +20,8 @@ pub fn main(stage: &'static Stage) -> ExitCode {
     if std::env::args_os().nth(1).is_none_or(|first| first != "fit") {
         return cli::stage::main(stage);
     }
+
+    // The name of the program goes; `fit` takes its place before the arguments.
     let panics = Panics::default();
     panics.install();
     let run = || match stage.name {
@@ -38,10 +40,10 @@ struct Common {
     /// Replace the folder if it exists.
     #[arg(long)]
     force: bool,
-    /// Threads [default: all cores].
+    /// Number of threads [default: all cores].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
-    /// Say nothing but errors and the result.
+    /// Print only errors and the result.
     #[arg(long, short)]
     quiet: bool,
 }
@@ -54,6 +56,7 @@ impl Common {
         Folder::begin(&self.out, existing)
     }
 
+    /// Where progress is shown.
     fn console(&self) -> Console {
         Console::new(if self.quiet { Volume::Quiet } else { Volume::Normal })
     }
@@ -96,7 +99,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
-/// Rounded to 6 significant digits: more is noise in a figure of time.
+/// A value rounded to 6 significant digits; more of them are noise in a measurement of time.
 fn brief(value: f64) -> f64 {
     format!("{value:.5e}").parse().unwrap_or(value)
 }

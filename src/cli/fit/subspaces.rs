@@ -1,4 +1,4 @@
-//! `upcycle-subspaces fit`: data-aware subspaces of weight matrices in files.
+//! `upcycle-subspaces fit`: data-aware subspaces of the weight matrices in files.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -78,14 +78,18 @@ pub(super) fn run(args: Vec<OsString>) -> Result<()> {
     else {
         return Ok(());
     };
+
+    // All that can be wrong with the arguments is found before hours of work.
     let config = args.config()?;
     let jobs = args.jobs()?;
     let out = args.common.folder()?;
+
     let line = args.common.pool(|threads| {
         let done = fit(&jobs, &config, &args)?;
         write(&jobs, &done, &out)?;
         Ok(line(&jobs, &done, threads))
     })?;
+
     out.publish()?;
     cli::print(&[line])
 }
@@ -153,6 +157,10 @@ impl FitArgs {
         })
     }
 
+    /// The matrices with their inputs and labels.
+    ///
+    /// # Errors
+    /// Where the numbers of files do not go together, or two matrices have one name.
     fn jobs(&self) -> Result<Vec<Job>> {
         let count = self.weight.len();
         for (name, files) in [("vectors", &self.vectors), ("labels", &self.labels)] {
@@ -197,16 +205,16 @@ struct Job {
     labels: String,
 }
 
-/// What came of it, matrix after matrix.
+/// The results, one entry per matrix.
 #[derive(Debug)]
 struct Outcome {
     found: Vec<Vec<Subspace>>,
-    /// Empty unless asked for.
+    /// U Uᵀ W by cluster; empty unless asked for.
     projected: Vec<Vec<Matrix>>,
     seconds: Seconds,
 }
 
-/// Times of the phases, by the clock on the wall.
+/// Times of the phases, in seconds on the wall clock.
 #[derive(Debug, Default)]
 struct Seconds {
     read: f64,
@@ -216,7 +224,8 @@ struct Seconds {
     project: f64,
 }
 
-/// `file:name` or `file`; a name is what follows the last colon behind an ending.
+/// Splits `file:name`; the name is what follows the colon behind the ending of the file's name,
+/// because both may have colons themselves.
 fn place(text: &str) -> (&Path, Option<&str>) {
     for ending in [".safetensors:", ".parquet:"] {
         if let Some(at) = text.rfind(ending) {
@@ -228,6 +237,7 @@ fn place(text: &str) -> (&Path, Option<&str>) {
 }
 
 impl Job {
+    /// Reads the matrix, and opens its inputs, which have to be as wide as it is.
     fn new(weight: &str, vectors: &str, labels: String) -> Result<Self> {
         let (path, tensor) = place(weight);
         let file = VectorFile::open(path, tensor)?;
@@ -249,12 +259,14 @@ impl Job {
 
     /// Refuses labels that would need absurd memory, before any is taken.
     fn check(&self, clusters: usize) -> Result<()> {
+        // The moments of a cluster are a matrix of f64 on the smaller side.
         let side = self.weight.rows().min(self.weight.cols()) as u64;
         let needed = (clusters as u64).saturating_mul(side * side * 8);
         let limit = memory::half_of_free();
         if clusters <= self.vectors.rows() && needed <= limit {
             return Ok(());
         }
+
         let rows = self.vectors.rows();
         Err(Error::usage(format!(
             "{clusters} clusters of {rows} vectors need {needed} bytes of moments, expected at \
@@ -279,6 +291,7 @@ impl Job {
         let clusters = labels.iter().max().map_or(0, |&most| widen(most) + 1);
         self.check(clusters)?;
 
+        // What is not spent on moments is spent on reading: the two take turns.
         let mut builder = MatrixMoments::builder(&self.weight, clusters)?;
         let (mut at, mut moments) = (0, 0.0);
         self.vectors.stream(1, &mut |rows| {
@@ -299,8 +312,10 @@ impl Job {
     }
 }
 
+/// Writes the bases and, if there are any, the projected matrices; then the tables.
 fn write(jobs: &[Job], done: &Outcome, out: &Folder) -> Result<()> {
     let (mut subspace_bases, mut projected) = (Tensors::new(), Tensors::new());
+
     let tensor = |m: &Matrix| Tensor::new(vec![m.rows(), m.cols()], m.data().to_vec());
     for (job, found) in jobs.iter().zip(&done.found) {
         for (cluster, found) in found.iter().enumerate() {
@@ -309,6 +324,8 @@ fn write(jobs: &[Job], done: &Outcome, out: &Folder) -> Result<()> {
                 // Where the rank is full there is no basis: the matrix stays as it is.
                 subspace_bases.insert(name.clone(), tensor(basis)?);
             }
+
+            // There is a mean where energies are taken about it.
             if let Some(mean) = &found.mean {
                 let mean = Tensor::new(vec![mean.len()], mean.clone())?;
                 subspace_bases.insert(format!("{name}.mean"), mean);
@@ -329,6 +346,7 @@ fn write(jobs: &[Job], done: &Outcome, out: &Folder) -> Result<()> {
     write_tables(jobs, done, out)
 }
 
+/// Writes one row per cluster and matrix, and one per direction of each.
 fn write_tables(jobs: &[Job], done: &Outcome, out: &Folder) -> Result<()> {
     let (mut subspaces, mut spectra) = (Vec::new(), Vec::new());
     for (job, found) in jobs.iter().zip(&done.found) {
@@ -337,13 +355,7 @@ fn write_tables(jobs: &[Job], done: &Outcome, out: &Folder) -> Result<()> {
             subspaces.push(FitSubspaceRow {
                 matrix: job.name.clone(),
                 cluster,
-                tokens: index_u32(s.tokens),
-                rank: index_u32(s.rank),
-                full_rank: index_u32(s.full_rank),
-                retained: s.retained,
-                error_inside: s.error_inside,
-                error_outside: s.error_outside,
-                shrinkage: s.shrinkage,
+                figures: s.figures(),
             });
 
             let spectrum = s.spectrum.iter().enumerate();
@@ -359,6 +371,7 @@ fn write_tables(jobs: &[Job], done: &Outcome, out: &Folder) -> Result<()> {
     tables::write(&out.path(FitSpectrumRow::FILE), spectra)
 }
 
+/// The line of JSON about the work.
 fn line(jobs: &[Job], done: &Outcome, threads: usize) -> String {
     let matrices: Vec<serde_json::Value> = jobs
         .iter()

@@ -45,7 +45,7 @@ fn cases() -> Vec<Case> {
 pub(super) fn check(device: usize, outcome: &mut Outcome) -> Result<()> {
     for case in cases() {
         let teacher =
-            case.target.map(|target| TeacherPlan { target, share: 0.4, decay: 0.9 });
+            case.target.map(|target| TeacherPlan { target, fraction: 0.4, decay: 0.9 });
         let objective =
             Objective { balance: 0.5, router_z: 0.3, eesd: 0.7, label_smoothing: 0.0 };
         let training = models::training(&case.config, Losses { objective, teacher });

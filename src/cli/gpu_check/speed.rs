@@ -91,7 +91,7 @@ fn races() -> Vec<Race> {
             let moe = variant != "dense";
             let balance = if moe { 0.01 } else { 0.0 };
             let target = EesdTarget::Layer;
-            let teacher = TeacherPlan { target, share: 0.05, decay: 0.999 };
+            let teacher = TeacherPlan { target, fraction: 0.05, decay: 0.999 };
             let teacher = (variant == "moe-eesd").then_some(teacher);
             let eesd = if teacher.is_some() { 0.1 } else { 0.0 };
             let objective = Objective { balance, eesd, ..Objective::default() };

@@ -77,6 +77,7 @@ fn ascii(
     counts: &BTreeMap<&str, usize>,
     text: &mut String,
 ) {
+    // The order of the stages is that of the pipeline, so every edge leads down.
     let present: Vec<&str> = stage::names().filter(|s| counts.contains_key(s)).collect();
     for (row, stage) in present.iter().enumerate() {
         let mut line = String::new();
@@ -96,16 +97,19 @@ fn ascii(
 
         // The lines of what is read here run on to the stage's own column.
         let line = carry(&line);
+
+        // Two columns for each stage; the names stand below each other.
         let width = 2 * present.len();
         let count = counts.get(stage).copied().unwrap_or(0);
         let pad = " ".repeat(width.saturating_sub(line.chars().count()));
         let plural = if count == 1 { "node" } else { "nodes" };
+
         // Writing to a string cannot fail.
         let _ = writeln!(text, "{line}{pad} {stage:<12} {count:>3} {plural}");
     }
 }
 
-/// Draws blanks and crossings after the first branch as a line towards the stage.
+/// Turns the blanks and crossings after the first branch into a line towards the stage.
 fn carry(line: &str) -> String {
     let mut branched = false;
     line.chars()
@@ -122,6 +126,7 @@ fn carry(line: &str) -> String {
         .collect()
 }
 
+/// The stages that a stage reads.
 fn reads<'a>(
     edges: &'a BTreeMap<&str, BTreeSet<&'a str>>,
     stage: &str,

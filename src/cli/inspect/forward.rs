@@ -37,15 +37,18 @@ pub(super) struct Forward {
 }
 
 impl Forward {
+    /// Runs the model and writes what it computes; the answer names the tensors.
     pub(super) fn answer(&self) -> Result<Answer> {
         let Self { activation, heads, text_heads, .. } = *self;
         let hints = Hints { activation, heads, text_heads, config: None };
         let model = checkpoint::read(&self.checkpoint, &hints)?;
 
+        // trace runs the product's engine and keeps what passes between its layers.
         let place = || format!("inputs {}", self.inputs.display());
         let inputs = Inputs::new(&model.config, &foreign::read(&self.inputs)?);
         let outputs = trace::trace(&model, &inputs.context(place)?);
         output::file(&self.output, |path| tensors::write(path, &outputs))?;
+
         let line = |(name, tensor): (&String, &tensors::Tensor)| {
             format!("{name} {:?}", tensor.shape)
         };

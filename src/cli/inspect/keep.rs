@@ -15,6 +15,7 @@ use crate::pipeline::memory::size;
 pub(super) fn verify(view: &View, deep: bool) -> Result<Answer> {
     let (mut lines, mut json) = (Vec::new(), Vec::new());
     let (mut files, mut bytes, mut damaged) = (0, 0, 0);
+
     for (dir, key) in view.store.results() {
         let mut wrong = Vec::new();
         match Manifest::read(&dir.join(MANIFEST), &key) {
@@ -29,6 +30,8 @@ pub(super) fn verify(view: &View, deep: bool) -> Result<Answer> {
             }
             Err(error) => wrong.push(error.message().to_owned()),
         }
+
+        // A file that was cut short is found both by its size and by its digest.
         wrong.sort();
         wrong.dedup();
 
@@ -39,6 +42,8 @@ pub(super) fn verify(view: &View, deep: bool) -> Result<Answer> {
 
     let results = json.len();
     lines.push(format!("{results} results, {files} files, {} checked", size(bytes)));
+
+    // Damage is an answer like any other, and it also sets the exit code.
     let mut answer = Answer::new(lines, Value::Array(json));
     if damaged > 0 {
         answer.trouble = Some(Error::corrupt(format!(
@@ -57,7 +62,8 @@ fn damage(dir: &Path, output: &Output, deep: bool) -> Option<String> {
     }
 }
 
-/// Reads a whole file as what it claims to be. Foreign bytes may make a decoder panic.
+/// Reads a whole file as the format that its name claims; returns what is wrong with it. A
+/// damaged file may make a decoder panic.
 fn decode(path: &Path) -> Option<String> {
     let read = || -> Result<()> {
         match path.extension().and_then(|e| e.to_str()) {
@@ -70,6 +76,7 @@ fn decode(path: &Path) -> Option<String> {
         }
         Ok(())
     };
+
     match std::panic::catch_unwind(read) {
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(format!("cannot be decoded: {error}")),
@@ -77,15 +84,17 @@ fn decode(path: &Path) -> Option<String> {
     }
 }
 
-/// Lists what nothing current was made from; removes it only if told to.
+/// Lists the results that no current result was made from; removes them only if `yes`.
 pub(super) fn collect(view: &View, yes: bool) -> Result<Answer> {
     let garbage = view.store.garbage();
     let (mut lines, mut json) = (Vec::new(), Vec::new());
     let mut total = 0;
+
     for item in &garbage {
-        // What came into use since the listing stays.
+        // What came into use since it was listed is kept.
         let gone = yes && view.store.remove(item)?;
         total += if gone || !yes { item.bytes } else { 0 };
+
         let word = match (yes, gone) {
             (false, _) => "would remove",
             (true, true) => "removed",
@@ -109,6 +118,8 @@ pub(super) fn collect(view: &View, yes: bool) -> Result<Answer> {
 pub(super) fn accept(view: &View, stage: &str) -> Result<Answer> {
     let survey = view.survey();
     let (mut lines, mut json) = (Vec::new(), Vec::new());
+
+    // A node that is fresh, waits or is damaged has nothing to accept.
     for node in view.named(stage)? {
         let Verdict::Runs(reasons) = survey.verdict(node)? else { continue };
         let expected = &survey.resolve(node)?.expected;
@@ -124,6 +135,7 @@ pub(super) fn accept(view: &View, stage: &str) -> Result<Answer> {
             json!({ "node": node.place.to_string(), "key": expected.key.as_str() }),
         );
     }
+
     if lines.is_empty() {
         lines.push(format!("{stage}: nothing to accept"));
     }

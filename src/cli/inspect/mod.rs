@@ -52,6 +52,7 @@ struct InspectArgs {
     json: bool,
 }
 
+/// The commands.
 #[derive(Debug, Subcommand)]
 enum Ask {
     /// The state of every node.
@@ -106,10 +107,10 @@ enum Ask {
         /// What to time; everything if absent.
         #[arg(value_enum)]
         variants: Vec<speed::Variant>,
-        /// Steps of each that are timed.
+        /// Number of steps of each that are timed.
         #[arg(long, default_value_t = 20)]
         steps: usize,
-        /// Threads [default: all cores].
+        /// Number of threads [default: all cores].
         #[arg(long)]
         threads: Option<usize>,
     },
@@ -126,16 +127,17 @@ enum Ask {
     Preprocess(preprocess::Preprocess),
 }
 
-/// What a command has to say.
+/// The answer of a command, in both of its forms.
 #[derive(Debug)]
 struct Answer {
     lines: Vec<String>,
     json: Value,
-    /// What is wrong, if anything: printed after the answer, and it sets the exit code.
+    /// What is wrong, if anything. It is printed after the answer and sets the exit code.
     trouble: Option<Error>,
 }
 
 impl Answer {
+    /// An answer without trouble.
     fn new(lines: Vec<String>, json: Value) -> Self {
         Self { lines, json, trouble: None }
     }
@@ -175,6 +177,7 @@ fn run() -> Result<()> {
         ask => {
             let view = View::open(&args.location)?;
             let answer = view.answer(ask);
+            // What was learned about files is worth keeping although the command failed.
             view.store.save();
             answer?
         }
@@ -189,12 +192,14 @@ fn run() -> Result<()> {
 }
 
 impl View {
+    /// Loads the configuration, plans the nodes and opens the store.
     fn open(location: &Location) -> Result<Self> {
         let config = location.load()?;
         let nodes = plan(&config, &location.cache)?;
         Ok(Self { config, nodes, store: location.store() })
     }
 
+    /// Asks the module that knows.
     fn answer(&self, ask: &Ask) -> Result<Answer> {
         match ask {
             Ask::Status => status::status(self),
@@ -205,18 +210,24 @@ impl View {
             }
             Ask::Lineage { node } => show::lineage(self, node),
             Ask::Diff { left, right } => show::diff(self, left, right),
+
+            // These two need the store alone, and rehash or remove what is in it.
             Ask::Verify { deep } => keep::verify(self, *deep),
             Ask::Gc { yes } => keep::collect(self, *yes),
+
             Ask::Speed { variants, steps, threads } => {
                 speed::speed(&self.config, variants, *steps, *threads)
             }
             Ask::Accept { stage } => keep::accept(self, stage),
+
+            // `run` answers these without a view; they are here because the list is one.
             Ask::Forward(ask) => ask.answer(),
             Ask::Tokenize(ask) => ask.answer(),
             Ask::Preprocess(ask) => ask.answer(),
         }
     }
 
+    /// A survey of the configured nodes.
     fn survey(&self) -> Survey<'_> {
         Survey::new(&self.store, ALL, &self.nodes)
     }
@@ -232,10 +243,11 @@ impl View {
         if !found.is_empty() {
             return Ok(found);
         }
+
         let known: Vec<String> =
             self.nodes.iter().map(|node| node.place.to_string()).collect();
         let hint = did_you_mean(name, known.iter().map(String::as_str));
-        Err(Error::usage(format!("no node named {name}{hint}")))
+        Err(Error::usage(format!("there is no node named {name}{hint}")))
     }
 
     /// The current result of the one node a person names.

@@ -35,6 +35,7 @@ pub(super) struct Preprocess {
 }
 
 impl Preprocess {
+    /// Prepares the pictures and writes them as one tensor; the answer says its shape.
     pub(super) fn answer(&self) -> Result<Answer> {
         let normalise = Normalise {
             mean: three(self.mean.as_deref(), Normalise::OPENAI.mean, "--mean")?,
@@ -46,6 +47,7 @@ impl Preprocess {
             )));
         }
 
+        // Pictures lie one after the other, each as planes of red, green and blue.
         let side = usize::from(self.size);
         let mut data = Vec::new();
         for path in &self.image {
@@ -58,6 +60,7 @@ impl Preprocess {
         let shape = vec![self.image.len(), 3, side, side];
         let line = format!("pixel_values {shape:?}");
         let json = json!({ "pixel_values": shape });
+
         let tensor = Tensor { shape, data };
         let tensors = BTreeMap::from([("pixel_values".to_owned(), tensor)]);
         output::file(&self.output, |path| tensors::write(path, &tensors))?;

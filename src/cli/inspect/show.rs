@@ -12,7 +12,7 @@ use crate::io::table::{Column, TableReader};
 use crate::io::tensors;
 use crate::pipeline::memory::size;
 
-/// Widest cell of a printed table.
+/// Characters of a cell of a printed table at most.
 const CELL: usize = 40;
 
 /// A result's manifest, or the head of one of its files.
@@ -33,6 +33,7 @@ pub(super) fn show(
         )));
     }
 
+    // Each format is shown as people read it: rows, shapes, or text.
     let path = view.store.dir(&place, &manifest.key).join(file);
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("parquet") => table_head(&path, rows),
@@ -46,6 +47,7 @@ pub(super) fn show(
     }
 }
 
+/// The manifest: how the result was made, its files and its figures.
 fn manifest_answer(place: &Place, manifest: &Manifest) -> Result<Answer> {
     let provenance = &manifest.provenance;
     let mut lines = vec![
@@ -65,6 +67,8 @@ fn manifest_answer(place: &Place, manifest: &Manifest) -> Result<Answer> {
     for (input, result) in &provenance.inputs {
         lines.push(format!("  reads {input}: {result}"));
     }
+
+    // A file of tensors counts its tensors where a table counts its rows.
     for output in &manifest.outputs {
         let unit = if output.kind == "safetensors" { "tensors" } else { "rows" };
         let rows = output.rows.map(|n| format!("{n} {unit}")).unwrap_or_default();
@@ -74,16 +78,20 @@ fn manifest_answer(place: &Place, manifest: &Manifest) -> Result<Answer> {
             lines.push(format!("    {}", schema.join(", ")));
         }
     }
+
     for (metric, value) in &manifest.metrics {
         let value = value.map_or_else(|| "not finite".to_owned(), |v| v.to_string());
         lines.push(format!("  {metric} = {value}"));
     }
+
     let json = serde_json::to_value(manifest)
         .context(|| "cannot write the manifest as JSON".to_owned())?;
     Ok(Answer::new(lines, json))
 }
 
+/// The first rows of a table.
 fn table_head(path: &Path, rows: usize) -> Result<Answer> {
+    // One batch of rows is read, however long the table is.
     let table = TableReader::open(path)?.next()?.unwrap_or_default();
     let table = table.slice(0, rows.min(table.rows()));
 
@@ -135,17 +143,21 @@ fn cell(column: &Column, row: usize) -> String {
             format!("[{}{more}]", head.join(", "))
         }
     };
+
     match text.char_indices().nth(CELL) {
         Some((cut, _)) => format!("{}…", &text[..cut]),
         None => text,
     }
 }
 
+/// Shape, mean and root mean square of every tensor of a file.
 fn tensor_list(path: &Path) -> Result<Answer> {
     let tensors = tensors::read(path)?;
     let mut lines = Vec::new();
     let mut json = serde_json::Map::new();
+
     for (name, tensor) in &tensors {
+        // An empty tensor has a mean of 0 here, and not one of nothing.
         let (count, shape) = (tensor.data.len().max(1) as f64, &tensor.shape);
         let mean = crate::num::sum(&tensor.data) / count;
         let squares: f64 = tensor.data.iter().map(|&v| f64::from(v).powi(2)).sum();
@@ -182,6 +194,8 @@ fn climb(
         let again = !seen.insert(result.clone());
         let mark = if again { " (above)" } else { "" };
         lines.push(format!("{indent}{place} {}{mark}", key.short()));
+
+        // A result that stands above was followed there.
         let place = match place.split_once('/') {
             Some((stage, run)) => Place::new(stage, Some(run.to_owned())),
             None => Place::new(place, None),
@@ -211,6 +225,7 @@ pub(super) fn diff(view: &View, left: &str, right: &str) -> Result<Answer> {
             lines.push(format!("{metric} {x} → {y} ({:+.4})", y - x));
         }
     }
+
     if lines.is_empty() {
         lines.push("the same".to_owned());
     }

@@ -1,9 +1,9 @@
 //! `upcycle-inspect speed`: what a training step of the configured model costs here.
 //!
-//! Before hours are spent on a run people want to know how many; and a claim of speed wants
-//! a figure that anyone can make again. Data are random and full length, so that the time is
-//! that of the arithmetic alone; the variants take turns, so that a slow minute of the
-//! machine slows all of them.
+//! Before people spend hours on a run they want to know how many, and a claim of speed needs a
+//! measurement that anyone can repeat. The data are random and captions have full length, so
+//! that the time is that of the arithmetic alone. The variants take turns, so that a slow
+//! minute of the machine slows all of them.
 
 use std::time::Instant;
 
@@ -41,6 +41,7 @@ pub(super) enum Variant {
 }
 
 impl Variant {
+    /// Every variant, in the order of the output.
     const ALL: [Self; 3] = [Self::Dense, Self::Moe, Self::MoeEesd];
 
     fn name(self) -> &'static str {
@@ -68,18 +69,22 @@ pub(super) fn speed(
     pool.install(|| race(config, variants, steps))
 }
 
+/// Times the variants on the threads of the current pool.
 fn race(config: &Config, variants: &[Variant], steps: usize) -> Result<Answer> {
     let data = &config.dataset;
     let extents = [data.image_size, data.context, data.vocabulary];
     let shape = pretrain::shape(&config.model, extents);
     let batch = config.train.optim.batch;
     let (pixels, ids) = pairs(&shape, batch);
+
+    // All models are in memory at the same time, because they take turns.
     let variants = if variants.is_empty() { &Variant::ALL } else { variants };
     let mut runners = Vec::new();
     for &variant in variants {
         runners.push(Runner::new(variant, &shape, config)?);
     }
 
+    // Milliseconds of each step after the warm-up, by variant.
     let mut times = vec![Vec::with_capacity(steps); runners.len()];
     for step in 0..WARM_UP + steps {
         for (runner, times) in runners.iter_mut().zip(&mut times) {
@@ -95,12 +100,14 @@ fn race(config: &Config, variants: &[Variant], steps: usize) -> Result<Answer> {
     let mut lines = vec![format!("{batch} pairs per step, {threads} threads")];
     let mut rows = Vec::new();
     for (runner, times) in runners.iter().zip(&mut times) {
+        // The median, because a step that another program interrupts is slow without reason.
         times.sort_by(f64::total_cmp);
         let (median, low, high) =
             (times[times.len() / 2], times[0], times[times.len() - 1]);
         let name = runner.variant.name();
         let (total, active) = runner.parameters;
         let pairs = 1e3 * batch as f64 / median;
+
         lines.push(format!(
             "{name:9} {median:8.1} ms [{low:.1}, {high:.1}]  {pairs:7.0} pairs/s  {total} parameters, {active} active"
         ));
@@ -109,6 +116,7 @@ fn race(config: &Config, variants: &[Variant], steps: usize) -> Result<Answer> {
             "steps": steps, "parameters_total": total, "parameters_active": active,
         }));
     }
+
     let peak = artifact::peak_memory().unwrap_or(0);
     lines.push(format!("peak memory {}", crate::pipeline::memory::size(peak)));
     Ok(Answer::new(
@@ -122,6 +130,8 @@ fn pairs(shape: &ClipConfig, batch: usize) -> (Vec<f32>, Vec<u32>) {
     let side = shape.vision.image_size;
     let mut pixels = vec![0.0; batch * 3 * side * side];
     rng::fill_normal(&mut rng::stream(1, "speed/pixels"), 1.0, &mut pixels);
+
+    // The end of text has the largest id, and no other token of a caption is one.
     let end = index_u32(shape.text.vocabulary - 1);
     let mut stream = rng::stream(1, "speed/ids");
     let mut ids = Vec::with_capacity(batch * shape.text.context);
@@ -140,21 +150,25 @@ struct Runner {
 }
 
 impl Runner {
+    /// A model of the variant that is ready to train.
     fn new(variant: Variant, shape: &ClipConfig, config: &Config) -> Result<Self> {
         let dense = init::dense(shape, 1);
         let model = match variant {
             Variant::Dense => dense,
             Variant::Moe | Variant::MoeEesd => copies(&dense, config)?,
         };
+
         let balance = config.train.balance;
         let objective = match variant {
             Variant::Dense => Objective::default(),
             Variant::Moe => Objective { balance, ..Objective::default() },
             Variant::MoeEesd => Objective { balance, eesd: 0.1, ..Objective::default() },
         };
+
+        // The teacher as it is configured: its fraction of tokens decides what it costs.
         let eesd = &config.train.eesd;
         let teacher =
-            TeacherPlan { target: eesd.target, share: eesd.tokens, decay: eesd.decay };
+            TeacherPlan { target: eesd.target, fraction: eesd.tokens, decay: eesd.decay };
         let training = Training {
             optim: config.train.optim.clone(),
             trainable: Trainable::all(&model.config),
@@ -169,8 +183,10 @@ impl Runner {
         Ok(Self { variant, engine, parameters })
     }
 
+    /// One step on a batch, the update of the weights included.
     fn step(&mut self, pairs: Pairs<'_>) -> Result<()> {
         let losses = self.engine.step(pairs)?;
+        // The time of arithmetic on values that are not numbers would mean nothing.
         if !losses.total.is_finite() {
             return Err(Error::failed("the loss on random data is not finite"));
         }

@@ -20,6 +20,7 @@ pub(super) fn status(view: &View) -> Result<Answer> {
         of_stage.entry(node.stage).or_default().push((node, verdict));
     }
 
+    // In the order of the pipeline: what is stale below is often so because of what is above.
     let mut lines = Vec::new();
     for stage in stage::names() {
         let Some(nodes) = of_stage.get(stage) else { continue };
@@ -28,6 +29,7 @@ pub(super) fn status(view: &View) -> Result<Answer> {
         // The plan gives all nodes of a stage one backend.
         let (count, backend) = (nodes.len(), nodes[0].0.backend);
         lines.push(format!("{stage:<12} {fresh:>3} of {count:>3} fresh   {backend}"));
+
         for (node, verdict) in nodes.iter().filter(|(_, v)| *v != Verdict::Fresh) {
             let run = node.place.run.as_deref().unwrap_or(stage);
             let (word, reasons) = words(verdict);
@@ -52,6 +54,7 @@ pub(super) fn why(view: &View, name: Option<&str>) -> Result<Answer> {
         if verdict == Verdict::Fresh {
             continue;
         }
+
         let (word, reasons) = words(&verdict);
         lines.push(format!("{}: {word}", node.place));
         lines.extend(reasons.into_iter().map(|reason| format!("  {reason}")));
@@ -74,6 +77,7 @@ fn words(verdict: &Verdict) -> (&'static str, Vec<String>) {
     }
 }
 
+/// A verdict for programs.
 fn to_json(node: &Node, verdict: &Verdict) -> Value {
     let (state, reasons) = words(verdict);
     json!({

@@ -16,7 +16,7 @@ pub(super) struct Tokenize {
     /// a folder with one of them.
     #[arg(long, value_name = "FILE")]
     tokenizer: PathBuf,
-    /// Tokens of a caption, start and end included.
+    /// Number of tokens of a caption, start and end included.
     #[arg(long, value_name = "N", default_value_t = 77,
           value_parser = clap::value_parser!(u16).range(2..))]
     context: u16,
@@ -28,6 +28,7 @@ pub(super) struct Tokenize {
 }
 
 impl Tokenize {
+    /// The ids of every text, a list for each.
     pub(super) fn answer(&self) -> Result<Answer> {
         let tokenizer = Tokenizer::open(&self.tokenizer)?;
         let typed = if self.text.is_empty() { lines()? } else { self.text.clone() };

@@ -18,26 +18,34 @@ pub(super) fn extract(
 ) -> Result<BTreeMap<String, Vec<u8>>> {
     let context = || format!("reading package {what}");
     let mut found = BTreeMap::new();
+
     let mut archive = tar::Archive::new(GzDecoder::new(archive));
     for entry in archive.entries().context(context)? {
         let mut entry = entry.context(context)?;
         let path = entry.path().context(context)?.to_string_lossy().into_owned();
+
         if !names.contains(&path.as_str()) {
             continue;
         }
+
+        // The size is read from the header, before memory is taken for the file.
         let size = entry.size();
         if size > LIMIT {
             return Err(Error::corrupt(format!(
                 "package {what}: {path} has {size} bytes, accepted are {LIMIT}"
             )));
         }
+
         let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
         entry.by_ref().take(LIMIT).read_to_end(&mut bytes).context(context)?;
         found.insert(path, bytes);
+
+        // The rest of the archive may be long, and is not needed.
         if found.len() == names.len() {
             return Ok(found);
         }
     }
+
     let missing = names.iter().find(|name| !found.contains_key(**name));
     match missing {
         Some(name) => Err(Error::corrupt(format!("package {what} has no file {name}"))),

@@ -9,7 +9,7 @@ use crate::rng::{RngExt, SliceRandom, Stream};
 pub(super) const TEMPLATES: [&str; 4] =
     ["{}", "an emoji of {}", "a picture of {}", "a drawing of {}"];
 
-/// Share of captions wrapped in a template.
+/// Fraction of captions wrapped in a template.
 const WRAPPED: f64 = 0.3;
 
 /// Training captions: the label, the vendor's name, label with tags, label with the words of
@@ -25,18 +25,23 @@ pub(super) fn captions(
 ) -> Vec<String> {
     let label = &concept.label;
     let mut captions = vec![label.clone(), words(icon)];
+
     for _ in 0..2 {
         let few = stream.random_range(1..=3);
         captions.push(joined(label, &some_tags(concept, few, stream)));
     }
+
     captions.push(format!("{label} {subgroup}"));
     captions.push(label.clone());
+
     for caption in &mut captions {
         if stream.random::<f64>() < WRAPPED {
             let template = TEMPLATES[stream.random_range(1..TEMPLATES.len())];
             *caption = template.replace("{}", caption);
         }
     }
+
+    // A vendor's name may have no words, and an empty caption says nothing.
     captions.retain(|caption| !caption.is_empty());
     captions
 }

@@ -4,7 +4,7 @@
 //! variation selector FE0F and the five skin tones. Names differ between vendors and years;
 //! code points do not.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, btree_map};
 
 use serde::Deserialize;
 
@@ -55,30 +55,39 @@ impl Concepts {
     pub(super) fn parse(data: &[u8], groups: &[u8]) -> Result<Self> {
         let mut entries: Vec<Entry> = serde_json::from_slice(data)
             .context(|| "reading data.json of emojibase-data".to_owned())?;
+
         let names: Groups = serde_json::from_slice(groups)
             .context(|| "reading groups.json of emojibase-data".to_owned())?;
+
         entries
             .retain(|e| e.group.is_some_and(|g| g != COMPONENT) && e.subgroup.is_some());
         entries.sort_by_key(|e| e.order);
+
+        // Numbers of groups have gaps where no entry is left; concepts count without
+        // gaps.
         let used = |of: fn(&Entry) -> Option<u32>| -> Vec<u32> {
             entries.iter().filter_map(of).collect::<BTreeSet<_>>().into_iter().collect()
         };
         let (group_ids, subgroup_ids) = (used(|e| e.group), used(|e| e.subgroup));
+
         let mut concepts = Self {
             list: Vec::new(),
             groups: labels(&group_ids, &names.groups)?,
             subgroups: labels(&subgroup_ids, &names.subgroups)?,
             index: BTreeMap::new(),
         };
+
         for entry in entries {
             let key = base(&entry.hexcode);
             let (Some(group), Some(subgroup)) = (entry.group, entry.subgroup) else {
                 continue;
             };
+
             let group = group_ids.partition_point(|&id| id < group);
             let subgroup = subgroup_ids.partition_point(|&id| id < subgroup);
             let held_out = is_held_out(&key, &concepts.groups[group]);
             let label = entry.label.to_lowercase();
+
             let concept = Concept {
                 key: key.clone(),
                 label,
@@ -87,10 +96,15 @@ impl Concepts {
                 subgroup,
                 held_out,
             };
-            if concepts.index.insert(key, concepts.list.len()).is_none() {
+
+            // Entries that differ in nothing but a selector or a tone are one concept,
+            // the first of them.
+            if let btree_map::Entry::Vacant(vacant) = concepts.index.entry(key) {
+                vacant.insert(concepts.list.len());
                 concepts.list.push(concept);
             }
         }
+
         Ok(concepts)
     }
 

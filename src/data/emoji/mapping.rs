@@ -110,6 +110,8 @@ impl Names {
     /// Gathers the dictionary from the charted sets: set name, `chars.json`, aliases.
     pub(super) fn new(concepts: &Concepts, charted: &[(&str, Table, &IconSet)]) -> Self {
         let mut direct = Table::new();
+
+        // Sets come in the order of trust, so the first reading of a name stays.
         for (_, chars, _) in charted {
             for (sequence, name) in chars {
                 if concepts.find(sequence).is_some() {
@@ -117,10 +119,12 @@ impl Names {
                 }
             }
         }
+
         let mut labels = Table::new();
         for concept in &concepts.list {
             labels.insert(slug(&concept.label), concept.key.clone());
         }
+
         let mut foreign = Table::new();
         for (set, _, icons) in charted.iter().filter(|(set, ..)| ALIASED.contains(set)) {
             debug_assert!(CHARTED.contains(set), "aliases come from charted sets");
@@ -130,10 +134,13 @@ impl Names {
                 }
             }
         }
+
+        // The surest reading comes first, and a later one never replaces it.
         let mut dashless = Table::new();
         for (name, sequence) in direct.iter().chain(&labels).chain(&foreign) {
             dashless.entry(name.replace('-', "")).or_insert_with(|| sequence.clone());
         }
+
         let renames = RENAMES.lines().filter_map(|line| line.split_once('\t')).collect();
         Self { renames, direct, labels, foreign, dashless }
     }
@@ -152,18 +159,22 @@ impl Names {
                 charted.entry(name).or_insert(sequence);
             }
         }
+
         let mut aliases: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for (name, alias) in icons.aliases.iter().filter(|(_, alias)| !alias.flipped) {
             aliases.entry(&alias.parent).or_default().push(name);
         }
+
         let mut rows = Vec::new();
         for (name, _) in icons.icons.iter().filter(|(_, icon)| !icon.hidden) {
+            // A chart is the vendor's own word; only sets without one are read by name.
             let sequence = if chars.is_empty() {
                 let own = aliases.get(name.as_str()).map_or(&[][..], Vec::as_slice);
                 self.read(name, own, set)
             } else {
                 charted.get(name.as_str()).copied()
             };
+
             let Some(sequence) = sequence else { continue };
             if let Some(concept) = concepts.find(sequence) {
                 rows.push(Row { name: name.clone(), concept, tone: has_tone(sequence) });
@@ -175,9 +186,12 @@ impl Names {
     /// The code points that a name stands for.
     fn read(&self, name: &str, aliases: &[&str], set: &str) -> Option<&str> {
         let own = forms(name);
+
         if self.renames.get(name) == Some(&UNREADABLE) {
             return None;
         }
+
+        // A name that was changed leads to the present one.
         let target = own.iter().find_map(|form| self.renames.get(form.as_str()));
         if let Some(&target) = target.filter(|target| **target != UNREADABLE) {
             return self
@@ -186,14 +200,20 @@ impl Names {
                 .or(self.labels.get(target))
                 .map(String::as_str);
         }
+
+        // The aliases of a set are further names of the same icon.
         let mut all = own.clone();
         all.extend(aliases.iter().flat_map(|alias| forms(alias)));
+
         let found = find(&self.direct, &all)
             .or_else(|| find(&self.labels, &all))
             .or_else(|| find(&self.foreign, &own));
         if found.is_some() || !CARELESS.contains(&set) {
             return found;
         }
+
+        // The last resort for careless vendors: no dashes at all, or flags without their
+        // prefix.
         let bare: Vec<String> = own.iter().map(|form| form.replace('-', "")).collect();
         let flags: Vec<String> = own.iter().map(|form| format!("flag-{form}")).collect();
         find(&self.dashless, &bare).or_else(|| find(&self.direct, &flags))
@@ -210,6 +230,7 @@ fn forms(name: &str) -> Vec<String> {
     let mut forms = vec![name.to_owned()];
     let country = name.strip_prefix("flag-for-flag-").or(name.strip_prefix("flag-for-"));
     forms.extend(country.map(|country| format!("flag-{country}")));
+
     for i in 0..forms.len() {
         if let Some((stem, number)) = forms[i].rsplit_once('-') {
             let digits = number.strip_prefix("tone").unwrap_or(number);

@@ -103,36 +103,47 @@ pub(super) fn collect(
         cache,
         &["package/en/data.json", "package/meta/groups.json"],
     )?;
+
     let concepts = Concepts::parse(
         &labels["package/en/data.json"],
         &labels["package/meta/groups.json"],
     )?;
+
     let held_out = concepts.list.iter().filter(|c| c.held_out).count();
     let mut changed = Changed::default();
     changed.compare("concepts", (concepts.list.len(), held_out), CONCEPTS);
+
     let mut sets = BTreeMap::new();
     for style in &STYLES {
         sets.insert(style.set, open(style.set, cache)?);
     }
+
     let charted: Vec<_> =
         CHARTED.iter().map(|&set| (set, sets[set].1.clone(), &sets[set].0)).collect();
     let names = Names::new(&concepts, &charted);
+
     let mut rows: Vec<(&Style, Row)> = Vec::new();
     for style in &STYLES {
         let (icons, chars) = &sets[style.set];
         let mut found = names.rows(&concepts, style.set, icons, chars);
+
+        // Counts are compared before the configuration leaves skin tones out: the pins
+        // know both.
         let plain = found.iter().filter(|row| !row.tone).count();
         changed.compare(style.set, (plain, found.len()), (style.plain, style.all));
         found.retain(|row| config.skin_tones || !row.tone);
         rows.extend(found.into_iter().map(|row| (style, row)));
     }
+
     changed.refuse()?;
     let pngs = render(config, &sets, &rows, (spool, progress))?;
 
     let read = rows.len();
     let drawn: Vec<_> =
         rows.into_iter().zip(pngs).filter_map(|(row, png)| Some((row, png?))).collect();
+
     let (blank, n_drawn) = (read - drawn.len(), drawn.len());
+
     let mut collection = split(concepts, drawn, seed);
     let given_up = n_drawn - collection.samples.len();
     let skipped = [("empty drawing", blank), (splits::GIVEN_UP, given_up)];
@@ -154,6 +165,7 @@ fn require(cache: &Path) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
+
     let specs: Vec<_> =
         missing.iter().map(|p| format!("{}@{}", p.name, p.version)).collect();
     let place = cache.display();
@@ -212,6 +224,8 @@ fn render(
 ) -> Result<Vec<Option<Stored>>> {
     let mut pngs = Vec::with_capacity(rows.len());
     for chunk in rows.chunks(CHUNK) {
+        // Chunks are drawn in parallel and stored in order: samples follow the order of
+        // rows.
         let drawn = par::try_map(chunk.len(), |i| {
             let (style, row) = &chunk[i];
             let (icons, _) = &sets[style.set];
@@ -220,6 +234,7 @@ fn render(
             let picture = image::rasterise(&svg, config.image_size).context(place)?;
             picture.map(|picture| image::encode_png(&picture)).transpose()
         })?;
+
         for png in drawn {
             pngs.push(png.map(|png| spool.store(&png)).transpose()?);
         }
@@ -239,11 +254,14 @@ fn split(
         .iter()
         .map(|((style, row), _)| (list[row.concept].key.as_str(), style.set))
         .collect();
+
     let rules = Rules {
         unseen: STYLES.iter().filter_map(|s| Some((s.set, s.split?))).collect(),
         held_out: list.iter().filter(|c| c.held_out).map(|c| c.key.as_str()).collect(),
     };
+
     let assigned = splits::assign(&items, &rules);
+
     let mut samples = Vec::with_capacity(drawn.len());
     for (((style, row), png), split) in drawn.into_iter().zip(assigned) {
         let Some(split) = split else { continue };

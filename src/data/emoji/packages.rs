@@ -56,6 +56,7 @@ pub fn verify(cache: &Path) -> Result<()> {
 pub(super) fn read(package: &Package, cache: &Path) -> Result<Vec<u8>> {
     let path = cache.join(&package.file);
     let place = path.display();
+
     let size = std::fs::metadata(&path)
         .context(|| {
             format!(
@@ -64,12 +65,15 @@ pub(super) fn read(package: &Package, cache: &Path) -> Result<Vec<u8>> {
             )
         })?
         .len();
+
+    // The size tells a cut download at once, without reading the file.
     if size != package.bytes {
         return Err(Error::corrupt(format!(
             "{place}: expected {} bytes, found {size}: delete it and fetch it again",
             package.bytes
         )));
     }
+
     let bytes = std::fs::read(&path).context(|| format!("reading package {place}"))?;
     let found = format!("sha512-{}", STANDARD.encode(Sha512::digest(&bytes)));
     if found != package.integrity {
@@ -78,6 +82,7 @@ pub(super) fn read(package: &Package, cache: &Path) -> Result<Vec<u8>> {
             package.integrity
         )));
     }
+
     Ok(bytes)
 }
 

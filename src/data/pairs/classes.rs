@@ -54,6 +54,8 @@ impl ClassFolders {
     /// `CLASS/*` below `folder`, or `SPLIT/CLASS/*` where every folder is named as a split.
     pub(super) fn splits(folder: &Path) -> Result<Self> {
         let listing = Listing::of(folder)?;
+
+        // A class may be called "test", so folders are splits only if all of them are.
         let is_split = |path: &PathBuf| SPLITS.contains(&file_name(path).as_str());
         if listing.folders.is_empty() || !listing.folders.iter().all(is_split) {
             refuse_mixture(folder, &listing)?;
@@ -71,6 +73,8 @@ impl ClassFolders {
         for split in &listing.folders {
             let part = Self::open(split, folder)?;
             let word = file_name(split);
+
+            // The number of a class must mean the same in every split.
             if !all.names.is_empty() && all.names != part.names {
                 let place = folder.display();
                 return Err(Error::failed(format!(
@@ -82,6 +86,7 @@ impl ClassFolders {
             for (kind, n) in part.left_out {
                 *all.left_out.entry(kind).or_insert(0) += n;
             }
+
             let split = is_plain_split(&word).then_some(word);
             all.pictures.extend(
                 part.pictures.into_iter().map(|p| Picture { split: split.clone(), ..p }),
@@ -98,11 +103,16 @@ impl ClassFolders {
         if folders.is_empty() {
             return Err(Error::failed(format!("{place} holds no folder of a class")));
         }
+
         let words: Vec<String> = folders.iter().map(|path| file_name(path)).collect();
         let numbers: Option<Vec<usize>> =
             words.iter().map(|word| word.parse().ok()).collect();
+
         let listed =
             [folder, above].map(|f| f.join(CLASSES)).into_iter().find(|p| p.is_file());
+
+        // Folders named by numbers are lines of the file; otherwise line n belongs to
+        // folder n.
         let (names, classes) = match (&listed, numbers) {
             (Some(path), Some(numbers)) => (lines(path)?, numbers),
             (Some(path), None) => {
@@ -132,17 +142,20 @@ impl ClassFolders {
                     "{place}: folder {word} is none of the {n} classes of {CLASSES}"
                 )));
             }
+
             let mut paths = Vec::new();
             walk(path, MOST_LEVELS, &mut paths, &mut left_out)?;
             if paths.is_empty() {
                 count(&mut left_out, EMPTY);
             }
+
             pictures.extend(paths.into_iter().map(|path| Picture {
                 path,
                 class,
                 split: None,
             }));
         }
+
         if pictures.is_empty() {
             return Err(Error::failed(format!("{place}: its folders hold no picture")));
         }
@@ -175,8 +188,10 @@ fn walk(
              back to a folder above?"
         )));
     }
+
     let listing = Listing::of(folder)?;
     pictures.extend(listing.files_where(|path| picture::is_picture(path), left_out));
+
     for inner in &listing.folders {
         walk(inner, levels - 1, pictures, left_out)?;
     }
@@ -191,6 +206,7 @@ fn refuse_mixture(folder: &Path, listing: &Listing) -> Result<()> {
         if !SPLITS.contains(&name.as_str()) {
             continue;
         }
+
         let inner = Listing::of(path)?;
         if !inner.folders.is_empty()
             && !inner.files.iter().any(|p| picture::is_picture(p))
@@ -213,6 +229,7 @@ impl Stream for ClassFolders {
     fn each(&self, visit: Visit<'_>) -> Result<()> {
         for picture in &self.pictures {
             let key = self.name(picture);
+
             let class = &self.names[picture.class];
             visit(match picture::read(&picture.path) {
                 Err(error) => Found::bad(Fault::NoPicture, key, error.chain()),

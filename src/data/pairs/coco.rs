@@ -113,6 +113,7 @@ impl Annotations {
     /// The pictures of one split.
     pub(super) fn only(mut self, split: &str) -> Result<Self> {
         self.pictures.retain(|picture| picture.split.as_deref() == Some(split));
+
         if self.pictures.is_empty() {
             let places = self.inputs.iter().map(|i| i.path.display().to_string());
             let places = places.collect::<Vec<_>>().join(", ");
@@ -191,6 +192,7 @@ impl Annotations {
                 self.reject(Fault::Malformed, entry(input, "annotation", index), why);
                 continue;
             };
+
             let said = said.entry(image_id).or_default();
             match caption.as_ref().and_then(|caption| caption.as_str()) {
                 Some(caption) if !caption.trim().is_empty() => {
@@ -199,6 +201,8 @@ impl Annotations {
                 _ => said.silent.push(index),
             }
         }
+
+        // Such a file is sound, but all of its pictures would count as bad pairs.
         if total > 0 && said.values().all(|said| said.captions.is_empty()) {
             return Err(Error::failed(
                 "none of its annotations has a caption: are these instances or keypoints?",
@@ -221,11 +225,14 @@ impl Annotations {
             self.reject(Fault::Malformed, entry(input, "image", index), why);
             return Ok(());
         };
+
         let name = match image.filepath {
             Some(inner) => format!("{inner}/{file}"),
             None => file,
         };
+
         let picture::Located { name, path } = picture::below(folder, &name)?;
+
         if let Some(split) = image.split.as_ref().filter(|split| !is_plain_split(split)) {
             return Err(Error::failed(format!(
                 "split {split:?} of {name}: expected lower-case letters, digits and dashes"
@@ -239,6 +246,8 @@ impl Annotations {
                 self.reject(Fault::NoCaption, entry(input, "annotation", index), &why);
             }
         }
+
+        // Karpathy's format has its sentences in the picture's own entry.
         let mut captions = said.captions;
         if let Some(sentences) = image.sentences {
             if sentences.iter().any(|Entry(sentence)| sentence.is_none()) {
@@ -249,6 +258,7 @@ impl Annotations {
             let raw = raw.map(|sentence| sentence.raw.trim().to_owned());
             captions = raw.filter(|text| !text.is_empty()).collect();
         }
+
         let (split, weight) = (image.split, input.weight);
         let file = format!("{}/{name}", input.name);
         self.pictures.push(Picture { name, file, path, split, captions, weight });

@@ -79,6 +79,7 @@ pub(super) fn find(
 ) -> Result<Option<usize>> {
     let (key, wanted) = (role.key(), role.configured(names));
     let known = || columns.join(", ");
+
     if !wanted.is_empty() {
         let found: Vec<usize> =
             (0..columns.len()).filter(|&i| columns[i] == wanted).collect();
@@ -91,9 +92,11 @@ pub(super) fn find(
             _ => Err(Error::failed(format!("column {wanted} stands there twice"))),
         };
     }
+
     let is_usual = |name: &str| role.usual().contains(&name.to_lowercase().as_str());
     let found: Vec<usize> =
         (0..columns.len()).filter(|&i| is_usual(columns[i])).collect();
+
     match found[..] {
         [] => Ok(None),
         [index] => Ok(Some(index)),

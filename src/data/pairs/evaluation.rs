@@ -55,6 +55,7 @@ impl EvaluationSet {
     /// Opens `split` of the set in `folder`; pictures are read by [`Self::each`].
     pub fn open(folder: &Path, split: &str) -> Result<Self> {
         let retrieval = is_retrieval(folder)?;
+
         if let Some(paths) = shards(folder, split)? {
             let stream = Box::new(Shards::numbered(paths));
             let task = if retrieval {
@@ -65,9 +66,11 @@ impl EvaluationSet {
             };
             return Ok(Self { task, sharded: true, stream });
         }
+
         if let Some(stream) = captioned(folder, split)? {
             return Ok(Self { task: Task::Retrieval, sharded: false, stream });
         }
+
         let place = folder.display();
         if retrieval {
             return Err(Error::failed(format!(
@@ -75,6 +78,10 @@ impl EvaluationSet {
                  dataset_*.json or captions.csv"
             )));
         }
+
+        // What is left is one folder per class: below the split, or in the set itself if
+        // it has no
+        // splits.
         let inner = folder.join(split);
         let other = || SPLITS.iter().find(|other| folder.join(other).is_dir());
         let inner = match (inner.is_dir(), other()) {
@@ -86,6 +93,7 @@ impl EvaluationSet {
                 )));
             }
         };
+
         let stream = ClassFolders::open(inner, folder).context(|| {
             format!("{place} has neither shards nor a folder for each class")
         })?;
@@ -112,6 +120,7 @@ impl EvaluationSet {
         let Task::Classification { classes, templates } = &mut self.task else {
             return Ok(());
         };
+
         if let Some(path) = new_classes {
             let names = lines(path)?;
             if names.len() != classes.len() {
@@ -123,6 +132,7 @@ impl EvaluationSet {
             }
             *classes = names;
         }
+
         if let Some(path) = new_templates {
             *templates = prompts(path)?;
         }
@@ -145,6 +155,7 @@ fn is_retrieval(folder: &Path) -> Result<bool> {
     if !path.is_file() {
         return Ok(false);
     }
+
     let place = path.display();
     let text = std::fs::read_to_string(&path).context(|| format!("reading {place}"))?;
     match text.trim() {
@@ -160,6 +171,7 @@ fn classification(folder: &Path, classes: Vec<String>) -> Result<Task> {
     if classes.is_empty() {
         return Err(Error::corrupt(format!("{} names no class", folder.display())));
     }
+
     let path = folder.join(TEMPLATES);
     let templates =
         if path.is_file() { prompts(&path)? } else { vec![PROMPT.replace("{c}", "{}")] };
@@ -173,6 +185,7 @@ fn prompts(path: &Path) -> Result<Vec<String>> {
     if prompts.is_empty() {
         return Err(Error::corrupt(format!("{place} holds no prompt")));
     }
+
     if let Some(bad) = prompts.iter().find(|prompt| !prompt.contains("{c}")) {
         let message = format!("{place}: prompt {bad:?} has no {{c}} for the class");
         return Err(Error::corrupt(message));
@@ -192,18 +205,23 @@ fn shards(folder: &Path, split: &str) -> Result<Option<Vec<PathBuf>>> {
             found.map(|found| found.inputs.into_iter().map(|input| input.path).collect())
         );
     };
+
     let text = std::fs::read_to_string(&path)
         .context(|| format!("reading {}", path.display()))?;
+
+    // The limit keeps a hostile number from filling the memory with names.
     let count =
         text.trim().parse::<u32>().ok().filter(|count| (1..1 << 20).contains(count));
     let Some(count) = count else {
         let (path, text) = (path.display(), text.trim());
         return Err(Error::corrupt(format!("{path} says {text:?}, expected a number")));
     };
+
     let shard = |i: u32| {
         let forms = SHARDS.map(|extension| place.join(format!("{i}.{extension}")));
         forms.iter().find(|path| path.is_file()).unwrap_or(&forms[0]).clone()
     };
+
     let paths: Vec<PathBuf> = (0..count).map(shard).collect();
     match paths.iter().find(|path| !path.is_file()) {
         None => Ok(Some(paths)),
@@ -220,17 +238,21 @@ fn captioned(folder: &Path, split: &str) -> Result<Option<Box<dyn Stream>>> {
         let tables = Tables::in_folder(folder)?.only(split)?;
         return Ok(Some(Box::new(tables)));
     }
+
     let is_karpathy = |path: &&PathBuf| {
         let json = path.extension().is_some_and(|extension| extension == "json");
         json && file_name(path).starts_with("dataset_")
     };
+
     let listing = Listing::of(folder)?;
     let Some(path) = listing.files.iter().find(is_karpathy).cloned() else {
         return Ok(None);
     };
+
     let input = Input { name: file_name(&path), path, split: None, weight: 1.0 };
     let pictures = [folder.join("images"), folder.to_owned()];
     let pictures = pictures.iter().find(|folder| folder.is_dir()).map_or(folder, |p| p);
+
     let found = Annotations::open(&[input], pictures)?.only(split)?;
     Ok(Some(Box::new(found)))
 }

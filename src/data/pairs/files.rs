@@ -41,11 +41,14 @@ pub(super) fn listed(list: &str, weights: &[f64]) -> Result<Vec<Input>> {
              of dataset.file"
         )));
     }
+
     let mut inputs = Vec::new();
     for (index, part) in parts.iter().enumerate() {
         let weight = weights.get(index).copied().unwrap_or(1.0);
         for (name, path) in named(expand(part)?)? {
             let split = split_of(&name);
+
+            // Parts may hold files of one name; the number of the part keeps them apart.
             let name = if parts.len() > 1 { format!("{index}/{name}") } else { name };
             inputs.push(Input { name, path, split, weight });
         }
@@ -67,6 +70,7 @@ pub(super) fn in_folder(folder: &Path, extensions: &[&str]) -> Result<Inputs> {
         let name = file_name(path).to_lowercase();
         extensions.iter().any(|extension| name.ends_with(&format!(".{extension}")))
     };
+
     let listing = Listing::of(folder)?;
     paths.extend(listing.files_where(is_one, &mut left_out));
     for inner in &listing.folders {
@@ -78,6 +82,7 @@ pub(super) fn in_folder(folder: &Path, extensions: &[&str]) -> Result<Inputs> {
             count(&mut left_out, FOLDERS);
         }
     }
+
     if paths.is_empty() {
         let (place, there) = (folder.display(), told(&left_out));
         let known = |start: &str| -> Vec<String> {
@@ -136,6 +141,7 @@ impl Listing {
     pub(super) fn of(folder: &Path) -> Result<Self> {
         require_folder(folder)?;
         let unreadable = || format!("listing {}", folder.display());
+
         let mut listing = Self::default();
         for entry in std::fs::read_dir(folder).context(unreadable)? {
             let path = entry.context(unreadable)?.path();
@@ -147,6 +153,9 @@ impl Listing {
                 listing.files.push(path);
             }
         }
+
+        // The order of a folder's entries is the file system's, and must not reach a
+        // result.
         sort(&mut listing.files);
         sort(&mut listing.folders);
         Ok(listing)
@@ -159,12 +168,14 @@ impl Listing {
         left_out: &mut Counts,
     ) -> Vec<PathBuf> {
         (0..self.hidden).for_each(|_| count(left_out, "hidden"));
+
         let (wanted, others): (Vec<_>, Vec<_>) =
             self.files.iter().cloned().partition(is_wanted);
         for path in others {
             if COMPANIONS.contains(&file_name(&path).as_str()) {
                 continue;
             }
+
             match path.extension() {
                 None => count(left_out, "files without extension"),
                 Some(extension) => {
@@ -206,8 +217,10 @@ pub(super) fn file_name(path: &Path) -> String {
 fn sort(paths: &mut [PathBuf]) {
     let folder = |path: &PathBuf| path.parent().map(Path::to_owned);
     let number = |path: &PathBuf| stem(path).parse::<u64>().ok();
+
     let named: BTreeSet<Option<PathBuf>> =
         paths.iter().filter(|path| number(path).is_none()).map(folder).collect();
+
     paths.sort_by_key(|path| {
         let place = folder(path);
         let number = number(path).filter(|_| !named.contains(&place));
@@ -229,6 +242,8 @@ fn split_of(name: &str) -> Option<String> {
     let stem = stem(path);
     let stem = stem.as_str();
     let words: Vec<&str> = stem.rsplitn(4, '-').collect();
+
+    // `train-00000-of-00004`, as Hugging Face names its files.
     let number = |word: &str| word.bytes().all(|b| b.is_ascii_digit());
     if let [of, "of", index, split] = words[..]
         && number(of)
@@ -237,10 +252,12 @@ fn split_of(name: &str) -> Option<String> {
     {
         return Some(split.to_owned());
     }
+
     if ["train", "training", "validation", "valid", "val", "dev", "test"].contains(&stem)
     {
         return Some(stem.to_owned());
     }
+
     let folder = path.components().next()?.as_os_str().to_str()?;
     let inside = path.components().count() > 1 && folder != "data";
     (inside && is_plain_split(folder)).then(|| folder.to_owned())
@@ -250,6 +267,7 @@ fn split_of(name: &str) -> Option<String> {
 fn named(paths: Vec<String>) -> Result<Vec<(String, PathBuf)>> {
     let mut paths: Vec<PathBuf> = paths.into_iter().map(PathBuf::from).collect();
     sort(&mut paths);
+
     let mut seen = BTreeSet::new();
     for path in &paths {
         let place = path.display();
@@ -262,10 +280,14 @@ fn named(paths: Vec<String>) -> Result<Vec<(String, PathBuf)>> {
             return Err(Error::usage(format!("dataset.file names {place} twice")));
         }
     }
+
+    // Names are paths below the folder that all files share: moving that folder changes
+    // no name.
     let mut shared = paths[0].parent().unwrap_or_else(|| Path::new(""));
     while !paths.iter().all(|path| path.starts_with(shared)) {
         shared = shared.parent().unwrap_or_else(|| Path::new(""));
     }
+
     let name = |path: &PathBuf| {
         path.strip_prefix(shared).unwrap_or(path).to_string_lossy().into_owned()
     };
@@ -281,22 +303,26 @@ fn expand(part: &str) -> Result<Vec<String>> {
     if part.starts_with("pipe:") || part.contains("://") {
         return Err(wrong("only local files are read; fetch them first"));
     }
+
     let mut done = vec![String::new()];
     let mut rest = part;
     while let Some((before, after)) = rest.split_once('{') {
         let Some((group, behind)) = after.split_once('}') else {
             return Err(wrong("a brace is not closed"));
         };
+
         let choices = choices(group).map_err(|why| wrong(&why))?;
         if done.len().saturating_mul(choices.len()) > MOST {
             return Err(wrong(&format!("more than {MOST} files")));
         }
+
         let longer = |start: &String| -> Vec<String> {
             choices.iter().map(|choice| format!("{start}{before}{choice}")).collect()
         };
         done = done.iter().flat_map(longer).collect();
         rest = behind;
     }
+
     if rest.contains('}') {
         return Err(wrong("a brace is not opened"));
     }
@@ -311,16 +337,21 @@ fn choices(group: &str) -> std::result::Result<Vec<String>, String> {
     let Some((first, last)) = group.split_once("..") else {
         return Ok(group.split(',').map(str::to_owned).collect());
     };
+
     let number = |text: &str| {
         let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
         digits.then(|| text.parse::<u64>().ok()).flatten()
     };
+
     let (Some(from), Some(to)) = (number(first), number(last)) else {
         return Err(format!("{{{group}}} is not a range of numbers"));
     };
     if from > to || to - from >= MOST as u64 {
         return Err(format!("{{{group}}} is not a range of 1 to {MOST} numbers"));
     }
+
+    // As the shell does: the width of the first number is kept where it says that it is
+    // padded.
     let padded = first.len() > 1 && first.starts_with('0') || first.len() == last.len();
     let width = if padded { first.len() } else { 0 };
     Ok((from..=to).map(|n| format!("{n:0width$}")).collect())

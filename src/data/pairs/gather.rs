@@ -40,11 +40,14 @@ pub(in crate::data) fn collect(
         entries: Vec::new(),
         spool,
     };
+
+    // Pictures are decoded a chunk at a time: in parallel, and with memory for one chunk.
     stream.each(&mut |found| {
         match found {
             super::Found::Bad(bad) => gathered.tolerance.reject(bad)?,
             super::Found::Pair(pair) => gathered.waiting.push(pair),
         }
+
         if gathered.waiting.len() == CHUNK {
             gathered.decode()?;
             let done = gathered.entries.len();
@@ -53,6 +56,7 @@ pub(in crate::data) fn collect(
         Ok(())
     })?;
     gathered.decode()?;
+
     let tally = gathered.tolerance.finish()?;
     let reading = Reading {
         read: tally.read,
@@ -61,6 +65,8 @@ pub(in crate::data) fn collect(
     };
     let Tally { skipped, .. } = tally;
 
+    // Validation pictures are chosen before training pictures are repeated, so that no
+    // copy of one is trained on.
     let entries = weighted(validated(gathered.entries));
     if !entries.iter().any(|entry| entry.split == TRAIN) {
         let files = stream.files();
@@ -111,7 +117,10 @@ impl Gathered<'_> {
         let one = |pair: &Pair| -> Result<Vec<u8>> {
             image::encode_png(&image::square_over_white(&pair.image, &pair.key, side)?)
         };
-        let made = par::try_map(waiting.len(), |i| Ok::<_, Error>(one(&waiting[i])))?;
+
+        // A picture that cannot be decoded is a bad pair, and not the end of the reading.
+        let made = par::map(waiting.len(), |i| one(&waiting[i]));
+
         for (pair, png) in waiting.into_iter().zip(made) {
             match png {
                 Ok(png) => {
@@ -131,6 +140,7 @@ impl Gathered<'_> {
 fn entry(pair: Pair, png: Stored) -> Entry {
     let Pair { key, split, captions, class, weight, .. } = pair;
     let concept = class.as_ref().or(captions.first()).map(|text| text.to_lowercase());
+
     let split = match split.as_deref() {
         None => default_split(&key),
         // Karpathy's `restval` is trained on; the others are other words for ours.
@@ -138,6 +148,7 @@ fn entry(pair: Pair, png: Stored) -> Entry {
         Some("validation" | "valid" | "dev") => VAL.to_owned(),
         Some(split) => split.to_owned(),
     };
+
     let concept = concept.unwrap_or_default();
     Entry { key, split, png, captions, concept, weight }
 }
@@ -147,10 +158,12 @@ fn validated(mut entries: Vec<Entry>) -> Vec<Entry> {
     if entries.iter().any(|entry| entry.split == VAL) {
         return entries;
     }
+
     let trains = |entry: &Entry| entry.split == TRAIN;
     let given = |entry: &Entry| {
         trains(entry) && hash(&format!("val:{}", entry.key), VALIDATES) == 0
     };
+
     if entries.iter().any(|entry| trains(entry) && !given(entry)) {
         for entry in entries.iter_mut().filter(|entry| given(entry)) {
             VAL.clone_into(&mut entry.split);
@@ -165,10 +178,14 @@ fn weighted(entries: Vec<Entry>) -> Vec<Entry> {
         if entry.split != TRAIN {
             return 1;
         }
+
+        // The fraction of a weight is the chance of one copy more, drawn by the pair's
+        // name.
         let draw = f64::from(hash(&format!("weight:{}", entry.key), FRACTIONS));
         let more = draw < entry.weight.fract() * f64::from(FRACTIONS);
         crate::num::truncate_usize(entry.weight) + usize::from(more)
     };
+
     let repeat = |entry: Entry| {
         let count = copies(&entry);
         std::iter::repeat_n(entry, count)
@@ -178,13 +195,16 @@ fn weighted(entries: Vec<Entry>) -> Vec<Entry> {
 
 /// Entries as a collection.
 fn assemble(entries: Vec<Entry>, source: &str) -> Collection {
+    // Concepts are numbered in the order of their keys, whatever the order of the pictures.
     let mut keys: Vec<String> = entries.iter().map(|e| e.concept.clone()).collect();
     keys.sort();
     keys.dedup();
+
     let mut tests: Vec<String> = entries.iter().map(|e| e.split.clone()).collect();
     tests.sort();
     tests.dedup();
     tests.retain(|split| split != TRAIN && split != VAL);
+
     let concepts = keys.iter().map(|key| Concept {
         key: key.clone(),
         label: key.clone(),
@@ -193,6 +213,7 @@ fn assemble(entries: Vec<Entry>, source: &str) -> Collection {
         subgroup: 0,
         held_out: false,
     });
+
     let samples = entries.into_iter().map(|entry| Sample {
         split: entry.split,
         png: entry.png,
@@ -201,8 +222,10 @@ fn assemble(entries: Vec<Entry>, source: &str) -> Collection {
         concept: keys.partition_point(|key| *key < entry.concept),
         style: source.to_owned(),
     });
+
     let mut splits = vec![TRAIN.to_owned(), VAL.to_owned()];
     splits.extend(tests.iter().cloned());
+
     Collection {
         samples: samples.collect(),
         concepts: concepts.collect(),

@@ -154,9 +154,11 @@ pub trait Stream: std::fmt::Debug {
 pub fn open(config: &DatasetConfig) -> Result<Option<Box<dyn Stream>>> {
     let (folder, file) = (Path::new(&config.folder), config.file.as_str());
     let name = config.source.name();
+
     let needed = |keys: &str| {
         Error::usage(format!("source: {name} needs {keys}, which is not set"))
     };
+
     let one_of_two = || match (config.folder.is_empty(), file.is_empty()) {
         (true, true) => Err(needed("dataset.file or dataset.folder")),
         (false, false) => Err(Error::usage(format!(
@@ -164,9 +166,11 @@ pub fn open(config: &DatasetConfig) -> Result<Option<Box<dyn Stream>>> {
         ))),
         _ => Ok(()),
     };
+
     if !config.folder.is_empty() && config.source.reads_pairs() {
         files::require_folder(folder).context(|| "dataset.folder".to_owned())?;
     }
+
     let stream: Box<dyn Stream> = match config.source {
         Source::Emoji | Source::Shapes => return Ok(None),
         Source::Folder if config.folder.is_empty() => {
@@ -193,6 +197,7 @@ pub fn open(config: &DatasetConfig) -> Result<Option<Box<dyn Stream>>> {
             Box::new(Shards::open(in_folder_or_listed(config, &webdataset::SHARDS)?)?)
         }
     };
+
     Ok(Some(stream))
 }
 
@@ -268,9 +273,11 @@ impl Tolerance {
         if bad as f64 <= self.share * of as f64 {
             return Ok(());
         }
+
         let named = self.skipped.iter().take(NAMED);
         let named: Vec<String> =
             named.map(|bad| format!("{}: {}", bad.key, bad.reason)).collect();
+
         let (seen, share, key) = (self.seen, self.share, self.key);
         let named = named.join("; ");
         Err(Error::failed(format!(

@@ -60,10 +60,12 @@ impl Stream for Parquets {
         for input in &self.inputs {
             let place = || format!("reading {}", input.path.display());
             let file = File::open(&input.path).context(place)?;
+
             let damaged = |why: &str| {
                 let reason = format!("damaged: {why}");
                 Found::bad(Fault::DamagedFile, input.name.clone(), reason)
             };
+
             let builder = match columnar::open(file) {
                 Ok(builder) => builder.with_batch_size(ROWS),
                 // What is sound but not supported is the user's to change.
@@ -76,8 +78,10 @@ impl Stream for Parquets {
                 }
             };
 
+            // A column that is missing is not damage, so this error is not tolerated.
             let columns =
                 Columns::of(builder.schema(), &self.names, input).context(place)?;
+
             let roots = ProjectionMask::roots(builder.parquet_schema(), columns.roots());
             check_codecs(&builder, &roots).context(place)?;
             match builder.with_projection(roots).build() {
@@ -200,8 +204,10 @@ impl Columns {
         let is_picture = |name: &str| {
             schema.field_with_name(name).is_ok_and(|field| holds_bytes(field.data_type()))
         };
+
         let pictures: Vec<&str> =
             words.iter().map(|&name| if is_picture(name) { name } else { "" }).collect();
+
         let find = |role| {
             let found = columns::find(role, names, &words)?;
             Ok::<_, Error>(found.map(|index| (index, words[index].to_owned())))
@@ -212,6 +218,7 @@ impl Columns {
             let fitting = words
                 .iter()
                 .map(|&name| if kind(name).is_ok_and(fits) { name } else { "" });
+
             let unasked = ColumnNames::default();
             let asked = match role {
                 Role::Label => !names.label.is_empty(),
@@ -220,9 +227,11 @@ impl Columns {
             if asked {
                 return Ok(None);
             }
+
             let found = columns::find(role, &unasked, &fitting.collect::<Vec<_>>())?;
             Ok::<_, Error>(found.map(|index| (index, words[index].to_owned())))
         };
+
         if !names.image.is_empty() && words.contains(&names.image.as_str()) {
             let field = schema.field_with_name(&names.image);
             if let Ok(field) = field.map(Field::data_type)
@@ -234,6 +243,7 @@ impl Columns {
                 )));
             }
         }
+
         let index = columns::required(Role::Image, names, &pictures)
             .context(|| format!("its columns are {}", words.join(", ")))?;
         let image = (index, words[index].to_owned());
@@ -242,16 +252,19 @@ impl Columns {
             None => find(Role::Caption)?,
             found => found,
         };
+
         let label = match among(Role::Label, &is_label)? {
             // Not asked for, and not needed: it is about something else.
             None if caption.is_some() && names.label.is_empty() => None,
             None => find(Role::Label)?,
             found => found,
         };
+
         if caption.is_none() && label.is_none() {
             columns::required(Role::Caption, names, &words)?;
         }
 
+        // The schema's own names of classes count before those of a file beside it.
         let mut classes = label
             .as_ref()
             .and_then(|(_, name)| class_names(schema, name))
@@ -261,6 +274,7 @@ impl Columns {
         {
             classes = lines(&path)?;
         }
+
         let split = find(Role::Split)?;
         let columns = Self { image, caption, label, split, classes };
         columns.check(schema)?;
@@ -280,7 +294,9 @@ impl Columns {
                 )));
             }
         }
+
         let Some(column) = &self.label else { return Ok(()) };
+
         let (name, kind) = (&column.1, kind(column));
         if !is_label(&kind) {
             return Err(Error::usage(format!(
@@ -288,6 +304,7 @@ impl Columns {
                  dataset.columns.label"
             )));
         }
+
         if kind.is_integer() && self.classes.is_empty() && self.caption.is_none() {
             return Err(Error::failed(format!(
                 "column {name} holds numbers of classes, and nothing says what the classes \
@@ -310,22 +327,27 @@ impl Columns {
             let found = batch.column_by_name(name);
             found.ok_or_else(|| Error::corrupt(format!("column {name} is gone")))
         };
+
         let mut rows: Vec<Row> = Vec::new();
         rows.resize_with(batch.num_rows(), Row::default);
+
         let images = binary(column(&self.image)?)?;
         for (row, image) in rows.iter_mut().zip(images) {
             row.image = image;
         }
+
         if let Some(caption) = &self.caption {
             for (row, captions) in rows.iter_mut().zip(text_lists(column(caption)?)?) {
                 row.captions = captions;
             }
         }
+
         if let Some(label) = &self.label {
             for (row, label) in rows.iter_mut().zip(labels(column(label)?)?) {
                 row.label = label;
             }
         }
+
         if let Some(split) = &self.split {
             for (row, split) in rows.iter_mut().zip(texts(column(split)?)?) {
                 row.split = split;
@@ -340,9 +362,11 @@ impl Columns {
         let Some(image) = image.filter(|bytes| !bytes.is_empty()) else {
             return Found::bad(Fault::NoPicture, key, "there are no bytes of a picture");
         };
+
         if image.len() as u64 > MAX_BYTES {
             return Found::bad(Fault::TooLarge, key, "the picture's file is too large");
         }
+
         let (label, class) = match label {
             Label::None => (None, None),
             Label::Name(name) => (None, Some(name)),
@@ -357,17 +381,21 @@ impl Columns {
                 (index, class)
             }
         };
+
         if captions.is_empty() {
             captions.extend(class.clone());
         }
         if captions.is_empty() {
             return Found::bad(Fault::NoCaption, key, "there is no caption");
         }
+
+        // The column says the split of its row; without one, the name of the file does.
         let split = split.or_else(|| input.split.clone());
         if let Some(split) = split.as_ref().filter(|s| !super::files::is_plain_split(s)) {
             let why = format!("split {split:?}: expected lower-case letters and digits");
             return Found::bad(Fault::Malformed, key, why);
         }
+
         let weight = input.weight;
         Found::Pair(Pair { key, split, image, captions, class, label, weight })
     }

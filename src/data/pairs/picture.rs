@@ -28,12 +28,14 @@ pub(super) struct Located {
 pub(super) fn below(folder: &Path, name: &str) -> Result<Located> {
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let path = Path::new(name);
+
     let inner = if path.is_absolute() { inside(folder, path) } else { Some(path) };
     let stays = |part| matches!(part, Component::Normal(_) | Component::CurDir);
     let Some(inner) = inner.filter(|inner| inner.components().all(stays)) else {
         let place = folder.display();
         return Err(Error::failed(format!("{name} leads out of the folder {place}")));
     };
+
     let name = inner.to_string_lossy().into_owned();
     Ok(Located { name, path: folder.join(inner) })
 }
@@ -55,6 +57,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
             path.display()
         )));
     }
+
     let size = metadata.len();
     if size > MAX_BYTES {
         let name = path.display();
@@ -62,6 +65,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
             "picture {name} has {size} bytes; accepted are {MAX_BYTES}"
         )));
     }
+
     std::fs::read(path).context(place)
 }
 

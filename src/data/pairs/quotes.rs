@@ -52,6 +52,7 @@ pub(super) fn check(path: &Path, delimiter: u8) -> std::io::Result<Option<Open>>
         if bytes.is_empty() {
             break;
         }
+
         // A byte order mark is not a part of the first field.
         let start = if is_first && bytes.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 };
         is_first = false;
@@ -71,9 +72,11 @@ pub(super) fn check(path: &Path, delimiter: u8) -> std::io::Result<Option<Open>>
             };
             line += u64::from(byte == b'\n');
         }
+
         let length = bytes.len();
         reader.consume(length);
     }
+
     Ok(match state {
         State::Quoted { line } => Some(Open { line, is_end: true }),
         _ => None,

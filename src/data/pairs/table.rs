@@ -140,19 +140,25 @@ impl Table {
         let path = input.path.clone();
         let place = || format!("reading {}", path.display());
         let delimiter = delimiter(&path)?;
+
         let mut reader = csv::ReaderBuilder::new()
             .delimiter(delimiter)
             .from_path(&path)
             .context(place)?;
+
         let header = reader.headers().context(place)?.clone();
         let columns =
             Columns::of(&header, names, others).map_err(|e| at(&path, 1, e.message()))?;
         let folder = folder.to_owned();
+
+        // The marks are looked at before any row is: the csv crate would read on without
+        // an error.
         quotes::check(&path, delimiter)
             .context(place)?
             .map_or(Ok(()), |open| Err(at(&path, open.line, open.reason())))?;
 
         let mut table = Self { input, folder, entries: Vec::new(), bad: Vec::new() };
+
         let mut index = BTreeMap::new();
         let mut record = StringRecord::new();
         loop {
@@ -170,6 +176,7 @@ impl Table {
                 }
             }
         }
+
         if table.entries.is_empty() && table.bad.is_empty() {
             return Err(at(&path, 1, "there are no rows"));
         }
@@ -194,10 +201,12 @@ impl Table {
     ) -> Result<()> {
         let table = self.input.path.clone();
         let wrong = |why: &str| at(&table, line, why);
+
         if row.file.is_empty() {
             self.reject(Fault::NoPicture, line, "the path of the picture is empty");
             return Ok(());
         }
+
         let caption = match (row.caption, row.label) {
             (Some(""), _) | (None, None) => {
                 let reason = format!("the caption of {} is empty", row.file);
@@ -206,23 +215,31 @@ impl Table {
             }
             (Some(caption), _) | (None, Some(caption)) => caption.to_owned(),
         };
+
         // An absolute path and a relative one of the same picture are one name.
         let Located { name: file, path } =
             picture::below(&self.folder, row.file).map_err(|e| wrong(e.message()))?;
+
         let split = row.split.map(str::to_owned).or_else(|| self.input.split.clone());
         let split = split.unwrap_or_else(|| default_split(&file));
+
         if !is_plain_split(&split) {
             return Err(wrong(&format!(
                 "split {split:?}: expected lower-case letters, digits and dashes"
             )));
         }
+
         let concept = row.label.map(str::to_lowercase);
+
+        // The first row of a picture makes its entry; the others add their captions.
         let Some(&known) = index.get(&file) else {
             let captions = vec![caption];
             index.insert(file.clone(), self.entries.len());
             self.entries.push(Entry { line, file, path, captions, concept, split });
             return Ok(());
         };
+
+        // A further row of a file is a further caption, and may say nothing else.
         let entry = &mut self.entries[known];
         if concept.is_some() && concept != entry.concept || split != entry.split {
             return Err(wrong(&format!(
@@ -230,6 +247,7 @@ impl Table {
                 file, entry.line
             )));
         }
+
         entry.captions.push(caption);
         Ok(())
     }
@@ -292,6 +310,7 @@ impl Columns {
             .iter()
             .map(|name| name.trim_start_matches('\u{feff}').trim())
             .collect();
+
         if others == Others::Refused {
             let is_known =
                 |name: &str| Role::ALL.iter().any(|role| role.usual().contains(&name));
@@ -301,11 +320,13 @@ impl Columns {
                 )));
             }
         }
+
         let find = |role| columns::find(role, names, &columns);
         let (caption, label) = (find(Role::Caption)?, find(Role::Label)?);
         if caption.is_none() && label.is_none() {
             columns::required(Role::Caption, names, &columns)?;
         }
+
         let file = columns::required(Role::Image, names, &columns)?;
         Ok(Self { file, caption, label, split: find(Role::Split)? })
     }
@@ -325,6 +346,7 @@ impl Columns {
             has_more
                 && file.is_some_and(|file| picture::is_picture(Path::new(file.trim())))
         };
+
         let swallowed = |field: &str| field.lines().skip(1).any(is_row);
         if record.iter().any(swallowed) {
             let reason = quotes::Open { line, is_end: false };

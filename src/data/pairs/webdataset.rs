@@ -170,6 +170,7 @@ impl Shard {
             Found::bad(Fault::DamagedFile, self.input.name.clone(), reason)
         };
         let mut archive = tar::Archive::new(file);
+
         let entries = match archive.entries() {
             Ok(entries) => entries,
             Err(e) => return visit(damaged(e)),
@@ -186,14 +187,18 @@ impl Shard {
                     break;
                 }
             };
+
+            // Another key begins, so the members of the one before are complete.
             if current.as_ref().is_some_and(|(open, _)| *open != key)
                 && let Some((key, members)) = current.take()
             {
                 visit(self.pair(&key, members, &mut seen))?;
             }
+
             let (_, members) = current.get_or_insert_with(|| (key, Members::default()));
             members.insert(suffix, bytes);
         }
+
         match current {
             Some((key, members)) => visit(self.pair(&key, members, &mut seen)),
             None => Ok(()),
@@ -205,6 +210,7 @@ impl Shard {
         let is_new = seen.insert(key.to_owned());
         let key = format!("{}/{key}", self.input.name);
         let bad = |fault: Fault, reason: &str| Found::bad(fault, key.clone(), reason);
+
         if let Some(suffix) = members.twice {
             let reason = format!("its member {suffix} is there twice");
             return bad(Fault::Duplicate, &reason);
@@ -219,13 +225,16 @@ impl Shard {
         let Some(image) = picture else {
             return bad(Fault::NoPicture, "there is no picture");
         };
+
         if image.len() as u64 > MAX_BYTES {
             return bad(Fault::TooLarge, "the picture's file is too large");
         }
+
         let mut captions = match captions(&members) {
             Ok(captions) => captions,
             Err(reason) => return bad(Fault::Malformed, &reason),
         };
+
         let (label, class) = match members.get("cls").map(|bytes| self.class(bytes)) {
             Some(Ok((label, class))) => (Some(label), class),
             // A class that means nothing here does not take the captions with it.
@@ -233,6 +242,8 @@ impl Shard {
             Some(Err(reason)) => return bad(Fault::UnknownClass, &reason),
             None => (None, None),
         };
+
+        // Without captions of its own, a picture is called what its class is called.
         if captions.is_empty() {
             captions.extend(class.clone());
         }
@@ -240,6 +251,7 @@ impl Shard {
         if captions.is_empty() && !numbered {
             return bad(Fault::NoCaption, "there is no caption");
         }
+
         let Input { split, weight, .. } = self.input.clone();
         Found::Pair(Pair { key, split, image, captions, class, label, weight })
     }
@@ -256,6 +268,7 @@ impl Shard {
     ) -> std::result::Result<(usize, Option<String>), String> {
         let text = String::from_utf8_lossy(bytes);
         let text = text.trim();
+
         let index = text.parse::<usize>().ok();
         match (&self.classes, index) {
             (Classes::Numbered, Some(index)) => Ok((index, None)),
@@ -280,31 +293,37 @@ fn read_member(
         return Ok(None);
     }
     let path = String::from_utf8_lossy(&member.path_bytes()).into_owned();
+
     let start = path.rfind('/').map_or(0, |slash| slash + 1);
     let Some(dot) = path[start..].find('.').filter(|dot| *dot > 0) else {
         return Ok(None);
     };
+
     let (key, suffix) = path.split_at(start + dot);
+
     // One byte more than allowed shows that there was more.
     let mut bytes = Vec::new();
     member.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
     Ok(Some((key.to_owned(), suffix[1..].to_lowercase(), bytes)))
 }
 
-/// The captions of `txt`, one a line, or of `json`.
+/// The captions of `txt`, one per line, or of `json`.
 fn captions(
     members: &BTreeMap<String, Vec<u8>>,
 ) -> std::result::Result<Vec<String>, String> {
     let lines = |text: &str| -> Vec<String> {
         text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned).collect()
     };
+
     if let Some(bytes) = members.get("txt") {
         let text = std::str::from_utf8(bytes).map_err(|e| format!("txt: {e}"))?;
         return Ok(lines(text));
     }
+
     let Some(bytes) = members.get("json") else { return Ok(Vec::new()) };
     let json: serde_json::Value =
         serde_json::from_slice(bytes).map_err(|e| format!("json: {e}"))?;
+
     let found = ["caption", "captions", "text"].iter().find_map(|key| json.get(key));
     match found {
         Some(serde_json::Value::String(text)) => Ok(lines(text)),

@@ -33,6 +33,7 @@ impl Concepts {
         for (row, concept) in concepts.iter().enumerate() {
             rows.entry(*concept).or_default().push(row);
         }
+
         let rows: Vec<Vec<usize>> = rows.into_values().collect();
         if batch == 0 || batch > rows.len() {
             return Err(Error::usage(format!(
@@ -47,8 +48,12 @@ impl Concepts {
     fn deal(&self, epoch: usize) -> Vec<usize> {
         let (steps, size) = (self.epochs.steps, self.batch);
         let mut stream = stream(self.seed, epoch);
+
         let mut hands = self.rows.clone();
         hands.shuffle(&mut stream);
+
+        // A concept deals at most one card per batch; the others of its rows wait for
+        // another epoch.
         let mut cards = Vec::new();
         for hand in &mut hands {
             hand.shuffle(&mut stream);

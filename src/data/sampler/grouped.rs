@@ -55,11 +55,13 @@ impl Grouped {
     fn deal(&self, epoch: usize) -> Vec<usize> {
         let mut stream = stream(self.seed, epoch);
         let mut batches = Vec::new();
+
         for group in &self.groups {
             let mut own = group.clone();
             own.shuffle(&mut stream);
             batches.extend(own.chunks_exact(self.batch).map(<[usize]>::to_vec));
         }
+
         batches.shuffle(&mut stream);
         batches.concat()
     }

@@ -17,11 +17,12 @@ pub(super) fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tenso
     x.matmul(&weight.t()?)?.broadcast_add(bias)
 }
 
-/// Normalises each row to mean 0 and variance 1, then applies gain and bias `[d]`.
+/// Normalizes each row to mean 0 and variance 1, then applies gain and bias `[d]`.
 pub(super) fn layer_norm(x: &Tensor, gain: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
-    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-    let unit = centred.broadcast_div(&(variance + NORM_EPSILON)?.sqrt()?)?;
+    let centered = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+    let variance = centered.sqr()?.mean_keepdim(D::Minus1)?;
+
+    let unit = centered.broadcast_div(&(variance + NORM_EPSILON)?.sqrt()?)?;
     unit.broadcast_mul(gain)?.broadcast_add(bias)
 }
 

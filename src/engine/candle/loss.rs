@@ -98,6 +98,9 @@ pub(super) fn losses(
         let rows = eligible.rows(*tower);
         balance.push((*tower, routing.balance(&rows)?));
         router_z.push((*tower, routing.router_z(&rows)?));
+
+        // Distillation takes fewer rows than the other losses: the most uncertain of
+        // them.
         if let (Some(eesd_terms), Some(teachers)) = (&terms.eesd, teachers) {
             let fraction = eesd_terms.fraction;
             let rows = moe::most_uncertain(&routing.entropies()?, &rows, fraction);
@@ -112,6 +115,8 @@ pub(super) fn losses(
     let router_z = mean_over_towers(&router_z, &zero)?;
     let eesd = mean_over_towers(&eesd, &zero)?;
     let distillation = terms.eesd.map_or(0.0, |eesd| eesd.weight);
+
+    // L = L_clip + λ_lb L_lb + λ_z L_z + λ_eesd L_eesd (METHOD §4).
     let total = ((&clip + (&balance * terms.balance)?)? + (&router_z * terms.router_z)?)?;
     let total = (total + (&eesd * distillation)?)?;
     Ok(LossTensors { total, clip, balance, router_z, eesd, distances })
@@ -126,6 +131,8 @@ fn mean_over_towers(values: &[(Tower, Tensor)], zero: &Tensor) -> Result<Tensor>
             .filter(|(of, _)| *of == tower)
             .map(|(_, value)| value)
             .collect();
+
+        // A tower without MoE layers must not pull the mean towards zero.
         if !own.is_empty() {
             sum = (sum + Tensor::stack(&own, 0)?.mean_all()?)?;
             towers += 1.0;

@@ -26,7 +26,7 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use crate::error::{Context, Error, Result};
 use crate::io::tensors::Tensors;
-use crate::model::names::{self, Part, Place};
+use crate::model::names::{self, ParameterId, Part};
 use crate::model::{ClipConfig, Tower, TowerShape};
 use layers::{layer_norm, linear};
 
@@ -130,12 +130,16 @@ impl ReferenceClip {
                 )));
             }
         }
+
         if let Some(moe) = &config.moe
             && !(1..=moe.experts).contains(&moe.top_k)
         {
             let (k, e) = (moe.top_k, moe.experts);
-            return Err(Error::usage(format!("top_k is {k}, with {e} experts")));
+            return Err(Error::usage(format!(
+                "top_k: found {k}, expected 1 to {e}, the number of experts"
+            )));
         }
+
         let mut parameters = BTreeMap::new();
         for (name, tensor) in tensors {
             let var = Tensor::from_slice(&tensor.data, tensor.shape.as_slice(), device)
@@ -143,6 +147,7 @@ impl ReferenceClip {
                 .context(|| format!("making tensor {name}"))?;
             parameters.insert(name.clone(), var);
         }
+
         let (config, device) = (config.clone(), device.clone());
         let (pooling, moe) = (Pooling::FirstMaximum, MoeForm::TopK);
         Ok(Self { config, pooling, moe, dtype, device, parameters })
@@ -237,22 +242,27 @@ impl ReferenceClip {
                 "ids are {found:?}, expected [B, {context}]"
             )));
         }
+
+        // Fixtures store ids as i64, the engine as u32; i64 holds both.
         let rows: Vec<Vec<i64>> = ids
             .to_dtype(DType::I64)
             .and_then(|ids| ids.to_vec2())
             .context(|| "reading token ids".to_owned())?;
+
         let vocabulary = self.config.text.vocabulary;
         let check = |id: i64| match u32::try_from(id) {
             Ok(small) if crate::num::widen(small) < vocabulary => Ok(small),
             _ => Err(Error::failed(format!("token id {id} is not below {vocabulary}"))),
         };
+
         let mut captions = Vec::new();
         let mut pooled = Vec::new();
         for row in rows {
             let caption = row.into_iter().map(check).collect::<Result<Vec<u32>>>()?;
+
             let position = self.pooling.position(&caption).ok_or_else(|| {
                 Error::failed(format!(
-                    "no token to pool by {:?} in {caption:?}",
+                    "caption {caption:?} has no token to pool by {:?}",
                     self.pooling
                 ))
             })?;
@@ -273,9 +283,12 @@ impl ReferenceClip {
         let text_embeds_raw = self.texts(ids, &pooled, &mut record)?;
         let image_embeds = layers::unit_rows(&image_embeds_raw)?;
         let text_embeds = layers::unit_rows(&text_embeds_raw)?;
-        let scale = self.get(Place::LogitScale)?.exp()?;
+
+        // The parameter is the scale's logarithm, as in CLIP.
+        let scale = self.get(ParameterId::LogitScale)?.exp()?;
         let logits_per_image =
             image_embeds.matmul(&text_embeds.t()?)?.broadcast_mul(&scale)?;
+
         let Record { ffn_in, routing } = record;
         Ok(Outputs {
             image_embeds_raw,
@@ -296,17 +309,24 @@ impl ReferenceClip {
     ) -> candle_core::Result<Tensor> {
         let TowerShape { tokens, width, .. } = self.config.tower(Tower::Vision);
         let batch = pixels.dim(0)?;
+
+        // A convolution whose stride is its kernel's side cuts the picture into patches.
         let pixels = pixels.to_device(&self.device)?.to_dtype(self.dtype)?;
-        let kernel = self.get(Place::PatchEmbedding)?;
+        let kernel = self.get(ParameterId::PatchEmbedding)?;
         let patches = pixels.conv2d(&kernel, 0, self.config.vision.patch, 1, 1)?;
         let patches = patches.flatten_from(2)?.transpose(1, 2)?;
-        let class = self.get(Place::ClassEmbedding)?.broadcast_as((batch, 1, width))?;
+
+        let class =
+            self.get(ParameterId::ClassEmbedding)?.broadcast_as((batch, 1, width))?;
         let x = Tensor::cat(&[&class, &patches.contiguous()?], 1)?
-            .broadcast_add(&self.get(Place::PositionEmbedding(Tower::Vision))?)?
+            .broadcast_add(&self.get(ParameterId::PositionEmbedding(Tower::Vision))?)?
             .reshape((batch * tokens, width))?;
-        let gain = self.get(Place::PreNormWeight)?;
-        let x = layer_norm(&x, &gain, &self.get(Place::PreNormBias)?)?;
+
+        let gain = self.get(ParameterId::PreNormWeight)?;
+        let x = layer_norm(&x, &gain, &self.get(ParameterId::PreNormBias)?)?;
         let x = self.blocks(Tower::Vision, x, record)?;
+
+        // The class token is the first row of each picture.
         let rows: Vec<usize> = (0..batch).map(|b| b * tokens).collect();
         self.head(Tower::Vision, &moe::take(&x, &rows)?)
     }
@@ -320,13 +340,15 @@ impl ReferenceClip {
         let TowerShape { tokens, width, .. } = self.config.tower(Tower::Text);
         let batch = ids.len();
         let ids = Tensor::new(ids.concat(), &self.device)?;
+
         let x = self
-            .get(Place::TokenEmbedding)?
+            .get(ParameterId::TokenEmbedding)?
             .index_select(&ids, 0)?
             .reshape((batch, tokens, width))?
-            .broadcast_add(&self.get(Place::PositionEmbedding(Tower::Text))?)?
+            .broadcast_add(&self.get(ParameterId::PositionEmbedding(Tower::Text))?)?
             .reshape((batch * tokens, width))?;
         let x = self.blocks(Tower::Text, x, record)?;
+
         let rows: Vec<usize> = (0..batch).map(|b| b * tokens + pooled[b]).collect();
         self.head(Tower::Text, &moe::take(&x, &rows)?)
     }
@@ -340,10 +362,12 @@ impl ReferenceClip {
     ) -> candle_core::Result<Tensor> {
         let TowerShape { tokens, width, layers, .. } = self.config.tower(tower);
         for index in 0..layers {
-            let part = |part| self.get(Place::Block(tower, index, part));
+            let part = |part| self.get(ParameterId::Block(tower, index, part));
             let y = layer_norm(&x, &part(Part::Ln1Weight)?, &part(Part::Ln1Bias)?)?;
             x = (x + self.attention(tower, index, &y)?)?;
+
             let y = layer_norm(&x, &part(Part::Ln2Weight)?, &part(Part::Ln2Bias)?)?;
+
             let batch = y.dim(0)? / tokens;
             record.ffn_in.insert((tower, index), y.reshape((batch, tokens, width))?);
             x = (x + self.ffn(tower, index, &y, record)?)?;
@@ -359,8 +383,10 @@ impl ReferenceClip {
         x: &Tensor,
     ) -> candle_core::Result<Tensor> {
         let TowerShape { tokens, width, heads, causal, .. } = self.config.tower(tower);
-        let part = |part| self.get(Place::Block(tower, index, part));
+        let part = |part| self.get(ParameterId::Block(tower, index, part));
         let (batch, depth) = (x.dim(0)? / tokens, width / heads);
+
+        // One product gives queries, keys and values side by side, `[N, 3d]`.
         let qkv = linear(x, &part(Part::InProjWeight)?, &part(Part::InProjBias)?)?;
         let split = |which: usize| {
             qkv.narrow(1, which * width, width)?
@@ -368,14 +394,19 @@ impl ReferenceClip {
                 .transpose(1, 2)?
                 .contiguous()
         };
+
         let (query, key, value) = (split(0)?, split(1)?, split(2)?);
         let keys = key.transpose(2, 3)?.contiguous()?;
         let mut scores = (query.matmul(&keys)? / (depth as f64).sqrt())?;
+
         if causal {
             let mask = layers::causal_mask(tokens, self.dtype, &self.device)?;
             scores = scores.broadcast_add(&mask)?;
         }
+
         let mixed = layers::softmax(&scores)?.matmul(&value)?;
+
+        // The heads lie side by side again, as the output projection expects them.
         let mixed =
             mixed.transpose(1, 2)?.contiguous()?.reshape((batch * tokens, width))?;
         linear(&mixed, &part(Part::OutProjWeight)?, &part(Part::OutProjBias)?)
@@ -389,12 +420,14 @@ impl ReferenceClip {
         x: &Tensor,
         record: &mut Record,
     ) -> candle_core::Result<Tensor> {
-        let part = |part| self.get(Place::Block(tower, index, part));
+        let part = |part| self.get(ParameterId::Block(tower, index, part));
         let activation = self.config.activation;
         if let Some(moe) = &self.config.moe
             && self.config.is_moe(tower, index)
         {
             let experts = experts(&self.config, part)?;
+
+            // A teacher chooses no experts, so it leaves no routing behind.
             if self.moe == MoeForm::Ensemble {
                 return experts.ensemble(x, activation);
             }
@@ -403,6 +436,7 @@ impl ReferenceClip {
             record.routing.insert((tower, index), routing);
             return Ok(out);
         }
+
         let hidden = linear(x, &part(Part::FcWeight)?, &part(Part::FcBias)?)?;
         let hidden = layers::activate(&hidden, activation)?;
         linear(&hidden, &part(Part::ProjWeight)?, &part(Part::ProjBias)?)
@@ -410,9 +444,9 @@ impl ReferenceClip {
 
     /// Final LayerNorm and projection of pooled rows [B, d].
     fn head(&self, tower: Tower, x: &Tensor) -> candle_core::Result<Tensor> {
-        let gain = self.get(Place::PostNormWeight(tower))?;
-        let x = layer_norm(x, &gain, &self.get(Place::PostNormBias(tower))?)?;
-        x.matmul(&self.get(Place::Projection(tower))?)
+        let gain = self.get(ParameterId::PostNormWeight(tower))?;
+        let x = layer_norm(x, &gain, &self.get(ParameterId::PostNormBias(tower))?)?;
+        x.matmul(&self.get(ParameterId::Projection(tower))?)
     }
 
     /// The teacher's dense ensemble on the student's own FFN inputs, of every MoE layer.
@@ -424,7 +458,7 @@ impl ReferenceClip {
             let block = names::block(tower, index);
             for part in Part::MOE {
                 let name = block.name(part);
-                let expected = block.place(part).shape(&config);
+                let expected = block.id(part).shape(&config);
                 match teacher.get(&name) {
                     Some(tensor) if tensor.shape == expected => {}
                     found => {
@@ -435,13 +469,18 @@ impl ReferenceClip {
                     }
                 }
             }
+
             let part = |part: Part| {
                 let tensor = &teacher[&block.name(part)];
                 Tensor::from_slice(&tensor.data, tensor.shape.as_slice(), &self.device)?
                     .to_dtype(self.dtype)
             };
             let width = self.config.tower(tower).width;
+
+            // The teacher judges the student's own input and is a constant: no gradient
+            // may reach the student through it (METHOD §4).
             let x = outputs.ffn_in[&(tower, index)].detach();
+
             let ensemble = x
                 .reshape(((), width))
                 .and_then(|x| experts(&config, part)?.ensemble(&x, config.activation))
@@ -451,11 +490,11 @@ impl ReferenceClip {
         Ok(ensembles)
     }
 
-    fn get(&self, place: Place) -> candle_core::Result<Tensor> {
-        let name = place.name();
+    fn get(&self, id: ParameterId) -> candle_core::Result<Tensor> {
+        let name = id.name();
         match self.parameters.get(&name) {
             Some(var) => Ok(var.as_tensor().clone()),
-            None => candle_core::bail!("no parameter {name}"),
+            None => candle_core::bail!("the model has no parameter {name}"),
         }
     }
 }
@@ -477,6 +516,7 @@ fn experts(
     }
 
     let count = router.dim(0)?;
+
     let product =
         |base, up, down| part(up)?.matmul(&part(down)?)?.broadcast_add(&part(base)?);
     let repeated = |base| {

@@ -46,8 +46,12 @@ impl Experts {
         let logits = x.matmul(&self.router.t()?)?;
         let probs = softmax(&logits)?;
         let chosen = choose(&probs, top_k)?;
+
+        // Weights are renormalized over the chosen experts, so that they sum to 1
+        // (METHOD §1).
         let kept = (&probs * indicator(&chosen, &probs)?)?;
         let weights = kept.broadcast_div(&kept.sum_keepdim(1)?)?;
+
         let out = self.mix(x, &weights, act)?;
         Ok(Routing { logits, probs, chosen, weights, out })
     }
@@ -70,6 +74,7 @@ impl Experts {
             let [fc, fc_bias, proj, proj_bias] =
                 [&self.fc_weight, &self.fc_bias, &self.proj_weight, &self.proj_bias]
                     .map(|stack| stack.get(expert));
+
             let hidden = activate(&linear(x, &fc?, &fc_bias?)?, act)?;
             let y = linear(&hidden, &proj?, &proj_bias?)?;
             sum = (sum + y.broadcast_mul(&weights.narrow(1, expert, 1)?)?)?;
@@ -86,9 +91,14 @@ impl Routing {
         for &expert in rows.iter().flat_map(|&row| &self.chosen[row]) {
             counts[expert] += 1.0;
         }
+
+        // Every row makes K assignments, so their number is the K N of the formula.
         let assignments: f64 = counts.iter().sum();
         let counts =
             Tensor::new(counts, self.probs.device())?.to_dtype(self.probs.dtype())?;
+
+        // Assignments are counted and have no gradient: the loss moves the
+        // probabilities alone.
         let mean_probs = take(&self.probs, rows)?.mean(0)?;
         (counts * mean_probs)?.sum_all()? * (experts as f64 / assignments)
     }
@@ -108,6 +118,7 @@ impl Routing {
     /// Numerator and denominator of [`Self::distance`].
     pub(super) fn squares(&self, target: &Tensor, rows: &[usize]) -> Result<[Tensor; 2]> {
         let target = take(&target.detach(), rows)?;
+
         let distance = (take(&self.out, rows)? - &target)?.sqr()?.sum_all()?;
         Ok([distance, target.sqr()?.sum_all()?])
     }

@@ -41,11 +41,14 @@ impl AdamW {
         let norm = squares.sqrt();
         let clip = if norm > config.clip_norm { config.clip_norm / norm } else { 1.0 };
 
+        // Moments start at zero and are too small at first; dividing by 1 - βᵗ corrects
+        // that.
         self.steps += 1;
         let count = i32::try_from(self.steps).unwrap_or(i32::MAX);
         let (beta1, beta2) = (config.beta1, config.beta2);
         let (correction1, correction2) =
             (1.0 - beta1.powi(count), 1.0 - beta2.powi(count));
+
         for (name, var) in parameters {
             let Trainable::Train { decay } = trainable[name] else { continue };
             let gradient = (&gradients[name] * clip)?;
@@ -55,9 +58,13 @@ impl AdamW {
 
             let root = ((&second / correction2)?.sqrt()? + config.epsilon)?;
             let step = ((&first / correction1)? / root)?;
+
+            // Decay is decoupled: it acts on the weight itself and not through the
+            // moments.
             let decay = if decay { config.weight_decay } else { 0.0 };
             let kept = (var.as_tensor() * (1.0 - learning_rate * decay))?;
             var.set(&(kept - (step * learning_rate)?)?)?;
+
             self.first.insert(name.clone(), first);
             self.second.insert(name.clone(), second);
         }

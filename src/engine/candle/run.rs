@@ -18,12 +18,12 @@ use crate::engine::{
 };
 use crate::error::{Context as _, Error, Result};
 use crate::io::tensors::Tensors;
-use crate::model::names::Place;
+use crate::model::names::ParameterId;
 use crate::model::params::Layout;
 use crate::model::{Checkpoint, ClipConfig, Tower};
 use crate::num::{index_u32, round_f32};
 
-/// The name that would enter keys.
+/// The name that the engine would have in the keys of results.
 pub const BACKEND: &str = "candle-f64";
 
 /// The reference as an engine.
@@ -117,9 +117,11 @@ impl Candle {
         let outputs = self.outputs(pairs)?;
         let eligible = Eligible::new(&self.config, outputs.pooled.len(), &outputs.pooled);
         let objective = run.training.objective;
+
         let average = run.average.as_ref().zip(run.training.teacher);
         let teacher = average.map(|(values, plan)| (self.teacher(values), plan));
         let layers = teacher.as_ref().filter(|(_, p)| p.target == EesdTarget::Layer);
+
         let terms = Terms {
             balance: objective.balance,
             router_z: objective.router_z,
@@ -127,7 +129,7 @@ impl Candle {
             eesd: layers.map(|(teacher, plan)| Eesd {
                 weight: objective.eesd,
                 teacher,
-                fraction: plan.share,
+                fraction: plan.fraction,
             }),
         };
         let found = model.loss(&outputs, &eligible, &terms)?;
@@ -141,7 +143,7 @@ impl Candle {
                 .context(computing)?;
         }
 
-        let scale = &model.parameters[&Place::LogitScale.name()];
+        let scale = &model.parameters[&ParameterId::LogitScale.name()];
         let mut losses = Losses {
             total: scalar(&total)?,
             clip: scalar(&found.clip)?,
@@ -151,6 +153,7 @@ impl Candle {
             logit_scale: scalar(scale)?,
             layers: Vec::new(),
         };
+
         for (index, (&(tower, block), routing)) in outputs.routing.iter().enumerate() {
             let mut sums = stats(routing, &eligible.rows(tower)).context(computing)?;
             if let Some([distance, target]) = found.distances.get(index) {
@@ -177,6 +180,8 @@ impl Candle {
         let config = self.config.merged();
         let teacher = ReferenceClip::new(&config, teacher, DType::F64, &Device::Cpu)?;
         let target = forward(&teacher.with_moe(MoeForm::Ensemble), pairs)?;
+
+        // Both towers' embeddings weigh the same: one mean over all 2 B of them.
         let squares =
             |own: &Tensor, target: &Tensor| (own - target.detach())?.sqr()?.sum_all();
 
@@ -204,11 +209,15 @@ impl Engine for Candle {
         if values.len() != layout.len() {
             let (found, expected) = (values.len(), layout.len());
             return Err(Error::failed(format!(
-                "the engine was given {found} weights, expected {expected}"
+                "the engine was given {found} weights, expected {expected}: the weights \
+                 belong to a model of another shape"
             )));
         }
+
         let tensors = layout.unflatten(values);
         let model = ReferenceClip::new(&self.config, &tensors, DType::F64, &Device::Cpu)?;
+
+        // New weights end a training run: its moments belong to the old ones.
         (self.model, self.run) = (Some(model), None);
         Ok(())
     }
@@ -232,7 +241,11 @@ impl Engine for Candle {
         blocks: &[usize],
     ) -> Result<FfnInputs> {
         let outputs = self.one_side(input)?;
-        let rows = Rows::of(&self.config, input, &outputs);
+
+        let rows = TowerRows::of(&self.config, input, &outputs);
+
+        // The reference pads every caption; an engine leaves the rows behind the end of
+        // text out, so they are left out here.
         let mut found = FfnInputs { starts: vec![0], ..FfnInputs::default() };
         for sample in &rows.samples {
             found.counted.extend(sample.clone().map(|row| rows.counted[row]));
@@ -247,6 +260,7 @@ impl Engine for Candle {
                     "the {tower} tower has no block {block}"
                 )));
             };
+
             let all = host(inputs)?;
             let kept = rows.samples.iter().cloned().flatten();
             let kept = kept.flat_map(|row| &all[row * width..(row + 1) * width]).copied();
@@ -257,7 +271,7 @@ impl Engine for Candle {
 
     fn routing(&mut self, input: TowerInput<'_>) -> Result<Vec<LayerRouting>> {
         let outputs = self.one_side(input)?;
-        let rows = Rows::of(&self.config, input, &outputs);
+        let rows = TowerRows::of(&self.config, input, &outputs);
         let counted: Vec<usize> =
             (0..rows.counted.len()).filter(|&row| rows.counted[row]).collect();
         let width = self.config.tower(rows.tower).width;
@@ -281,9 +295,11 @@ impl Engine for Candle {
     fn start_training(&mut self, training: &Training) -> Result<()> {
         let model = self.model()?;
         let layout = Layout::new(&self.config);
+
         let names = layout.iter().map(|(parameter, _)| parameter.name.clone());
         let trainable = names.zip(training.trainable.iter().copied()).collect();
         let follow = training.teacher.map(|plan| self.followed(plan)).transpose()?;
+
         self.run = Some(Run {
             optimizer: AdamW::new(&model.parameters).context(computing)?,
             trainable,
@@ -297,7 +313,10 @@ impl Engine for Candle {
     fn step(&mut self, pairs: Pairs<'_>) -> Result<Losses> {
         let run = self.run()?;
         let (total, losses) = self.losses(run, pairs)?;
+
         let mut gradients = self.model()?.gradient_tensors(&total)?;
+
+        // A frozen tensor has no part in the norm that clips the others.
         for (name, gradient) in &mut gradients {
             if run.trainable[name] == Trainable::Frozen {
                 *gradient = gradient.zeros_like().context(computing)?;
@@ -313,18 +332,21 @@ impl Engine for Candle {
         if run.gradients.is_empty() {
             return Err(Error::failed("there is no gradient: call step first"));
         }
+
         let step = (learning_rate, &run.training.optim);
         let norm = run
             .optimizer
             .step(&model.parameters, &run.gradients, &run.trainable, step)
             .context(computing)?;
 
-        let name = Place::LogitScale.name();
+        // METHOD §4: the logit scale stays within 1 and 100, if it trains at all.
+        let name = ParameterId::LogitScale.name();
         if run.trainable[&name] != Trainable::Frozen {
             let scale = &model.parameters[&name];
             let clamped = scale.clamp(0.0, 100.0_f64.ln());
             clamped.and_then(|value| scale.set(&value)).context(computing)?;
         }
+
         self.follow()?;
         Ok(norm)
     }
@@ -360,6 +382,8 @@ impl Engine for Candle {
             .average
             .as_ref()
             .map(|values| values.iter().map(|v| f64::from(*v)).collect());
+
+        // Loading ends the run, which is therefore put back afterwards.
         self.load(&state.values)?;
         self.run = Some(run);
         Ok(())
@@ -371,7 +395,7 @@ impl Candle {
     fn followed(&self, plan: TeacherPlan) -> Result<Vec<f64>> {
         let mut values: Vec<f64> = self.whole()?.into_iter().map(f64::from).collect();
         for (parameter, range) in Layout::new(&self.config.merged()).iter() {
-            if plan.target == EesdTarget::Layer && !parameter.place.is_moe() {
+            if plan.target == EesdTarget::Layer && !parameter.id.is_moe() {
                 values[range].fill(0.0);
             }
         }
@@ -382,6 +406,7 @@ impl Candle {
     fn follow(&mut self) -> Result<()> {
         let Some(plan) = self.run()?.training.teacher else { return Ok(()) };
         let values = self.followed(plan)?;
+
         let run = self.run.as_mut().ok_or_else(not_started)?;
         if let Some(average) = &mut run.average {
             for (average, value) in average.iter_mut().zip(values) {
@@ -393,7 +418,7 @@ impl Candle {
 }
 
 /// The rows of a tower that an engine keeps, among the padded ones of the reference.
-struct Rows {
+struct TowerRows {
     tower: Tower,
     /// The kept rows of each sample.
     samples: Vec<std::ops::Range<usize>>,
@@ -401,7 +426,7 @@ struct Rows {
     counted: Vec<bool>,
 }
 
-impl Rows {
+impl TowerRows {
     fn of(config: &ClipConfig, input: TowerInput<'_>, outputs: &Outputs) -> Self {
         let images = match input {
             TowerInput::Pixels(pixels) => {
@@ -435,6 +460,7 @@ fn forward(model: &ReferenceClip, pairs: Pairs<'_>) -> Result<Outputs> {
     let (side, context) = (model.config.vision.image_size, model.config.text.context);
     let pictures = pairs.pixels.len() / (3 * side * side);
     let captions = pairs.ids.len() / context;
+
     let shape = (pictures, 3, side, side);
     let values = pairs.pixels.values(side * side);
     let pixels = Tensor::from_slice(&values, shape, &Device::Cpu);
@@ -448,6 +474,7 @@ fn stats(routing: &Routing, rows: &[usize]) -> candle_core::Result<LayerStats> {
     let entropies = routing.entropies()?;
     let log_sums =
         super::layers::log_sum_exp(&moe::take(&routing.logits, rows)?)?.sqr()?;
+
     let mut counts = vec![0.0; experts];
     for &expert in rows.iter().flat_map(|&row| &routing.chosen[row]) {
         counts[expert] += 1.0;

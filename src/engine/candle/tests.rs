@@ -5,15 +5,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor, Var};
-use rand::RngExt;
 use serde_json::Value;
 
 use super::moe::indicator;
 use super::{Eesd, Eligible, Experts, Outputs, Pooling, ReferenceClip, Terms};
 use crate::config::Activation;
+use crate::engine::tests::{config, fixture_config, random_pairs, random_values};
 use crate::io::tensors::{self, Tensors};
-use crate::model::names::{self, Part, Place, Role};
-use crate::model::{ClipConfig, Moe, TextConfig, Tower, VisionConfig};
+use crate::model::names::{self, ParameterId, Part};
+use crate::model::params::Layout;
+use crate::model::{ClipConfig, Moe, Tower};
 
 const FIXTURES: [&str; 2] = ["clip-tiny-gelu", "clip-tiny-quickgelu"];
 
@@ -26,15 +27,6 @@ fn load(name: &str) -> BTreeMap<String, Tensor> {
     candle_core::safetensors::load(path, &Device::Cpu).unwrap().into_iter().collect()
 }
 
-fn tiny(activation: Activation) -> ClipConfig {
-    let (layers, heads) = (3, 2);
-    let vision =
-        VisionConfig { image_size: 32, patch: 8, width: 32, layers, heads, hidden: 128 };
-    let text =
-        TextConfig { context: 16, vocabulary: 160, width: 24, layers, heads, hidden: 96 };
-    ClipConfig { embed_dim: 16, activation, vision, text, moe: None }
-}
-
 fn golden(name: &str, dtype: DType) -> ReferenceClip {
     let activation = if name.ends_with("quickgelu") {
         Activation::QuickGelu
@@ -43,7 +35,8 @@ fn golden(name: &str, dtype: DType) -> ReferenceClip {
     };
     let path = fixture(name).join("open_clip/open_clip_model.safetensors");
     let tensors = tensors::read(&path).unwrap();
-    ReferenceClip::new(&tiny(activation), &tensors, dtype, &Device::Cpu).unwrap()
+    ReferenceClip::new(&fixture_config(activation), &tensors, dtype, &Device::Cpu)
+        .unwrap()
 }
 
 fn values(x: &Tensor) -> Vec<f64> {
@@ -107,12 +100,12 @@ fn dense_gradients_are_those_of_hugging_face() {
             let out =
                 model.forward(&expected["pixel_values"], &expected["input_ids"]).unwrap();
             let gradients = model.gradient_tensors(&dense_loss(&model, &out)).unwrap();
-            let of = |place: Place| gradients[&place.name()].clone();
-            let query = of(Place::Block(Tower::Text, 0, Part::InProjWeight));
+            let of = |id: ParameterId| gradients[&id.name()].clone();
+            let query = of(ParameterId::Block(Tower::Text, 0, Part::InProjWeight));
             let found = [
                 (
                     "vision_model.encoder.layers.1.mlp.fc1.weight",
-                    of(Place::Block(Tower::Vision, 1, Part::FcWeight)),
+                    of(ParameterId::Block(Tower::Vision, 1, Part::FcWeight)),
                 ),
                 (
                     "text_model.encoder.layers.0.self_attn.q_proj.weight",
@@ -120,17 +113,17 @@ fn dense_gradients_are_those_of_hugging_face() {
                 ),
                 (
                     "visual_projection.weight",
-                    of(Place::Projection(Tower::Vision)).t().unwrap(),
+                    of(ParameterId::Projection(Tower::Vision)).t().unwrap(),
                 ),
                 (
                     "vision_model.embeddings.patch_embedding.weight",
-                    of(Place::PatchEmbedding),
+                    of(ParameterId::PatchEmbedding),
                 ),
                 (
                     "text_model.embeddings.token_embedding.weight",
-                    of(Place::TokenEmbedding),
+                    of(ParameterId::TokenEmbedding),
                 ),
-                ("logit_scale", of(Place::LogitScale)),
+                ("logit_scale", of(ParameterId::LogitScale)),
             ];
             let stored = expected.keys().filter(|key| key.starts_with("grad.")).count();
             assert_eq!(stored, found.len());
@@ -269,39 +262,13 @@ fn moe_gradients_are_those_of_torch() {
     }
 }
 
-/// A small MoE model with random weights, its inputs, and a teacher.
+/// A small MoE model with random weights, and its inputs: pictures, and captions that end at
+/// different positions.
 fn random_moe() -> (ClipConfig, Tensors, Tensor, Tensor) {
-    let (layers, heads) = (2, 2);
-    let vision =
-        VisionConfig { image_size: 8, patch: 4, width: 8, layers, heads, hidden: 12 };
-    let text =
-        TextConfig { context: 6, vocabulary: 20, width: 6, layers, heads, hidden: 10 };
-    let moe = Moe {
-        experts: 3,
-        top_k: 2,
-        rank: None,
-        vision_blocks: vec![1],
-        text_blocks: vec![0, 1],
-    };
-    let activation = Activation::Gelu;
-    let config = ClipConfig { embed_dim: 5, activation, vision, text, moe: Some(moe) };
-    let mut rng = crate::rng::stream(7, "reference test");
-    let mut random = |n: usize, scale: f32| -> Vec<f32> {
-        (0..n).map(|_| scale * (2.0 * rng.random::<f32>() - 1.0)).collect()
-    };
-    let mut tensors = Tensors::new();
-    for parameter in names::parameters(&config) {
-        let scale = if parameter.role == Role::Bias { 0.2 } else { 0.8 };
-        let mut data = random(parameter.len(), scale);
-        if parameter.role == Role::Norm && parameter.name.ends_with("weight") {
-            for gain in &mut data {
-                *gain += 1.0;
-            }
-        }
-        let tensor = tensors::Tensor::new(parameter.shape, data).unwrap();
-        tensors.insert(parameter.name, tensor);
-    }
-    let pixels = Tensor::from_vec(random(4 * 3 * 64, 1.0), (4, 3, 8, 8), &Device::Cpu);
+    let config = config(true);
+    let tensors = Layout::new(&config).unflatten(&random_values(&config, "reference"));
+    let (pixels, _) = random_pairs(&config, 4, "reference");
+    let pixels = Tensor::from_vec(pixels, (4, 3, 8, 8), &Device::Cpu);
     let ids = [
         [18_u32, 3, 4, 19, 0, 0],
         [18, 5, 19, 19, 19, 19],

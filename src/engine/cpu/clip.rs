@@ -16,7 +16,7 @@ use super::tower::{
 use crate::engine::cpu::ops::{layer_norm, simd};
 use crate::engine::{LayerStats, StatsGradient};
 use crate::linalg::gemm::{self, Rows, Write};
-use crate::model::names::Place;
+use crate::model::names::ParameterId;
 use crate::model::params::Layout;
 use crate::model::{ClipConfig, Tower};
 use crate::num::widen;
@@ -134,14 +134,15 @@ impl GroupState {
 
 impl TowerLayers {
     fn new(config: &ClipConfig, layout: &Layout, tower: Tower) -> Self {
-        let (weight, bias) = (Place::PostNormWeight(tower), Place::PostNormBias(tower));
+        let (weight, bias) =
+            (ParameterId::PostNormWeight(tower), ParameterId::PostNormBias(tower));
         Self {
             width: config.tower(tower).width,
             tokens: config.tower(tower).tokens,
-            position: layout.range(Place::PositionEmbedding(tower)),
+            position: layout.range(ParameterId::PositionEmbedding(tower)),
             blocks: Transformer::new(config, layout, tower),
             norm: WeightBias::new(layout, weight, bias),
-            projection: layout.range(Place::Projection(tower)),
+            projection: layout.range(ParameterId::Projection(tower)),
         }
     }
 
@@ -183,6 +184,8 @@ impl TowerLayers {
         let width = projection.len() / d;
         let (upstream, projection) =
             (Rows::new(upstream, width), Rows::new(projection, width));
+
+        // y = x P: the gradient of P is xᵀ dy, and that of x is dy Pᵀ.
         let into = &mut flat.gradients[self.projection.clone()];
         gemm::at_b(into, Rows::new(&state.normed, d), upstream, Write::Add);
         gemm::a_bt(&mut state.normed, upstream, projection, Write::Replace);
@@ -196,6 +199,7 @@ impl TowerLayers {
         for (row, own) in state.pooled_rows.iter().zip(state.pooled.chunks_exact(d)) {
             state.x[row * d..(row + 1) * d].copy_from_slice(own);
         }
+
         let kept = (stats, state.blocks.as_mut_slice());
         let rows = (state.x.as_mut_slice(), state.starts.as_slice());
         self.blocks.backward(flat, rows, kept, scratch);
@@ -206,13 +210,13 @@ impl Clip {
     /// The towers of a model of this shape, whose experts are whole.
     pub fn new(config: &ClipConfig) -> Self {
         let layout = Arc::new(Layout::new(config));
-        let pre_norm = (Place::PreNormWeight, Place::PreNormBias);
+        let pre_norm = (ParameterId::PreNormWeight, ParameterId::PreNormBias);
         Self {
             vision: TowerLayers::new(config, &layout, Tower::Vision),
             text: TowerLayers::new(config, &layout, Tower::Text),
-            patch: layout.range(Place::PatchEmbedding),
-            class: layout.range(Place::ClassEmbedding),
-            token: layout.range(Place::TokenEmbedding),
+            patch: layout.range(ParameterId::PatchEmbedding),
+            class: layout.range(ParameterId::ClassEmbedding),
+            token: layout.range(ParameterId::TokenEmbedding),
             pre_norm: WeightBias::new(&layout, pre_norm.0, pre_norm.1),
             config: config.clone(),
             layout,
@@ -301,6 +305,7 @@ impl Clip {
             (Rows::new(&state.inputs, patch_values), Rows::new(patch, patch_values));
         gemm::a_bt(&mut state.embedded, inputs, patch, Write::Replace);
 
+        // Each picture begins with its class token, and all its rows get their positions.
         state.raw.resize(rows * d, 0.0);
         let positions = &values[self.vision.position.clone()];
         let class = &values[self.class.clone()];
@@ -316,10 +321,12 @@ impl Clip {
                 },
             );
         }
+
         state.x.resize(rows * d, 0.0);
         let (gain, bias) = self.pre_norm.of(values);
         layer_norm::forward(&mut state.x, &state.raw, gain, bias, &mut state.pre_norm);
 
+        // All rows of a picture count, and the class token's is pooled.
         state.starts.clear();
         state.starts.extend((0..=samples).map(|s| s * tokens));
         state.pooled_rows.clear();
@@ -333,9 +340,11 @@ impl Clip {
     /// Patches in row-major order, each [3, p, p], as the convolution's weight is.
     fn cut_patches(&self, pixels: &[f32], out: &mut Vec<f32>) {
         let (size, p) = (self.config.vision.image_size, self.config.vision.patch);
+
         let side = size / p;
         out.clear();
         out.reserve(pixels.len());
+
         for picture in pixels.chunks_exact(3 * size * size) {
             for (row, column) in (0..side * side).map(|i| (i / side, i % side)) {
                 for (plane, y) in (0..3 * p).map(|i| (i / p, i % p)) {
@@ -372,17 +381,22 @@ impl Clip {
             state.pooled_rows.push(first + end);
             for (position, &id) in caption[..rows].iter().enumerate() {
                 let start = state.x.len();
+
                 let id_row = widen(id) * d;
                 state.x.extend_from_slice(&embeddings[id_row..id_row + d]);
                 simd::add(
                     &mut state.x[start..],
                     &positions[position * d..(position + 1) * d],
                 );
+
+                // The start token is the same in every caption: it counts no more than
+                // what follows the end of text (METHOD §2.1).
                 state.counted.push(position > 0 && position <= end);
                 state.ids.push(id);
             }
             state.starts.push(first + rows);
         }
+
         self.text.forward(values, mode, state);
         &state.embedding
     }
@@ -397,6 +411,7 @@ impl Clip {
         let Upstream { images, texts, stats } = upstream;
         let vision = (&mut group.vision, &mut *scratch);
         self.vision.backward(flat, images, &stats.vision, vision);
+
         self.image_input_backward(flat, &mut group.vision);
 
         let text = (&mut group.text, scratch);
@@ -410,6 +425,8 @@ impl Clip {
         let (dx, dy) = (&mut state.raw, &state.x);
         tower::norm_backward(dx, dy, flat, &self.pre_norm, &state.pre_norm);
 
+        // Positions and class token are the same for all pictures, so their gradients
+        // are sums over pictures, in the order of the batch.
         state.embedded.clear();
         for own in state.raw.chunks_exact(tokens * d) {
             let gradients = &mut *flat.gradients;
@@ -434,6 +451,8 @@ impl Clip {
         for pair in state.starts.windows(2) {
             for (position, row) in (pair[0]..pair[1]).enumerate() {
                 let own = &state.x[row * d..(row + 1) * d];
+
+                // Equal tokens share a row, and add up in the order of the captions.
                 let token = self.token.start + widen(state.ids[row]) * d;
                 let position = self.text.position.start + position * d;
                 simd::add(&mut gradients[token..token + d], own);

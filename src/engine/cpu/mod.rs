@@ -30,7 +30,7 @@ use run::Run;
 use tower::{BlockState, MoeMode};
 use weights::Weights;
 
-/// The name that enters keys.
+/// The name of the engine in the keys of results.
 pub const BACKEND: &str = "cpu-f32";
 
 /// A model on processors, in f32.
@@ -123,6 +123,7 @@ impl Engine for Cpu {
     }
 
     fn adopt(&mut self, values: Vec<f32>) -> Result<()> {
+        // New weights end a training run: its moments belong to the old ones.
         self.run = None;
         self.weights.replace(values)
     }
@@ -172,14 +173,17 @@ impl Engine for Cpu {
         for (index, chunk) in self.chunks(input, samples).into_iter().enumerate() {
             let last = ((index + 1) * samples).min(starts.len() - 1);
             let rows = starts[last] - starts[index * samples];
+
             let own_counted;
             (own_counted, counted) = counted.split_at_mut(rows);
+
             let mut own = Vec::with_capacity(outputs.len());
             for (block, rest) in &mut outputs {
                 let (part, others) = std::mem::take(rest).split_at_mut(rows * width);
                 own.push((*block, part));
                 *rest = others;
             }
+
             work.push((chunk, own_counted, own));
         }
 
@@ -209,6 +213,7 @@ impl Engine for Cpu {
             })
             .collect();
 
+        // Chunks come back in the order of the samples, however many threads there were.
         let empty = |&block| LayerRouting { block, ..LayerRouting::default() };
         let mut layers: Vec<LayerRouting> = blocks.iter().map(empty).collect();
         for group in groups {

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::ops::adamw::{self, Step};
+use super::ops::adamw::{self, Coefficients};
 use crate::config::OptimConfig;
 use crate::engine::Trainable;
 use crate::num::round_f32;
@@ -51,9 +51,11 @@ impl AdamW {
         let norm = global_norm(gradients);
         let scale = if norm > config.clip_norm { config.clip_norm / norm } else { 1.0 };
 
+        // Corrections are computed in f64: in the first steps, 1 - βᵗ is a small difference of
+        // numbers near 1.
         self.steps += 1;
         let count = i32::try_from(self.steps).unwrap_or(i32::MAX);
-        let step = Step {
+        let step = Coefficients {
             learning_rate: round_f32(learning_rate),
             beta1: round_f32(config.beta1),
             beta2: round_f32(config.beta2),
@@ -73,10 +75,13 @@ impl AdamW {
             (own_v, v) = v.split_at_mut(range.len());
             (own_m, m) = m.split_at_mut(range.len());
             (own_s, s) = s.split_at_mut(range.len());
+
+            // Frozen values are skipped after the cut, which must cover the buffer.
             let Trainable::Train { decay: decays } = trainable else { continue };
             let decay = if *decays { decay } else { 0.0 };
             work.push((own_v, &gradients[range.clone()], own_m, own_s, decay));
         }
+
         par::for_each_chunk(&mut work, 8, |_, chunks| {
             for (v, g, m, s, decay) in chunks {
                 adamw::update(&step, *decay, (v, g), (m, s));

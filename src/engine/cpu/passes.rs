@@ -81,6 +81,9 @@ impl Passes {
     ) {
         let count = pairs.ids.len() / clip.sizes().1;
         self.groups.resize_with(count.div_ceil(GROUP), || clip.group());
+
+        // Groups are independent of each other, so their order of execution changes no
+        // bit.
         self.groups.par_iter_mut().enumerate().for_each(|(index, group)| {
             let (from, to) = (index * GROUP, (index * GROUP + GROUP).min(count));
             let own = part(clip, pairs, from..to);
@@ -120,6 +123,9 @@ impl Passes {
     ) {
         let (embeddings, stats) = upstream;
         let chunk = GROUP * clip.config().embed_dim;
+
+        // Membership of lanes follows from the number of groups alone, never from that
+        // of threads: this fixes the order of every sum.
         let per_lane = self.groups.len().div_ceil(LANES).max(1);
         let used = self.groups.len().div_ceil(per_lane);
         self.lanes.resize_with(used.saturating_sub(1), || vec![0.0; clip.layout().len()]);
@@ -130,9 +136,12 @@ impl Passes {
         let lanes = lanes.into_par_iter().zip(&mut self.scratch).enumerate();
         let groups = self.groups.par_chunks_mut(per_lane);
         lanes.zip(groups).for_each(|((lane, (gradients, scratch)), groups)| {
+            // The first lane writes into the result itself, which may hold earlier
+            // micro-batches.
             if lane > 0 || sum == Sum::Replace {
                 gradients.fill(0.0);
             }
+
             let mut flat = Flat { values, gradients };
             for (offset, group) in groups.iter_mut().enumerate() {
                 let start = (lane * per_lane + offset) * chunk;
@@ -146,6 +155,7 @@ impl Passes {
             }
         });
 
+        // Lanes are added in their order, each chunk by one thread.
         par::for_each_chunk(flat.gradients, CHUNK, |index, out| {
             let start = index * CHUNK;
             for lane in &self.lanes {

@@ -11,7 +11,7 @@ use crate::config::EesdTarget;
 use crate::engine::{Losses, Pairs, TeacherPlan, Trainable, Training, TrainingState};
 use crate::error::{Error, Result};
 use crate::model::ClipConfig;
-use crate::model::names::Place;
+use crate::model::names::ParameterId;
 use crate::model::params::Layout;
 
 /// The logarithm of the largest logit scale; the smallest is 0 (METHOD §4).
@@ -19,17 +19,17 @@ fn largest_scale() -> f32 {
     100.0_f32.ln()
 }
 
-/// Everything of a run that is not the weights themselves.
+/// Everything that a run keeps besides the weights.
 #[derive(Debug)]
 pub(super) struct Run {
     training: Training,
     optimizer: AdamW,
     teacher: Option<Teacher>,
     step: Step,
-    /// The gradient by the whole experts.
+    /// The gradient with respect to whole experts.
     gradient: Vec<f32>,
-    /// The gradient in the form in which weights train, where that is another.
-    pulled: Vec<f32>,
+    /// The gradient with respect to experts of low rank; empty where experts train whole.
+    low_rank_gradient: Vec<f32>,
     is_low_rank: bool,
     /// Ranges of the frozen tensors.
     frozen: Vec<Range<usize>>,
@@ -71,18 +71,20 @@ impl Run {
             (*t == Trainable::Frozen).then(|| range.clone())
         };
         let frozen: Vec<Range<usize>> = ranges.iter().filter_map(is_frozen).collect();
-        let scale = layout.range(Place::LogitScale).start;
+
+        let scale = layout.range(ParameterId::LogitScale).start;
         let teacher = training.teacher.map(|plan| {
             let average = followed(clip.config(), plan);
             Teacher { plan, values: average.start(whole), average }
         });
+
         Ok(Self {
             scale: (!frozen.iter().any(|range| range.contains(&scale))).then_some(scale),
             optimizer: AdamW::new(ranges),
             teacher,
             step: Step::new(),
             gradient: vec![0.0; whole.len()],
-            pulled: Vec::new(),
+            low_rank_gradient: Vec::new(),
             is_low_rank: weights.is_low_rank(),
             frozen,
             training: training.clone(),
@@ -101,12 +103,13 @@ impl Run {
         let distillation = match &self.teacher {
             Some(Teacher { plan, values, .. }) => match plan.target {
                 EesdTarget::Layer => {
-                    Distillation::Layers { teacher: values, fraction: plan.share }
+                    Distillation::Layers { teacher: values, fraction: plan.fraction }
                 }
                 EesdTarget::Embedding => Distillation::Embeddings { teacher: values },
             },
             None => Distillation::None,
         };
+
         let request = Request {
             pairs,
             objective: self.training.objective,
@@ -116,7 +119,9 @@ impl Run {
         let mut flat = Flat { values: weights.whole()?, gradients: &mut self.gradient };
         let losses = self.step.run(clip, &mut flat, &request);
 
-        let gradient = weights.pull_back(&mut self.gradient, &mut self.pulled);
+        // Frozen tensors have no part in the gradient, and so none in the norm that
+        // clips.
+        let gradient = weights.pull_back(&mut self.gradient, &mut self.low_rank_gradient);
         for range in &self.frozen {
             gradient[range.clone()].fill(0.0);
         }
@@ -131,8 +136,13 @@ impl Run {
         learning_rate: f64,
     ) -> Result<f64> {
         self.gradient()?;
+
+        // A gradient serves one update: using it twice would be a step that no batch
+        // asked for.
         self.ready = false;
-        let gradient = if self.is_low_rank { &self.pulled } else { &self.gradient };
+        let gradient =
+            if self.is_low_rank { &self.low_rank_gradient } else { &self.gradient };
+
         let (optimizer, optim) = (&mut self.optimizer, &self.training.optim);
         let norm = weights.change(|values| {
             let norm = optimizer.step(values, gradient, learning_rate, optim);
@@ -153,7 +163,7 @@ impl Run {
         if !self.ready {
             return Err(Error::failed("there is no gradient: call step first"));
         }
-        Ok(if self.is_low_rank { &self.pulled } else { &self.gradient })
+        Ok(if self.is_low_rank { &self.low_rank_gradient } else { &self.gradient })
     }
 
     pub(super) fn first(&self) -> &[f32] {
@@ -168,7 +178,7 @@ impl Run {
         self.teacher.as_ref().map(|teacher| teacher.values.as_slice())
     }
 
-    /// A copy of everything.
+    /// A copy of the run's whole state.
     pub(super) fn state(&self, weights: &Weights) -> Result<TrainingState> {
         Ok(TrainingState {
             values: weights.kept()?.to_vec(),
@@ -179,7 +189,7 @@ impl Run {
         })
     }
 
-    /// Goes on from a copy.
+    /// Continues from a copy.
     pub(super) fn restore(
         &mut self,
         weights: &mut Weights,
@@ -192,6 +202,8 @@ impl Run {
         for (name, found, expected) in buffers {
             same_length(name, found.len(), expected)?;
         }
+
+        // All lengths are checked before anything is overwritten.
         let average = state.average.as_deref();
         match (&mut self.teacher, average) {
             (Some(teacher), Some(values)) => {
@@ -222,7 +234,7 @@ impl Run {
 fn followed(config: &ClipConfig, plan: TeacherPlan) -> Average {
     let layout = Layout::new(config);
     let whole = plan.target == EesdTarget::Embedding;
-    let own = layout.iter().filter(|(p, _)| whole || p.place.is_moe());
+    let own = layout.iter().filter(|(p, _)| whole || p.id.is_moe());
     Average::new(own.map(|(_, range)| range), plan.decay)
 }
 

@@ -14,7 +14,7 @@ use super::passes::{EmbeddingGradients, Passes, Sum, part};
 use super::tower::{Flat, MoeMode};
 use crate::engine::{LayerStats, Losses, Objective, Pairs, StatsGradient, auxiliary};
 use crate::model::Tower;
-use crate::model::names::Place;
+use crate::model::names::ParameterId;
 use crate::num::round_f32;
 
 /// What is distilled into the student during a step.
@@ -78,8 +78,9 @@ impl Step {
     ) -> Losses {
         let &Request { pairs, objective, distillation, micro_batch } = request;
         let width = clip.config().embed_dim;
-        let scale_at = clip.layout().range(Place::LogitScale).start;
+        let scale_at = clip.layout().range(ParameterId::LogitScale).start;
         let logit_scale = flat.values[scale_at];
+
         let mode = match distillation {
             Distillation::Layers { teacher, fraction } => {
                 MoeMode::Distilled { teacher, fraction }
@@ -88,6 +89,9 @@ impl Step {
         };
 
         let parts = parts(pairs.ids.len() / clip.sizes().1, micro_batch);
+
+        // First, all parts forward. Embeddings and sums are kept, activations only
+        // where there is one part.
         let mut losses =
             Losses { logit_scale: f64::from(logit_scale), ..Losses::default() };
         losses.layers = no_stats(clip);
@@ -100,6 +104,7 @@ impl Step {
             self.student.add_stats(clip, &mut losses.layers);
         }
 
+        // Then the losses, which need the whole batch.
         self.contrastive.label_smoothing = objective.label_smoothing;
         self.contrastive.run(&self.images, &self.texts, width, logit_scale);
         losses.clip = self.contrastive.loss;
@@ -109,15 +114,18 @@ impl Step {
         } else {
             self.contrastive.finish(None, width);
         }
+
         let gradients = auxiliary(clip.config(), &objective, &mut losses);
         let by_block = by_block(clip, &losses, gradients);
 
+        // Last, all parts backward with the same upstream gradients.
         for (index, range) in parts.iter().enumerate() {
             // The activations of the only part are still there.
             if parts.len() > 1 {
                 let own = part(clip, pairs, range.clone());
                 self.student.forward(clip, flat.values, own, mode);
             }
+
             let rows = range.start * width..range.end * width;
             let embeddings = EmbeddingGradients {
                 images: &self.contrastive.image_gradient[rows.clone()],
@@ -126,6 +134,7 @@ impl Step {
             let sum = if index == 0 { Sum::Replace } else { Sum::Add };
             self.student.backward(clip, flat, (embeddings, &by_block), sum);
         }
+
         flat.gradients[scale_at] = round_f32(self.contrastive.scale_gradient);
 
         losses.total = losses.clip
@@ -153,8 +162,11 @@ impl Step {
         }
 
         let count = (images.len() + texts.len()) / width;
+
+        // The mean over all embeddings of both towers; d‖y - t‖²/dy = 2 (y - t).
         let factor = round_f32(2.0 * weight / count as f64);
         let mut distance = 0.0;
+
         let (own_images, own_texts) = self.contrastive.unit_rows();
         let mut gradient = |raw: &[f32], own: &[f32]| -> Vec<f32> {
             let mut unit = Unit::default();
@@ -164,6 +176,7 @@ impl Step {
             distance += difference.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
             difference.iter().map(|v| factor * v).collect()
         };
+
         let (images, texts) =
             (gradient(&images, own_images), gradient(&texts, own_texts));
         self.contrastive.finish(Some((&images, &texts)), width);

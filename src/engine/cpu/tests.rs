@@ -11,14 +11,16 @@ use super::step::{Distillation, Request, Step};
 use super::tower::{Flat, MoeMode};
 use crate::config::{Activation, EesdTarget};
 use crate::engine::candle::{Eesd, Eligible, ReferenceClip, Terms};
-use crate::engine::tests::{config, optim, random_pairs, random_values, worst};
+use crate::engine::tests::{
+    config, fixture_config, optim, random_pairs, random_values, worst,
+};
 use crate::engine::{
     Engine, Losses, Objective, Pairs, Pixels, TeacherPlan, Trainable, Training,
 };
 use crate::io::tensors::{self, Tensors};
 use crate::model::names::{self, Role};
 use crate::model::params::Layout;
-use crate::model::{ClipConfig, TextConfig, Tower, VisionConfig};
+use crate::model::{ClipConfig, Tower};
 
 fn candle(config: &ClipConfig, pixels: &[f32], ids: &[u32]) -> (Tensor, Tensor) {
     let (s, t) = (config.vision.image_size, config.text.context);
@@ -39,7 +41,7 @@ fn ready(
 ) -> Cpu {
     let mut engine = Cpu::new(config);
     engine.load(values).unwrap();
-    let plan = |(_, target, share)| TeacherPlan { target, share, decay: 0.9 };
+    let plan = |(_, target, fraction)| TeacherPlan { target, fraction, decay: 0.9 };
     let training = Training {
         optim: optim(),
         trainable: Trainable::all(config),
@@ -69,8 +71,8 @@ fn losses_and_all_gradients_equal_the_references() {
         let teacher = random_values(&config, "teacher");
         let (pixels, ids) = random_pairs(&config, n, "pairs");
         let layout = Layout::new(&config);
-        for share in [1.0, 0.3] {
-            let distilled = Some((teacher.as_slice(), EesdTarget::Layer, share));
+        for fraction in [1.0, 0.3] {
+            let distilled = Some((teacher.as_slice(), EesdTarget::Layer, fraction));
             let mut engine = ready(&config, &values, objective, distilled);
             let pairs = Pairs { pixels: Pixels::Values(&pixels), ids: &ids };
             let (losses, gradients) = step(&mut engine, pairs);
@@ -82,7 +84,7 @@ fn losses_and_all_gradients_equal_the_references() {
             let outputs = reference.forward(&p, &i).unwrap();
             let eligible = Eligible::new(&config, n, &outputs.pooled);
             let tensors = layout.unflatten(&teacher);
-            let eesd = Eesd { weight: 0.7, teacher: &tensors, fraction: share };
+            let eesd = Eesd { weight: 0.7, teacher: &tensors, fraction };
             let terms = Terms {
                 balance: 0.5,
                 router_z: 0.3,
@@ -204,16 +206,6 @@ fn equal_experts_preserve_the_dense_function() {
     assert!(images < 2e-6 && texts < 2e-6, "{images} {texts}");
 }
 
-/// The shape of the published fixtures.
-fn tiny(activation: Activation) -> ClipConfig {
-    let (layers, heads) = (3, 2);
-    let vision =
-        VisionConfig { image_size: 32, patch: 8, width: 32, layers, heads, hidden: 128 };
-    let text =
-        TextConfig { context: 16, vocabulary: 160, width: 24, layers, heads, hidden: 96 };
-    ClipConfig { embed_dim: 16, activation, vision, text, moe: None }
-}
-
 /// Forward, FFN inputs and loss of both published fixtures; gradients against the
 /// reference, which its own tests hold to the fixtures' gradients.
 #[test]
@@ -229,7 +221,8 @@ fn the_engine_equals_hugging_face_and_open_clip() {
             expected[key].flatten_all().unwrap().to_vec1().unwrap()
         };
         let path = root.join(name).join("open_clip/open_clip_model.safetensors");
-        let (config, tensors) = (tiny(activation), tensors::read(&path).unwrap());
+        let (config, tensors) =
+            (fixture_config(activation), tensors::read(&path).unwrap());
         let values = Layout::new(&config).flatten(&config, &tensors).unwrap();
         let ids: Vec<i64> =
             expected["input_ids"].flatten_all().unwrap().to_vec1().unwrap();
@@ -295,11 +288,11 @@ fn micro_batches_have_the_gradient_of_the_whole_batch() {
     let pairs = Pairs { pixels: Pixels::Values(&pixels), ids: &ids };
     let objective =
         Objective { balance: 0.5, router_z: 0.3, eesd: 0.7, label_smoothing: 0.1 };
-    for (target, share) in [(EesdTarget::Layer, 0.3), (EesdTarget::Embedding, 1.0)] {
+    for (target, fraction) in [(EesdTarget::Layer, 0.3), (EesdTarget::Embedding, 1.0)] {
         let run = |micro_batch: usize| {
-            let teacher = Some((teacher.as_slice(), target, share));
+            let teacher = Some((teacher.as_slice(), target, fraction));
             let mut engine = ready(&config, &values, objective, teacher);
-            let plan = TeacherPlan { target, share, decay: 0.9 };
+            let plan = TeacherPlan { target, fraction, decay: 0.9 };
             let mut optim = optim();
             optim.micro_batch = micro_batch;
             let state = engine.training_state().unwrap();

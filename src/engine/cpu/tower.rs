@@ -15,7 +15,7 @@ use std::ops::Range;
 use crate::engine::cpu::ops::attention::{self, Heads};
 use crate::engine::cpu::ops::{layer_norm, linear};
 use crate::engine::{LayerStats, StatsGradient};
-use crate::model::names::{Part, Place};
+use crate::model::names::{ParameterId, Part};
 use crate::model::params::Layout;
 use crate::model::{ClipConfig, Tower, TowerShape};
 use ffn::{Ffn, FfnState};
@@ -35,7 +35,7 @@ pub(super) struct WeightBias {
 }
 
 impl WeightBias {
-    pub(super) fn new(layout: &Layout, weight: Place, bias: Place) -> Self {
+    pub(super) fn new(layout: &Layout, weight: ParameterId, bias: ParameterId) -> Self {
         let (weight, bias) = (layout.range(weight), layout.range(bias));
         assert_eq!(weight.end, bias.start, "a bias lies behind its weight");
         Self { weight, bias }
@@ -122,8 +122,8 @@ impl Transformer {
         let shape = config.tower(tower);
         let block = |index| {
             let pair = |weight, bias| {
-                let place = |part| Place::Block(tower, index, part);
-                WeightBias::new(layout, place(weight), place(bias))
+                let id = |part| ParameterId::Block(tower, index, part);
+                WeightBias::new(layout, id(weight), id(bias))
             };
             Block {
                 ln_1: pair(Part::Ln1Weight, Part::Ln1Bias),
@@ -170,8 +170,10 @@ impl Transformer {
 
             let (weight, bias) = block.qkv.of(values);
             linear::forward(&mut state.qkv, &state.attention_input, weight, bias);
+
             let (mixed, qkv, heads) = (&mut state.mixed, &state.qkv, self.heads());
             attention::forward(mixed, qkv, rows.starts, heads, &mut state.attention);
+
             let (weight, bias) = block.out.of(values);
             linear::forward_add(x, &state.mixed, weight, bias);
 
@@ -199,6 +201,7 @@ impl Transformer {
         let n = dx.len() / d;
         scratch.rows.resize(n * d, 0.0);
         scratch.qkv.resize(n * 3 * d, 0.0);
+
         let blocks = self.blocks.iter().zip(stats).zip(states).rev();
         for ((block, stats), state) in blocks {
             // The residual stream passes its gradient on; each branch adds its own.
@@ -212,6 +215,7 @@ impl Transformer {
             linear::backward_parameters(weight, bias, dx, &state.mixed);
             linear::backward_input(inner, dx, block.out.of(flat.values).0, d);
 
+            // One gradient for queries, keys and values, as they came from one product.
             let (dqkv, kept) = (&mut scratch.qkv, (self.heads(), &mut state.attention));
             attention::backward(dqkv, inner, &state.qkv, starts, kept);
 

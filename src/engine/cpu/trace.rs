@@ -13,7 +13,7 @@ use super::tower::MoeMode;
 use crate::error::{Error, Result};
 use crate::io::foreign::{Array, Values};
 use crate::io::tensors::{Tensor, Tensors};
-use crate::model::names::Place;
+use crate::model::names::ParameterId;
 use crate::model::params::Layout;
 use crate::model::{Checkpoint, ClipConfig, Tower, TowerShape};
 
@@ -25,7 +25,7 @@ const IDS: &str = "input_ids";
 /// Checked inputs of a model; at least one side is there.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Inputs {
-    /// Normalised pictures [B, 3, S, S].
+    /// Normalized pictures [B, 3, S, S].
     pixels: Option<Vec<f32>>,
     /// Captions [B', T].
     ids: Option<Vec<u32>>,
@@ -41,14 +41,18 @@ impl Inputs {
         let unknown = arrays.keys().find(|name| !known(name));
         if let Some(name) = unknown {
             return Err(Error::usage(format!(
-                "unknown input {name}; known are {PIXELS} and {IDS}"
+                "the input {name} is unknown, expected {PIXELS} or {IDS}"
             )));
         }
+
         let pixels = arrays.get(PIXELS).map(|a| pixels(config, a)).transpose()?;
         let ids = arrays.get(IDS).map(|a| ids(config, a)).transpose()?;
         if pixels.is_none() && ids.is_none() {
-            return Err(Error::usage(format!("there is neither {PIXELS} nor {IDS}")));
+            return Err(Error::usage(format!(
+                "the inputs have neither {PIXELS} nor {IDS}, expected at least one of them"
+            )));
         }
+
         let (ids, tokens) = ids.unzip();
         Ok(Self { pixels, ids, tokens: tokens.unwrap_or(0) })
     }
@@ -75,7 +79,9 @@ fn pixels(config: &ClipConfig, array: &Array) -> Result<Vec<f32>> {
                 None => Ok(values.clone()),
                 Some(at) => {
                     let value = values[at];
-                    Err(Error::usage(format!("{PIXELS} holds {value} at index {at}")))
+                    Err(Error::usage(format!(
+                        "{PIXELS} holds {value} at index {at}, expected finite values"
+                    )))
                 }
             }
         }
@@ -86,6 +92,7 @@ fn pixels(config: &ClipConfig, array: &Array) -> Result<Vec<f32>> {
 fn ids(config: &ClipConfig, array: &Array) -> Result<(Vec<u32>, usize)> {
     let (context, vocabulary) = (config.text.context, config.text.vocabulary);
     let expected = format!("integers [B, T] with T from 1 to {context}");
+
     let (Values::Integers(values), &[_, tokens]) =
         (&array.values, array.shape.as_slice())
     else {
@@ -104,6 +111,8 @@ fn ids(config: &ClipConfig, array: &Array) -> Result<(Vec<u32>, usize)> {
                 Error::usage(format!("{IDS} holds {id}, expected ids from 0 to {last}"))
             })?);
         }
+
+        // The attention is causal, so padding cannot reach a token before it.
         padded.resize(padded.len() + context - tokens, 0);
     }
     Ok((padded, tokens))
@@ -115,6 +124,8 @@ fn ids(config: &ClipConfig, array: &Array) -> Result<(Vec<u32>, usize)> {
 /// does not depend on how many. Memory: twice the outputs.
 pub fn trace(model: &Checkpoint, inputs: &Inputs) -> Tensors {
     let clip = Clip::new(&model.config).with_padding(Padding::Keep);
+
+    // Padding is kept, because others compute every position and compare row by row.
     let (picture, caption) = clip.sizes();
     let values = &model.values;
     let mut out = Tensors::new();
@@ -146,7 +157,7 @@ pub fn trace(model: &Checkpoint, inputs: &Inputs) -> Tensors {
 
     if let (Some(images), Some(texts)) = (out.get("image_embeds"), out.get("text_embeds"))
     {
-        let scale = Layout::new(&model.config).range(Place::LogitScale);
+        let scale = Layout::new(&model.config).range(ParameterId::LogitScale);
         let logits = logits(images, texts, values[scale.start].exp());
         out.insert("logits_per_image".to_owned(), logits);
     }
@@ -215,6 +226,8 @@ fn logits(images: &Tensor, texts: &Tensor, scale: f32) -> Tensor {
     for image in images.data.chunks_exact(width) {
         for text in texts.data.chunks_exact(width) {
             let pairs = image.iter().zip(text);
+
+            // f64, because this is compared with others and is no part of a training run.
             let cosine: f64 = pairs.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
             data.push(scale * crate::num::round_f32(cosine));
         }

@@ -44,6 +44,7 @@ impl Weights {
                  belong to a model of another shape"
             )));
         }
+
         self.kept = values;
         self.merge();
         Ok(())

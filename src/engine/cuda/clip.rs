@@ -13,7 +13,7 @@ use super::pass::{Back, Batch, Pair, Pass, Scratch, Teacher, ints, moments};
 use super::tower::{self, TowerState, Transformer, Watch};
 use crate::engine::Pixels;
 use crate::error::{Error, Result};
-use crate::model::names::Place;
+use crate::model::names::ParameterId;
 use crate::model::{ClipConfig, Tower};
 use crate::num::widen;
 
@@ -104,12 +104,13 @@ impl Head {
         tower: Tower,
         first_layer: usize,
     ) -> Self {
-        let (weight, bias) = (Place::PostNormWeight(tower), Place::PostNormBias(tower));
+        let (weight, bias) =
+            (ParameterId::PostNormWeight(tower), ParameterId::PostNormBias(tower));
         Self {
-            position: places.range(Place::PositionEmbedding(tower)),
+            position: places.range(ParameterId::PositionEmbedding(tower)),
             blocks: Transformer::new(config, places, tower, first_layer),
             norm: Pair::new(places, weight, bias),
-            projection: places.range(Place::Projection(tower)),
+            projection: places.range(ParameterId::Projection(tower)),
             embed_dim: config.embed_dim,
         }
     }
@@ -129,10 +130,14 @@ impl Clip {
         Self {
             vision: Head::new(config, places, Tower::Vision, 0),
             text: Head::new(config, places, Tower::Text, first),
-            patch: places.range(Place::PatchEmbedding),
-            class: places.range(Place::ClassEmbedding),
-            token: places.range(Place::TokenEmbedding),
-            pre_norm: Pair::new(places, Place::PreNormWeight, Place::PreNormBias),
+            patch: places.range(ParameterId::PatchEmbedding),
+            class: places.range(ParameterId::ClassEmbedding),
+            token: places.range(ParameterId::TokenEmbedding),
+            pre_norm: Pair::new(
+                places,
+                ParameterId::PreNormWeight,
+                ParameterId::PreNormBias,
+            ),
             config: config.clone(),
         }
     }

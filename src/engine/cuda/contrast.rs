@@ -10,7 +10,7 @@ use super::trainer::{DISTANCE, Trainer};
 use crate::config::EesdTarget;
 use crate::error::Result;
 use crate::model::ClipConfig;
-use crate::model::names::Place;
+use crate::model::names::ParameterId;
 use crate::num::round_f32;
 
 /// Losses of `pairs` pairs, and the gradients of their raw embeddings.
@@ -54,7 +54,7 @@ fn softmax(
 ) -> Result<()> {
     let own = &trainer.loss;
     let similarity = own.similarity.all();
-    let scale_at = store.places.range(Place::LogitScale);
+    let scale_at = store.places.range(ParameterId::LogitScale);
     let scale = store.weights.master(&scale_at);
     let [rows, columns] = [own.log_sum[0].all(), own.log_sum[1].all()];
     let args = [rows.into(), similarity.into(), scale.into(), pairs.into()];

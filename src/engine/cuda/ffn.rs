@@ -13,7 +13,7 @@ use super::moe::{Moe, MoeState};
 use super::pass::{Back, Batch, Pair, Pass, Scratch};
 use crate::config::Activation;
 use crate::error::Result;
-use crate::model::names::{Part, Place};
+use crate::model::names::{ParameterId, Part};
 use crate::model::{ClipConfig, Tower};
 
 /// An FFN's place among the parameters.
@@ -40,14 +40,14 @@ impl Ffn {
         at: (Tower, usize),
         layer: usize,
     ) -> Self {
-        let place = |part| Place::Block(at.0, at.1, part);
-        let pair = |weight, bias| Pair::new(places, place(weight), place(bias));
+        let id = |part| ParameterId::Block(at.0, at.1, part);
+        let pair = |weight, bias| Pair::new(places, id(weight), id(bias));
         let tower = config.tower(at.0);
         let quick = config.activation == Activation::QuickGelu;
         let shape = Shape { width: tower.width, hidden: tower.hidden, quick };
         match &config.moe {
             Some(moe) if config.is_moe(at.0, at.1) => Self::Moe(Moe {
-                router: places.range(place(Part::Router)),
+                router: places.range(id(Part::Router)),
                 fc1: pair(Part::ExpertFcWeight, Part::ExpertFcBias),
                 fc2: pair(Part::ExpertProjWeight, Part::ExpertProjBias),
                 shape,

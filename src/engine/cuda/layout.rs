@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::device::{Buffer, Device, Grid, Kind, Slice};
 use crate::error::Result;
 use crate::model::ClipConfig;
-use crate::model::names::Place;
+use crate::model::names::ParameterId;
 use crate::model::params::Layout;
 
 /// Values of a page; `kernels/optim.cuh` has the same number.
@@ -21,7 +21,7 @@ const PAGE: usize = 1024;
 pub(super) struct Places {
     /// Ranges on the host and on the device, in the order of the model's layout.
     pairs: Vec<(Range<usize>, Range<usize>)>,
-    index: BTreeMap<Place, usize>,
+    index: BTreeMap<ParameterId, usize>,
     host_len: usize,
     len: usize,
 }
@@ -31,7 +31,7 @@ impl Places {
         let layout = Layout::new(config);
         let (mut len, mut pairs, mut index) = (0, Vec::new(), BTreeMap::new());
         for (parameter, host) in layout.iter() {
-            index.insert(parameter.place, pairs.len());
+            index.insert(parameter.id, pairs.len());
             let device = len..len + host.len();
             len = device.end.next_multiple_of(PAGE);
             pairs.push((host, device));
@@ -57,9 +57,9 @@ impl Places {
     /// The range of a parameter on the device.
     ///
     /// # Panics
-    /// If the model has no such parameter: places come from the same configuration.
-    pub(super) fn range(&self, place: Place) -> Range<usize> {
-        let index = self.index.get(&place).expect("the place belongs to this model");
+    /// If the model has no such parameter: ids come from the same configuration.
+    pub(super) fn range(&self, id: ParameterId) -> Range<usize> {
+        let index = self.index.get(&id).expect("the parameter belongs to this model");
         self.pairs[*index].1.clone()
     }
 

@@ -4,7 +4,7 @@ use super::device::{Buffer, Device, Grid};
 use super::store::Store;
 use super::trainer::Trainer;
 use crate::error::Result;
-use crate::model::names::Place;
+use crate::model::names::ParameterId;
 use crate::num::round_f32;
 
 /// The largest logarithm of the logit scale: ln 100.
@@ -24,7 +24,7 @@ pub(super) fn update(
 
     // METHOD §4: a scale that trains stays between 1 and 100.
     if trainer.scale_trains {
-        let range = store.trained_places().range(Place::LogitScale);
+        let range = store.trained_places().range(ParameterId::LogitScale);
         let args = [store.trained().at(range).into(), LARGEST_SCALE.into()];
         device.launch("clamp_scale", Grid::new([1, 1, 1], 32), &args)?;
     }

@@ -8,7 +8,7 @@ use super::device::{Buffer, Device, Kind, Slice};
 use super::layout::{Places, Weights};
 use super::ops::{Affine, Moments, Segments, Stream};
 use crate::error::Result;
-use crate::model::names::Place;
+use crate::model::names::ParameterId;
 use crate::num::{truncate_usize, widen};
 
 /// Pairs of a block of the sort by expert (`kernels/experts.cuh`).
@@ -132,7 +132,7 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    pub(super) fn new(places: &Places, weight: Place, bias: Place) -> Self {
+    pub(super) fn new(places: &Places, weight: ParameterId, bias: ParameterId) -> Self {
         Self { weight: places.range(weight), bias: places.range(bias) }
     }
 

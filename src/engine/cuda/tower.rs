@@ -15,7 +15,7 @@ use super::ops::{self, Added, Linear, Moments, NormBack, NormInto, Shape};
 use super::pass::{Back, Batch, Pair, Pass, Scratch, Teacher, moments};
 use crate::engine::LayerRouting;
 use crate::error::Result;
-use crate::model::names::{Part, Place};
+use crate::model::names::{ParameterId, Part};
 use crate::model::{ClipConfig, Tower, TowerShape};
 
 #[derive(Debug)]
@@ -86,8 +86,8 @@ impl Transformer {
         let mut layer = first_layer;
         let block = |index| {
             let pair = |weight, bias| {
-                let place = |part| Place::Block(tower, index, part);
-                Pair::new(places, place(weight), place(bias))
+                let id = |part| ParameterId::Block(tower, index, part);
+                Pair::new(places, id(weight), id(bias))
             };
             let ffn = Ffn::new(config, places, (tower, index), layer);
             layer += usize::from(config.is_moe(tower, index));

@@ -7,7 +7,7 @@ use super::store::Store;
 use crate::config::EesdTarget;
 use crate::engine::{Trainable, Training, TrainingState};
 use crate::error::{Error, Result};
-use crate::model::names::Place;
+use crate::model::names::ParameterId;
 use crate::model::params::Layout;
 use crate::model::{ClipConfig, Tower};
 
@@ -113,14 +113,14 @@ impl Average {
         (config, target): (&ClipConfig, EesdTarget),
     ) -> Result<Self> {
         let layout = Layout::new(&config.merged());
-        let follows = |place: Place| target == EesdTarget::Embedding || place.is_moe();
-        let flags = layout.iter().map(|(p, _)| u8::from(follows(p.place)));
+        let follows = |id: ParameterId| target == EesdTarget::Embedding || id.is_moe();
+        let flags = layout.iter().map(|(p, _)| u8::from(follows(p.id)));
         let flags = device.upload(Kind::U8, &store.places.flags(flags))?;
 
         let weights = Weights::new(device, store.places.len())?;
         device.copy(weights.values.all(), store.weights.values.all())?;
         for ((parameter, _), range) in layout.iter().zip(store.places.ranges()) {
-            if !follows(parameter.place) {
+            if !follows(parameter.id) {
                 device.clear(weights.values.at(range))?;
             }
         }
@@ -144,7 +144,7 @@ impl Trainer {
             )));
         }
         let scale_trains = layout.iter().zip(&plan.trainable).any(|((own, _), t)| {
-            own.place == Place::LogitScale && *t != Trainable::Frozen
+            own.id == ParameterId::LogitScale && *t != Trainable::Frozen
         });
         let average = match &plan.teacher {
             Some(teacher) => Some(Average::new(device, store, (config, teacher.target))?),
@@ -188,7 +188,7 @@ impl Trainer {
     /// The fraction of tokens that a teacher of layers sees, where there is one.
     pub(super) fn taught(&self) -> Option<f64> {
         let plan = self.plan.teacher.as_ref()?;
-        (plan.target == EesdTarget::Layer).then_some(plan.share)
+        (plan.target == EesdTarget::Layer).then_some(plan.fraction)
     }
 
     /// The gradient by the weights as they train.

@@ -39,6 +39,7 @@ impl Classified {
                 "found {found} labels for {n} images, expected one per image"
             )));
         }
+
         if n == 0 {
             return Err(Error::failed("there are no images to classify"));
         }

@@ -20,6 +20,8 @@ pub fn build(prompts: &Matrix, classes: &[Vec<usize>]) -> Result<Matrix> {
             add_unit(prompts, row, &mut sum)
                 .map_err(|e| Error::failed(format!("class {class}: {}", e.message())))?;
         }
+
+        // Prompts that cancel leave rounding noise, which must not be scaled to length 1.
         let length = sum.iter().map(|v| v * v).sum::<f64>().sqrt();
         if rows.is_empty() || length <= f64::EPSILON {
             let found = rows.len();
@@ -27,6 +29,8 @@ pub fn build(prompts: &Matrix, classes: &[Vec<usize>]) -> Result<Matrix> {
                 "class {class}: the mean of its {found} prompts has no direction"
             )));
         }
+
+        // The division by the number of prompts is left out: normalizing undoes it.
         data.extend(sum.iter().map(|v| num::round_f32(v / length)));
     }
     Matrix::new(classes.len(), width, data)
@@ -40,6 +44,7 @@ fn add_unit(prompts: &Matrix, row: usize, sum: &mut [f64]) -> Result<()> {
             "found prompt {row}, expected a number below {count}"
         )));
     }
+
     let values = prompts.row(row);
     let length = norm(values);
     if !length.is_finite() || length <= 0.0 {
@@ -47,6 +52,7 @@ fn add_unit(prompts: &Matrix, row: usize, sum: &mut [f64]) -> Result<()> {
             "prompt {row} has norm {length}, expected a positive number"
         )));
     }
+
     for (total, &value) in sum.iter_mut().zip(values) {
         *total += f64::from(value) / length;
     }

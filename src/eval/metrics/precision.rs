@@ -18,6 +18,7 @@ pub fn mean_average_precision(scores: &Matrix, targets: &[bool]) -> Result<f64> 
             "found {found} targets for {n}×{classes} scores, expected {expected}"
         )));
     }
+
     if scores.data().iter().any(|v| !v.is_finite()) {
         return Err(Error::failed("one of the scores is not finite"));
     }
@@ -34,6 +35,8 @@ pub fn mean_average_precision(scores: &Matrix, targets: &[bool]) -> Result<f64> 
 fn average_precision(scores: &Matrix, targets: &[bool], class: usize) -> Option<f64> {
     let classes = scores.cols();
     let score = |image: usize| scores.data()[image * classes + class];
+
+    // A stable sort: of equal scores the lower index stays first.
     let mut order: Vec<usize> = (0..scores.rows()).collect();
     order.sort_by(|&a, &b| score(b).total_cmp(&score(a)));
 

@@ -66,6 +66,7 @@ impl Retrieval {
         images: impl IntoIterator<Item = usize>,
     ) -> f64 {
         let (mut hits, mut n) = (0_u32, 0_u32);
+
         for image in images {
             for &caption in &self.captions[image] {
                 hits += u32::from(within(self.text_query[caption], k));

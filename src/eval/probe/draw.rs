@@ -70,6 +70,8 @@ impl FewShot {
 /// The first `count` of a random permutation of `from`.
 fn choose(from: &[usize], count: usize, stream: &mut rng::Stream) -> Vec<usize> {
     let mut left = from.to_vec();
+
+    // What is left needs no order, so the last picture takes the place of the drawn one.
     (0..count.min(from.len()))
         .map(|_| {
             let pick = stream.random_range(0..num::index_u32(left.len()));

@@ -60,12 +60,14 @@ impl Probe for Logistic {
             .context(|| "laying out few-shot features".to_owned())?;
         let data = DatasetBase::new(x, Array1::from_vec(class.to_vec()));
 
+        // From strong to weak weights, so that each fit starts at a solution nearby.
         let mut order: Vec<usize> = (0..l2.len()).collect();
         order.sort_by(|&a, &b| l2[b].total_cmp(&l2[a]));
         let mut path: Vec<Option<Linear>> = vec![None; l2.len()];
         let mut start = Array2::zeros((features.width() + 1, classes));
         for index in order {
             let lambda = l2[index];
+
             let fitted = MultiLogisticRegression::<f64>::default()
                 .alpha(lambda * n as f64)
                 .gradient_tolerance(self.gradient * n as f64)

@@ -24,12 +24,15 @@ impl Probe for Ridge {
     ) -> Result<Vec<Linear>> {
         check_labels(features, class, classes)?;
         let (n, width) = (features.len(), features.width());
+
         let x = DMatrix::from_row_slice(n, width, features.values());
         let mut y = DMatrix::from_element(n, classes, -1.0);
         for (row, &c) in class.iter().enumerate() {
             y[(row, c)] = 1.0;
         }
 
+        // One Gram matrix serves all weights and classes: only its diagonal changes
+        // with λ.
         let (gram, moment) = (x.tr_mul(&x), x.tr_mul(&y));
         let bias: Vec<f64> = y.row_mean().iter().copied().collect();
         l2.iter()
@@ -38,6 +41,9 @@ impl Probe for Ridge {
                 for k in 0..width {
                     ridged[(k, k)] += lambda * n as f64;
                 }
+
+                // A solve and not an inverse: XᵀX of a few pictures is singular without
+                // λ n.
                 let solver = ridged.cholesky().ok_or_else(|| {
                     Error::failed(format!(
                         "the ridge probe has a singular system at ℓ2 {lambda}, expected a \

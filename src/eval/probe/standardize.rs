@@ -37,6 +37,8 @@ impl Standardized {
             *sum /= n as f64;
         }
 
+        // A second pass over centered values: Σ x² - n mean² would lose the small
+        // spreads.
         let mut scale = vec![0.0; width];
         for &row in rows {
             for ((sum, &value), mean) in

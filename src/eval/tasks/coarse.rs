@@ -16,6 +16,7 @@ pub(crate) fn measure(
 ) -> Result<Vec<Measurement>> {
     let group: fn(&Concept) -> usize = |concept| concept.group;
     let subgroup: fn(&Concept) -> usize = |concept| concept.subgroup;
+
     [("group", group), ("subgroup", subgroup)]
         .into_iter()
         .map(|(task, label)| measure_level(zero_shot, images, task, label))

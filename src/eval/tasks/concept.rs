@@ -43,6 +43,8 @@ pub(crate) fn measure(
         }
     }
 
+    // Resample b of the summary is the mean of the splits' resamples b: splits are
+    // drawn independently of each other, and weigh the same whatever their sizes.
     if let Some(first) = resamples.first() {
         let mean_of = |b: usize| {
             num::mean(&resamples.iter().map(|split| split[b]).collect::<Vec<_>>())

@@ -85,12 +85,14 @@ pub(crate) fn measure(
         hits.push(test_hits(&chosen, &test)?);
     }
 
+    // One resample serves all probes, so their differences are paired.
     let resampled = bootstrap.resample("probe/shift", settings.len(), |resample| {
         let drawn = resample.examples(draws);
         let pictures = within_splits(&sizes, |n| resample.examples(n));
         hits.iter().map(|hits| accuracy(hits, &drawn, &pictures)).collect()
     });
 
+    // The value itself counts every draw and every picture once.
     let every_draw: Vec<usize> = (0..draws).collect();
     let every_picture: Vec<usize> = (0..test.class.len()).collect();
     let row = Row { task: "probe", split: "shift", n: draws };
@@ -111,9 +113,12 @@ fn fit(
 ) -> Result<Vec<Matrix>> {
     let (positions, class) = probing.few.examples(draw, setting.shots);
     let pictures = probing.few.pictures();
+
+    // Pictures are embedded once for all draws; a draw finds its rows among them.
     let row = |position| pictures.partition_point(|&p| p < position);
     let rows: Vec<usize> = positions.into_iter().map(row).collect();
     let features = Standardized::new(&probing.train.embeddings, &rows)?;
+
     let classes = probing.few.classes().len();
     let path = setting.probe.fit(&features, &class, classes, l2)?;
     path.iter().map(|linear: &Linear| linear.on_embeddings(&features)).collect()
@@ -144,6 +149,7 @@ fn choose(
     let best = (0..l2.len()).max_by(better).unwrap_or(0);
     let (weight, accuracy) = tried[best];
     tried.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+
     let choice = Choice {
         probe: setting.probe.name().to_owned(),
         shots: setting.shots,
@@ -181,6 +187,7 @@ fn within_splits(
     mut draw: impl FnMut(usize) -> Vec<usize>,
 ) -> Vec<usize> {
     let (mut all, mut start) = (Vec::new(), 0);
+
     for &size in sizes {
         all.extend(draw(size).into_iter().map(|index| start + index));
         start += size;

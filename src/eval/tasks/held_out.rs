@@ -14,6 +14,7 @@ pub(crate) fn measure(
     let concepts = &zero_shot.vocabulary.concepts;
     let held_out: Vec<usize> =
         (0..concepts.len()).filter(|&c| concepts[c].held_out).collect();
+
     let split = images.split.as_str();
     let place = |(&concept, &sample): (&usize, &u32)| {
         held_out.binary_search(&concept).ok().ok_or_else(|| {
@@ -23,9 +24,11 @@ pub(crate) fn measure(
             ))
         })
     };
+
     let class: Vec<usize> =
         images.concept.iter().zip(&images.sample).map(place).collect::<Result<_>>()?;
 
+    // The other concepts are no candidates: the task is to tell unseen concepts apart.
     let classes: Vec<Vec<usize>> = held_out.iter().map(|&c| vec![c]).collect();
     let classifier = zero_shot.classifier(&classes)?;
     let found = Classified::new(&images.embeddings, &classifier, &class)?;

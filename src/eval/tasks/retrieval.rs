@@ -25,12 +25,14 @@ pub(crate) fn measure(
     recall_at: &[usize],
 ) -> Result<Vec<Measurement>> {
     let found = Retrieval::new(&images.embeddings, captions.texts, captions.owner)?;
+
     let split = images.split.as_str();
     let mut points = Vec::new();
     for &k in recall_at {
         points.push((found.image_retrieval_recall(k)?, found.text_retrieval_recall(k)?));
     }
 
+    // The same pictures are drawn for every k and both ways.
     let name = format!("retrieval/{split}");
     let resampled = bootstrap.resample(&name, 2 * recall_at.len(), |draws| {
         let drawn = draws.examples(found.images());

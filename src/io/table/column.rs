@@ -89,6 +89,7 @@ impl Column {
             {
                 data.extend(more);
             }
+
             (all, more) => {
                 let (found, expected) = (more.kind(), all.kind());
                 return Err(Error::failed(format!(

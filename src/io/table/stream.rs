@@ -140,6 +140,7 @@ fn properties(table: &Table) -> WriterProperties {
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
         .set_max_row_group_row_count(Some(GROUP))
         .set_dictionary_enabled(false);
+
     for (name, column) in table.columns() {
         let parts =
             |parts: &[&str]| ColumnPath::new(parts.iter().map(|&p| p.into()).collect());
@@ -164,6 +165,7 @@ fn properties(table: &Table) -> WriterProperties {
             _ => {}
         }
     }
+
     builder.build()
 }
 

@@ -203,10 +203,12 @@ fn space(code: &mut String, shape: &mut String) {
     }
 }
 
-/// Length of the comment that begins here, if one does; block comments nest.
+/// Length of the comment that begins here, if one does.
 fn comment_length(rest: &[char]) -> Option<usize> {
     match rest {
         ['/', '/', ..] => Some(rest.iter().take_while(|c| **c != '\n').count()),
+
+        // Block comments nest in Rust; one without an end reaches to the end of the file.
         ['/', '*', ..] => {
             let (mut depth, mut at) = (0_usize, 0);
             while at < rest.len() {
@@ -230,6 +232,9 @@ fn literal_length(rest: &[char], before: Option<char>) -> usize {
     let in_word = before.is_some_and(|c| c.is_alphanumeric() || c == '_');
     match rest {
         ['"', ..] => quoted(rest),
+
+        // A raw string ends at a quote with as many hashes as it began with. `b` before the
+        // `r` is read already, and an `r` inside of a word begins none.
         ['r', tail @ ..] if !in_word || before == Some('b') => {
             let hashes = tail.iter().take_while(|c| **c == '#').count();
             if tail.get(hashes) != Some(&'"') {
@@ -240,6 +245,8 @@ fn literal_length(rest: &[char], before: Option<char>) -> usize {
             let close = body.windows(end.len()).position(|w| w == end.as_slice());
             1 + hashes + 1 + close.map_or(body.len(), |close| close + end.len())
         }
+
+        // A character with an escape, and one without. A lone quote begins a lifetime.
         ['\'', '\\', ..] => {
             3 + rest.iter().skip(3).take_while(|c| **c != '\'').count() + 1
         }
@@ -268,6 +275,7 @@ fn without_tests(code: &str, shape: &str) -> String {
     let mut at = 0;
     while let Some(found) = shape[at..].find("#[cfg(test)]") {
         let start = at + found;
+        // A field or a function for tests alone is left in: it is small and rare.
         let body = start + "#[cfg(test)]".len();
         let module = shape[body..].trim_start().starts_with("mod ");
         let end = if module { item_end(shape, body) } else { body };

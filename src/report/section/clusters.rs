@@ -17,6 +17,9 @@ const SMALL: (f64, f64) = (340.0, 210.0);
 /// Clusters and subspaces, if there are any.
 pub(in crate::report) fn section(study: &Study<'_>) -> Option<Section> {
     let mut blocks = Vec::new();
+
+    // Curves of one base are enough to see that k-means converged; sizes are over all
+    // bases.
     if let Some(first) = study.inputs.clusterings.first() {
         blocks.extend(Block::figures(objectives(first), 3));
         blocks.extend(Block::figures(sizes(study).into_iter().collect(), 2));
@@ -57,6 +60,7 @@ fn shown<'a>(study: &Study<'a>) -> Option<&'a Subspaces> {
     let run = config.runs.get(&config.report.showcase);
     let variant =
         run.and_then(|r| config.inits.get(&r.init)).and_then(|i| i.subspaces.as_ref());
+
     let all = &study.inputs.subspaces;
     all.iter().find(|s| Some(&s.variant) == variant).or_else(|| all.first())
 }
@@ -101,6 +105,8 @@ fn sizes(study: &Study<'_>) -> Option<Figure> {
     let all = &study.inputs.clusterings;
     let rows = || all.iter().flat_map(|c| &c.clusters);
     let layers = distinct(rows().map(|row| &row.layer));
+
+    // Numbers of clusters mean nothing across seeds, so sizes are compared by rank.
     let groups: Vec<Vec<f64>> = layers
         .iter()
         .map(|layer| {
@@ -140,6 +146,8 @@ fn spectra(study: &Study<'_>, subspaces: &Subspaces) -> Vec<Figure> {
     let layers = distinct(subspaces.spectra.iter().map(|row| &row.layer));
     let tau = study.config().subspaces.get(&subspaces.variant).map(|s| s.tau);
     let mut figures = Vec::new();
+
+    // Both matrices have a row of charts of their own, with the layers as columns.
     for matrix in ["fc1", "fc2"] {
         for layer in &layers {
             figures.extend(spectrum(subspaces, layer, matrix, tau));
@@ -164,12 +172,14 @@ fn spectrum(
         let own = |row: &&SubspaceRow| {
             row.layer == *layer && row.matrix == matrix && row.expert == expert
         };
-        subspaces.experts.iter().find(own).map(|row| crate::num::widen(row.rank))
+        subspaces.experts.iter().find(own).map(|row| crate::num::widen(row.figures.rank))
     };
+
     let series = experts.into_iter().map(|(expert, mut rows)| {
         rows.sort_by_key(|row| row.index);
         let points = residuals(&rows);
         let rank = kept_rank(expert);
+
         let title = rank.map_or_else(String::new, |rank| format!(", rank {rank}"));
         Series {
             title: format!("expert {expert}{title}"),
@@ -257,21 +267,22 @@ fn variant(group: &Group<'_>, rows: &[&SubspaceRow]) -> Vec<Cell> {
         || "all".to_owned(),
         |Layer { tower, block }| format!("{tower} {block}"),
     );
-    let ranks = || rows.iter().map(|row| row.rank);
+    let ranks = || rows.iter().map(|row| row.figures.rank);
     let (low, high) = (ranks().min().unwrap_or(0), ranks().max().unwrap_or(0));
-    let full = rows.iter().map(|row| row.full_rank).max().unwrap_or(0);
-    let shrunk = rows.iter().filter(|row| row.shrinkage > 0.0).count();
+    let full = rows.iter().map(|row| row.figures.full_rank).max().unwrap_or(0);
+    let shrunk = rows.iter().filter(|row| row.figures.shrinkage > 0.0).count();
+
     let mean = |of: fn(&SubspaceRow) -> f64| summary(rows.iter().map(|row| of(row)));
 
     vec![
         Cell::words(group.variant),
         Cell::words(group.matrix),
         Cell::words(layer),
-        Cell::number(words::spread(mean(|row| f64::from(row.rank)), 1.0, 1)),
+        Cell::number(words::spread(mean(|row| f64::from(row.figures.rank)), 1.0, 1)),
         Cell::number(format!("{low}\u{2013}{high} of {full}")),
-        Cell::number(words::mean_percent(mean(|row| row.retained))),
-        Cell::number(words::mean_percent(mean(|row| row.error_inside))),
-        Cell::number(words::mean_percent(mean(|row| row.error_outside))),
+        Cell::number(words::mean_percent(mean(|row| row.figures.retained))),
+        Cell::number(words::mean_percent(mean(|row| row.figures.error_inside))),
+        Cell::number(words::mean_percent(mean(|row| row.figures.error_outside))),
         Cell::number(shrunk.to_string()),
     ]
 }
@@ -290,12 +301,12 @@ fn experts(subspaces: &Subspaces) -> Table {
             Cell::words(format!("{tower} {block}")),
             Cell::words(&row.matrix),
             Cell::words(row.expert.to_string()),
-            Cell::number(words::grouped(f64::from(row.tokens))),
-            Cell::number(format!("{} of {}", row.rank, row.full_rank)),
-            Cell::number(words::number(100.0 * row.retained, 2)),
-            Cell::number(words::number(100.0 * row.error_inside, 2)),
-            Cell::number(words::number(100.0 * row.error_outside, 2)),
-            Cell::number(words::number(row.shrinkage, 2)),
+            Cell::number(words::grouped(f64::from(row.figures.tokens))),
+            Cell::number(format!("{} of {}", row.figures.rank, row.figures.full_rank)),
+            Cell::number(words::number(100.0 * row.figures.retained, 2)),
+            Cell::number(words::number(100.0 * row.figures.error_inside, 2)),
+            Cell::number(words::number(100.0 * row.figures.error_outside, 2)),
+            Cell::number(words::number(row.figures.shrinkage, 2)),
         ]
     });
     Table {

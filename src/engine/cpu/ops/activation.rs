@@ -8,6 +8,7 @@ use crate::config::Activation;
 
 /// Replaces `x` by act(x) and writes act'(x) to `derivative`.
 pub fn forward(activation: Activation, x: &mut [f32], derivative: &mut [f32]) {
+    // One loop per function: the choice is made once, and not for every value.
     match activation {
         Activation::Gelu => simd::dispatch(
             #[inline(always)]
@@ -55,9 +56,12 @@ fn gelu(x: f32) -> (f32, f32) {
     let p = p.mul_add(t, 1.421_413_8);
     let p = p.mul_add(t, -0.284_496_72);
     let p = p.mul_add(t, 0.254_829_6) * t;
+
+    // 1 - erf(z) = p(t) exp(-z²), and exp(-z²) = exp(-x²/2) is needed for φ as well.
     let bell = simd::exp(-0.5 * x * x);
     let tail = 0.5 * p * bell;
     let cdf = if x < 0.0 { tail } else { 1.0 - tail };
+
     (x * cdf, (x * INV_SQRT_2PI).mul_add(bell, cdf))
 }
 

@@ -2,9 +2,9 @@
 
 use super::simd;
 
-/// The numbers of one step.
+/// The numbers of one step of the optimizer, the same for all values.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Step {
+pub struct Coefficients {
     /// Learning rate of this step.
     pub learning_rate: f32,
     /// First decay β1.
@@ -23,11 +23,12 @@ pub struct Step {
 
 /// Updates a range of parameters and both moments; `decay` is 0 where the role has none.
 pub fn update(
-    step: &Step,
+    step: &Coefficients,
     decay: f32,
     (values, gradients): (&mut [f32], &[f32]),
     (first, second): (&mut [f32], &mut [f32]),
 ) {
+    // Both corrections of the moments are constants of a step: they leave the loop.
     let keep = 1.0 - step.learning_rate * decay;
     let rate = step.learning_rate / step.correction1;
     let root = 1.0 / step.correction2.sqrt();
@@ -85,7 +86,7 @@ mod tests {
             let (mut v, mut m, mut s) = (vec![1.5_f32; 19], vec![0.0; 19], vec![0.0; 19]);
             for (t, g) in grads.iter().enumerate() {
                 let t = i32::try_from(t + 1).unwrap();
-                let step = Step {
+                let step = Coefficients {
                     learning_rate: 1e-2,
                     beta1: 0.9,
                     beta2: 0.98,
@@ -124,7 +125,7 @@ mod tests {
             let loss: Tensor =
                 (var.powf(4.0).unwrap().sum_all().unwrap() * 0.25).unwrap();
             theirs.backward_step(&loss).unwrap();
-            let step = Step {
+            let step = Coefficients {
                 learning_rate: 3e-3,
                 beta1: 0.9,
                 beta2: 0.98,

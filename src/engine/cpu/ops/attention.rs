@@ -34,7 +34,10 @@ pub fn forward(
 ) {
     let d = width(out.len(), starts);
     let size = d / heads.count;
+
+    // Scores are divided by √size, which keeps their variance at that of q and k.
     let scale = 1.0 / (size as f32).sqrt();
+
     let squares = starts.windows(2).map(|s| (s[1] - s[0]).pow(2)).sum::<usize>();
     workspace.probabilities.resize(heads.count * squares, 0.0);
 
@@ -69,6 +72,8 @@ pub fn backward(
     let d = width(dout.len(), starts);
     let size = d / heads.count;
     let scale = 1.0 / (size as f32).sqrt();
+
+    // Gradients need one square at a time, and the longest sample's holds every other.
     let longest = starts.windows(2).map(|s| s[1] - s[0]).max().unwrap_or(0);
     workspace.probability_gradient.resize(longest * longest, 0.0);
     workspace.score_gradient.resize(longest * longest, 0.0);
@@ -134,10 +139,14 @@ fn width(values: usize, starts: &[usize]) -> usize {
 fn softmax_rows(p: &mut [f32], t: usize, scale: f32, causal: bool) {
     for (i, row) in p.chunks_exact_mut(t).enumerate() {
         let visible = if causal { i + 1 } else { t };
+
         let (seen, hidden) = row.split_at_mut(visible);
         for v in seen.iter_mut() {
             *v *= scale;
         }
+
+        // A masked entry is an exact zero, and not the exponential of a large negative
+        // score.
         simd::softmax(seen);
         hidden.fill(0.0);
     }

@@ -2,8 +2,9 @@
 //!
 //! L = ½ (CE(s Î T̂ᵀ) + CE(s T̂ Îᵀ)) with unit rows Î, T̂ and s = `exp(logit_scale)`
 //! (METHOD §4). With label smoothing ε the target of a row is (1 - ε) times its own column plus
-//! ε/B on every column, as PyTorch's `CrossEntropyLoss` has it. One operator, because the two cross-entropies share the similarity matrix
-//! and the gradient passes through the normalization at once. Sums of the loss are f64.
+//! ε/B on every column, as PyTorch's `CrossEntropyLoss` has it. This is one operator, because
+//! the two cross-entropies share the similarity matrix, and the gradient passes through the
+//! normalization at once. Sums of the loss are f64.
 
 use super::simd;
 use crate::linalg::gemm::{self, Rows, Write};
@@ -41,7 +42,10 @@ impl Unit {
     pub fn normalize(&mut self, raw: &[f32], width: usize) {
         self.rows.clear();
         self.rows.extend_from_slice(raw);
+
         self.inverse_length.clear();
+
+        // The bound keeps a row of zeros finite; PyTorch's `normalize` has the same.
         for row in self.rows.chunks_exact_mut(width) {
             let inverse = 1.0
                 / simd::dispatch(
@@ -50,6 +54,7 @@ impl Unit {
                 )
                 .sqrt()
                 .max(1e-12);
+
             for v in row {
                 *v *= inverse;
             }
@@ -78,11 +83,16 @@ impl Contrastive {
         let pairs = images.len() / width;
         self.images.normalize(images, width);
         self.texts.normalize(texts, width);
+
         let scale = logit_scale.exp();
         self.similarity.resize(pairs * pairs, 0.0);
+
         let (i, t) =
             (Rows::new(&self.images.rows, width), Rows::new(&self.texts.rows, width));
         gemm::a_bt(&mut self.similarity, i, t, Write::Replace);
+
+        // The cross-entropies of texts are those of the columns, which as rows lie
+        // together.
         self.by_column.resize(pairs * pairs, 0.0);
         transpose(&mut self.by_column, &self.similarity, pairs);
 

@@ -74,9 +74,13 @@ impl Workspace {
         for &e in chosen {
             self.starts[widen(e) + 1] += 1;
         }
+
+        // Counts become starts; then every pair takes the next free slot of its expert.
+        // Pairs are seen in order, so the sort is stable.
         for e in 0..experts {
             self.starts[e + 1] += self.starts[e];
         }
+
         let mut next = self.starts.clone();
         self.pairs.resize(chosen.len(), 0);
         self.slots.resize(chosen.len(), 0);
@@ -91,6 +95,7 @@ impl Workspace {
     pub fn output(&self, y: &mut [f32], routing: &Routing, token: usize) {
         let (d, k) = (y.len(), self.top_k);
         y.fill(0.0);
+
         for pair in token * k..(token + 1) * k {
             let slot = widen(self.slots[pair]);
             let (weight, row) = (routing.weights[pair], &self.outputs[slot * d..][..d]);
@@ -222,6 +227,7 @@ pub fn backward_add(
         linear::backward_input(&mut scratch.inputs[from * d..to * d], dh, own.fc1, h);
     }
 
+    // The K copies of a token add up in the order of slots, as in the forward pass.
     for (row, &pair) in scratch.inputs.chunks_exact(d).zip(&ws.pairs) {
         let token = widen(pair) / k;
         simd::dispatch(
@@ -242,6 +248,7 @@ pub fn ensemble(
     (shape, weights): (Shape, Weights<'_>),
 ) {
     let (d, h, count) = (shape.width, shape.hidden, shape.experts);
+
     let mut hidden = vec![0.0; x.len() / d * h];
     let weights_of_rows = || probabilities.chunks_exact(count);
 
@@ -260,6 +267,9 @@ pub fn ensemble(
 
     for e in 0..count {
         let own = shape.expert(weights, e);
+
+        // Σ p W2 h = Σ W2 (p h): scaling the hidden rows saves an output buffer per
+        // expert.
         linear::forward(&mut hidden, x, own.fc1, own.fc1_bias);
         activation::apply(shape.activation, &mut hidden);
         simd::dispatch(
@@ -272,6 +282,7 @@ pub fn ensemble(
                 }
             },
         );
+
         gemm::a_bt(y, View::new(&hidden, h), View::new(own.fc2, h), Write::Add);
     }
 }

@@ -94,6 +94,7 @@ pub fn backward_add(
 fn sums(dy: &[f32], gain: &[f32], n: &[f32]) -> (f32, f32) {
     let mut total = [0.0_f32; simd::LANES];
     let mut along = [0.0_f32; simd::LANES];
+
     let (dy, dy_rest) = dy.as_chunks::<{ simd::LANES }>();
     let (gain, gain_rest) = gain.as_chunks::<{ simd::LANES }>();
     let (n, n_rest) = n.as_chunks::<{ simd::LANES }>();

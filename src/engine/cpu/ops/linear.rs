@@ -7,6 +7,8 @@ use crate::linalg::gemm::{self, Rows, Write};
 pub fn forward(y: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32]) {
     let out = bias.len();
     let width = weight.len() / out;
+
+    // The product is added to rows that hold the bias already, which saves a pass.
     simd::dispatch(
         #[inline(always)]
         || {
@@ -22,6 +24,7 @@ pub fn forward(y: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32]) {
 pub fn forward_add(y: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32]) {
     let out = bias.len();
     let width = weight.len() / out;
+
     simd::dispatch(
         #[inline(always)]
         || {
@@ -30,6 +33,7 @@ pub fn forward_add(y: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32]) {
             }
         },
     );
+
     gemm::a_bt(y, Rows::new(x, width), Rows::new(weight, width), Write::Add);
 }
 
@@ -44,6 +48,7 @@ pub fn backward_parameters(dw: &mut [f32], db: &mut [f32], dy: &[f32], x: &[f32]
     let out = db.len();
     let width = dw.len() / out;
     gemm::at_b(dw, Rows::new(dy, out), Rows::new(x, width), Write::Add);
+
     simd::dispatch(
         #[inline(always)]
         || {

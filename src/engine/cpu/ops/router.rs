@@ -72,17 +72,22 @@ pub fn forward(routing: &mut Routing, x: &[f32], router: &[f32], width: usize, k
 /// The K largest of a row, ties to the lower index, and their fractions of their sum.
 fn top_k(row: &[f32], chosen: &mut [u32], weights: &mut [f32]) {
     for slot in 0..chosen.len() {
+        // K passes over the row need neither a sort nor a buffer.
         let mut best: Option<usize> = None;
         for (i, &p) in row.iter().enumerate() {
             let taken = chosen[..slot].iter().any(|&c| crate::num::widen(c) == i);
+
+            // Strictly greater: of equal probabilities the lower index stays.
             if !taken && best.is_none_or(|b| p > row[b]) {
                 best = Some(i);
             }
         }
+
         let best = best.unwrap_or(0);
         chosen[slot] = crate::num::index_u32(best);
         weights[slot] = row[best];
     }
+
     let total: f32 = weights.iter().sum();
     for w in weights {
         *w /= total;
@@ -116,6 +121,8 @@ pub fn backward_add(
     for (token, gradient) in routing.logit_gradient.chunks_exact_mut(e).enumerate() {
         let p = &routing.probabilities[token * e..(token + 1) * e];
         if auxiliary.counted[token] {
+            // The softmax's Jacobian: dp_j/dl_i = p_i (δ_ij - p_j). The z-loss adds 2 c
+            // lse p_i, because the derivative of the log-sum-exp is p.
             let by_probability = auxiliary.probability;
             let along: f32 = by_probability.iter().zip(p).map(|(c, p)| c * p).sum();
             let z = 2.0 * auxiliary.log_sum_square * routing.log_sum[token];
@@ -130,6 +137,7 @@ pub fn backward_add(
         let slots = token * k..(token + 1) * k;
         let (g, dg) =
             (&routing.weights[slots.clone()], &routing.weight_gradient[slots.clone()]);
+
         let along: f32 = g.iter().zip(dg).map(|(g, dg)| g * dg).sum();
         for ((g, dg), &c) in g.iter().zip(dg).zip(&routing.chosen[slots]) {
             gradient[crate::num::widen(c)] += g * (dg - along);

@@ -1,10 +1,11 @@
-//! Vector instructions without `unsafe`: loops that the compiler vectorises, run under the
-//! widest instruction set the machine has.
+//! Vector instructions without `unsafe`: loops that the compiler vectorizes, run under the
+//! widest instruction set that the machine has.
 //!
 //! [`dispatch`] compiles its closure once per instruction set and chooses at run time. The
 //! closure and everything it calls must be `#[inline(always)]`: what is not inlined is compiled
-//! for the oldest machine, and a fused multiply-add becomes a call, 50 times slower. Reductions keep [`LANES`] partial
-//! sums whatever the register width, so their results do not depend on the machine.
+//! for the oldest machine, and a fused multiply-add becomes a call, 50 times slower. Reductions
+//! keep [`LANES`] partial sums whatever the register width, so their results do not depend on
+//! the machine.
 
 /// Partial sums of a reduction.
 pub const LANES: usize = 16;
@@ -20,6 +21,8 @@ pub fn dispatch<R>(work: impl FnOnce() -> R) -> R {
             (self.0)()
         }
     }
+
+    // The processor's features are detected once per thread, not once per call.
     ARCH.with(|arch| arch.dispatch(Work(work)))
 }
 
@@ -33,10 +36,14 @@ pub fn exp(x: f32) -> f32 {
     // Cody-Waite reduction by ln 2 and a degree-6 polynomial (Cephes' expf coefficients).
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer.
     let x = x.clamp(-87.0, 88.0);
+
     let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
+
+    // ln 2 in two parts: the first has few bits, so that n times it is exact.
     let r = n.mul_add(-0.693_359_4, x);
     let r = n.mul_add(2.121_944_4e-4, r);
+
     let p = 1.987_569_1e-4_f32;
     let p = p.mul_add(r, 1.398_2e-3);
     let p = p.mul_add(r, 8.333_452e-3);
@@ -44,6 +51,8 @@ pub fn exp(x: f32) -> f32 {
     let p = p.mul_add(r, 1.666_666_5e-1);
     let p = p.mul_add(r, 5.000_000_3e-1);
     let p = p.mul_add(r * r, r) + 1.0;
+
+    // 2ⁿ by its bits: n is in the low bits of `shifted`, and 127 is the exponent's bias.
     let power = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23;
     p * f32::from_bits(power)
 }
@@ -54,11 +63,13 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0.0_f32; LANES];
     let (a_whole, a_rest) = a.as_chunks::<LANES>();
     let (b_whole, b_rest) = b.as_chunks::<LANES>();
+
     for (x, y) in a_whole.iter().zip(b_whole) {
         for l in 0..LANES {
             lanes[l] = x[l].mul_add(y[l], lanes[l]);
         }
     }
+
     for (l, (x, y)) in a_rest.iter().zip(b_rest).enumerate() {
         lanes[l] = x.mul_add(*y, lanes[l]);
     }
@@ -70,11 +81,13 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
 pub fn sum(a: &[f32]) -> f32 {
     let mut lanes = [0.0_f32; LANES];
     let (whole, rest) = a.as_chunks::<LANES>();
+
     for x in whole {
         for l in 0..LANES {
             lanes[l] += x[l];
         }
     }
+
     for (l, x) in rest.iter().enumerate() {
         lanes[l] += x;
     }
@@ -83,6 +96,7 @@ pub fn sum(a: &[f32]) -> f32 {
 
 #[inline(always)]
 fn fold(mut lanes: [f32; LANES]) -> f32 {
+    // Lanes are added as a tree, which is the same on every register width.
     let mut half = LANES / 2;
     while half > 0 {
         for l in 0..half {
@@ -108,6 +122,7 @@ pub fn softmax(row: &mut [f32]) {
     for v in row.iter_mut() {
         *v = exp(*v - largest);
     }
+
     let scale = 1.0 / sum(row);
     for v in row.iter_mut() {
         *v *= scale;

@@ -12,7 +12,7 @@ use crate::engine::cpu::ops::experts::{self, Gradients, Shape, Weights};
 use crate::engine::cpu::ops::router::{self, Auxiliary, Routing};
 use crate::engine::cpu::ops::{activation, linear, simd};
 use crate::engine::{LayerStats, StatsGradient};
-use crate::model::names::{Part, Place};
+use crate::model::names::{ParameterId, Part};
 use crate::model::params::Layout;
 use crate::model::{ClipConfig, Tower};
 use crate::num::{index_u32, truncate_usize, widen};
@@ -81,8 +81,8 @@ struct Distilled {
 
 impl Ffn {
     pub(super) fn new(config: &ClipConfig, layout: &Layout, at: (Tower, usize)) -> Self {
-        let place = |part| Place::Block(at.0, at.1, part);
-        let pair = |weight, bias| WeightBias::new(layout, place(weight), place(bias));
+        let id = |part| ParameterId::Block(at.0, at.1, part);
+        let pair = |weight, bias| WeightBias::new(layout, id(weight), id(bias));
         let activation = config.activation;
 
         match &config.moe {
@@ -90,7 +90,7 @@ impl Ffn {
                 let tower = config.tower(at.0);
                 let (experts, width, hidden) = (moe.experts, tower.width, tower.hidden);
                 Self::Moe {
-                    router: layout.range(place(Part::Router)),
+                    router: layout.range(id(Part::Router)),
                     fc1: pair(Part::ExpertFcWeight, Part::ExpertFcBias),
                     fc2: pair(Part::ExpertProjWeight, Part::ExpertProjBias),
                     shape: Shape { experts, width, hidden, activation },
@@ -146,6 +146,7 @@ impl Ffn {
                     );
                     return;
                 }
+
                 experts::forward_add(y, x, &state.routing, layer, &mut state.experts);
                 if let MoeMode::Distilled { teacher, fraction } = rows.mode {
                     self.distill(teacher, (x, fraction), state);
@@ -171,6 +172,7 @@ impl Ffn {
         let d = shape.width;
         let distilled = &mut state.distilled;
         uncertain(&mut distilled.rows, &state.routing, &state.counted, fraction);
+
         let mut inputs = Vec::with_capacity(distilled.rows.len() * d);
         for &row in &distilled.rows {
             inputs.extend_from_slice(&x[widen(row) * d..(widen(row) + 1) * d]);
@@ -188,6 +190,7 @@ impl Ffn {
             state.experts.output(difference, &state.routing, widen(row));
             difference.iter_mut().zip(target).for_each(|(y, t)| *y -= t);
         }
+
         distilled.target_square = squares(&target);
     }
 
@@ -272,6 +275,8 @@ impl Ffn {
             stats.rows += 1.0;
             stats.entropy += f64::from(routing.entropy[row]);
             stats.log_sum_square += f64::from(routing.log_sum[row]).powi(2);
+
+            // Sums are f64, because a batch adds up thousands of rows.
             stats.probability.iter_mut().zip(p).for_each(|(s, p)| *s += f64::from(*p));
             for &chosen in &routing.chosen[row * k..(row + 1) * k] {
                 stats.counts[widen(chosen)] += 1.0;
@@ -309,6 +314,9 @@ fn uncertain(rows: &mut Vec<u32>, routing: &Routing, counted: &[bool], fraction:
         counted.iter().enumerate().filter(|(_, c)| **c).map(|(row, _)| index_u32(row));
     rows.extend(all);
     let keep = truncate_usize((fraction * rows.len() as f64).ceil());
+
+    // Selection is linear where a sort is not; the order that remains is restored after
+    // it.
     if keep < rows.len() {
         let at = |row: &u32| routing.entropy[widen(*row)];
         let order = |a: &u32, b: &u32| at(b).total_cmp(&at(a)).then(a.cmp(b));
