@@ -379,7 +379,7 @@ fn key(
         "weights": Digest::of_bytes(&bytes).as_str(),
         "tokenizer": tokenizer.json()?,
         "pictures": pictures.json()?,
-        "source": source::of_stage(evaluate::STAGE.name, Backend::Cpu.name()),
+        "source": source::of_stage(evaluate::STAGE.name, backend.name()),
         "split": args.split,
         "recall_at": args.recall_at,
         "templates": text(&args.templates)?,
