@@ -44,7 +44,7 @@ FLAGS = $(MODE) $(if $(filter $@,$(FORCE)),$(if $(call has,q),,--force)) $(if $(
 
 STAGES := dataset pretrain activations cluster subspaces multiplet upcycle train evaluate analyze report
 
-.PHONY: all build fetch install status why dag verify gc clean help test test-python bench-peers bench-scale gpu-check peers $(STAGES)
+.PHONY: all build fetch install status why dag verify gc clean help test test-python bench-peers bench-scale gpu-check cuda-mutants cuda-sanitize peers $(STAGES)
 
 all: report
 
@@ -194,9 +194,34 @@ test-python: | build peers
 	    $(PEERS_ENV)/bin/python -B -W ignore "$$test"; \
 	done
 
-# Agreement with the CPU engine and speed on the card of this machine.
+# Agreement with the CPU engine and speed on the card of this machine, PyTorch beside it where
+# it is installed; tables go to docs/gpu.md. Carried binaries do: no Rust is needed where
+# $(STAMP) is there too.
 gpu-check: | build
-	@$(BIN)/upcycle-gpu-check --out $(ARTIFACTS)/gpu-check.json
+	@mkdir -p '$(ARTIFACTS)'
+	@$(BIN)/upcycle-gpu-check --out '$(ARTIFACTS)/gpu-check.json'
+	@if python3 -c 'import torch' 2>/dev/null; then \
+	  python3 -B benches/peers/gpu.py --compile --out '$(ARTIFACTS)/gpu-torch.json'; \
+	else echo 'skipped: PyTorch is not installed' >&2; fi
+	@if command -v python3 >/dev/null; then \
+	  python3 -B benches/peers/gpu_table.py '$(ARTIFACTS)' docs/gpu.md; \
+	else echo 'skipped: tables are written by Python 3' >&2; fi
+
+# The path of the tests of the CUDA engine, as cargo built them.
+CUDA_TESTS = cargo test --release --locked --test cuda --no-run --message-format json | \
+  sed -n 's|.*"executable":"\([^"]*/cuda-[^"]*\)".*|\1|p'
+
+# Breaks every kernel, one at a time; all must be caught by the emulated tests.
+cuda-mutants:
+	@tests/cuda/mutants.py "$$($(CUDA_TESTS))"
+
+# The emulated tests under the address and undefined-behavior sanitizers of g++.
+cuda-sanitize:
+	@binary=$$($(CUDA_TESTS)); \
+	UPCYCLE_REQUIRE_EMULATOR=1 ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
+	UPCYCLE_EMULATOR_FLAGS='-O1 -g -fsanitize=address,undefined' \
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	"$$binary" --skip the_pipeline_on_a_card
 
 help:
 	@printf '%s\n' \
@@ -224,5 +249,7 @@ help:
 	  '  make bench-scale            ViT-B from import to report: time and memory' \
 	  '  make test-python            the Python package, exports in transformers and ONNX, the notebook' \
 	  '  make gpu-check              the CUDA engine on this machine: is it right, how fast' \
+  '  make cuda-mutants           breaks its kernels one by one: are the tests awake' \
+  '  make cuda-sanitize          its emulated tests under ASan and UBSan' \
 	  '' \
 	  'upcycle-inspect --help shows more: show, diff, lineage, accept.'

@@ -193,7 +193,9 @@ def measure(name, patch, experts, batch, compiled, steps):
     pixels = torch.randn(batch, 3, 224, 224, device="cuda")
     ids = torch.randint(1, 49406, (batch, 77), device="cuda")
     ids[:, -1] = 49407
-    run = torch.compile(model) if compiled else model
+    # The loop's shapes change with every step: they are symbols, or each would be compiled.
+    dynamic = True if experts is LoopExperts else None
+    run = torch.compile(model, dynamic=dynamic) if compiled else model
     times, loss = [], float("nan")
     clock = time.perf_counter()
     for index in range(WARM_UP + steps):
@@ -219,23 +221,33 @@ def measure(name, patch, experts, batch, compiled, steps):
     return row
 
 
+def write(path, rows):
+    """After every row: what was measured is never lost to a later failure."""
+    if path:
+        with open(path, "w") as file:
+            json.dump({"card": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows}, file, indent=1)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--out", help="write the numbers as JSON here")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--model", default="", help="only models whose name contains this")
     parser.add_argument("--compile", action="store_true", help="compiled models too (minutes)")
+    parser.add_argument("--budget", type=float, default=math.inf,
+                        help="seconds after which no further model is started")
     arguments = parser.parse_args()
     print(torch.cuda.get_device_name(), "torch", torch.__version__, flush=True)
     kinds = [("dense", None), ("moe loop", LoopExperts), ("moe grouped", GroupedExperts)]
-    rows = []
+    rows, clock = [], time.perf_counter()
     for compiled in [False, True] if arguments.compile else [False]:
         for patch, batch in [(32, 256), (32, 1024), (16, 256), (16, 1024)]:
             for kind, experts in kinds:
                 name = f"vit-b-{patch} {kind} {batch}"
-                # The loop's shapes change with every step: compiling it again and again
-                # takes minutes and gains nothing.
-                if arguments.model not in name or (compiled and kind == "moe loop"):
+                if arguments.model not in name:
+                    continue
+                if time.perf_counter() - clock > arguments.budget:
+                    rows.append({"step": name, "compiled": compiled, "error": "not started: no time left"})
                     continue
                 try:
                     rows.append(measure(name, patch, experts, batch, compiled, arguments.steps))
@@ -244,9 +256,7 @@ def main():
                     print(f"step {name:30} {text}", flush=True)
                     rows.append({"step": name, "compiled": compiled, "error": text})
                 torch._dynamo.reset()
-    if arguments.out:
-        with open(arguments.out, "w") as file:
-            json.dump({"card": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows}, file, indent=1)
+                write(arguments.out, rows)
 
 
 if __name__ == "__main__":

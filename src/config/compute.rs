@@ -51,7 +51,9 @@ impl fmt::Display for Device {
 }
 
 /// The numbers that models are multiplied in; weights and sums are f32 everywhere.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// Single precision.

@@ -10,19 +10,28 @@ use super::read::Split;
 use super::sampler::{Concepts, Sampler};
 use crate::config::Augment;
 use crate::error::{Error, Result};
-use crate::image::Augmenter;
+use crate::image::{Augmenter, Normalise};
 use crate::num;
 use crate::par;
 use crate::rng::{self, RngExt};
 use crate::text::Tokenizer;
+
+/// The pictures of a batch [B, 3, S, S].
+#[derive(Debug, Clone, PartialEq)]
+pub enum BatchPixels {
+    /// Normalized values.
+    Values(Vec<f32>),
+    /// Levels 0..255, and how they are normalized.
+    Levels(Vec<u8>, Normalise),
+}
 
 /// One batch; B samples, pictures of side S, captions of T tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
     /// The step it belongs to.
     pub step: usize,
-    /// Normalized pixels [B, 3, S, S].
-    pub pixels: Vec<f32>,
+    /// Pictures: levels where augmentation leaves them so.
+    pub pixels: BatchPixels,
     /// Token ids [B, T].
     pub ids: Vec<u32>,
     /// Numbers of the samples `[B]`.
@@ -122,19 +131,32 @@ impl Batches {
             ids.extend_from_slice(&self.ids[caption * context..(caption + 1) * context]);
         }
 
-        // Pictures are made in parallel, so each of them has a stream of its own.
-        let values = 3 * self.split.side() * self.split.side();
-        let mut pixels = vec![0.0; rows.len() * values];
-        par::try_for_each_chunk(&mut pixels, values, |i, picture| {
-            let name = format!("batches/augment/{step}/{i}");
-
-            let mut stream = rng::stream(seed, &name);
-            self.augmenter.apply(&self.split.planes(rows[i])?, &mut stream, picture);
-            Ok::<_, Error>(())
-        })?;
-
+        let pixels = self.pictures(step, &rows)?;
         let samples = rows.iter().map(|&row| self.split.rows[row].sample).collect();
         Ok(Batch { step, pixels, ids, samples })
+    }
+
+    /// The variants of some rows' pictures in batch `step`.
+    fn pictures(&self, step: usize, rows: &[usize]) -> Result<BatchPixels> {
+        let count = 3 * self.split.side() * self.split.side();
+        let stream =
+            |i| rng::stream(self.settings.seed, &format!("batches/augment/{step}/{i}"));
+        if self.augmenter.keeps_levels() {
+            let mut levels = vec![0; rows.len() * count];
+            par::try_for_each_chunk(&mut levels, count, |i, out| {
+                let planes = self.split.planes(rows[i])?;
+                self.augmenter.levels(&planes, &mut stream(i), out);
+                Ok::<_, Error>(())
+            })?;
+            return Ok(BatchPixels::Levels(levels, self.augmenter.normalise()));
+        }
+        let mut values = vec![0.0; rows.len() * count];
+        par::try_for_each_chunk(&mut values, count, |i, out| {
+            let planes = self.split.planes(rows[i])?;
+            self.augmenter.apply(&planes, &mut stream(i), out);
+            Ok::<_, Error>(())
+        })?;
+        Ok(BatchPixels::Values(values))
     }
 }
 
@@ -220,14 +242,19 @@ mod tests {
         let batches = batches(16, 1, Augment::None);
         let made = batches.batch(4).unwrap();
         let values = 3 * 16 * 16;
-        assert_eq!((made.pixels.len(), made.ids.len()), (16 * values, 16 * 16));
+        let BatchPixels::Levels(levels, normalise) = &made.pixels else {
+            panic!("unchanged pictures are levels");
+        };
+        assert_eq!((levels.len(), made.ids.len()), (16 * values, 16 * 16));
         assert_eq!(made.seen(), 80);
         for (i, sample) in made.samples.iter().enumerate() {
             let row =
                 batches.split.rows.iter().position(|r| r.sample == *sample).unwrap();
             let mut pixels = vec![0.0; values];
             batches.split.pixels(&[row], &mut pixels).unwrap();
-            assert!(pixels == made.pixels[i * values..(i + 1) * values]);
+            let mut found = vec![0.0; values];
+            normalise.apply(&levels[i * values..(i + 1) * values], &mut found);
+            assert!(pixels == found);
             let own = batches.captions[row] * 16..batches.captions[row + 1] * 16;
             let mut captions = batches.ids[own].chunks_exact(16);
             assert!(captions.any(|ids| ids == &made.ids[i * 16..(i + 1) * 16]));

@@ -51,6 +51,25 @@ impl Backend {
         }
     }
 
+    /// The engine that a configuration asks for, for models of this shape.
+    ///
+    /// Where the engine on cards has no kernels for the shape, `auto` takes processors, and
+    /// `cuda:N` is refused with the reason.
+    pub fn choose_for(compute: Compute, config: &ClipConfig) -> Result<Self> {
+        let chosen = Self::choose(compute)?;
+        let Self::Cuda { ordinal, .. } = chosen else { return Ok(chosen) };
+        match (cuda::refusal(config), compute.device) {
+            (None, _) => Ok(chosen),
+            (Some(_), Device::Auto) => {
+                Self::choose(Compute { device: Device::Cpu, ..compute })
+            }
+            (Some(reason), _) => Err(Error::usage(format!(
+                "device: found cuda:{ordinal}, but {reason}; set `device: auto` or \
+                 `device: cpu`"
+            ))),
+        }
+    }
+
     /// The name of the engine in the keys of results.
     pub fn name(self) -> &'static str {
         match self {

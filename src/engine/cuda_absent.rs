@@ -27,6 +27,11 @@ pub fn available() -> bool {
     false
 }
 
+/// Why a model of this shape cannot run on a card: here none can be opened anyway.
+pub fn refusal(_config: &ClipConfig) -> Option<String> {
+    None
+}
+
 /// Refuses: this program was built without CUDA.
 pub fn require(ordinal: usize) -> Result<()> {
     Err(refusal(ordinal))

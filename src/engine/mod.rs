@@ -27,9 +27,11 @@ mod tests;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::ops::Range;
 
 use crate::config::{EesdTarget, OptimConfig};
 use crate::error::{Error, Result};
+use crate::image::Normalise;
 use crate::model::names::{Parameter, ParameterId};
 use crate::model::params::Layout;
 use crate::model::{ClipConfig, Tower};
@@ -37,11 +39,63 @@ use crate::model::{ClipConfig, Tower};
 pub use auxiliary::{StatsGradient, auxiliary};
 pub use backend::{Backend, open, open_model};
 
+/// Pictures of a batch [B, 3, S, S].
+#[derive(Debug, Clone, Copy)]
+pub enum Pixels<'a> {
+    /// Normalized values.
+    Values(&'a [f32]),
+    /// Levels 0..255, and how they are normalized: a quarter of the bytes on their way to a
+    /// card, which makes the same values of them.
+    Levels(&'a [u8], Normalise),
+}
+
+impl<'a> Pixels<'a> {
+    /// Pixels of all channels.
+    pub fn len(self) -> usize {
+        match self {
+            Self::Values(values) => values.len(),
+            Self::Levels(levels, _) => levels.len(),
+        }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+
+    /// A part of them.
+    ///
+    /// # Panics
+    /// If the range is not within them.
+    #[must_use]
+    pub fn part(self, range: Range<usize>) -> Self {
+        match self {
+            Self::Values(values) => Self::Values(&values[range]),
+            Self::Levels(levels, normalise) => Self::Levels(&levels[range], normalise),
+        }
+    }
+
+    /// Normalized values; `area` pixels make a plane.
+    pub fn values(self, area: usize) -> Cow<'a, [f32]> {
+        match self {
+            Self::Values(values) => Cow::Borrowed(values),
+            Self::Levels(levels, normalise) => {
+                let mut values = vec![0.0; levels.len()];
+                let pictures = levels.chunks_exact(3 * area);
+                for (from, to) in pictures.zip(values.chunks_exact_mut(3 * area)) {
+                    normalise.apply(from, to);
+                }
+                Cow::Owned(values)
+            }
+        }
+    }
+}
+
 /// Pixels and token ids of B pairs.
 #[derive(Debug, Clone, Copy)]
 pub struct Pairs<'a> {
-    /// Pictures [B, 3, S, S], normalized.
-    pub pixels: &'a [f32],
+    /// Pictures [B, 3, S, S].
+    pub pixels: Pixels<'a>,
     /// Captions [B, T], padded behind the end-of-text token.
     pub ids: &'a [u32],
 }

@@ -141,7 +141,9 @@ fn train(case: &Case, backend: Backend) -> (Vec<Losses>, Vec<f64>, Box<dyn Engin
     let (mut losses, mut norms) = (Vec::new(), Vec::new());
     for index in 0..20 {
         let (pixels, ids) = random_pairs(&case.config, BATCH, &format!("batch {index}"));
-        losses.push(engine.step(Pairs { pixels: &pixels, ids: &ids }).unwrap());
+        losses.push(
+            engine.step(Pairs { pixels: Pixels::Values(&pixels), ids: &ids }).unwrap(),
+        );
         norms.push(engine.update(1e-3).unwrap());
     }
     (losses, norms, engine)
@@ -292,7 +294,7 @@ fn distilled_tokens_are_chosen_within_groups_of_sixteen_samples() {
     let (picture, caption) = (pixels.len() / 40, ids.len() / 40);
     let distances = |backend: Backend, range: std::ops::Range<usize>| -> Vec<f64> {
         let own = Pairs {
-            pixels: &pixels[range.start * picture..range.end * picture],
+            pixels: Pixels::Values(&pixels[range.start * picture..range.end * picture]),
             ids: &ids[range.start * caption..range.end * caption],
         };
         let losses = started(&case, backend).step(own).unwrap();
@@ -323,7 +325,7 @@ fn another_objective_weighs_the_losses_anew() {
         let mut gradient = |eesd: f64| {
             engine.set_objective(Objective { eesd, ..case.training.objective }).unwrap();
             assert!(engine.gradient().is_err(), "the old gradient is of no use");
-            engine.step(Pairs { pixels: &pixels, ids: &ids }).unwrap();
+            engine.step(Pairs { pixels: Pixels::Values(&pixels), ids: &ids }).unwrap();
             engine.gradient().unwrap()
         };
         let (none, once, tenfold) = (gradient(0.0), gradient(0.1), gradient(1.0));
@@ -379,7 +381,7 @@ fn frozen_tensors_keep_their_bits() {
     for backend in BACKENDS {
         let (_, _, mut engine) = train(&case, backend);
         let (pixels, ids) = random_pairs(&case.config, BATCH, "pairs");
-        engine.step(Pairs { pixels: &pixels, ids: &ids }).unwrap();
+        engine.step(Pairs { pixels: Pixels::Values(&pixels), ids: &ids }).unwrap();
         let gradient = engine.gradient().unwrap();
         let squares: f64 = gradient.iter().map(|g| f64::from(*g).powi(2)).sum();
         let norm = engine.update(1e-3).unwrap();
@@ -427,7 +429,7 @@ fn a_restored_run_goes_on_with_the_same_bits() {
                 continue;
             }
             let (pixels, ids) = random_pairs(&case.config, BATCH, "another");
-            let pairs = Pairs { pixels: &pixels, ids: &ids };
+            let pairs = Pairs { pixels: Pixels::Values(&pixels), ids: &ids };
             for engine in [&mut one, &mut other] {
                 engine.step(pairs).unwrap();
                 engine.update(1e-3).unwrap();
@@ -442,7 +444,7 @@ fn a_restored_run_goes_on_with_the_same_bits() {
 fn calls_in_the_wrong_order_are_refused_with_a_sentence() {
     let case = cases().remove(1);
     let (pixels, ids) = random_pairs(&case.config, 2, "pairs");
-    let pairs = Pairs { pixels: &pixels, ids: &ids };
+    let pairs = Pairs { pixels: Pixels::Values(&pixels), ids: &ids };
     for backend in BACKENDS {
         let mut engine = open(&case.config, backend).unwrap();
         let message = |error: crate::error::Error| error.to_string();

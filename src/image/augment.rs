@@ -72,17 +72,45 @@ impl Augmenter {
         Self { kind, side, normalise }
     }
 
-    /// Writes one variant of `planes` [3, side, side] to `out` [3, side, side], normalised.
-    pub fn apply(&self, planes: &[u8], stream: &mut Stream, out: &mut [f32]) {
+    /// Whether variants are levels 0..255, which [`Self::levels`] writes.
+    #[must_use]
+    pub fn keeps_levels(&self) -> bool {
         match self.kind {
-            Augment::None => self.normalise.apply(planes, out),
-            Augment::Crop => self.crop(planes, stream, out),
-            Augment::Affine => self.affine(planes, stream, out),
+            Augment::None | Augment::Crop => true,
+            Augment::Affine => false,
         }
     }
 
+    /// Writes one variant of `planes` [3, side, side] to `out` [3, side, side], normalised.
+    pub fn apply(&self, planes: &[u8], stream: &mut Stream, out: &mut [f32]) {
+        if self.kind == Augment::Affine {
+            self.affine(planes, stream, out);
+            return;
+        }
+        let mut levels = vec![0; planes.len()];
+        self.levels(planes, stream, &mut levels);
+        self.normalise.apply(&levels, out);
+    }
+
+    /// Writes one variant of `planes` [3, side, side] to `out` [3, side, side], as levels.
+    ///
+    /// # Panics
+    /// Where variants are no levels ([`Self::keeps_levels`]).
+    pub fn levels(&self, planes: &[u8], stream: &mut Stream, out: &mut [u8]) {
+        match self.kind {
+            Augment::None => out.copy_from_slice(planes),
+            Augment::Crop => self.crop(planes, stream, out),
+            Augment::Affine => panic!("an affine variant lies between two levels"),
+        }
+    }
+
+    /// What takes levels to normalized values.
+    pub fn normalise(&self) -> Normalise {
+        self.normalise
+    }
+
     /// CLIP's `RandomResizedCrop`: area (.9, 1), ratio (3/4, 4/3), bicubic, no flip.
-    fn crop(&self, planes: &[u8], stream: &mut Stream, out: &mut [f32]) {
+    fn crop(&self, planes: &[u8], stream: &mut Stream, out: &mut [u8]) {
         let side = self.side;
         let [left, top, width, height] = crop_box(side, stream);
 
@@ -98,9 +126,8 @@ impl Augmenter {
 
         let resized = resize(&cut, side, side);
         for (c, plane) in out.chunks_exact_mut(side * side).enumerate() {
-            let (factor, summand) = self.normalise.line(c);
-            for (value, pixel) in plane.iter_mut().zip(resized.rgb.chunks_exact(3)) {
-                *value = f32::from(pixel[c]) * factor + summand;
+            for (level, pixel) in plane.iter_mut().zip(resized.rgb.chunks_exact(3)) {
+                *level = pixel[c];
             }
         }
     }

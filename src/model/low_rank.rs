@@ -32,27 +32,44 @@ pub struct LowRank {
 
 /// What a merged parameter is made of: ranges among the parameters of low rank.
 #[derive(Debug, Clone)]
-enum Made {
+pub enum Made {
     /// The parameter itself.
     Copy(Range<usize>),
     /// The shared bias, once per expert.
     Repeated(Range<usize>),
     /// The shared matrix plus B A, stacks over experts.
-    Sum { base: Range<usize>, down: Range<usize>, up: Range<usize> },
+    Sum {
+        /// The shared matrix.
+        base: Range<usize>,
+        /// A of every expert.
+        down: Range<usize>,
+        /// B of every expert.
+        up: Range<usize>,
+    },
 }
 
 /// What the gradient of a parameter of low rank is made of. Ranges of gradients count among
 /// the merged parameters, those of weights among the ones of low rank.
 #[derive(Debug, Clone)]
-enum Pulled {
+pub enum Pulled {
     /// The parameter's own gradient.
     Copy(Range<usize>),
     /// The sum over the experts' gradients.
     Shared(Range<usize>),
     /// Of A: Bᵀ times the expert's gradient.
-    Down { up: Range<usize>, of: Range<usize> },
+    Down {
+        /// B of every expert.
+        up: Range<usize>,
+        /// The experts' gradients.
+        of: Range<usize>,
+    },
     /// Of B: the expert's gradient times Aᵀ.
-    Up { down: Range<usize>, of: Range<usize> },
+    Up {
+        /// A of every expert.
+        down: Range<usize>,
+        /// The experts' gradients.
+        of: Range<usize>,
+    },
 }
 
 /// Shared matrix, A, B and the merged stack of one layer of the FFN.
@@ -124,6 +141,26 @@ impl LowRank {
     /// Number of merged parameters.
     pub fn merged_len(&self) -> usize {
         self.merged.last().map_or(0, |(range, _)| range.end)
+    }
+
+    /// Experts of every layer.
+    pub fn experts(&self) -> usize {
+        self.experts
+    }
+
+    /// Rank of the products.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// For each merged parameter, in order: its range and what it is made of.
+    pub fn made(&self) -> &[(Range<usize>, Made)] {
+        &self.merged
+    }
+
+    /// For each parameter of low rank, in order: its range and what its gradient is made of.
+    pub fn pulled(&self) -> &[(Range<usize>, Pulled)] {
+        &self.kept
     }
 
     /// Merges `values` of low rank; `out` is overwritten.

@@ -183,7 +183,7 @@ fn on_splits(job: &mut Job<'_>, evaluate: &EvaluateConfig, seed: u64) -> Result<
         // Last, because it changes the weights.
         if evaluate.fine_tuning.steps > 0 {
             let mut tuned = Tuned::new(opened, &evaluate.fine_tuning)?;
-            match eval::fine_tune(&mut tuned, &bundle, &evaluate, seed)? {
+            match eval::fine_tune(&mut tuned, &bundle, evaluate, seed)? {
                 Some((measured, outcomes)) => {
                     found.measurements.push(measured);
                     found.outcomes.extend(outcomes);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use crate::config::Device;
 use crate::data::{Dataset, Split};
 use crate::engine::{Backend, Engine};
 use crate::error::{Context as _, Result};
@@ -38,10 +39,20 @@ pub(crate) fn layer_name(tower: Tower, block: usize) -> String {
     format!("{}.{block}", tower.name())
 }
 
-/// What runs the models of a node: its device and precision were checked when the plan was
-/// made. A card is named on the console, because `device: auto` does not say which it is.
+/// What runs the models of a node, as the plan says. `device: auto` does not say which it is,
+/// so a card is named on the console, and so is one that is left idle.
 pub(crate) fn backend(job: &Job<'_>) -> Result<Backend> {
-    let backend = Backend::choose(job.node.compute)?;
+    let compute = job.node.compute;
+    if job.node.backend == Backend::Cpu.name() {
+        if compute.device == Device::Auto && Backend::choose(compute)? != Backend::Cpu {
+            job.progress.line(
+                "runs on processors: the engine on cards has no kernels for a model of this \
+                 shape (docs/gpu.md)",
+            );
+        }
+        return Ok(Backend::Cpu);
+    }
+    let backend = Backend::choose(compute)?;
     if let Backend::Cuda { ordinal, .. } = backend {
         job.progress.line(&format!("runs on cuda:{ordinal} ({})", backend.name()));
     }

@@ -26,6 +26,7 @@ use crate::config::{
 };
 use crate::engine::Backend;
 use crate::error::{Context, Error, Result};
+use crate::model::{ClipConfig, Moe};
 use crate::pipeline::{Externals, Files, Node, Upstream};
 use crate::upcycle;
 
@@ -75,7 +76,7 @@ pub fn plan(config: &Config, cache: &Path) -> Result<Vec<Node>> {
     // of the dense model.
     upcycle::check_inits(&config.inits, &config.subspaces)?;
 
-    let planner = Planner { config, cache };
+    let planner = Planner { config, cache, backend: backend(config)? };
     let inits = planner.used_inits()?;
     let bases = config.base_seeds();
 
@@ -137,6 +138,26 @@ pub fn plan(config: &Config, cache: &Path) -> Result<Vec<Node>> {
 struct Planner<'a> {
     config: &'a Config,
     cache: &'a Path,
+    /// What runs the models.
+    backend: Backend,
+}
+
+/// What runs the models of a pipeline: known, or refused, before any stage runs.
+fn backend(config: &Config) -> Result<Backend> {
+    let compute = config.compute();
+    if Backend::choose(compute)? == Backend::Cpu {
+        return Ok(Backend::Cpu);
+    }
+    let moe = &config.moe;
+    let shape = pretrain::dense(config)?;
+    let moe = Moe {
+        experts: moe.experts,
+        top_k: moe.top_k,
+        rank: None,
+        vision_blocks: moe.vision_blocks.indices(shape.vision.layers),
+        text_blocks: moe.text_blocks.indices(shape.text.layers),
+    };
+    Backend::choose_for(compute, &ClipConfig { moe: Some(moe), ..shape })
 }
 
 impl<'a> Planner<'a> {
@@ -189,7 +210,7 @@ impl<'a> Planner<'a> {
             let optim = Box::new(pretrain.optim.clone());
             let params = PretrainParams::Train { model, optim, seed };
             let node = node("pretrain", run, &params, vec![dataset(TRAINING_DATA)])?;
-            return self.with_engine(node);
+            return Ok(self.with_engine(node));
         }
 
         // A checkpoint that is not the configured model is refused before anything runs.
@@ -214,7 +235,7 @@ impl<'a> Planner<'a> {
 
         let inputs =
             vec![dataset(CALIBRATION_DATA), input("pretrain", base_name(seed), MODEL)];
-        self.with_engine(node("activations", base_name(seed), &params, inputs)?)
+        Ok(self.with_engine(node("activations", base_name(seed), &params, inputs)?))
     }
 
     /// The clusters of a base: as many as there are experts.
@@ -257,7 +278,7 @@ impl<'a> Planner<'a> {
         };
         let inputs =
             vec![dataset(TRAINING_DATA), input("pretrain", base_name(seed), MODEL)];
-        self.with_engine(node("multiplet", base_name(seed), &params, inputs)?)
+        Ok(self.with_engine(node("multiplet", base_name(seed), &params, inputs)?))
     }
 
     /// One initialization for one seed. It reads only the evidence that its method asks for.
@@ -295,12 +316,8 @@ impl<'a> Planner<'a> {
         // Runs that differ in the loss alone start from the same initialization.
         let params = TrainParams { train, eesd: run.eesd, trains: run.trains, seed };
         let init = input("upcycle", run_name(&run.init, seed), MODEL);
-        self.with_engine(node(
-            "train",
-            named,
-            &params,
-            vec![dataset(TRAINING_DATA), init],
-        )?)
+        let inputs = vec![dataset(TRAINING_DATA), init];
+        Ok(self.with_engine(node("train", named, &params, inputs)?))
     }
 
     /// A run whose tensors that are to train exist.
@@ -317,9 +334,9 @@ impl<'a> Planner<'a> {
     }
 
     /// A node that runs a model: the engine's name enters its key.
-    fn with_engine(&self, node: Node) -> Result<Node> {
-        let compute = self.config.compute();
-        Ok(Node { backend: Backend::choose(compute)?.name(), compute, ..node })
+    fn with_engine(&self, node: Node) -> Node {
+        let (backend, compute) = (self.backend.name(), self.config.compute());
+        Node { backend, compute, ..node }
     }
 
     /// The evaluation of one run.
@@ -329,7 +346,7 @@ impl<'a> Planner<'a> {
             EvaluateConfig { sets: Vec::new(), ..self.config.evaluate.clone() };
         let params = EvaluateParams::Splits { evaluate, seed };
         let inputs = vec![all("dataset", None), input("train", named.clone(), TRAINED)];
-        self.with_engine(node("evaluate", named, &params, inputs)?)
+        Ok(self.with_engine(node("evaluate", named, &params, inputs)?))
     }
 
     /// Every model on every set of others: the dense models before they are touched, and the
@@ -370,7 +387,7 @@ impl<'a> Planner<'a> {
             corrupt_share: self.config.dataset.corrupt_share,
         };
         let inputs = vec![dataset(PREPARATION), input(stage, model, MODEL)];
-        let mut node = self.with_engine(node("evaluate", named, &params, inputs)?)?;
+        let mut node = self.with_engine(node("evaluate", named, &params, inputs)?);
         node.externals = Externals::Folder(PathBuf::from(folder), vec![]);
         node.paths = BTreeMap::from([("set", PathBuf::from(folder))]);
         Ok(node)
@@ -385,7 +402,7 @@ impl<'a> Planner<'a> {
             input("pretrain", base_name(self.config.base_of(seed)), MODEL),
             input("train", named.clone(), TRAINED),
         ];
-        self.with_engine(node("analyze", named, &params, inputs)?)
+        Ok(self.with_engine(node("analyze", named, &params, inputs)?))
     }
 
     /// The report reads every result but the weights and the raw activations.

@@ -7,8 +7,8 @@ use super::ratio;
 use super::record::{Facts, Record};
 use super::resume::{self, Resumed};
 use super::schedule::Schedule;
-use crate::data::{Batches, Prefetch};
-use crate::engine::{self, Backend, Engine, Pairs, Training};
+use crate::data::{BatchPixels, Batches, Prefetch};
+use crate::engine::{self, Backend, Engine, Pairs, Pixels, Training};
 use crate::error::{Error, Result};
 use crate::model::Checkpoint;
 
@@ -78,7 +78,11 @@ pub fn train(
     // Batches depend on the seed and their step alone, so the queue may begin anywhere.
     let mut queue = Prefetch::start(Arc::clone(batches), first..optim.steps, AHEAD)?;
     while let Some(batch) = queue.take()? {
-        let pairs = Pairs { pixels: &batch.pixels, ids: &batch.ids };
+        let pixels = match &batch.pixels {
+            BatchPixels::Values(values) => Pixels::Values(values),
+            BatchPixels::Levels(levels, normalise) => Pixels::Levels(levels, *normalise),
+        };
+        let pairs = Pairs { pixels, ids: &batch.ids };
         let without =
             ratio::undistilled(&mut *engine, &plan.training, pairs, batch.step)?;
         let losses = engine.step(pairs)?;

@@ -11,8 +11,19 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 pub(crate) struct Order {
     /// 0 ascending, 1 descending, else the seed of a permutation of warps and lanes.
     pub(crate) threads: u32,
-    /// Whether work runs only when somebody waits for it.
-    pub(crate) late: bool,
+    /// What waits until somebody waits for it.
+    pub(crate) late: Late,
+}
+
+/// Work that runs as late as a card may run it (`tests/emulator/driver.cpp`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Late {
+    /// None.
+    Nothing = 0,
+    /// All of it.
+    Everything = 1,
+    /// Kernels; uploads run at once, and overtake what they do not wait for.
+    Kernels = 2,
 }
 
 /// Leave to use the device: one test at a time, because its order is the process's.
@@ -22,19 +33,19 @@ pub(crate) struct Session {
 }
 
 static ONE: Mutex<()> = Mutex::new(());
-static READY: OnceLock<Result<bool, String>> = OnceLock::new();
+static READY: OnceLock<Result<Option<PathBuf>, String>> = OnceLock::new();
 
 /// A device that runs in order, or nothing where there is none to be had.
 pub(crate) fn session() -> Option<Session> {
-    session_in(Order { threads: 0, late: false })
+    session_in(Order { threads: 0, late: Late::Nothing })
 }
 
 /// A device that runs in this order.
 pub(crate) fn session_in(order: Order) -> Option<Session> {
     let only = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     match READY.get_or_init(prepare) {
-        Ok(true) => configure(order),
-        Ok(false) => {}
+        Ok(Some(_)) => configure(order),
+        Ok(None) => {}
         Err(reason) => {
             let required = std::env::var_os("UPCYCLE_REQUIRE_EMULATOR").is_some();
             assert!(!required, "{reason}");
@@ -50,17 +61,22 @@ pub(crate) fn on_card() -> bool {
     std::env::var_os("UPCYCLE_CUDA_TESTS").is_some_and(|own| own == OsStr::new("card"))
 }
 
-/// Loads the emulator, unless a card is asked for; true where it is there.
-fn prepare() -> Result<bool, String> {
+/// Where the emulated libraries lie, for other programs; none on a card.
+pub(crate) fn libraries(_session: &Session) -> Option<&'static Path> {
+    READY.get()?.as_ref().ok()?.as_deref()
+}
+
+/// Loads the emulator, unless a card is asked for; its folder comes back.
+fn prepare() -> Result<Option<PathBuf>, String> {
     if on_card() {
-        return Ok(false);
+        return Ok(None);
     }
     let folder = build()?;
     // The program asks for libcuda.so by name and gets what has been loaded under it.
     for name in ["libcuda.so", "libcublas.so", "libnvrtc.so"] {
         load(&folder.join(name))?;
     }
-    Ok(true)
+    Ok(Some(folder))
 }
 
 fn load(path: &Path) -> Result<(), String> {
@@ -76,15 +92,18 @@ fn configure(order: Order) {
     let library = libloading::os::unix::Library::this();
     // SAFETY: the emulator exports this function with this signature.
     let found = unsafe { library.get::<extern "C" fn(u32, u32)>(b"emulator_configure") };
-    found.expect("the emulator is loaded")(order.threads, u32::from(order.late));
+    found.expect("the emulator is loaded")(order.threads, order.late as u32);
 }
 
 /// Builds the emulator once per state of its sources.
 fn build() -> Result<PathBuf, String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let own = root.join("tests/emulator");
+    // Mutated kernels, by `tests/cuda/mutants.py`.
+    let kernels = std::env::var_os("UPCYCLE_EMULATOR_KERNELS");
+    let kernels = kernels.map_or(root.join("src/engine/cuda/kernels"), PathBuf::from);
     let mut files = Vec::new();
-    for folder in [&own, &root.join("src/engine/cuda/kernels")] {
+    for folder in [&own, &kernels] {
         let entries =
             std::fs::read_dir(folder).map_err(|e| format!("no emulator: {e}"))?;
         files.extend(entries.filter_map(Result::ok).map(|entry| entry.path()));
@@ -98,7 +117,9 @@ fn build() -> Result<PathBuf, String> {
         hash.update(&std::fs::read(file).map_err(|e| format!("no emulator: {e}"))?);
     }
     let name = &hash.finalize().to_hex()[..16];
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("emulator-{name}"));
+    let target = std::env::var_os("UPCYCLE_EMULATOR_FOLDER");
+    let target = target.map_or(PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from);
+    let folder = target.join(format!("emulator-{name}"));
     if folder.join("libnvrtc.so").exists() {
         return Ok(folder);
     }

@@ -4,14 +4,14 @@ use upcycle::config::{EesdTarget, OptimConfig, Precision};
 use upcycle::engine::cpu::Cpu;
 use upcycle::engine::cuda::Cuda;
 use upcycle::engine::{
-    Engine, Losses, Objective, Pairs, TeacherPlan, TowerInput, Trainable, Training,
-    TrainingState,
+    Engine, Losses, Objective, Pairs, Pixels, TeacherPlan, TowerInput, Trainable,
+    Training, TrainingState,
 };
 use upcycle::model::names::ParameterId;
 use upcycle::model::params::Layout;
 use upcycle::model::{ClipConfig, Tower};
 
-use crate::emulator::{Order, session, session_in};
+use crate::emulator::{Late, Order, session, session_in};
 use crate::models::{config, pairs, values};
 use crate::truth::gap;
 
@@ -74,7 +74,7 @@ fn step(
     engine: &mut dyn Engine,
     (pixels, ids): &(Vec<f32>, Vec<u32>),
 ) -> (Losses, Vec<f32>) {
-    let losses = engine.step(Pairs { pixels, ids }).unwrap();
+    let losses = engine.step(Pairs { pixels: Pixels::Values(pixels), ids }).unwrap();
     (losses, engine.gradient().unwrap())
 }
 
@@ -215,6 +215,134 @@ fn micro_batches_have_the_gradient_of_the_whole_batch() {
     }
 }
 
+/// A model whose experts are kept in low rank.
+fn low_rank() -> ClipConfig {
+    let mut config = config(true);
+    if let Some(moe) = &mut config.moe {
+        moe.rank = Some(2);
+    }
+    config
+}
+
+/// Experts of low rank train as on the CPU: merged before a forward, their gradient pulled
+/// back behind a backward, the teacher following the merged ones.
+#[test]
+fn experts_of_low_rank_train_as_on_the_cpu() {
+    let Some(_session) = session() else { return };
+    let config = low_rank();
+    let weights = values(&config, "student");
+    let batch = pairs(&config, 37);
+    for target in [None, Some(EesdTarget::Layer), Some(EesdTarget::Embedding)] {
+        let mut cpu = Cpu::new(&config);
+        let mut engine = Cuda::open(&config, 0, Precision::F32).unwrap();
+        for own in [&mut cpu as &mut dyn Engine, &mut engine] {
+            own.load(&weights).unwrap();
+            own.start_training(&training(&config, target)).unwrap();
+        }
+        assert_eq!(engine.values().unwrap(), weights);
+        for round in 0..3 {
+            let (expected, truth) = step(&mut cpu, &batch);
+            let (losses, gradient) = step(&mut engine, &batch);
+            assert!((losses.total - expected.total).abs() < 1e-3, "{target:?} {round}");
+            let off = distance(&gradient, &truth);
+            assert!(off < 1e-3, "{target:?} {round}: off by {off:.2e}");
+            cpu.update(1e-2).unwrap();
+            engine.update(1e-2).unwrap();
+        }
+        let (found, truth) =
+            (engine.training_state().unwrap(), cpu.training_state().unwrap());
+        let lengths = |own: &TrainingState| {
+            (own.first.len(), own.second.len(), own.average.as_ref().map(Vec::len))
+        };
+        assert_eq!(lengths(&found), lengths(&truth));
+        assert!(distance(&found.values, &truth.values) < 1e-3, "{target:?}");
+        assert!(distance(&found.first, &truth.first) < 2e-3, "{target:?}");
+        if let (Some(found), Some(truth)) = (&found.average, &truth.average) {
+            assert!(distance(found, truth) < 1e-3, "{target:?}");
+        }
+
+        // A checkpoint goes on with the same bits.
+        let mut other = Cuda::open(&config, 0, Precision::F32).unwrap();
+        other.load(&weights).unwrap();
+        other.start_training(&training(&config, target)).unwrap();
+        other.restore(&found).unwrap();
+        assert!(step(&mut other, &batch) == step(&mut engine, &batch), "{target:?}");
+    }
+}
+
+/// Frozen tensors, smoothed labels and micro-batches at once, for every kind of model.
+#[test]
+fn smoothed_labels_and_frozen_tensors_equal_the_cpu() {
+    let Some(_session) = session() else { return };
+    for config in [config(false), config(true), low_rank()] {
+        let weights = values(&config, "student");
+        let batch = pairs(&config, 21);
+        let mut plan = training(&config, None);
+        plan.objective.label_smoothing = 0.1;
+        plan.optim.micro_batch = 16;
+        for own in plan.trainable.iter_mut().step_by(3) {
+            *own = Trainable::Frozen;
+        }
+        let mut cpu = Cpu::new(&config);
+        let mut engine = Cuda::open(&config, 0, Precision::F32).unwrap();
+        let mut numbers = Vec::new();
+        for own in [&mut cpu as &mut dyn Engine, &mut engine] {
+            own.load(&weights).unwrap();
+            own.start_training(&plan).unwrap();
+            let (losses, gradient) = step(own, &batch);
+            numbers.push((losses.clip, gradient, own.update(1e-2).unwrap()));
+        }
+        let (truth, found) = (&numbers[0], &numbers[1]);
+        assert!((truth.0 - found.0).abs() < 2e-5 * truth.0, "{} {}", truth.0, found.0);
+        let (off, name) = worst(&config, &found.1, &truth.1);
+        assert!(off < 1e-4, "{name}: off by {off:.2e}");
+        assert!((truth.2 / found.2 - 1.0).abs() < 1e-4, "{} {}", truth.2, found.2);
+        let layout = Layout::new(&config);
+        for (index, (parameter, range)) in layout.iter().enumerate() {
+            let zero = found.1[range].iter().all(|g| *g == 0.0);
+            assert_eq!(zero, index % 3 == 0, "{}", parameter.name);
+        }
+    }
+}
+
+/// A batch of levels is a batch of the values that the CPU makes of them, to the last bit,
+/// also where a picture's place is used again before the kernels of the last one have run.
+#[test]
+fn levels_train_as_the_values_they_stand_for() {
+    use upcycle::image::Normalise;
+    let config = config(true);
+    let weights = values(&config, "student");
+    let ids = pairs(&config, 40).1;
+    let count = 40 * 3 * config.vision.image_size.pow(2);
+    let batches: Vec<Vec<u8>> = (0..4)
+        .map(|step| {
+            (0..count)
+                .map(|i| u8::try_from((i * 31 + step * 97) % 251).unwrap())
+                .collect()
+        })
+        .collect();
+    let run = |late, as_levels: bool| {
+        let _session = session_in(Order { threads: 0, late })?;
+        let mut plan = training(&config, None);
+        plan.optim.micro_batch = 16;
+        let mut engine = Cuda::open(&config, 0, Precision::F32).unwrap();
+        engine.load(&weights).unwrap();
+        engine.start_training(&plan).unwrap();
+        for levels in &batches {
+            let pixels = Pixels::Levels(levels, Normalise::OPENAI);
+            let values = pixels.values(config.vision.image_size.pow(2));
+            let pixels = if as_levels { pixels } else { Pixels::Values(&values) };
+            engine.step(Pairs { pixels, ids: &ids }).unwrap();
+            engine.update(1e-2).unwrap();
+        }
+        Some(engine.training_state().unwrap())
+    };
+    let Some(truth) = run(Late::Nothing, false) else { return };
+    for late in [Late::Nothing, Late::Everything, Late::Kernels] {
+        assert!(run(late, true).as_ref() == Some(&truth), "{late:?}");
+    }
+}
+
 #[test]
 fn encoding_recording_and_routing_equal_the_cpu() {
     let Some(_session) = session() else { return };
@@ -267,7 +395,12 @@ fn trained(
     let (pixels, ids) = pairs(&config, 40);
     let mut numbers = Vec::new();
     for _ in 0..3 {
-        numbers.push(engine.step(Pairs { pixels: &pixels, ids: &ids }).unwrap().total);
+        numbers.push(
+            engine
+                .step(Pairs { pixels: Pixels::Values(&pixels), ids: &ids })
+                .unwrap()
+                .total,
+        );
         numbers.push(engine.update(1e-2).unwrap());
     }
     let state = engine.training_state().unwrap();
@@ -333,7 +466,7 @@ fn calls_in_the_wrong_order_are_refused_with_a_sentence() {
     let Some(_session) = session() else { return };
     let config = config(false);
     let (pixels, ids) = pairs(&config, 2);
-    let batch = Pairs { pixels: &pixels, ids: &ids };
+    let batch = Pairs { pixels: Pixels::Values(&pixels), ids: &ids };
     let plan = training(&config, None);
     let mut engine = Cuda::open(&config, 0, Precision::F32).unwrap();
     let refused = |error: upcycle::error::Error, part: &str| {
@@ -349,16 +482,11 @@ fn calls_in_the_wrong_order_are_refused_with_a_sentence() {
     engine.start_training(&plan).unwrap();
     refused(engine.update(0.1).unwrap_err(), "call step first");
     refused(engine.gradient().unwrap_err(), "call step first");
-    let short = Pairs { pixels: &pixels[1..], ids: &ids };
+    let short = Pairs { pixels: Pixels::Values(&pixels[1..]), ids: &ids };
     refused(engine.step(short).unwrap_err(), "expected");
-    let low_rank = ClipConfig {
-        moe: self::config(true)
-            .moe
-            .map(|moe| upcycle::model::Moe { rank: Some(2), ..moe }),
-        ..config
-    };
-    let error = Cuda::open(&low_rank, 0, Precision::F32).unwrap_err();
-    refused(error, "low rank");
+    let mut odd = config;
+    odd.vision.width = 24;
+    refused(Cuda::open(&odd, 0, Precision::F32).unwrap_err(), "heads of 12 values");
 }
 
 /// `device: cuda:0` opens what is there, and the plan names it in keys.
@@ -396,14 +524,16 @@ fn two_runs_give_the_same_bits() {
 /// Four orders of threads, and work that runs as late as it may.
 #[test]
 fn no_order_of_threads_changes_a_bit() {
-    let late = |threads| Order { threads, late: true };
-    let orders = [1, 7, 12].map(|threads| Order { threads, late: false });
+    let late = |threads, late| Order { threads, late };
+    let orders = [1, 7, 12].map(|threads| late(threads, Late::Nothing));
+    let later = [(0, Late::Everything), (1, Late::Everything), (0, Late::Kernels)];
     let run = |order| {
         session_in(order)
             .map(|_session| trained(Precision::Bf16, Some(EesdTarget::Layer)))
     };
-    let Some(one) = run(Order { threads: 0, late: false }) else { return };
-    for order in orders.into_iter().chain([late(0), late(1)]) {
+    let Some(one) = run(late(0, Late::Nothing)) else { return };
+    let later = later.map(|(threads, when)| late(threads, when));
+    for order in orders.into_iter().chain(later) {
         assert!(run(order).as_ref() == Some(&one), "{order:?}");
     }
 }

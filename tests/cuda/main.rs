@@ -16,4 +16,6 @@ mod emulator;
 mod engine;
 mod models;
 mod operators;
+mod pipeline;
+mod registers;
 mod truth;

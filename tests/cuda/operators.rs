@@ -1,7 +1,7 @@
 //! Single kernels against definitions in f64, in both precisions.
 
 use upcycle::config::Precision;
-use upcycle::engine::cuda::device::{Buffer, Device, Extents, Grid, Kind, Operand};
+use upcycle::engine::cuda::device::{Arg, Buffer, Device, Extents, Grid, Kind, Operand};
 
 use crate::emulator::session;
 use crate::truth::{bf16, close, random, wide};
@@ -287,55 +287,144 @@ fn norms_equal_their_definition() {
     }
 }
 
+/// Slots that the rows of an expert are rounded up to.
+const ROUNDED: usize = 128;
+
+/// Pairs sorted by expert on the device: the slot of each pair, bounds and ends.
+struct Sorted {
+    slots: Buffer,
+    starts: Buffer,
+}
+
+fn sorted(device: &Device, chosen: &[i32], experts: usize) -> Sorted {
+    let buffer = |len| device.buffer(Kind::I32, len).unwrap();
+    let (pairs, chunks) = (chosen.len(), chosen.len().div_ceil(256));
+    let gpu = device.upload(Kind::I32, chosen).unwrap();
+    let (counts, starts) = (buffer(chunks * experts), buffer(2 * experts + 1));
+    let slots = buffer(pairs);
+    let grid = Grid::new([chunks, 1, 1], 256);
+    let args = [(&counts).into(), (&gpu).into(), pairs.into(), experts.into()];
+    device.launch("experts_count", grid, &args).unwrap();
+    let args = [(&counts).into(), (&starts).into(), chunks.into(), experts.into()];
+    device.launch("experts_scan", Grid::new([1, 1, 1], 1024), &args).unwrap();
+    let args =
+        [(&slots).into(), (&counts).into(), (&gpu).into(), pairs.into(), experts.into()];
+    device.launch("experts_place", grid, &args).unwrap();
+    Sorted { slots, starts }
+}
+
+/// Random choices of experts.
+fn choices(pairs: usize, experts: usize) -> Vec<i32> {
+    let draw = |v: f32| upcycle::num::truncate_usize(f64::from(v.abs())) % experts;
+    let values = random("chosen", pairs, 40.0);
+    values.into_iter().map(|v| i32::try_from(draw(v)).unwrap()).collect()
+}
+
+fn indices(values: &[i32]) -> Vec<usize> {
+    values.iter().map(|n| usize::try_from(*n).unwrap()).collect()
+}
+
 #[test]
-fn pairs_are_sorted_by_expert_and_keep_their_order() {
+fn pairs_are_sorted_by_expert_keep_their_order_and_begin_at_whole_tiles() {
     let Some(_session) = session() else { return };
     let device = Device::open(0, Precision::F32).unwrap();
     for (pairs, experts) in [(1, 2), (255, 3), (256, 8), (9000, 32), (700, 1)] {
-        let chosen: Vec<i32> = random("chosen", pairs, 40.0)
-            .into_iter()
-            .map(|v| {
-                i32::try_from(upcycle::num::truncate_usize(f64::from(v.abs())) % experts)
-                    .unwrap()
-            })
-            .collect();
-        let buffer = |len| device.buffer(Kind::I32, len).unwrap();
-        let gpu = device.upload(Kind::I32, &chosen).unwrap();
-        let chunks = pairs.div_ceil(256);
-        let (counts, starts) = (buffer(chunks * experts), buffer(experts + 1));
-        let (slots, pairs_of) = (buffer(pairs), buffer(pairs));
-        let grid = Grid::new([chunks, 1, 1], 256);
-        let args = [(&counts).into(), (&gpu).into(), pairs.into(), experts.into()];
-        device.launch("experts_count", grid, &args).unwrap();
-        let args = [(&counts).into(), (&starts).into(), chunks.into(), experts.into()];
-        device.launch("experts_scan", Grid::new([1, 1, 1], 1024), &args).unwrap();
+        let chosen = choices(pairs, experts);
+        let own = sorted(&device, &chosen, experts);
+        let starts = indices(&device.download::<i32>(&own.starts).unwrap());
+        let (bounds, ends) = starts.split_at(experts + 1);
+        let mut next = 0;
+        let mut truth = vec![0; pairs];
+        for e in 0..experts {
+            assert_eq!(bounds[e], next, "{pairs} {experts} {e}");
+            for pair in
+                (0..pairs).filter(|pair| chosen[*pair] == i32::try_from(e).unwrap())
+            {
+                truth[pair] = next;
+                next += 1;
+            }
+            assert_eq!(ends[e], next, "{pairs} {experts} {e}");
+            next = next.next_multiple_of(ROUNDED);
+        }
+        assert_eq!(bounds[experts], next);
+        assert_eq!(indices(&device.download::<i32>(&own.slots).unwrap()), truth);
+    }
+}
+
+/// Products over an expert's slots read its rows and zeros, whatever lay there before.
+#[test]
+fn gathered_rows_lie_by_slot_and_padding_is_zero() {
+    let Some(_session) = session() else { return };
+    for precision in BOTH {
+        let device = Device::open(0, precision).unwrap();
+        let (tokens, k, experts, d) = (150, 2, 3, 40);
+        let chosen = choices(tokens * k, experts);
+        let own = sorted(&device, &chosen, experts);
+        let x = random("x", tokens * d, 1.0);
+        let all = tokens * k + experts * (ROUNDED - 1);
+        let rows = upload(&device, &vec![f32::NAN; all * d]);
+        let gpu = upload(&device, &x);
         let args = [
-            (&slots).into(),
-            (&pairs_of).into(),
-            (&counts).into(),
+            (&rows).into(),
             (&gpu).into(),
-            pairs.into(),
+            (&own.slots).into(),
+            (&own.starts).into(),
+            (tokens * k).into(),
+            k.into(),
+            d.into(),
             experts.into(),
         ];
-        device.launch("experts_place", grid, &args).unwrap();
-        let mut order: Vec<usize> = (0..pairs).collect();
-        order.sort_by_key(|pair| chosen[*pair]);
-        let found: Vec<i32> = device.download(&pairs_of).unwrap();
-        assert!(found.iter().zip(&order).all(|(a, b)| usize::try_from(*a) == Ok(*b)));
-        let slots: Vec<i32> = device.download(&slots).unwrap();
-        assert!(
-            order
-                .iter()
-                .enumerate()
-                .all(|(slot, pair)| { usize::try_from(slots[*pair]) == Ok(slot) })
-        );
-        let starts: Vec<i32> = device.download(&starts).unwrap();
-        for (e, start) in starts.iter().enumerate() {
-            let before =
-                chosen.iter().filter(|own| usize::try_from(**own).unwrap() < e).count();
-            assert_eq!(usize::try_from(*start), Ok(before));
+        let grid = Grid::warps(tokens * k + experts * ROUNDED);
+        device.launch("experts_gather", grid, &args).unwrap();
+
+        let starts = indices(&device.download::<i32>(&own.starts).unwrap());
+        let mut truth = vec![0.0; starts[experts] * d];
+        let slots = indices(&device.download::<i32>(&own.slots).unwrap());
+        for (pair, slot) in slots.into_iter().enumerate() {
+            for j in 0..d {
+                truth[slot * d + j] = held(&device, x[pair / k * d + j]);
+            }
         }
+        assert!(download(&device, &rows)[..truth.len()] == truth, "{precision:?}");
     }
+}
+
+/// Levels are normalized on the card to the bits that the CPU makes of them.
+#[test]
+fn levels_become_the_values_of_the_cpu() {
+    use upcycle::image::Normalise;
+    let Some(_session) = session() else { return };
+    let device = Device::open(0, Precision::F32).unwrap();
+    let (size, patch, pictures) = (32, 8, 3);
+    let count = pictures * 3 * size * size;
+    let levels: Vec<u8> =
+        (0..count).map(|i| u8::try_from(i * 7919 / 13 % 256).unwrap()).collect();
+    let normalise = Normalise::OPENAI;
+    let lines: Vec<f32> =
+        (0..3).flat_map(|c| [normalise.line(c).0, normalise.line(c).1]).collect();
+    let mut values = vec![0.0; count];
+    let picture = 3 * size * size;
+    for (from, to) in levels.chunks(picture).zip(values.chunks_mut(picture)) {
+        normalise.apply(from, to);
+    }
+
+    let sizes = [size, patch, pictures];
+    let cut = |kernel: &str, buffers: &[&Buffer]| -> Vec<f32> {
+        let out = device.buffer(Kind::F32, count).unwrap();
+        let mut args = vec![(&out).into()];
+        args.extend(buffers.iter().map(|own| Arg::from(*own)));
+        args.extend(sizes.map(Arg::from));
+        device.launch(kernel, Grid::new([5, 1, 1], 256), &args).unwrap();
+        device.download(&out).unwrap()
+    };
+    let values = device.upload(Kind::F32, &values).unwrap();
+    let (levels, lines) = (
+        device.upload(Kind::U8, &levels).unwrap(),
+        device.upload(Kind::F32, &lines).unwrap(),
+    );
+    let truth = cut("patches_cut", &[&values]);
+    assert!(cut("patches_cut_levels", &[&levels, &lines]) == truth);
+    assert!(truth.iter().any(|v| *v < -1.0) && truth.iter().any(|v| *v > 1.0));
 }
 
 #[test]

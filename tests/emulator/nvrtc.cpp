@@ -1,18 +1,24 @@
-// Stands in for NVRTC: accepts any source and names the precision it was asked for; the
-// emulated driver has the kernels already.
+// The library that the program loads as libnvrtc.so. It accepts any source and answers with
+// the precision that it was asked for: the emulated driver has the kernels already.
 #include <cstring>
+
 #define API extern "C" __attribute__((visibility("default"))) int
-static thread_local char image[32];
-API nvrtcVersion(int* major, int* minor) { *major = 13; *minor = 0; return 0; }
-API nvrtcCreateProgram(void** p, const char*, const char*, int, const char**, const char**) { *p = (void*)1; return 0; }
-API nvrtcCompileProgram(void*, int count, const char** options) {
-    strcpy(image, "emulated f32");
-    for (int i = 0; i < count; i++)
-        if (!strcmp(options[i], "-DREAL_BF16")) strcpy(image, "emulated bf16");
-    return 0;
+enum { OK = 0 };
+static thread_local const char* image;
+
+API nvrtcVersion(int* major, int* minor) { *major = 13; *minor = 0; return OK; }
+API nvrtcCreateProgram(void** program, const char*, const char*, int, const char**, const char**) {
+    *program = (void*)1;
+    return OK;
 }
-API nvrtcDestroyProgram(void**) { return 0; }
-API nvrtcGetCUBINSize(void*, size_t* n) { *n = strlen(image) + 1; return 0; }
-API nvrtcGetCUBIN(void*, char* s) { strcpy(s, image); return 0; }
-API nvrtcGetProgramLogSize(void*, size_t* n) { *n = 1; return 0; }
-API nvrtcGetProgramLog(void*, char* s) { *s = 0; return 0; }
+API nvrtcCompileProgram(void*, int count, const char** options) {
+    image = "emulated f32";
+    for (int i = 0; i < count; i++)
+        if (!strcmp(options[i], "-DREAL_BF16")) image = "emulated bf16";
+    return OK;
+}
+API nvrtcDestroyProgram(void**) { return OK; }
+API nvrtcGetCUBINSize(void*, size_t* bytes) { *bytes = strlen(image) + 1; return OK; }
+API nvrtcGetCUBIN(void*, char* to) { strcpy(to, image); return OK; }
+API nvrtcGetProgramLogSize(void*, size_t* bytes) { *bytes = 1; return OK; }
+API nvrtcGetProgramLog(void*, char* to) { *to = 0; return OK; }

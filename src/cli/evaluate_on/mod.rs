@@ -21,6 +21,7 @@ use super::import::{check_vocabulary, preprocessing};
 use crate::artifact::Digest;
 use crate::checkpoint::{self, Hints, Preprocessing};
 use crate::cli;
+use crate::config::{Compute, Device, Precision};
 use crate::data::pairs::{EvaluationSet, Tolerance};
 use crate::engine::{self, Backend};
 use crate::error::{Context as _, Error, Result};
@@ -109,6 +110,13 @@ struct OnArgs {
     #[arg(long, value_name = "N", default_value_t = 64,
           value_parser = clap::value_parser!(u16).range(1..))]
     batch: u16,
+    /// What runs the model: auto, cpu or cuda:N.
+    #[arg(long, value_name = "DEVICE", default_value = "auto",
+          value_parser = |text: &str| Device::try_from(text.to_owned()))]
+    device: Device,
+    /// The numbers it is multiplied in; bf16 is for cards only.
+    #[arg(long, value_enum, default_value = "f32")]
+    precision: Precision,
     /// Number of threads [default: all cores].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
@@ -280,8 +288,10 @@ impl<'a> Work<'a> {
 
         // The key covers the weights, so it is computed before the engine takes them.
         let normalise = pictures.normalise();
-        let key = key(args, &checkpoint, (&tokenizer, &pictures))?;
-        let engine = engine::open_model(checkpoint, Backend::Cpu)?;
+        let compute = Compute { device: args.device, precision: args.precision };
+        let backend = Backend::choose_for(compute, &checkpoint.config)?;
+        let key = key(args, (&checkpoint, backend), (&tokenizer, &pictures))?;
+        let engine = engine::open_model(checkpoint, backend)?;
         let model = Model { engine, tokenizer, framing, normalise };
         Ok(Self { args, checkpoint: path, out, console, model, settings, key })
     }
@@ -389,7 +399,7 @@ fn called(checkpoint: &Path) -> String {
 /// corrected preprocessing must not find the results of the wrong one.
 fn key(
     args: &OnArgs,
-    model: &Checkpoint,
+    (model, backend): (&Checkpoint, Backend),
     (tokenizer, pictures): (&Tokenizer, &Preprocessing),
 ) -> Result<String> {
     let text = |path: &Option<PathBuf>| match path {
@@ -404,10 +414,11 @@ fn key(
 
     let said = json!({
         "config": model.config.to_json()?,
+        "backend": backend.name(),
         "weights": Digest::of_bytes(&bytes).as_str(),
         "tokenizer": tokenizer.json()?,
         "pictures": pictures.json()?,
-        "source": source::of_stage(evaluate::STAGE.name, Backend::Cpu.name()),
+        "source": source::of_stage(evaluate::STAGE.name, backend.name()),
         "split": args.split,
         "recall_at": args.recall_at,
         "templates": text(&args.templates)?,

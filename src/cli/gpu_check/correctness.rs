@@ -8,7 +8,9 @@ use crate::config::EesdTarget;
 use crate::config::Precision;
 use crate::engine::cpu::Cpu;
 use crate::engine::cuda::Cuda;
-use crate::engine::{Engine, Objective, Pairs, TeacherPlan, Training, TrainingState};
+use crate::engine::{
+    Engine, Objective, Pairs, Pixels, TeacherPlan, Training, TrainingState,
+};
 use crate::error::Result;
 use crate::model::ClipConfig;
 use crate::model::params::Layout;
@@ -51,7 +53,7 @@ pub(super) fn check(device: usize, outcome: &mut Outcome) -> Result<()> {
         let taught = models::values(&case.config, 2);
         let weights = (student.as_slice(), taught.as_slice());
         let batch = models::pairs(&case.config, case.pairs, false);
-        let pairs = Pairs { pixels: &batch.0, ids: &batch.1 };
+        let pairs = Pairs { pixels: Pixels::Values(&batch.0), ids: &batch.1 };
         let mut cpu = Cpu::new(&case.config);
         start(&mut cpu, &training, weights)?;
         let (total, truth) = (cpu.step(pairs)?.total, cpu.gradient()?);

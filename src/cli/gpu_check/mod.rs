@@ -1,12 +1,14 @@
 //! `upcycle-gpu-check`: correctness of the CUDA engine on a card, then its speed.
 //!
 //! Correctness is agreement with the CPU engine: losses and every gradient on a tiny model
-//! with all losses, and on one layer of the size of a ViT-B/32. Speed is that of whole
+//! with all losses, on one layer of the size of a ViT-B/32, and in a whole small pipeline that
+//! the stage binaries run. Speed is that of whole
 //! training steps on random data, with the share of the card's peak that plain matrix
 //! products reach beside it. `benches/peers/gpu.py` prints the same fields for PyTorch.
 
 mod correctness;
 mod models;
+mod pipeline;
 mod speed;
 
 use std::io::Write as _;
@@ -26,6 +28,8 @@ use crate::error::{Context as _, Error, Result};
 enum Part {
     /// Agreement with the CPU engine.
     Correctness,
+    /// The whole pipeline, by the stage binaries beside this one.
+    Pipeline,
     /// Matrix products against the card's peak.
     Products,
     /// Training steps.
@@ -48,6 +52,9 @@ struct Arguments {
     /// Steps that are timed of each model.
     #[arg(long, value_name = "N", default_value_t = 10)]
     steps: usize,
+    /// Keep the pipelines' results here [default: a folder that is removed].
+    #[arg(long, value_name = "DIR")]
+    scratch: Option<PathBuf>,
     /// Write the numbers as JSON here.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -93,6 +100,11 @@ fn run(arguments: Arguments) -> Result<Vec<String>> {
     outcome.line(card.clone());
     if wanted(Part::Correctness) {
         correctness::check(arguments.device, &mut outcome)?;
+    }
+    if wanted(Part::Pipeline) {
+        let own = tempfile::tempdir().context(|| "making a scratch folder".to_owned())?;
+        let folder = arguments.scratch.as_deref().unwrap_or(own.path());
+        pipeline::check(arguments.device, folder, &mut outcome)?;
     }
     if wanted(Part::Products) {
         speed::products(arguments.device, &mut outcome)?;

@@ -10,7 +10,7 @@ use crate::config::EesdTarget;
 use crate::config::Precision;
 use crate::engine::cuda::Cuda;
 use crate::engine::cuda::device::{Device, Extents, Kind, Operand};
-use crate::engine::{Engine as _, Objective, Pairs, TeacherPlan, TowerInput};
+use crate::engine::{Engine as _, Objective, Pairs, Pixels, TeacherPlan, TowerInput};
 use crate::error::Result;
 use crate::model::{ClipConfig, Tower};
 
@@ -151,7 +151,7 @@ fn time(race: &Race, timing: &Timing<'_>) -> Result<(String, serde_json::Value)>
     let mut engine = ready(race, timing.device)?;
     let (free, total) = engine.device().memory()?;
     let (pixels, ids) = models::pairs(&race.config, race.batch, true);
-    let pairs = Pairs { pixels: &pixels, ids: &ids };
+    let pairs = Pairs { pixels: Pixels::Values(&pixels), ids: &ids };
     let mut times = Vec::new();
     let mut last = 0.0;
     for step in 0..WARM_UP + timing.steps {
@@ -196,7 +196,7 @@ pub(super) fn profile(timing: &Timing<'_>, outcome: &mut Outcome) -> Result<()> 
     for race in races().iter().filter(|race| race.name.contains(timing.model)) {
         let mut engine = ready(race, timing.device)?;
         let (pixels, ids) = models::pairs(&race.config, race.batch, true);
-        let pairs = Pairs { pixels: &pixels, ids: &ids };
+        let pairs = Pairs { pixels: Pixels::Values(&pixels), ids: &ids };
         for _ in 0..WARM_UP {
             engine.step(pairs)?;
             engine.update(1e-4)?;

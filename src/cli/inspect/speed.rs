@@ -13,7 +13,7 @@ use super::Answer;
 use crate::artifact;
 use crate::config::{Config, InitConfig};
 use crate::engine::{
-    self, Backend, Engine, Objective, Pairs, TeacherPlan, Trainable, Training,
+    self, Backend, Engine, Objective, Pairs, Pixels, TeacherPlan, Trainable, Training,
 };
 use crate::error::{Context as _, Error, Result};
 use crate::model::{Checkpoint, ClipConfig, init};
@@ -89,7 +89,7 @@ fn race(config: &Config, variants: &[Variant], steps: usize) -> Result<Answer> {
     for step in 0..WARM_UP + steps {
         for (runner, times) in runners.iter_mut().zip(&mut times) {
             let clock = Instant::now();
-            runner.step(Pairs { pixels: &pixels, ids: &ids })?;
+            runner.step(Pairs { pixels: Pixels::Values(&pixels), ids: &ids })?;
             if step >= WARM_UP {
                 times.push(1e3 * clock.elapsed().as_secs_f64());
             }
@@ -180,7 +180,8 @@ impl Runner {
         };
 
         let parameters = model.counts();
-        let mut engine = engine::open_model(model, Backend::choose(config.compute())?)?;
+        let backend = Backend::choose_for(config.compute(), &model.config)?;
+        let mut engine = engine::open_model(model, backend)?;
         engine.start_training(&training)?;
         Ok(Self { variant, engine, parameters })
     }

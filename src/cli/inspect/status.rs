@@ -26,7 +26,9 @@ pub(super) fn status(view: &View) -> Result<Answer> {
         let Some(nodes) = of_stage.get(stage) else { continue };
         let fresh =
             nodes.iter().filter(|(_, verdict)| *verdict == Verdict::Fresh).count();
-        lines.push(format!("{stage:<12} {fresh:>3} of {:>3} fresh", nodes.len()));
+        // The plan gives all nodes of a stage one backend.
+        let (count, backend) = (nodes.len(), nodes[0].0.backend);
+        lines.push(format!("{stage:<12} {fresh:>3} of {count:>3} fresh   {backend}"));
 
         for (node, verdict) in nodes.iter().filter(|(_, v)| *v != Verdict::Fresh) {
             let run = node.place.run.as_deref().unwrap_or(stage);
@@ -78,5 +80,8 @@ fn words(verdict: &Verdict) -> (&'static str, Vec<String>) {
 /// A verdict for programs.
 fn to_json(node: &Node, verdict: &Verdict) -> Value {
     let (state, reasons) = words(verdict);
-    json!({ "node": node.place.to_string(), "state": state, "reasons": reasons })
+    json!({
+        "node": node.place.to_string(), "backend": node.backend, "state": state,
+        "reasons": reasons,
+    })
 }

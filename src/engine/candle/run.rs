@@ -14,7 +14,7 @@ use super::{Eesd, Eligible, MoeForm, Outputs, ReferenceClip, Routing, Terms, moe
 use crate::config::EesdTarget;
 use crate::engine::{
     Engine, FfnInputs, ImageLoss, LayerRouting, LayerStats, Losses, Objective, Pairs,
-    TeacherPlan, TowerInput, Trainable, Training, TrainingState,
+    Pixels, TeacherPlan, TowerInput, Trainable, Training, TrainingState,
 };
 use crate::error::{Context as _, Error, Result};
 use crate::io::tensors::Tensors;
@@ -103,8 +103,10 @@ impl Candle {
         let blank_picture = vec![0.0; 3 * self.config.vision.image_size.pow(2)];
         let blank_caption = vec![0; self.config.text.context];
         let pairs = match input {
-            TowerInput::Pixels(pixels) => Pairs { pixels, ids: &blank_caption },
-            TowerInput::Ids(ids) => Pairs { pixels: &blank_picture, ids },
+            TowerInput::Pixels(pixels) => {
+                Pairs { pixels: Pixels::Values(pixels), ids: &blank_caption }
+            }
+            TowerInput::Ids(ids) => Pairs { pixels: Pixels::Values(&blank_picture), ids },
         };
         self.outputs(pairs)
     }
@@ -483,7 +485,8 @@ fn forward(model: &ReferenceClip, pairs: Pairs<'_>) -> Result<Outputs> {
     let captions = pairs.ids.len() / context;
 
     let shape = (pictures, 3, side, side);
-    let pixels = Tensor::from_slice(pairs.pixels, shape, &Device::Cpu);
+    let values = pairs.pixels.values(side * side);
+    let pixels = Tensor::from_slice(&values, shape, &Device::Cpu);
     let ids = Tensor::from_slice(pairs.ids, (captions, context), &Device::Cpu);
     model.forward(&pixels.context(computing)?, &ids.context(computing)?)
 }

@@ -49,7 +49,7 @@ pub(super) fn part<'a>(
 ) -> Pairs<'a> {
     let (picture, caption) = clip.sizes();
     Pairs {
-        pixels: &pairs.pixels[range.start * picture..range.end * picture],
+        pixels: pairs.pixels.part(range.start * picture..range.end * picture),
         ids: &pairs.ids[range.start * caption..range.end * caption],
     }
 }
@@ -87,7 +87,8 @@ impl Passes {
         self.groups.par_iter_mut().enumerate().for_each(|(index, group)| {
             let (from, to) = (index * GROUP, (index * GROUP + GROUP).min(count));
             let own = part(clip, pairs, from..to);
-            clip.images(values, own.pixels, mode, &mut group.vision);
+            let pixels = own.pixels.values(clip.sizes().0 / 3);
+            clip.images(values, &pixels, mode, &mut group.vision);
             clip.texts(values, own.ids, mode, &mut group.text);
         });
     }

@@ -13,7 +13,7 @@ use super::ops::contrastive::{Contrastive, Unit};
 use super::passes::{EmbeddingGradients, Passes, Sum, part};
 use super::tower::{Flat, MoeMode};
 use crate::engine::{
-    ImageLoss, LayerStats, Losses, Objective, Pairs, StatsGradient, auxiliary,
+    ImageLoss, LayerStats, Losses, Objective, Pairs, Pixels, StatsGradient, auxiliary,
 };
 use crate::error::{Error, Result};
 use crate::model::Tower;
@@ -164,7 +164,7 @@ impl Step {
         self.student.forward(
             clip,
             flat.values,
-            Pairs { pixels, ids: &ids },
+            Pairs { pixels: Pixels::Values(pixels), ids: &ids },
             MoeMode::TopK,
         );
         self.images.clear();

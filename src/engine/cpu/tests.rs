@@ -14,7 +14,9 @@ use crate::engine::candle::{Eesd, Eligible, ReferenceClip, Terms};
 use crate::engine::tests::{
     config, fixture_config, optim, random_pairs, random_values, worst,
 };
-use crate::engine::{Engine, Losses, Objective, Pairs, TeacherPlan, Trainable, Training};
+use crate::engine::{
+    Engine, Losses, Objective, Pairs, Pixels, TeacherPlan, Trainable, Training,
+};
 use crate::io::tensors::{self, Tensors};
 use crate::model::names::{self, Role};
 use crate::model::params::Layout;
@@ -72,7 +74,7 @@ fn losses_and_all_gradients_equal_the_references() {
         for fraction in [1.0, 0.3] {
             let distilled = Some((teacher.as_slice(), EesdTarget::Layer, fraction));
             let mut engine = ready(&config, &values, objective, distilled);
-            let pairs = Pairs { pixels: &pixels, ids: &ids };
+            let pairs = Pairs { pixels: Pixels::Values(&pixels), ids: &ids };
             let (losses, gradients) = step(&mut engine, pairs);
 
             let tensors = layout.unflatten(&values);
@@ -110,7 +112,7 @@ fn every_parameter_gets_a_gradient() {
     let config = config(true);
     let values = random_values(&config, "student");
     let (pixels, ids) = random_pairs(&config, 40, "pairs");
-    let pairs = Pairs { pixels: &pixels, ids: &ids };
+    let pairs = Pairs { pixels: Pixels::Values(&pixels), ids: &ids };
     let objective = Objective { balance: 0.1, ..Objective::default() };
     let (_, gradients) = step(&mut ready(&config, &values, objective, None), pairs);
     for (parameter, range) in Layout::new(&config).iter() {
@@ -125,7 +127,7 @@ fn distilling_embeddings_has_the_gradient_of_finite_differences() {
     let values = random_values(&config, "student");
     let teacher = random_values(&config, "teacher");
     let (pixels, ids) = random_pairs(&config, 6, "pairs");
-    let pairs = Pairs { pixels: &pixels, ids: &ids };
+    let pairs = Pairs { pixels: Pixels::Values(&pixels), ids: &ids };
     let objective = Objective { eesd: 2.0, ..Objective::default() };
     let run = |values: &[f32]| {
         let teacher = Some((teacher.as_slice(), EesdTarget::Embedding, 1.0));
@@ -160,7 +162,7 @@ fn the_step_does_not_depend_on_the_number_of_threads() {
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            let pairs = Pairs { pixels: &pixels, ids: &ids };
+            let pairs = Pairs { pixels: Pixels::Values(&pixels), ids: &ids };
             let objective = Objective {
                 balance: 0.1,
                 router_z: 0.1,
@@ -227,7 +229,7 @@ fn the_engine_equals_hugging_face_and_open_clip() {
         let ids: Vec<u32> =
             ids.into_iter().map(|id| u32::try_from(id).unwrap()).collect();
         let pixels = floats("pixel_values");
-        let pairs = Pairs { pixels: &pixels, ids: &ids };
+        let pairs = Pairs { pixels: Pixels::Values(&pixels), ids: &ids };
         for padding in [Padding::Skip, Padding::Keep] {
             let clip = Clip::new(&config).with_padding(padding);
             let images = clip.encode_images(&values, &pixels);
@@ -283,7 +285,7 @@ fn micro_batches_have_the_gradient_of_the_whole_batch() {
     let values = random_values(&config, "student");
     let teacher = random_values(&config, "teacher");
     let (pixels, ids) = random_pairs(&config, 64, "pairs");
-    let pairs = Pairs { pixels: &pixels, ids: &ids };
+    let pairs = Pairs { pixels: Pixels::Values(&pixels), ids: &ids };
     let objective =
         Objective { balance: 0.5, router_z: 0.3, eesd: 0.7, label_smoothing: 0.1 };
     for (target, fraction) in [(EesdTarget::Layer, 0.3), (EesdTarget::Embedding, 1.0)] {

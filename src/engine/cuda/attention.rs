@@ -16,7 +16,7 @@ pub(super) struct Attention<'a> {
     pub(super) log_sum: &'a Buffer,
 }
 
-/// Rows of a tile, and bytes of a tile in shared memory (`kernels/attention.cuh`).
+/// Rows of a tile, and bytes of a tile in shared memory (`kernels/tiles.cuh`).
 fn tile(device: &Device, head: usize) -> (usize, usize) {
     match device.real() {
         Kind::Bf16 => (64, 64 * (head + 8) * 2),

@@ -4,13 +4,14 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use cudarc::driver::PinnedHostSlice;
-
-use super::device::{Arg, Buffer, Device, Extents, Grid, Kind, Operand, Slice};
+use super::device::{
+    Arg, Buffer, Device, Extents, Grid, Incoming, Kind, Operand, Slice, Uploads,
+};
 use super::layout::Places;
 use super::ops::{self, Linear, Moments, NormBack, NormInto, Shape, Stream};
 use super::pass::{Back, Batch, Pair, Pass, Scratch, Teacher, ints, moments};
 use super::tower::{self, TowerState, Transformer, Watch};
+use crate::engine::Pixels;
 use crate::error::{Error, Result};
 use crate::model::names::ParameterId;
 use crate::model::{ClipConfig, Tower};
@@ -47,8 +48,15 @@ pub(super) struct Rows {
 
 #[derive(Debug)]
 enum Input {
-    Pictures(Buffer),
+    Pictures(Pictures),
     Captions(Box<Captions>),
+}
+
+/// Pixels, and where they are levels the lines that normalize them.
+#[derive(Debug)]
+struct Pictures {
+    pixels: Incoming,
+    lines: Option<Buffer>,
 }
 
 /// Token ids by row, their positions, and the rows sorted by id: the order in which the
@@ -76,6 +84,17 @@ pub(super) struct HeadState {
     embedded: Buffer,
     raw: Buffer,
     pre_norm: Moments,
+}
+
+impl Rows {
+    /// Gives back what the next micro-batch can use, when all work that reads these rows has
+    /// been launched.
+    pub(super) fn release(self, device: &Device, uploads: &mut Uploads) -> Result<()> {
+        match self.input {
+            Input::Pictures(own) => uploads.give_back(device, own.pixels),
+            Input::Captions(_) => Ok(()),
+        }
+    }
 }
 
 impl Head {
@@ -159,13 +178,13 @@ impl Clip {
         })
     }
 
-    /// Uploads pictures [n, 3, S, S].
+    /// Starts the upload of pictures [n, 3, S, S].
     pub(super) fn pictures(
         &self,
         device: &Device,
-        pixels: &[f32],
+        pixels: Pixels<'_>,
         taught: Option<f64>,
-        staging: &mut Option<PinnedHostSlice<u8>>,
+        uploads: &mut Uploads,
     ) -> Result<Rows> {
         let size = self.sizes().0;
         if !pixels.len().is_multiple_of(size) {
@@ -174,14 +193,26 @@ impl Clip {
                 pixels.len()
             )));
         }
-        let (samples, tokens) = (pixels.len() / size, self.vision.blocks.shape.tokens);
+        let (pixels, samples) = match pixels {
+            Pixels::Values(values) => {
+                let pixels = uploads.send(device, Kind::F32, values)?;
+                (Pictures { pixels, lines: None }, values.len() / size)
+            }
+            Pixels::Levels(levels, normalise) => {
+                let lines = [0, 1, 2].map(|c| normalise.line(c));
+                let lines: Vec<f32> = lines.iter().flat_map(|&(a, b)| [a, b]).collect();
+                let lines = Some(device.upload(Kind::F32, &lines)?);
+                let pixels = uploads.send(device, Kind::U8, levels)?;
+                (Pictures { pixels, lines }, levels.len() / size)
+            }
+        };
+
+        let tokens = self.vision.blocks.shape.tokens;
         let starts: Vec<usize> = (0..=samples).map(|s| s * tokens).collect();
         let counted = vec![true; samples * tokens];
         let pooled = starts[..samples].to_vec();
         let batch = Batch::new(device, (starts, counted), &pooled, taught)?;
-        let mut buffer = device.buffer(Kind::F32, pixels.len())?;
-        device.stream_in(&mut buffer, pixels, staging)?;
-        Ok(Rows { batch, input: Input::Pictures(buffer) })
+        Ok(Rows { batch, input: Input::Pictures(pixels) })
     }
 
     /// Uploads captions [n, T]; rows behind the end of text are left out, because they
@@ -290,7 +321,7 @@ impl Clip {
     fn embed_pictures(
         &self,
         pass: Pass<'_>,
-        (pixels, batch): (&Buffer, &Batch),
+        (pictures, batch): (&Pictures, &Batch),
         state: &mut HeadState,
     ) -> Result<()> {
         let Pass { device, weights, .. } = pass;
@@ -303,15 +334,20 @@ impl Clip {
         device.fit(&mut state.raw, rows * d)?;
         device.fit(&mut state.pre_norm.mean, rows)?;
         device.fit(&mut state.pre_norm.inverse, rows)?;
-        let args = [
-            (&state.patches).into(),
-            pixels.into(),
-            vision.image_size.into(),
-            vision.patch.into(),
-            samples.into(),
-        ];
+        let pixels = pictures.pixels.arrived(device)?;
+        let sizes = [vision.image_size, vision.patch, samples].map(Arg::from);
         let grid = Grid::new([(patches * values).div_ceil(256).min(1 << 16), 1, 1], 256);
-        device.launch("patches_cut", grid, &args)?;
+        let (out, pixels) = (Arg::from(&state.patches), Arg::from(pixels));
+        match &pictures.lines {
+            Some(lines) => {
+                let args = [&[out, pixels, lines.into()][..], &sizes].concat();
+                device.launch("patches_cut_levels", grid, &args)?;
+            }
+            None => {
+                let args = [&[out, pixels][..], &sizes].concat();
+                device.launch("patches_cut", grid, &args)?;
+            }
+        }
         let linear = Linear { rows: patches, inputs: values, outputs: d };
         let weight = weights.real(&self.patch);
         linear.forward(device, state.embedded.all(), state.patches.all(), weight)?;

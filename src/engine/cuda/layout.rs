@@ -63,6 +63,17 @@ impl Places {
         self.pairs[*index].1.clone()
     }
 
+    /// The device's range of the parameter that owns this range on the host.
+    ///
+    /// # Panics
+    /// If no parameter owns exactly this range: it comes from the same configuration.
+    pub(super) fn on_device(&self, host: &Range<usize>) -> Range<usize> {
+        let found = self.pairs.binary_search_by_key(&host.start, |(own, _)| own.start);
+        let (own, device) = &self.pairs[found.expect("a parameter begins here")];
+        assert_eq!(own, host, "a parameter's whole range");
+        device.clone()
+    }
+
     /// Every range on the device, in the order of the model's layout.
     pub(super) fn ranges(&self) -> impl Iterator<Item = Range<usize>> {
         self.pairs.iter().map(|(_, device)| device.clone())

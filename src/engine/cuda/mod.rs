@@ -11,18 +11,28 @@
 
 mod attention;
 mod clip;
+mod contrast;
 pub mod device;
+mod distill;
+mod engine;
 mod ffn;
+mod hidden;
 mod kind;
 mod layout;
+mod moe;
 mod ops;
+mod optimizer;
 mod pass;
+mod shape;
 mod signature;
 mod step;
+mod store;
 mod tower;
+mod trainer;
 
 pub use device::{available, require};
-pub use step::Cuda;
+pub use engine::Cuda;
+pub use shape::refusal;
 
 use crate::config::Precision;
 

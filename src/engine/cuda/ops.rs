@@ -177,6 +177,27 @@ pub(super) fn sum_partials(
     device.launch("sum_partials", grid, &args)
 }
 
+/// `unit` [n, P] = the rows of `raw` divided by their lengths.
+pub(super) fn normalize(
+    device: &Device,
+    (unit, inverse, raw): (Slice<'_>, Slice<'_>, Slice<'_>),
+    (samples, width): (usize, usize),
+) -> Result<()> {
+    let args = [unit.into(), inverse.into(), raw.into(), samples.into(), width.into()];
+    device.launch("unit_forward", Grid::warps(samples), &args)
+}
+
+/// `into` += the sums of `count` rows of partial sums.
+pub(super) fn sum_statistics(
+    device: &Device,
+    into: Slice<'_>,
+    (partial, count): (Slice<'_>, usize),
+) -> Result<()> {
+    let width = into.len();
+    let args = [into.into(), partial.into(), count.into(), width.into()];
+    device.launch("sum_statistics", Grid::new([width, 1, 1], 256), &args)
+}
+
 /// Rows sorted by expert: their bounds on the device, and the rows of the largest expert.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Segments<'a> {

@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 
 use super::attention::{self, Attention};
 use super::device::{Buffer, Device, Grid, Kind, Slice};
-use super::ffn::{Ffn, MoeState};
+use super::ffn::Ffn;
 use super::layout::Places;
+use super::moe::{self, MoeState};
 use super::ops::{self, Added, Linear, Moments, NormBack, NormInto, Shape};
 use super::pass::{Back, Batch, Pair, Pass, Scratch, Teacher, moments};
 use crate::engine::LayerRouting;
@@ -116,11 +117,6 @@ impl Transformer {
         Shape { rows, width: self.shape.width }
     }
 
-    /// Rows of the FFN's products: K per row where a block is a mixture.
-    fn ffn_rows(&self, rows: usize, block: &Block) -> usize {
-        if block.ffn.is_moe() { rows * self.top_k } else { rows }
-    }
-
     /// Makes all buffers hold the rows of a batch.
     pub(super) fn fit(
         &self,
@@ -133,7 +129,7 @@ impl Transformer {
         let TowerShape { width: d, hidden: h, heads, .. } = self.shape;
         let light = state.blocks.len() < self.blocks.len();
         let most =
-            self.blocks.iter().map(|b| self.ffn_rows(rows, b)).max().unwrap_or(rows);
+            self.blocks.iter().map(|b| b.ffn.product_rows(rows)).max().unwrap_or(rows);
         let mixtures = self.blocks.iter().any(|block| block.ffn.is_moe());
         device.fit(&mut state.stream, rows * d)?;
         for (own, block) in state.blocks.iter_mut().zip(&self.blocks) {
@@ -149,7 +145,7 @@ impl Transformer {
             }
             device.fit(&mut own.qkv, rows * 3 * d)?;
             device.fit(&mut own.log_sum, rows * heads)?;
-            let hidden = if light { most } else { self.ffn_rows(rows, block) };
+            let hidden = if light { most } else { block.ffn.product_rows(rows) };
             device.fit(&mut own.hidden, hidden * h)?;
             if block.ffn.is_moe() || (light && mixtures) {
                 let extents = (rows, distilled, d);
@@ -169,7 +165,7 @@ impl Transformer {
         let TowerShape { width: d, hidden: h, .. } = self.shape;
         let rows = batch.rows();
         let most =
-            self.blocks.iter().map(|b| self.ffn_rows(rows, b)).max().unwrap_or(rows);
+            self.blocks.iter().map(|b| b.ffn.product_rows(rows)).max().unwrap_or(rows);
         let distilled = batch.selection().map_or(0, |own| own.total);
         for buffer in [&mut scratch.product, &mut scratch.inner] {
             device.fit(buffer, rows * d)?;
@@ -209,15 +205,20 @@ impl Transformer {
         device.fit(&mut scratch.dx_copy, rows * d)?;
         device.fit(&mut scratch.dqkv, rows * 3 * d)?;
         device.fit(&mut scratch.delta, rows * heads)?;
-        let slots = if self.experts > 0 { rows * self.top_k * d } else { 0 };
-        device.fit(&mut scratch.slot_gradients, slots)
+        let slots = if self.experts > 0 { self.slots(rows) } else { 0 };
+        device.fit(&mut scratch.slot_gradients, slots * d)
+    }
+
+    /// Slots of a mixture's rows; an expert may own all of them.
+    fn slots(&self, rows: usize) -> usize {
+        moe::slots(rows * self.top_k, self.experts)
     }
 
     /// Floats of the largest partial sums of a backward over `rows` rows: by norms, by
     /// columns of one expert or of all (an expert may own every pair), by routers.
     fn partials(&self, rows: usize) -> usize {
         let TowerShape { width: d, hidden: h, .. } = self.shape;
-        let chunks = (rows * self.top_k).div_ceil(ops::ROWS_A_CHUNK);
+        let chunks = self.slots(rows).div_ceil(ops::ROWS_A_CHUNK);
         let columns = (3 * d).max(h);
         ops::norm_partials(self.width(rows))
             .max(chunks * columns * self.experts.max(1))

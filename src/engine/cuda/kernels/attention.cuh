@@ -1,133 +1,64 @@
 // Attention over packed rows qkv [N, 3d] of samples with lengths of their own. Sample s owns
 // rows starts[s]..starts[s + 1]; a head is HEAD of a row's d columns.
 //
-//     P = softmax(Q Kᵀ / sqrt(HEAD)),  out = P V               causal: key <= query
+//     S = Q Kᵀ / sqrt(HEAD)     P = softmax(S) by rows     out = P V        causal: key <= query
 //
-//     L_i = log sum over keys of exp(score)    D_i = <dout_i, out_i>
-//     dV = Pᵀ dout    dS = P ∘ (dout Vᵀ - D)    dQ = dS K / sqrt(HEAD)    dK = dSᵀ Q / sqrt(HEAD)
+//     L_i = log sum over keys of exp(S_ij)       D_i = <dout_i, out_i>
+//     dV = Pᵀ dout     dS = P ∘ (dout Vᵀ - D)    dQ = dS K / sqrt(HEAD)   dK = dSᵀ Q / sqrt(HEAD)
 //
-// No T x T matrix exists in memory (Dao et al., FlashAttention): a block owns TILE queries,
-// walks over tiles of keys and keeps the running maximum and sum of its rows. The backward
-// recomputes P from scores and L, once with keys as rows for dK and dV and once with queries
-// as rows for dQ, so that every output has one owner: no atomics, the same bits always.
+// No T x T matrix exists in memory (Dao et al., "FlashAttention", NeurIPS 2022; "FlashAttention-2",
+// ICLR 2024). A block owns one tile of queries of one head of one sample and walks over the
+// keys, tile by tile. It keeps for each of its rows the largest score so far m and the sum
+// l = Σ exp(S - m); when a tile raises m, what was summed shrinks by exp(m_old - m_new):
+//
+//     for each tile of keys:   S = Q Kᵀ          m' = max(m, max S)
+//                              P = exp(S - m')   l = l exp(m - m') + Σ P
+//                              O = O exp(m - m') + P V          m = m'
+//     out = O / l,  L = m + log l
+//
+// The backward makes P again from S and L, which is one product instead of a stored matrix. It
+// runs twice: blocks that own keys sum dK and dV over queries, blocks that own queries sum dQ
+// over keys. That makes S twice, and in return every output has one owner that adds in one
+// order: no atomics, the same bits in every run.
+//
+// Logarithms are to the base 2 throughout: 2^x is one instruction of the special function
+// unit, so the scale carries log2(e), and L with it.
 
 #ifdef REAL_BF16
 
-// bf16 on tensor cores. 128 threads; warp w owns rows 16w..16w+16 of the block's tile.
-//
-//     tile of shared memory [TILE][PITCH] bf16, rows of HEAD values and 8 of padding:
-//     |<------------ HEAD ------------>|<- 8 ->|
-//
-// ldmatrix reads 8 rows of 16 bytes at a time; with a pitch of HEAD + 8 values they start 4
-// banks apart modulo 32 (for HEAD 64: 36 words), so the eight rows hit all 32 banks once.
-//
-// Accumulators c [HEAD / 8 or TILE / 8][4] follow PTX's m16n8k16 layout: lane l holds rows
-// l / 4 and l / 4 + 8, columns 2 (l % 4) and the next, of each 16 x 8 piece.
+// log2(e).
+#define LOG2E 1.44269504f
 
-#define TILE 64
-
-template <int HEAD> struct Shared {
-    typedef bf16 Row[HEAD + 8];
-};
-// Columns of scores that the keys' backward holds at a time. Scores, their gradients and both
-// outputs of a whole tile would be 128 registers per thread, and spill.
+// Columns of scores that the keys' backward holds at a time. Scores and their gradients of a
+// whole tile beside both outputs would be 4 x 32 accumulators per thread, and spill.
 #define HALF 32
 
-// Rows from..from+64 of one matrix of a head; rows at or behind `end` are zero.
-template <int HEAD>
-DEVICE void load_tile(typename Shared<HEAD>::Row* tile, const bf16* base, int pitch, int from,
-                      int end) {
-    for (int i = threadIdx.x; i < TILE * HEAD / 8; i += 128) {
-        int row = i / (HEAD / 8), column = i % (HEAD / 8) * 8;
-        bool use = from + row < end;
-        copy_async(&tile[row][column], base + (size_t)(use ? from + row : 0) * pitch + column,
-                   use);
-    }
+// One block's place: tile `from`.. of the `t` rows of a sample, of one head.
+struct Place {
+    int head, start, t, from, rows;
+};
+DEVICE Place place_of(const int* starts) {
+    int start = starts[blockIdx.z], t = starts[blockIdx.z + 1] - start;
+    Place own = {(int)blockIdx.y, start, t, (int)blockIdx.x * TILE, starts[gridDim.z]};
+    return own;
 }
-// The A operand of this warp's 16 rows: one 16 x 16 fragment per step.
-template <int HEAD>
-DEVICE void load_a(unsigned a[HEAD / 16][4], const typename Shared<HEAD>::Row* tile) {
-    int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane % 16;
-#pragma unroll
-    for (int step = 0; step < HEAD / 16; step++)
-        load_tiles(a[step], &tile[row][step * 16 + lane / 16 * 8]);
-}
-// c [16, N] = A tileᵀ for N rows of the tile. They are B's columns, so ldmatrix needs no
-// transpose: one load covers 8 rows of the tile by 32 columns, two steps of 16.
-template <int HEAD, int N>
-DEVICE void times_rows(float c[N / 8][4], const unsigned a[HEAD / 16][4],
-                       const typename Shared<HEAD>::Row* tile) {
-    int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int j = 0; j < N / 8; j++) {
-        c[j][0] = c[j][1] = c[j][2] = c[j][3] = 0;
-        if (HEAD == 16) {
-            // A load of four tiles would pass the row's end: take two pieces of rows at once
-            // and use the half that belongs to j.
-            unsigned b[4];
-            load_tiles(b, &tile[j / 2 * 16 + lane / 16 * 8 + lane % 8][lane / 8 % 2 * 8]);
-            mma(c[j], a[0], b + j % 2 * 2);
-        } else {
-#pragma unroll
-            for (int half = 0; half < HEAD / 32; half++) {
-                unsigned b[4];
-                load_tiles(b, &tile[j * 8 + lane % 8][half * 32 + lane / 8 * 8]);
-                mma(c[j], a[half * 2], b);
-                mma(c[j], a[half * 2 + 1], b + 2);
-            }
-        }
-    }
-}
-// c [16, HEAD] += P tile, P [16, N] as it lies in accumulators: two neighboring pieces of an
-// accumulator are one A fragment. The tile's columns are B's, so ldmatrix transposes.
-template <int HEAD, int N>
-DEVICE void times_columns(float c[HEAD / 8][4], const float p[N / 8][4],
-                          const typename Shared<HEAD>::Row* tile) {
-    int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int step = 0; step < N / 16; step++) {
-        const float *left = p[step * 2], *right = p[step * 2 + 1];
-        unsigned a[4] = {pack(left[0], left[1]), pack(left[2], left[3]),
-                         pack(right[0], right[1]), pack(right[2], right[3])};
-#pragma unroll
-        for (int j = 0; j < HEAD / 16; j++) {
-            unsigned b[4];
-            load_tiles_transposed(b, &tile[step * 16 + lane % 16][j * 16 + lane / 16 * 8]);
-            mma(c[j * 2], a, b);
-            mma(c[j * 2 + 1], a, b + 2);
-        }
-    }
-}
-template <int HEAD>
-DEVICE void store_rows(bf16* base, int pitch, const float c[HEAD / 8][4], int from, int end,
-                       float scale) {
-    int lane = threadIdx.x % 32, row = from + threadIdx.x / 32 * 16 + lane / 4;
-#pragma unroll
-    for (int j = 0; j < HEAD / 8; j++) {
-        int column = j * 8 + lane % 4 * 2;
-        if (row < end)
-            *(unsigned*)(base + (size_t)row * pitch + column) =
-                pack(c[j][0] * scale, c[j][1] * scale);
-        if (row + 8 < end)
-            *(unsigned*)(base + (size_t)(row + 8) * pitch + column) =
-                pack(c[j][2] * scale, c[j][3] * scale);
-    }
-}
-template <int N> DEVICE void clear(float c[N][4]) {
-#pragma unroll
-    for (int j = 0; j < N; j++) c[j][0] = c[j][1] = c[j][2] = c[j][3] = 0;
+// Tiles of keys that the tile of queries sees end here.
+DEVICE int last_key(const Place& own, int causal) {
+    return causal && own.from + TILE < own.t ? own.from + TILE : own.t;
 }
 
-// Shared memory: [Q][K][V], three tiles. Scores are kept in powers of two: 2^x is one
-// instruction, so the scale carries log2(e).
+// out and L. Shared memory, three tiles:
+//
+//     | Q: read once, into A fragments | K of this step | V of this step |
 template <int HEAD>
 DEVICE void attend(bf16* out, float* log_sum, const bf16* qkv, const int* starts, int d,
                    int causal, float scale) {
     DYNAMIC_SHARED(memory);
     typedef typename Shared<HEAD>::Row Row;
     Row *q = (Row*)memory, *k = q + TILE, *v = k + TILE;
-    int head = blockIdx.y, start = starts[blockIdx.z], t = starts[blockIdx.z + 1] - start;
-    int from = blockIdx.x * TILE, lane = threadIdx.x % 32, rows = starts[gridDim.z];
+    Place own = place_of(starts);
+    int head = own.head, start = own.start, t = own.t, from = own.from, rows = own.rows;
+    int lane = threadIdx.x % 32;
     if (from >= t) return;
     const bf16* base = qkv + (size_t)start * 3 * d + head * HEAD;
     load_tile<HEAD>(q, base, 3 * d, from, t);
@@ -137,9 +68,9 @@ DEVICE void attend(bf16* out, float* log_sum, const bf16* qkv, const int* starts
     load_a<HEAD>(a, q);
     float o[HEAD / 8][4], most[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
     clear<HEAD / 8>(o);
-    scale *= 1.44269504f;
+    scale *= LOG2E;
     int row = from + threadIdx.x / 32 * 16 + lane / 4;
-    int last = causal && from + TILE < t ? from + TILE : t;
+    int last = last_key(own, causal);
     for (int key = 0; key < last; key += TILE) {
         __syncthreads();  // The warps have read the tiles before.
         load_tile<HEAD>(k, base + d, 3 * d, key, t);
@@ -198,9 +129,9 @@ DEVICE void attend(bf16* out, float* log_sum, const bf16* qkv, const int* starts
     store_rows<HEAD>(out + (size_t)start * d + head * HEAD, d, o, from, t, 1.0f);
 }
 
-// P and dS of 16 x N pairs from scores and dout Vᵀ. Rows are queries, or keys where
-// TURNED; L and D of the queries come from `log_sum` and `delta`, which a query's row or
-// column within the tile indexes.
+// P and dS of 16 x N pairs, in the place of scores and of dout Vᵀ. Rows are queries, or keys
+// where TURNED; `row` and `column` are the sample's rows that the piece begins at. L and D are
+// those of the step's queries, by their place in the tile.
 template <bool TURNED, int N>
 DEVICE void score_gradient(float s[N / 8][4], float ds[N / 8][4], const float* log_sum,
                            const float* delta, int row, int column, int t, int causal,
@@ -228,7 +159,12 @@ DEVICE void load_sums(float* sums, const float* log_sum, const float* delta, int
     }
 }
 
-// dK and dV. Shared memory: [K][V][Q][dout] tiles, then L and D of the tile's queries.
+// dK and dV of a tile of keys. Shared memory, four tiles and two vectors:
+//
+//     | K | V | Q of this step | dout of this step | L [TILE] | D [TILE] of this step's queries |
+//
+// K and V are left operands (A fragments, read once), so scores lie transposed: rows are keys,
+// columns are queries, and Pᵀ is a left operand as it stands.
 template <int HEAD>
 DEVICE void attend_backward_keys(bf16* dqkv, const bf16* dout, const bf16* qkv,
                                  const float* log_sum, const float* delta, const int* starts,
@@ -237,8 +173,8 @@ DEVICE void attend_backward_keys(bf16* dqkv, const bf16* dout, const bf16* qkv,
     typedef typename Shared<HEAD>::Row Row;
     Row *k = (Row*)memory, *v = k + TILE, *q = v + TILE, *g = q + TILE;
     float* sums = (float*)(g + TILE);
-    int head = blockIdx.y, start = starts[blockIdx.z], rows = starts[gridDim.z];
-    int t = starts[blockIdx.z + 1] - start, from = blockIdx.x * TILE;
+    Place own = place_of(starts);
+    int head = own.head, start = own.start, t = own.t, from = own.from, rows = own.rows;
     if (from >= t) return;
     const bf16* base = qkv + (size_t)start * 3 * d + head * HEAD;
     const bf16* upstream = dout + (size_t)start * d + head * HEAD;
@@ -267,7 +203,7 @@ DEVICE void attend_backward_keys(bf16* dqkv, const bf16* dout, const bf16* qkv,
             times_rows<HEAD, HALF>(s, ak, q + half);
             times_rows<HEAD, HALF>(ds, av, g + half);
             score_gradient<true, HALF>(s, ds, sums + half, sums + TILE + half, from,
-                                       query + half, t, causal, scale * 1.44269504f);
+                                       query + half, t, causal, scale * LOG2E);
             times_columns<HEAD, HALF>(dv, s, g + half);
             times_columns<HEAD, HALF>(dk, ds, q + half);
         }
@@ -277,7 +213,9 @@ DEVICE void attend_backward_keys(bf16* dqkv, const bf16* dout, const bf16* qkv,
     store_rows<HEAD>(into + 2 * d, 3 * d, dv, from, t, 1.0f);
 }
 
-// dQ. Shared memory: [Q][dout][K][V] tiles, then L and D of the block's queries.
+// dQ of a tile of queries. Shared memory, four tiles and two vectors:
+//
+//     | Q | dout | K of this step | V of this step | L [TILE] | D [TILE] of the block's queries |
 template <int HEAD>
 DEVICE void attend_backward_queries(bf16* dqkv, const bf16* dout, const bf16* qkv,
                                     const float* log_sum, const float* delta,
@@ -286,8 +224,8 @@ DEVICE void attend_backward_queries(bf16* dqkv, const bf16* dout, const bf16* qk
     typedef typename Shared<HEAD>::Row Row;
     Row *q = (Row*)memory, *g = q + TILE, *k = g + TILE, *v = k + TILE;
     float* sums = (float*)(v + TILE);
-    int head = blockIdx.y, start = starts[blockIdx.z], rows = starts[gridDim.z];
-    int t = starts[blockIdx.z + 1] - start, from = blockIdx.x * TILE;
+    Place own = place_of(starts);
+    int head = own.head, start = own.start, t = own.t, from = own.from, rows = own.rows;
     if (from >= t) return;
     const bf16* base = qkv + (size_t)start * 3 * d + head * HEAD;
     log_sum += (size_t)head * rows + start;
@@ -302,7 +240,7 @@ DEVICE void attend_backward_queries(bf16* dqkv, const bf16* dout, const bf16* qk
     load_a<HEAD>(ag, g);
     float dq[HEAD / 8][4];
     clear<HEAD / 8>(dq);
-    int last = causal && from + TILE < t ? from + TILE : t;
+    int last = last_key(own, causal);
     for (int key = 0; key < last; key += TILE) {
         __syncthreads();
         load_tile<HEAD>(k, base + d, 3 * d, key, t);
@@ -313,7 +251,7 @@ DEVICE void attend_backward_queries(bf16* dqkv, const bf16* dout, const bf16* qk
         times_rows<HEAD, TILE>(s, aq, k);
         times_rows<HEAD, TILE>(ds, ag, v);
         score_gradient<false, TILE>(s, ds, sums, sums + TILE, from, key, t, causal,
-                              scale * 1.44269504f);
+                              scale * LOG2E);
         times_columns<HEAD, TILE>(dq, ds, k);
     }
     store_rows<HEAD>(dqkv + (size_t)start * 3 * d + head * HEAD, 3 * d, dq, from, t, scale);
@@ -321,9 +259,9 @@ DEVICE void attend_backward_queries(bf16* dqkv, const bf16* dout, const bf16* qk
 
 #else
 
-// f32 by the definition: one thread per query, or per key, of one head. It exists so that
-// everything around it can be checked to the last digits; nobody trains with it at size.
-// The block's tile has 128 rows here: TILE is what the host's grid divides by.
+// In f32 the same by the definition: one thread per query, or per key, of one head, no shared
+// memory, exact exponentials. It exists so that everything around it can be checked to the
+// last digits; nobody trains with it at size. A block has one thread per row of its tile.
 
 #define TILE 128
 
@@ -432,7 +370,8 @@ DEVICE void row_products(float* delta, const real* dout, const real* out, int ro
     if (there && threadIdx.x % LANES == 0) delta[i % heads * rows + i / heads] = own;
 }
 
-// grid (tiles of TILE rows, heads, samples), 128 threads.
+// grid (tiles of TILE rows, heads, samples), 128 threads. Blocks behind a short sample's end
+// return at once: lengths differ, and the grid is made for the longest.
 #define ATTENTION(HEAD)                                                                     \
     KERNEL(128)                                                                             \
     attention_forward_##HEAD(real* out, float* log_sum, const real* qkv,                    \

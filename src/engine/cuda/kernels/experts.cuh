@@ -2,9 +2,30 @@
 // the pairs are sorted by expert with a stable counting sort, and the experts' products run
 // over contiguous rows.
 //
-//     pair  = token K + choice             slot = its place in the sorted order
-//     slots [pairs] by pair                pairs_of [pairs] by slot
-//     starts [E + 1]: expert e owns slots starts[e]..starts[e + 1]
+//     pair  = token K + choice             slots [pairs]: its place in the sorted order
+//     starts [2 E + 1]: expert e owns slots starts[e]..starts[e + 1], and its own rows end at
+//     starts[E + 1 + e]; what is left of its slots is padding
+//
+//     |  rows of expert 0  | 0 0 0 |  rows of expert 1          | 0 |  ..
+//     starts[0]            starts[E+1]  starts[1]           starts[E+2]   starts[2]
+//
+// Every expert's slots are a multiple of ROUNDED, so that its products come in few shapes.
+// Padding is zero where products read it; what they make of it nobody reads, and its gradient
+// is zero, so that no sum changes.
+
+// A tile of cuBLAS's products has 128 rows (src/engine/cuda/moe.rs has the same number).
+#define ROUNDED 128
+
+DEVICE int rounded(int rows) {
+    return (rows + ROUNDED - 1) / ROUNDED * ROUNDED;
+}
+// The slot of candidate i of the padding, of ROUNDED per expert; -1 where it is a row.
+DEVICE int padding(const int* starts, int experts, int i) {
+    int e = i / ROUNDED;
+    if (e >= experts) return -1;
+    int slot = starts[experts + 1 + e] + i % ROUNDED;
+    return slot < starts[e + 1] ? slot : -1;
+}
 
 // Pairs of a block of the sort.
 #define SORTED 256
@@ -47,18 +68,21 @@ KERNEL(1024) experts_scan(int* counts, int* starts, int chunks, int experts) {
     if (lane == 0) totals[e] = before;
     __syncthreads();
     int start = 0;
-    for (int i = 0; i < e && i < experts; i++) start += totals[i];
+    for (int i = 0; i < e && i < experts; i++) start += rounded(totals[i]);
     if (e < experts) {
         for (int chunk = lane; chunk < chunks; chunk += 32) counts[chunk * experts + e] += start;
         if (lane == 0) {
             starts[e] = start;
-            if (e == experts - 1) starts[experts] = start + before;
+            starts[experts + 1 + e] = start + before;
+            if (e == experts - 1) starts[experts] = start + rounded(before);
         }
     }
 }
 
-KERNEL(SORTED) experts_place(int* slots, int* pairs_of, const int* counts, const int* chosen,
-                             int pairs, int experts) {
+// slots [pairs]: the pair's rank among those of its expert in its chunk, behind those of the
+// chunks before, so that pairs of one expert keep their order.
+KERNEL(SORTED) experts_place(int* slots, const int* counts, const int* chosen, int pairs,
+                             int experts) {
     __shared__ int found[SORT_WARPS][32];
     int pair = blockIdx.x * SORTED + threadIdx.x;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -73,18 +97,20 @@ KERNEL(SORTED) experts_place(int* slots, int* pairs_of, const int* counts, const
         int slot = counts[blockIdx.x * experts + own] + rank;
         for (int w = 0; w < warp; w++) slot += found[w][own];
         slots[pair] = slot;
-        pairs_of[slot] = pair;
     }
 }
 
-// rows [pairs, d] by slot = x [tokens, d] of the slot's token. One warp per slot.
-KERNEL(256) experts_gather(real* rows, const real* x, const int* pairs_of, int pairs, int k,
-                           int d) {
-    int slot = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (slot >= pairs) return;
-    const uint4* from = (const uint4*)(x + (size_t)(pairs_of[slot] / k) * d);
-    uint4* to = (uint4*)(rows + (size_t)slot * d);
-    for (int j = lane; j < d * (int)sizeof(real) / 16; j += 32) to[j] = from[j];
+// rows [slots, d] = x [tokens, d] of each pair's token, and zeros in the padding. One warp per
+// pair, then one per candidate of the padding.
+KERNEL(256) experts_gather(real* rows, const real* x, const int* slots, const int* starts,
+                           int pairs, int k, int d, int experts) {
+    int pair = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
+    int slot = pair < pairs ? slots[pair] : padding(starts, experts, pair - pairs);
+    if (slot < 0) return;
+    const uint4* from = (const uint4*)(x + (size_t)(pair / k) * d);
+    uint4 zero = {0, 0, 0, 0}, *to = (uint4*)(rows + (size_t)slot * d);
+    for (int j = lane; j < d * (int)sizeof(real) / 16; j += 32)
+        to[j] = pair < pairs ? from[j] : zero;
 }
 
 // y = x + sum over the token's choices of weight (out + bias of the expert); y [tokens, d]
@@ -108,13 +134,21 @@ KERNEL(256) experts_combine(float* y, const float* x, const real* out, const flo
     }
 }
 
-// dout by slot = weight dy, dweight = <dy, out + bias>. One warp per pair.
+// dout by slot = weight dy, zeros in the padding, dweight = <dy, out + bias>. One warp per
+// pair, then one per candidate of the padding.
 KERNEL(256) experts_combine_backward(real* dout, float* dweight, const real* dy,
                                      const real* out, const float* bias, const int* slots,
-                                     const int* chosen, const float* weight, int pairs,
-                                     int k, int d) {
+                                     const int* starts, const int* chosen,
+                                     const float* weight, int pairs, int k, int d,
+                                     int experts) {
     int pair = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (pair >= pairs) return;
+    if (pair >= pairs) {
+        int slot = padding(starts, experts, pair - pairs);
+        if (slot < 0) return;
+        float zero[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+        for (int j = lane * 8; j < d; j += 256) store8(dout + (size_t)slot * d + j, zero);
+        return;
+    }
     size_t from = (size_t)(pair / k) * d, to = (size_t)slots[pair] * d;
     float w = weight[pair], along = 0;
     for (int j = lane * 8; j < d; j += 256) {

@@ -3,18 +3,44 @@
 // A picture [3, S, S] is cut into (S/p)² patches in row-major order, each laid out [3, p, p]
 // as the weight of the patch convolution is: the convolution becomes one matrix product.
 
-// out [pictures (S/p)², 3 p p]; one thread per value, neighbors write neighbors.
-KERNEL(256) patches_cut(real* out, const float* pixels, int size, int patch, int pictures) {
+// Where value i of the patches [pictures (S/p)², 3 p p] comes from among the pixels.
+DEVICE size_t pixel_of(size_t i, int size, int patch, int& plane) {
     int side = size / patch, width = 3 * patch * patch;
-    size_t count = (size_t)pictures * side * side * width;
+    size_t row = i / width, picture = row / (side * side);
+    int within = (int)(i % width), place = (int)(row % (side * side));
+    int y = within / patch % patch, x = within % patch;
+    plane = within / (patch * patch);
+    size_t line = (picture * 3 + plane) * size + place / side * patch + y;
+    return line * size + place % side * patch + x;
+}
+
+// out [pictures (S/p)², 3 p p]; one thread per value, neighbors write neighbors. At most 65536
+// blocks: each thread goes on with the value that lies one grid further.
+KERNEL(256) patches_cut(real* out, const float* pixels, int size, int patch, int pictures) {
+    size_t count = (size_t)pictures * 3 * size * size;
     for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < count;
          i += (size_t)gridDim.x * blockDim.x) {
-        size_t row = i / width;
-        int within = (int)(i % width), place = (int)(row % (side * side));
-        size_t picture = row / (side * side);
-        int plane = within / (patch * patch), y = within / patch % patch, x = within % patch;
-        size_t line = (picture * 3 + plane) * size + place / side * patch + y;
-        put(out + i, pixels[line * size + place % side * patch + x]);
+        int plane;
+        size_t from = pixel_of(i, size, patch, plane);
+        put(out + i, pixels[from]);
+    }
+}
+
+// The same from levels 0..255, normalized on the way:
+//
+//     value = level factor + summand           lines [3, 2]: both of each channel
+//
+// Product and sum are rounded one after the other, as the CPU does it (src/image/augment.rs):
+// a fused multiply-add would give other bits.
+KERNEL(256) patches_cut_levels(real* out, const unsigned char* pixels, const float* lines,
+                               int size, int patch, int pictures) {
+    size_t count = (size_t)pictures * 3 * size * size;
+    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < count;
+         i += (size_t)gridDim.x * blockDim.x) {
+        int plane;
+        size_t from = pixel_of(i, size, patch, plane);
+        float scaled = __fmul_rn((float)pixels[from], lines[plane * 2]);
+        put(out + i, __fadd_rn(scaled, lines[plane * 2 + 1]));
     }
 }
 

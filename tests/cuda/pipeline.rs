@@ -1,0 +1,64 @@
+//! The whole pipeline on a card, beside the one on processors, as `make gpu-check` runs it.
+//!
+//! The real stage binaries load the libraries of NVIDIA by name, so `LD_LIBRARY_PATH` leads
+//! them to the emulated ones, or to those of a card.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use crate::emulator::{Session, libraries, session};
+
+fn run(session: &Session, program: &str, home: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(program);
+    command.args(arguments).env("HOME", home);
+    if let Some(folder) = libraries(session) {
+        command.env("LD_LIBRARY_PATH", folder);
+    }
+    command.output().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    text(&output.stdout) + &text(&output.stderr)
+}
+
+#[test]
+fn the_pipeline_on_a_card_agrees_with_the_one_on_processors() {
+    let Some(session) = session() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path();
+    let (scratch, out) = (home.join("scratch"), home.join("numbers.json"));
+    let [scratch_text, out_text] = [&scratch, &out].map(|path| path.to_str().unwrap());
+    let check = env!("CARGO_BIN_EXE_upcycle-gpu-check");
+    let arguments = ["--only", "pipeline", "--scratch", scratch_text, "--out", out_text];
+    let output = run(&session, check, home, &arguments);
+    println!("{}", said(&output));
+    assert!(output.status.success());
+
+    // The dense model and four runs, in both precisions, with the card in their keys.
+    let numbers: Value = serde_json::from_slice(&std::fs::read(out).unwrap()).unwrap();
+    let rows = numbers["rows"].as_array().unwrap();
+    let seen: BTreeSet<String> = rows
+        .iter()
+        .map(|row| format!("{} {}", row["pipeline"], row["backend"]).replace('"', ""))
+        .collect();
+    assert_eq!(seen.len(), 10, "{seen:?}");
+    assert!(seen.contains("train ders-lm-s1 cuda-f32"), "{seen:?}");
+    assert!(seen.contains("train cluster-aware-eesd-s1 cuda-bf16"), "{seen:?}");
+
+    // Everything is fresh for whoever asks again with the same device, and only then.
+    let config = scratch.join("pipeline.yaml");
+    let artifacts = scratch.join("cuda-bf16");
+    let mut arguments = vec!["status", "--config", config.to_str().unwrap()];
+    arguments.extend(["--artifacts", artifacts.to_str().unwrap()]);
+    arguments.extend(["--set", "device=cuda:0"]);
+    let inspect = env!("CARGO_BIN_EXE_upcycle-inspect");
+    let other = said(&run(&session, inspect, home, &arguments));
+    arguments.extend(["--set", "precision=bf16"]);
+    let own = said(&run(&session, inspect, home, &arguments));
+    assert!(own.contains("train          4 of   4 fresh   cuda-bf16"), "{own}");
+    assert!(other.contains("train          0 of   4 fresh   cuda-f32"), "{other}");
+}
