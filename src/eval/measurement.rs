@@ -22,6 +22,10 @@ pub struct Measurement {
     pub high: f64,
     /// Number of examples (queries of the task), or of draws for probes.
     pub n: u32,
+    /// Its value in every resample. The draws do not depend on the model, so differences
+    /// between two models are paired.
+    #[serde(skip)]
+    pub resampled: Vec<f64>,
 }
 
 /// The ℓ2 weight that was chosen for a probe, and the accuracies it was chosen by.
@@ -90,6 +94,7 @@ impl Row<'_> {
             low,
             high,
             n: crate::num::index_u32(self.n),
+            resampled: resampled.to_vec(),
         }
     }
 }

@@ -1,20 +1,21 @@
 //! Stage `evaluate`: a trained model and its initialisation on the held-out splits.
 //!
-//! Writes `metrics.parquet`, `metrics.json` and `retrievals.parquet`.
+//! Writes `metrics.parquet`, `metrics.json`, `resamples.parquet` and `retrievals.parquet`. How
+//! long a picture takes depends on the machine, so it stands in the manifest alone.
 
 use serde_json::{Map, Value};
 
 use serde::{Deserialize, Serialize};
 
-use super::files::{self, Pictures};
+use super::files::{self, Pictures, Timed};
 use crate::config::EvaluateConfig;
 use crate::engine;
 use crate::error::{Context as _, Result};
 use crate::eval::{self, Bundle, Evaluation, Example};
 use crate::model::Checkpoint;
-use crate::num::index_u32;
+use crate::num::{index_u32, round_f32};
 use crate::pipeline::{Job, Stage, Width};
-use crate::tables::{self, MetricRow, RetrievalRow, Row as _};
+use crate::tables::{self, MetricRow, ResampleRow, RetrievalRow, Row as _};
 
 /// This stage.
 pub const STAGE: Stage = Stage {
@@ -35,6 +36,9 @@ pub struct EvaluateParams {
     pub seed: u64,
 }
 
+/// The metric of the manifest that says how long the image tower takes.
+pub const MILLISECONDS_PER_PICTURE: &str = "milliseconds_per_picture";
+
 /// Example retrievals kept; the report shows as many as it is asked for.
 const EXAMPLES: usize = 32;
 
@@ -48,7 +52,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
 
     job.progress.start(2, "evaluations");
     let mut json = Map::new();
-    let mut metrics = Vec::new();
+    let (mut metrics, mut resamples) = (Vec::new(), Vec::new());
     let mut examples = Vec::new();
 
     // Probes are two thirds of an evaluation's time, and nobody compares initialisations by
@@ -61,17 +65,20 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     for (point, weights, config) in points {
         let model = Checkpoint::read(files::folder(job, "train")?, weights)?;
         let mut opened = engine::open_model(model, backend)?;
-        let mut engine = &mut *opened;
+        let mut engine = Timed::new(&mut *opened);
         let found = eval::evaluate(&mut engine, &bundle, config, seed)?;
         if point == "final" {
             let batch = evaluate.batch;
             examples =
                 eval::example_retrievals(&mut engine, &bundle, EXAMPLES, batch, seed)?;
+            let speed = engine.milliseconds_per_picture();
+            job.draft.metric(MILLISECONDS_PER_PICTURE, speed);
             for m in found.measurements.iter().filter(|m| m.task == "summary") {
                 job.draft.metric(&m.metric, m.value);
             }
         }
         metrics.extend(rows(point, &found));
+        resamples.extend(resample_rows(point, &found));
         let text = found.to_json()?;
         let value: Value =
             serde_json::from_str(&text).context(|| "metrics".to_owned())?;
@@ -80,6 +87,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     }
 
     tables::write(&job.output(MetricRow::FILE), metrics)?;
+    tables::write(&job.output(ResampleRow::FILE), resamples)?;
     tables::write(&job.output(RetrievalRow::FILE), retrievals(&examples))?;
     let text =
         serde_json::to_string_pretty(&json).context(|| "metrics".to_owned())? + "\n";
@@ -134,6 +142,17 @@ fn rows(point: &str, found: &Evaluation) -> impl Iterator<Item = MetricRow> {
         low: m.low,
         high: m.high,
         n: m.n,
+    })
+}
+
+/// What the intervals of one point in time were read from.
+fn resample_rows(point: &str, found: &Evaluation) -> impl Iterator<Item = ResampleRow> {
+    found.measurements.iter().map(move |m| ResampleRow {
+        point: point.to_owned(),
+        task: m.task.clone(),
+        split: m.split.clone(),
+        metric: m.metric.clone(),
+        values: m.resampled.iter().map(|&value| round_f32(value)).collect(),
     })
 }
 

@@ -40,6 +40,36 @@ impl Row for MetricRow {
     }
 }
 
+/// One metric of one task on every bootstrap resample of its split.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ResampleRow {
+    /// `init` (before training) or `final`.
+    pub point: String,
+    /// Task.
+    pub task: String,
+    /// Split measured on; `shift` for all shift splits together.
+    pub split: String,
+    /// Metric.
+    pub metric: String,
+    /// Its value on each resample. The examples of a resample are the same for every model of
+    /// a seed, so differences are paired.
+    pub values: Vec<f32>,
+}
+
+impl Row for ResampleRow {
+    const FILE: &'static str = "resamples.parquet";
+
+    fn columns() -> Vec<Field<Self>> {
+        vec![
+            Field::new("point", |row| &mut row.point),
+            Field::new("task", |row| &mut row.task),
+            Field::new("split", |row| &mut row.split),
+            Field::new("metric", |row| &mut row.metric),
+            Field::new("values", |row| &mut row.values),
+        ]
+    }
+}
+
 /// One picture that one caption found.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct RetrievalRow {

@@ -31,9 +31,9 @@ mod subspaces;
 mod tests;
 mod train;
 
-pub use analyze::{AnalysisRow, SimilarityRow, WHOLE_LAYER};
+pub use analyze::{AnalysisRow, EmbeddingRow, SimilarityRow, TokenRow, WHOLE_LAYER};
 pub use cluster::{AssignmentRow, ClusterRow, IterationRow};
-pub use evaluate::{MetricRow, RetrievalRow, SetRow};
+pub use evaluate::{MetricRow, ResampleRow, RetrievalRow, SetRow};
 pub use field::{Field, Value};
 pub use fit::{
     FitAssignmentRow, FitClusterRow, FitIterationRow, FitSpectrumRow, FitSubspaceRow,

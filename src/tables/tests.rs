@@ -28,10 +28,13 @@ fn structs() -> Vec<(&'static str, &'static str, Columns)> {
         of::<FitSubspaceRow>("fit"),
         of::<FitSpectrumRow>("fit"),
         of::<MetricRow>("evaluate"),
+        of::<ResampleRow>("evaluate"),
         of::<RetrievalRow>("evaluate"),
         of::<SetRow>("evaluate"),
         of::<AnalysisRow>("analyze"),
         of::<SimilarityRow>("analyze"),
+        of::<TokenRow>("analyze"),
+        of::<EmbeddingRow>("analyze"),
         of::<ComparisonRow>("report"),
     ]
 }
