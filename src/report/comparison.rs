@@ -21,6 +21,9 @@ fn row(study: &Study<'_>, key: MetricKey<'_>, values: &BySeed) -> Option<Compari
     let base = study.reference().map(|run| MetricKey { run, ..key });
     let base = base.and_then(|key| study.metrics().get(&key));
     let difference = base.and_then(|base| paired(values, base, COVERAGE));
+
+    // Parquet has a column of numbers here, in which NaN says that there is no
+    // interval.
     let (low, high) = difference.and_then(|d| d.interval).unwrap_or((f64::NAN, f64::NAN));
 
     Some(ComparisonRow {

@@ -75,8 +75,11 @@ impl Block {
     /// Figures that share one caption; `None` without a figure.
     pub(super) fn figures(mut figures: Vec<Figure>, columns: usize) -> Option<Self> {
         let first = figures.first()?.caption.clone();
+
+        // A caption that all figures have would be read several times in a row.
         let shared = figures.len() > 1 && figures.iter().all(|f| f.caption == first);
         let caption = if shared { first } else { String::new() };
+
         if shared {
             for figure in &mut figures {
                 figure.caption.clear();
@@ -123,10 +126,12 @@ impl Cell {
     /// A difference with its interval below, bold where the interval excludes zero.
     pub(super) fn difference(difference: Option<Difference>) -> Self {
         let Some(difference) = difference else { return Self::nothing() };
+
         let interval = difference.interval.map_or_else(
             || "no interval".to_owned(),
             |(low, high)| format!("{} \u{2026} {}", signed(low, 1), signed(high, 1)),
         );
+
         Self {
             sub: interval,
             best: matches!(difference.sign(), Sign::Above | Sign::Below),

@@ -27,15 +27,16 @@ pub(super) struct Headline {
     pub(super) area: Area,
     pub(super) task: &'static str,
     pub(super) metric: String,
-    /// The splits whose mean is the figure.
+    /// The splits over which the value is the mean.
     pub(super) splits: Vec<String>,
 }
 
 impl Headline {
-    /// The figure of one run by seed: the mean over the splits. A seed that lacks one of the
-    /// splits has no figure, because a mean over fewer would be another metric.
+    /// The value of one run by seed: the mean over the splits. A seed that lacks one of the
+    /// splits has no value, because a mean over fewer would be another metric.
     pub(super) fn values(&self, study: &Study<'_>, run: &str, point: &str) -> BySeed {
         let mut collected: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
+
         for split in &self.splits {
             let (task, metric) = (self.task, self.metric.as_str());
             for (seed, value) in
@@ -78,10 +79,14 @@ pub(super) fn headlines(study: &Study<'_>) -> Vec<Headline> {
     all.extend(shift(&meta.shifts).placed(study, ""));
     all.extend(concepts(pair).placed(study, pair));
     all.extend(held_out_concepts().placed(study, held_out));
+
+    // The strictest recall is a headline; those at larger k stand in the table of all
+    // metrics.
     let smallest = study.config().evaluate.recall_at.iter().min();
     for headline in retrieval(smallest.copied().unwrap_or(1)) {
         all.extend(headline.placed(study, pair));
     }
+
     all.extend(subgroups().placed(study, pair));
     for &shots in &study.config().evaluate.shots {
         all.extend(probe(shots).placed(study, ""));
@@ -134,6 +139,7 @@ fn held_out_concepts() -> Headline {
 fn retrieval(k: usize) -> [Headline; 2] {
     let place =
         if k == 1 { "comes first".to_owned() } else { format!("is among the first {k}") };
+
     let headline = |label: String, metric: String, what: String| Headline {
         label,
         definition: format!("`{metric}`: {what} {place}"),
@@ -142,6 +148,7 @@ fn retrieval(k: usize) -> [Headline; 2] {
         metric,
         splits: Vec::new(),
     };
+
     [
         headline(
             format!("Text\u{2192}image R@{k}"),

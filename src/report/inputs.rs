@@ -1,7 +1,7 @@
 //! What the report is made of: the rows of all stages' tables, run by run.
 //!
 //! This is plain data without paths, hosts or times, so that rendering is a pure function of
-//! it. [`super::load()`] fills it from artifacts; tests fill it with drawn figures.
+//! it. [`super::load()`] fills it from artifacts; tests fill it with synthetic rows.
 
 use std::collections::BTreeMap;
 
@@ -121,6 +121,8 @@ pub struct Subspaces {
 pub(super) fn ordered_runs(config: &Config) -> Vec<String> {
     let report = &config.report;
     let dense = config.runs.iter().filter(|(_, run)| is_dense(config, run));
+
+    // A run may be named for several reasons; the first of them decides its place.
     let names = dense
         .map(|(name, _)| name)
         .chain([&report.reference])

@@ -59,9 +59,11 @@ fn load_run(
     find: &Find<'_>,
 ) -> Result<RunInputs> {
     let key = format!("{name}-s{seed}");
+
     let train = find("train", &key)?;
     let shape: ClipConfig = json(&train.join("config.json"))?;
     let (total, active) = parameter_counts(&shape);
+
     let mut inputs = RunInputs {
         run: name.to_owned(),
         seed,
@@ -109,6 +111,7 @@ fn clusterings(
     find: &Find<'_>,
 ) -> Result<Vec<Clustering>> {
     let seeds = config.base_seeds().iter().filter(|_| !variants.is_empty());
+
     seeds
         .map(|&seed| {
             let folder = find("cluster", &format!("s{seed}"))?;
@@ -128,6 +131,7 @@ fn subspaces(
     for &seed in config.base_seeds() {
         for &variant in variants {
             let folder = find("subspaces", &format!("{variant}-s{seed}"))?;
+
             all.push(Subspaces {
                 variant: variant.clone(),
                 seed,
@@ -148,6 +152,7 @@ fn pictures(path: &Path, wanted: &BTreeSet<u32>) -> Result<BTreeMap<u32, Vec<u8>
     while let Some(part) = reader.next().context(context)? {
         let samples = part.u32s("sample").context(context)?;
         let images = part.bytes("image").context(context)?;
+
         let pairs = samples.iter().zip(images);
         let shown = pairs.filter(|(sample, _)| wanted.contains(sample));
         found.extend(shown.map(|(&sample, image)| (sample, image.clone())));
@@ -158,6 +163,8 @@ fn pictures(path: &Path, wanted: &BTreeSet<u32>) -> Result<BTreeMap<u32, Vec<u8>
 fn json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
     let place = path.display();
     let text = std::fs::read_to_string(path).context(|| format!("reading {place}"))?;
+
+    // The reader names line and column; the file is added here.
     serde_json::from_str(&text)
         .map_err(|e| Error::corrupt(format!("reading {place}: {e}")).caused_by(e))
 }

@@ -34,6 +34,9 @@ pub fn render(inputs: &ReportInputs) -> Result<Rendered> {
     let study = Study::new(inputs)?;
     let document = document(&study);
     let context = || "rendering the report".to_owned();
+
+    // Both templates are filled from the same tree, which only knows what is
+    // serialized.
     let tree = value(&serde_json::to_value(&document).context(context)?);
 
     let environment = environment().context(context)?;
@@ -87,11 +90,16 @@ fn environment() -> std::result::Result<Environment<'static>, minijinja::Error> 
     environment.set_auto_escape_callback(|name| {
         if name == "report.html" { AutoEscape::Html } else { AutoEscape::None }
     });
+
+    // Tags stand on lines of their own, and these lines must not show in the output.
     environment.set_syntax(
         SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?,
     );
+
+    // `prose` escapes by itself, so its result must not be escaped a second time.
     environment.add_filter("prose", |text: String| Value::from_safe_string(prose(&text)));
     environment.add_filter("md", |text: String| markdown(&text));
+
     environment.add_template("report.html", HTML)?;
     environment.add_template("report.md", MARKDOWN)?;
     Ok(environment)
@@ -101,6 +109,7 @@ fn environment() -> std::result::Result<Environment<'static>, minijinja::Error> 
 fn prose(text: &str) -> String {
     let escaped = escape(text);
     let mut out = String::with_capacity(escaped.len());
+
     let parts: Vec<&str> = escaped.split('`').collect();
     for (index, part) in parts.iter().enumerate() {
         // Odd parts lie between two marks, unless the second mark is missing.
@@ -152,6 +161,8 @@ fn value(tree: &serde_json::Value) -> Value {
     match tree {
         serde_json::Value::Null => Value::from(()),
         serde_json::Value::Bool(flag) => Value::from(*flag),
+
+        // Whole numbers stay whole: the template would print 3 as 3.0 otherwise.
         serde_json::Value::Number(number) => number.as_i64().map_or_else(
             || Value::from(number.as_f64().unwrap_or(f64::NAN)),
             Value::from,

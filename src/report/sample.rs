@@ -1,4 +1,4 @@
-//! Drawn figures that look like real ones: what the report is tested and looked at with.
+//! Synthetic rows that look like those of real runs: the report is tested with them.
 
 use std::collections::BTreeMap;
 
@@ -34,19 +34,25 @@ pub(super) fn from_config(config: Config) -> ReportInputs {
             runs.push(run(&config, &name, place, seed));
         }
     }
+
+    // Seeds may share a base model, and runs a variant of subspaces: both are made
+    // once.
     let clusterings =
         config.base_seeds().iter().map(|&seed| clustering(&config, seed)).collect();
+
     let used: std::collections::BTreeSet<_> = config
         .runs
         .values()
         .filter_map(|r| config.inits.get(&r.init)?.subspaces.clone())
         .collect();
+
     let subspaces = config
         .base_seeds()
         .iter()
         .flat_map(|&seed| used.iter().map(move |variant| (variant, seed)))
         .map(|(variant, seed)| subspaces(&config, variant, seed))
         .collect();
+
     ReportInputs {
         dataset: dataset(),
         runs,
@@ -59,6 +65,7 @@ pub(super) fn from_config(config: Config) -> ReportInputs {
 }
 
 fn noise(rng: &mut crate::rng::Stream) -> f64 {
+    // The sum of twelve uniform draws has mean 6 and variance 1, and is nearly normal.
     (0..12).map(|_| rng.random::<f64>()).sum::<f64>() - 6.0
 }
 
@@ -73,6 +80,7 @@ fn dataset() -> DatasetMeta {
         ("sketch", 1594),
         ("blob", 1233),
     ];
+
     let texts = |list: &[&str]| list.iter().map(|&s| s.to_owned()).collect();
     DatasetMeta {
         source: "emoji".into(),
@@ -93,19 +101,26 @@ fn dataset() -> DatasetMeta {
 fn run(config: &Config, name: &str, place: usize, seed: u64) -> RunInputs {
     let mut rng = crate::rng::stream(seed, &format!("sample/{name}"));
     let mut base = crate::rng::stream(seed, "sample/base");
+
     let init = &config.runs[name].init;
     let method = config.inits[init].method.clone();
     let dense = method == "dense";
     let clustered = init.contains("cluster-aware");
+
+    // Similarity and normalized entropy before and after training, as the methods
+    // differ in them on real runs.
     let (similar, entropy) = match (clustered, method.as_str()) {
         (true, _) => ((0.93, 0.84), (0.43, 0.53)),
         (_, "router-only") => ((1.0, 0.92), (0.44, 0.55)),
         (_, "drop" | "drop-svd") => ((0.78, 0.76), (0.99, 0.93)),
         _ => ((1.0, 0.94), (0.99, 0.93)),
     };
+
+    // All runs of a seed share its luck, which a paired difference must cancel.
     let lift = if clustered { 0.009 } else { 0.0008 * place as f64 }
         + 0.4 * config.runs[name].eesd * 0.1;
     let luck = 0.004 * noise(&mut base);
+
     let mut out = RunInputs {
         run: name.to_owned(),
         seed,
@@ -116,9 +131,10 @@ fn run(config: &Config, name: &str, place: usize, seed: u64) -> RunInputs {
         metrics: metrics(&mut rng, luck, lift, clustered),
         ..RunInputs::default()
     };
+
     curves(config, &mut out, &mut rng, (dense, entropy));
     if !dense {
-        analyse(config, &mut out, &mut rng, (similar, entropy));
+        analyze(config, &mut out, &mut rng, (similar, entropy));
     }
     out
 }
@@ -147,6 +163,7 @@ fn metrics(
         ("probe", "shift", "logistic-10", 0.204, 0.213),
         ("probe", "shift", "ridge-5", 0.185, 0.19),
     ];
+
     let mut rows = Vec::new();
     for (task, split, metric, init, end) in figures {
         let row = |point: &str, value: f64| MetricRow {
@@ -157,6 +174,8 @@ fn metrics(
             value,
             ..MetricRow::default()
         };
+
+        // Truncated experts lose some accuracy until they are trained.
         let loss = if cut { 0.95 } else { 1.0 };
         rows.push(row("init", init * loss + luck));
         rows.push(row("final", end + luck + lift + 0.0022 * noise(rng)));
@@ -171,26 +190,35 @@ fn curves(
     (dense, entropy): (bool, (f64, f64)),
 ) {
     let (steps, experts) = (config.train.optim.steps, config.moe.experts);
+
     let level = 0.95 + 0.01 * noise(rng);
+
     for step in 0..steps {
         let done = step as f64 / steps as f64;
         let bump =
             0.6 * (-(done * 40.0)).exp() + 0.25 * (-((done - 0.12) / 0.09).powi(2)).exp();
+
         let clip = level + 0.35 * (1.0 - done) + bump + 0.06 * noise(rng);
+
         let step = index_u32(step);
         let row =
             LogRow { step, loss: clip + 0.02, clip, balance: 1.02, ..LogRow::default() };
         out.log.push(row);
+
+        // Routers are recorded at every tenth step.
         if dense || !step.is_multiple_of(10) {
             continue;
         }
+
         for layer in layers() {
             let rise = 1.0 - (-done * 8.0).exp();
             let value = entropy.0 + (entropy.1 - entropy.0) * rise + 0.004 * noise(rng);
+
             let loads: Vec<f64> = (0..experts)
                 .map(|e| 1.0 + 0.08 * (e as f64 - 1.5) + 0.02 * noise(rng))
                 .collect();
             let total: f64 = loads.iter().sum();
+
             out.routing.push(RoutingRow {
                 step,
                 layer: layer.clone(),
@@ -199,6 +227,7 @@ fn curves(
             });
         }
     }
+
     for step in (0..=steps).step_by(config.train.optim.validate_every.max(1)) {
         let done = step as f64 / steps as f64;
         let value = 0.19 + 0.06 * done.sqrt() + 0.003 * noise(rng);
@@ -210,7 +239,7 @@ fn curves(
     }
 }
 
-fn analyse(
+fn analyze(
     config: &Config,
     out: &mut RunInputs,
     rng: &mut crate::rng::Stream,
@@ -223,6 +252,7 @@ fn analyse(
         {
             let similar: f64 =
                 similar - 0.04 * depth as f64 * (1.0 - similar) + 0.002 * noise(rng);
+
             let mut push = |metric: &str, expert: u32, value: f64| {
                 out.analysis.push(AnalysisRow {
                     point: point.to_owned(),
@@ -232,6 +262,9 @@ fn analyse(
                     value,
                 });
             };
+
+            // Copies do not differ from the dense weights, so a cosine of differences
+            // is undefined.
             let copies = similar > 0.995;
             push("similarity", WHOLE_LAYER, similar.min(1.0));
             push(
@@ -239,7 +272,9 @@ fn analyse(
                 WHOLE_LAYER,
                 if copies { f64::NAN } else { 0.12 },
             );
+
             push("entropy", WHOLE_LAYER, entropy * 1.386);
+
             push(
                 "entropy_normalised",
                 WHOLE_LAYER,
@@ -254,9 +289,11 @@ fn analyse(
             );
             push("compactness_trace_ratio", WHOLE_LAYER, 3.1);
             push("compactness_within_share", WHOLE_LAYER, 0.75);
+
             let loads: Vec<f64> =
                 (0..experts).map(|_| 0.6 + rng.random::<f64>()).collect();
             let total: f64 = loads.iter().sum();
+
             for (expert, load) in loads.iter().enumerate() {
                 push("utilisation", index_u32(expert), load / total);
                 push(
@@ -265,6 +302,7 @@ fn analyse(
                     1.0 - 0.6 * entropy + 0.05 * load,
                 );
             }
+
             for expert in 0..experts {
                 for other in 0..experts {
                     let cosine = if expert == other {
@@ -297,9 +335,12 @@ fn clustering(config: &Config, seed: u64) -> Clustering {
                 mean_cosine: 0.6 + 0.2 * rng.random::<f64>(),
             });
         }
+
+        // Restart 2 wins by construction, so that the chosen one is not the first.
         for restart in 0..config.cluster.restarts {
             let top =
                 0.62 + 0.01 * rng.random::<f64>() + if restart == 2 { 0.01 } else { 0.0 };
+
             for iteration in 0..rng.random_range(12..30_u32) {
                 out.iterations.push(IterationRow {
                     layer: layer.clone(),
@@ -317,24 +358,31 @@ fn clustering(config: &Config, seed: u64) -> Clustering {
 
 fn subspaces(config: &Config, variant: &str, seed: u64) -> Subspaces {
     let mut rng = crate::rng::stream(seed, &format!("sample/subspaces/{variant}"));
+
     let mut out = Subspaces { variant: variant.to_owned(), seed, ..Subspaces::default() };
     for (layer, matrix) in
         layers().into_iter().flat_map(|l| [(l.clone(), "fc1"), (l, "fc2")])
     {
         for expert in 0..index_u32(config.moe.experts) {
+            // Energies fall geometrically behind a large first one: the mean of the
+            // cluster.
             let fall = 0.12 + 0.04 * rng.random::<f64>();
             let raw: Vec<f64> = (0..64)
                 .map(|i| (-fall * f64::from(i)).exp() + if i == 0 { 3.0 } else { 0.0 })
                 .collect();
             let total: f64 = raw.iter().sum();
+
+            // The rank rule of the method at a threshold of 0.99.
             let mut kept = 0.0;
             let mut rank = 0;
+
             for (index, value) in raw.iter().enumerate() {
                 let energy = value / total;
                 if kept < 0.99 {
                     kept += energy;
                     rank = index_u32(index) + 1;
                 }
+
                 out.spectra.push(SpectrumRow {
                     layer: layer.clone(),
                     expert,
@@ -343,6 +391,7 @@ fn subspaces(config: &Config, variant: &str, seed: u64) -> Subspaces {
                     energy,
                 });
             }
+
             out.experts.push(SubspaceRow {
                 layer: layer.clone(),
                 expert,
@@ -372,13 +421,16 @@ fn retrievals() -> Vec<RetrievalRow> {
         "baby chick",
         "fire engine, truck, red",
     ];
+
     let mut rows = Vec::new();
     for (query, text) in captions.into_iter().enumerate() {
         let query = index_u32(query);
         for rank in 0..10 {
+            // Query 3 never finds its own picture, which the sheet shows apart.
             let own = if query == 3 { 99 } else { query % 7 };
             let retrieved =
                 if rank == own { query } else { 10 + (query * 7 + rank) % 50 };
+
             rows.push(RetrievalRow {
                 query,
                 text: text.to_owned(),
@@ -398,6 +450,7 @@ fn picture(sample: u32) -> Vec<u8> {
     let mut rng = crate::rng::stream(u64::from(sample), "sample/picture");
     let mut color = || image::Rgb([rng.random(), rng.random(), rng.random::<u8>()]);
     let (disc, eye) = (color(), color());
+
     let canvas = image::RgbImage::from_fn(32, 32, |x, y| {
         let from =
             |cx: i64, cy: i64| (i64::from(x) - cx).pow(2) + (i64::from(y) - cy).pow(2);
@@ -409,12 +462,13 @@ fn picture(sample: u32) -> Vec<u8> {
             image::Rgb([255, 255, 255])
         }
     });
+
     let mut bytes = std::io::Cursor::new(Vec::new());
     canvas.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
     bytes.into_inner()
 }
 
-/// Replaces every figure of a run by NaN.
+/// Replaces every value of a run by NaN.
 pub(super) fn spoil(run: &mut RunInputs) {
     run.metrics.iter_mut().for_each(|r| r.value = f64::NAN);
     run.analysis.iter_mut().for_each(|r| r.value = f64::NAN);

@@ -2,19 +2,19 @@
 //!
 //! The report's claims rest on this file, so it is small and tested against printed tables.
 //! Values that are not finite are left out, and the n that remains is returned with every
-//! figure.
+//! result.
 
 use std::collections::BTreeMap;
 
 use statrs::distribution::{ContinuousCDF as _, StudentsT};
 
-/// Values of one figure, one per seed.
+/// Values of one metric, one per seed.
 pub type BySeed = BTreeMap<u64, f64>;
 
 /// Coverage of every interval in the report.
 pub const COVERAGE: f64 = 0.95;
 
-/// Mean and spread of one figure over seeds.
+/// Mean and spread of one metric over seeds.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Summary {
     /// Number of finite values.
@@ -69,6 +69,7 @@ pub fn summary(values: impl IntoIterator<Item = f64>) -> Option<Summary> {
         return None;
     }
     let n = values.len();
+
     let mean = crate::num::mean(&values);
     let std = (n > 1).then(|| crate::num::std_dev(&values));
     Some(Summary { n, mean, std })
@@ -99,6 +100,7 @@ pub fn one_sample(
 /// Quantile of Student's t for a probability in (0.5, 1); infinite below one degree of
 /// freedom.
 pub fn t_quantile(probability: f64, degrees: usize) -> f64 {
+    // statrs refuses zero degrees of freedom, where no finite interval exists.
     let t = StudentsT::new(0.0, 1.0, degrees as f64);
     t.map_or(f64::INFINITY, |t| t.inverse_cdf(probability))
 }

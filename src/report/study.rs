@@ -1,5 +1,5 @@
-//! The inputs indexed: which runs there are, their names and colors, and every figure as a
-//! map over seeds.
+//! An index of the inputs: which runs there are, their names and colors, and the values of
+//! every metric as a map over seeds.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +17,7 @@ pub(super) const FINAL: &str = "final";
 /// Number of hues in the style sheet; further runs use them again, dashed.
 const HUES: usize = 8;
 
-/// What one figure of `metrics.parquet` is about.
+/// What one value of `metrics.parquet` measures, apart from the seed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct MetricKey<'a> {
     pub(super) run: &'a str,
@@ -27,7 +27,7 @@ pub(super) struct MetricKey<'a> {
     pub(super) metric: &'a str,
 }
 
-/// What one figure of `analysis.parquet` is about.
+/// What one value of `analysis.parquet` measures, apart from the seed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct LayerKey<'a> {
     pub(super) run: &'a str,
@@ -52,6 +52,8 @@ impl<'a> Study<'a> {
     /// Indexes the inputs; refuses a report without a run.
     pub(super) fn new(inputs: &'a ReportInputs) -> Result<Self> {
         let present: BTreeSet<_> = inputs.runs.iter().map(|r| r.run.as_str()).collect();
+
+        // A configured run without inputs is left out, which is not an error.
         let mut runs = ordered_runs(&inputs.config);
         runs.retain(|run| present.contains(run.as_str()));
         if runs.is_empty() {
@@ -77,6 +79,7 @@ impl<'a> Study<'a> {
 
     fn index(&mut self, inputs: &'a RunInputs) {
         let RunInputs { run, seed, .. } = inputs;
+
         for row in &inputs.metrics {
             let key = MetricKey {
                 run,
@@ -178,7 +181,7 @@ impl<'a> Study<'a> {
         Some(self.config().report.reference.as_str()).filter(|run| self.has(run))
     }
 
-    /// The runs of the main figures: dense, ablation, reference and showcase.
+    /// The runs that the main figures show: dense, ablation, reference and showcase.
     pub(super) fn focus(&self) -> Vec<String> {
         let report = &self.config().report;
         let wanted = |run: &&String| {
@@ -194,6 +197,8 @@ impl<'a> Study<'a> {
     pub(super) fn pair(&self) -> Vec<String> {
         let report = &self.config().report;
         let mut pair = vec![report.reference.clone(), report.showcase.clone()];
+
+        // The showcase may be the reference itself, and is then shown once.
         pair.dedup();
         pair.retain(|run| self.has(run) && self.is_moe(run));
         pair
@@ -215,6 +220,7 @@ pub(super) fn ranked(seeds: &BTreeMap<u64, Vec<f64>>) -> Vec<f64> {
             }
         }
     }
+
     ranks.iter().map(|values| crate::num::mean(values)).collect()
 }
 
@@ -244,6 +250,8 @@ pub(super) fn in_points(difference: Difference) -> Difference {
 fn names(config: &Config) -> BTreeMap<String, String> {
     let all: Vec<String> = config.runs.values().map(readable).collect();
     let unique = |name: &String| all.iter().filter(|other| *other == name).count() == 1;
+
+    // A run is found again by its key, which cannot be ambiguous.
     let name = |(run, name): (&String, &String)| {
         (run.clone(), if unique(name) { name } else { run }.clone())
     };
@@ -259,6 +267,7 @@ fn readable(run: &RunConfig) -> String {
     } else {
         super::words::capital(&run.init)
     };
+
     if run.eesd > 0.0 { format!("{init} + EESD") } else { init }
 }
 

@@ -10,6 +10,8 @@ pub(super) fn number(value: f64, decimals: usize) -> String {
     if !value.is_finite() {
         return NOTHING.to_owned();
     }
+
+    // A value that rounds to zero has no sign: "−0.0" would look like a difference.
     let text = format!("{:.decimals$}", value.abs());
     let zero = text.chars().all(|c| matches!(c, '0' | '.'));
     if value < 0.0 && !zero { format!("\u{2212}{text}") } else { text }
@@ -61,8 +63,11 @@ pub(super) fn points(difference: &Difference) -> String {
 /// A whole number with commas: `16,597`.
 pub(super) fn grouped(value: f64) -> String {
     let digits = format!("{value:.0}");
+
     let mut out = String::new();
     for (index, digit) in digits.chars().enumerate() {
+        // A comma stands where a multiple of three digits is left, but not behind a
+        // minus sign.
         if index > 0 && (digits.len() - index).is_multiple_of(3) && digit.is_ascii_digit()
         {
             out.push(',');

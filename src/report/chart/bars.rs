@@ -30,6 +30,7 @@ impl BarChart {
             return None;
         }
         let (width, height) = self.size;
+
         let area =
             Area { left: 42.0, top: 22.0, width: width - 54.0, height: height - 62.0 };
         let y = Scale::linear((0.0, self.top), (area.bottom(), area.top));
@@ -62,11 +63,15 @@ impl BarChart {
     fn draw_group(&self, svg: &mut Svg, y: &Scale, group: &Group<'_>) {
         let Layer { tower, block } = group.layer;
         let slot = group.width / group.values.len().max(1) as f64;
+
+        // A missing bar keeps its slot, so that ranks line up between layers.
         let finite = group.values.iter().enumerate().filter(|(_, v)| v.is_finite());
         for (index, value) in finite {
             let left = slot.mul_add(index as f64, group.left);
             let top = y.at(*value);
+
             let bar = Area { left, top, width: slot - 1.5, height: y.at(0.0) - top };
+
             let rank = index + 1;
             let title = format!("{tower} block {block}, rank {rank}: {value:.3}");
             svg.rect(bar, &format!("bar {}", self.class), &title);

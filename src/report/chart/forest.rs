@@ -28,6 +28,8 @@ impl Forest {
     /// The drawing; `None` without rows.
     pub(in crate::report) fn draw(&self) -> Option<String> {
         let rows = || self.groups.iter().flat_map(|g| &g.1);
+
+        // Zero is always on the axis: a difference is read from its distance to it.
         let ends = rows().flat_map(|r| {
             let (low, high) = r.difference.interval.unwrap_or((r.difference.mean, 0.0));
             [low, high, r.difference.mean, 0.0]
@@ -43,6 +45,7 @@ impl Forest {
             width: self.width - names - 20.0 - 150.0,
             height: lines * ROW,
         };
+
         let x = Scale::linear(domain, (area.left, area.right()));
         let mut svg = Svg::new(self.width, area.height + 44.0);
         axis(&mut svg, area, &x, &self.x_label);
@@ -81,12 +84,14 @@ fn draw_row(svg: &mut Svg, row: &ForestRow, x: &Scale, (y, width): (f64, f64)) {
     let Difference { mean, interval, .. } = row.difference;
     let text = crate::report::words::points(&row.difference);
     let covered = matches!(row.difference.sign(), Sign::Covered | Sign::Unknown);
+
     let style = if covered { "hollow" } else { "dot" };
 
     svg.text((10.0, y + 4.0), Anchor::Start, "label", &row.label);
     if let Some((low, high)) = interval {
         svg.line((x.at(low), y), (x.at(high), y), &format!("whisker {}", row.class));
     }
+
     svg.dot((x.at(mean), y), 4.2, &format!("{style} {}", row.class), &text);
     let ink = if covered { "tick" } else { "label strong" };
     svg.text((width, y + 4.0), Anchor::End, ink, &text);

@@ -57,6 +57,7 @@ impl HeatSheet {
                 let left = cell.mul_add(j as f64, x);
                 let top = cell.mul_add(i as f64, y);
                 let area = Area { left, top, width: cell - 1.0, height: cell - 1.0 };
+
                 if !value.is_finite() {
                     svg.rect(area, "cell none", "no value");
                     continue;
@@ -84,6 +85,7 @@ impl HeatSheet {
 fn two_decimals(value: f64) -> String {
     let text = format!("{:.2}", value.abs());
     let sign = if value <= -0.005 { "\u{2212}" } else { "" };
+
     match text.strip_prefix('0') {
         Some(rest) => format!("{sign}{rest}"),
         None => format!("{sign}1.0"),

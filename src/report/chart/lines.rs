@@ -78,6 +78,8 @@ impl LineChart {
             svg.line((area.left, at), (area.right(), at), "rule");
             svg.text((area.right() - 3.0, at - 5.0), Anchor::End, "tick", label);
         }
+
+        // Labels come last, because nothing may lie on top of them.
         self.draw_series(&mut svg, &x, &y);
         self.draw_labels(&mut svg, area, &x, &y);
         Some(svg.finish(&self.title))
@@ -92,6 +94,7 @@ impl LineChart {
 
     fn draw_series(&self, svg: &mut Svg, x: &Scale, y: &Scale) {
         for series in &self.series {
+            // A series of one seed has a band of no height, which is not drawn.
             if series.points.iter().any(|p| p.high > p.low) {
                 let edges = series.points.iter();
                 let edges: Vec<_> =

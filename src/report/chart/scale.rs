@@ -19,6 +19,7 @@ impl Scale {
 
     /// Maps a positive `domain` to `range` by its logarithm.
     pub(in crate::report) fn log(domain: (f64, f64), range: (f64, f64)) -> Self {
+        // A value of zero or below has no logarithm; the bound only keeps it finite.
         let low = domain.0.max(1e-300).log10();
         let (low, high) = widened((low, domain.1.max(1e-300).log10()));
         Self { low, high, from: range.0, to: range.1, log: true }
@@ -71,6 +72,8 @@ fn widened((low, high): (f64, f64)) -> (f64, f64) {
 /// The smallest of 1, 2, 5 × 10^k that is at least `raw`.
 fn round_step(raw: f64) -> f64 {
     let power = 10_f64.powf(raw.log10().floor());
+
+    // The tolerance keeps a step that is round already, up to rounding.
     let factor = [1.0, 2.0, 5.0].into_iter().find(|f| f * power >= raw * (1.0 - 1e-9));
     factor.unwrap_or(10.0) * power
 }
@@ -78,6 +81,8 @@ fn round_step(raw: f64) -> f64 {
 /// The text of a tick, with as many decimals as its step needs.
 fn label(value: f64, step: f64) -> String {
     let decimals = crate::num::truncate_usize((-(step.log10() + 1e-9).floor()).max(0.0));
+
+    // Multiples of the step miss zero by rounding, and would print as "−0".
     let value = if value.abs() < step * 1e-6 { 0.0 } else { value };
     let text = format!("{:.decimals$}", value.abs());
     let sign = if value < 0.0 { "\u{2212}" } else { "" };

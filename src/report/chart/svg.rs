@@ -99,6 +99,7 @@ impl Svg {
             let command = if index == 0 { 'M' } else { 'L' };
             let _ = write!(path, "{command}{} {}", short(*x), short(*y));
         }
+
         path.push('Z');
         self.path(&path, class, "");
     }
@@ -125,12 +126,14 @@ impl Svg {
     ) {
         let (x, y) = (short(area.left), short(area.top));
         let (width, height) = (short(area.width.max(0.0)), short(area.height.max(0.0)));
+
         let title = tooltip(title);
         let shade = if opacity < 1.0 {
             format!(r#" fill-opacity="{:.3}""#, opacity.max(0.0))
         } else {
             String::new()
         };
+
         self.push(&format!(
             r#"<rect class="{class}" x="{x}" y="{y}" width="{width}" height="{height}"{shade}>{title}</rect>"#
         ));
@@ -160,11 +163,13 @@ impl Svg {
         content: &str,
     ) {
         let (x, y, content) = (short(at.0), short(at.1), escape(content));
+
         let anchor = match anchor {
             Anchor::Start => "",
             Anchor::Middle => r#" text-anchor="middle""#,
             Anchor::End => r#" text-anchor="end""#,
         };
+
         self.push(&format!(
             r#"<text class="{class}" x="{x}" y="{y}"{anchor}>{content}</text>"#
         ));
@@ -198,6 +203,7 @@ fn tooltip(title: &str) -> String {
 fn short(value: f64) -> String {
     let value = if value.is_finite() { value } else { 0.0 };
     let text = format!("{value:.1}");
+
     let text = text.strip_suffix(".0").unwrap_or(&text);
     if text == "-0" { "0".to_owned() } else { text.to_owned() }
 }

@@ -13,6 +13,8 @@ pub(in crate::report) fn section(
     headlines: &[Headline],
 ) -> Option<Section> {
     let runs = &study.config().report.ablation;
+
+    // Effects are contrasts of all four runs, so three of them show nothing.
     let [none, init, eesd, both] = runs.as_slice() else { return None };
     if !runs.iter().all(|run| study.has(run)) {
         return None;
@@ -40,6 +42,7 @@ pub(in crate::report) fn section(
 fn chosen(headlines: &[Headline]) -> Vec<&Headline> {
     let probes = headlines.iter().filter(|h| h.area == Area::Probes);
     let last_probe = probes.map(|h| &h.metric).next_back();
+
     let wanted = |headline: &&Headline| match headline.area {
         Area::Shift | Area::Retrieval => true,
         Area::Probes => Some(&headline.metric) == last_probe,
@@ -57,6 +60,8 @@ fn ours(study: &Study<'_>, headlines: &[&Headline], runs: [&String; 4]) -> Table
     head.extend(headlines.iter().map(|h| Cell::number(&h.label)));
 
     let rows = runs.into_iter().enumerate().map(|(index, run)| {
+        // The order of the runs is that of the configuration: neither, init, EESD,
+        // both.
         let init =
             tick(index % 2 == 1).with_mark(study.class(run)).with_title(study.name(run));
         let mut row = vec![init, tick(index >= 2)];
@@ -82,6 +87,7 @@ fn effects(study: &Study<'_>, headlines: &[&Headline], runs: [&String; 4]) -> Ta
         ("EESD", [-0.5, -0.5, 0.5, 0.5]),
         ("Interaction", [1.0, -1.0, -1.0, 1.0]),
     ];
+
     let mut head = vec![Cell::words("Effect of")];
     head.extend(headlines.iter().map(|h| Cell::number(&h.label)));
 
@@ -103,7 +109,7 @@ fn effects(study: &Study<'_>, headlines: &[&Headline], runs: [&String; 4]) -> Ta
     }
 }
 
-/// The weighted sum of four figures, for every seed that has all four.
+/// The weighted sum of one metric of the four runs, for every seed that all four have.
 fn contrast(values: &[BySeed; 4], weights: [f64; 4]) -> Vec<f64> {
     let of_seed = |seed: &u64| -> Option<f64> {
         let found: Option<Vec<f64>> =

@@ -38,12 +38,14 @@ fn choices(config: &Config) -> Table {
     }));
     rows.extend(clustering(config));
     rows.extend(training(config));
+
     rows.push(row(
         "Relative compactness",
         "\u{2013}",
         "tr(S_W S_B\u{207a})/E on expert outputs, tokens grouped by their first expert"
             .to_owned(),
     ));
+
     table(
         "Choices",
         "Everything else stands in `pipeline.yaml` with its reason.",
@@ -54,6 +56,9 @@ fn choices(config: &Config) -> Table {
 
 fn architecture(config: &Config) -> Vec<Vec<Cell>> {
     let (moe, model) = (&config.moe, &config.model);
+
+    // Blocks are a rule in the configuration (`every-2`); the report prints what it
+    // gave.
     vec![
         row("Experts E", "moe.experts", moe.experts.to_string()),
         row(
@@ -79,14 +84,18 @@ fn subspaces(variant: &SubspacesConfig) -> String {
         Labels::Clusters => "k-means clusters",
         Labels::Shuffled => "shuffled labels",
     };
+
     let moments = match variant.center {
         Center::None => "moments about the origin (paper)",
         Center::Mean => "moments about the cluster's mean",
     };
+
+    // The method's own directions go without saying.
     let directions = match variant.directions {
         Directions::Top => String::new(),
         other => format!(", directions {}", other.name()),
     };
+
     format!(
         "\u{3c4} = {}, rank \u{2265} {}, {labels}{directions}, {moments}; clusters below {} tokens shrunk by \u{3b1} = {}",
         plain(variant.tau),
@@ -99,6 +108,7 @@ fn subspaces(variant: &SubspacesConfig) -> String {
 fn clustering(config: &Config) -> Vec<Vec<Cell>> {
     let scales = config.inits.values().map(|init| init.router_scale.unwrap_or(1.0));
     let mut scales: Vec<String> = scales.map(plain).collect();
+
     scales.sort();
     scales.dedup();
 
@@ -123,12 +133,14 @@ fn clustering(config: &Config) -> Vec<Vec<Cell>> {
 
 fn training(config: &Config) -> Vec<Vec<Cell>> {
     let (train, optim, eesd) = (&config.train, &config.train.optim, &config.train.eesd);
+
     let tokens = if eesd.tokens < 1.0 {
         let percent = plain(100.0 * eesd.tokens);
         format!("the {percent} % of tokens with the highest routing entropy")
     } else {
         "all tokens".to_owned()
     };
+
     let target = match eesd.target {
         EesdTarget::Layer => {
             "each MoE layer's output to its own ensemble, \u{2016}y \u{2212} y_ens\u{2016}\u{b2} over the mean \u{2016}y_ens\u{2016}\u{b2}"
@@ -137,6 +149,7 @@ fn training(config: &Config) -> Vec<Vec<Cell>> {
             "final embeddings to those of a full EMA model with dense routing"
         }
     };
+
     let optimizer = format!(
         "AdamW \u{3b2} = ({}, {}), weight decay {}, gradient norm \u{2264} {}",
         plain(optim.beta1),
@@ -144,12 +157,14 @@ fn training(config: &Config) -> Vec<Vec<Cell>> {
         plain(optim.weight_decay),
         plain(optim.clip_norm)
     );
+
     let schedule = format!(
         "{} after {} steps of warm-up, cosine to {}",
         plain(optim.learning_rate),
         optim.warmup,
         plain(optim.final_learning_rate)
     );
+
     vec![
         row(
             "Load-balance weight \u{3bb}_lb",
@@ -184,6 +199,7 @@ fn runs(study: &Study<'_>) -> Table {
             parameters
                 .extend(init.router_std.map(|s| format!("router std {}", plain(s))));
         }
+
         let method = init.map_or(words::NOTHING, |i| i.method.as_str());
         let seeds: Vec<String> =
             study.seeds(name).iter().map(ToString::to_string).collect();
@@ -250,6 +266,9 @@ fn data(study: &Study<'_>) -> Table {
 fn made(study: &Study<'_>) -> Vec<String> {
     let config = study.config();
     let seeds: Vec<String> = config.seeds.iter().map(ToString::to_string).collect();
+
+    // Runs are compared at equal numbers of samples, so these are printed beside the
+    // steps.
     let budget = |optim: &OptimConfig| {
         let (steps, batch) = (words::grouped(optim.steps as f64), optim.batch);
         let samples = words::grouped((optim.steps * optim.batch) as f64);
@@ -319,6 +338,7 @@ fn diff(from: &Value, to: &Value, path: &str, out: &mut Vec<String>) {
                 diff(&from[key], value, &here, out);
             }
         }
+
         _ if from == to => {}
         _ => out.push(format!("{path}={to}")),
     }

@@ -17,6 +17,9 @@ const SMALL: (f64, f64) = (340.0, 210.0);
 /// Clusters and subspaces, if there are any.
 pub(in crate::report) fn section(study: &Study<'_>) -> Option<Section> {
     let mut blocks = Vec::new();
+
+    // Curves of one base are enough to see that k-means converged; sizes are over all
+    // bases.
     if let Some(first) = study.inputs.clusterings.first() {
         blocks.extend(Block::figures(objectives(first), 3));
         blocks.extend(Block::figures(sizes(study).into_iter().collect(), 2));
@@ -57,6 +60,7 @@ fn shown<'a>(study: &Study<'a>) -> Option<&'a Subspaces> {
     let run = config.runs.get(&config.report.showcase);
     let variant =
         run.and_then(|r| config.inits.get(&r.init)).and_then(|i| i.subspaces.as_ref());
+
     let all = &study.inputs.subspaces;
     all.iter().find(|s| Some(&s.variant) == variant).or_else(|| all.first())
 }
@@ -101,6 +105,8 @@ fn sizes(study: &Study<'_>) -> Option<Figure> {
     let all = &study.inputs.clusterings;
     let rows = || all.iter().flat_map(|c| &c.clusters);
     let layers = distinct(rows().map(|row| &row.layer));
+
+    // Numbers of clusters mean nothing across seeds, so sizes are compared by rank.
     let groups: Vec<Vec<f64>> = layers
         .iter()
         .map(|layer| {
@@ -140,6 +146,8 @@ fn spectra(study: &Study<'_>, subspaces: &Subspaces) -> Vec<Figure> {
     let layers = distinct(subspaces.spectra.iter().map(|row| &row.layer));
     let tau = study.config().subspaces.get(&subspaces.variant).map(|s| s.tau);
     let mut figures = Vec::new();
+
+    // Both matrices have a row of charts of their own, with the layers as columns.
     for matrix in ["fc1", "fc2"] {
         for layer in &layers {
             figures.extend(spectrum(subspaces, layer, matrix, tau));
@@ -166,10 +174,12 @@ fn spectrum(
         };
         subspaces.experts.iter().find(own).map(|row| crate::num::widen(row.rank))
     };
+
     let series = experts.into_iter().map(|(expert, mut rows)| {
         rows.sort_by_key(|row| row.index);
         let points = residuals(&rows);
         let rank = kept_rank(expert);
+
         let title = rank.map_or_else(String::new, |rank| format!(", rank {rank}"));
         Series {
             title: format!("expert {expert}{title}"),
@@ -261,6 +271,7 @@ fn variant(group: &Group<'_>, rows: &[&SubspaceRow]) -> Vec<Cell> {
     let (low, high) = (ranks().min().unwrap_or(0), ranks().max().unwrap_or(0));
     let full = rows.iter().map(|row| row.full_rank).max().unwrap_or(0);
     let shrunk = rows.iter().filter(|row| row.shrinkage > 0.0).count();
+
     let mean = |of: fn(&SubspaceRow) -> f64| summary(rows.iter().map(|row| of(row)));
 
     vec![

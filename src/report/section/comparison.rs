@@ -58,7 +58,7 @@ fn main_table(study: &Study<'_>, headlines: &[Headline]) -> Table {
         let mut row = vec![name_cell(study, run)];
         row.extend(headlines.iter().zip(&best).map(|(headline, best)| Cell {
             best: best.as_ref() == Some(run),
-            ..figure_cell(study, headline, run)
+            ..value_cell(study, headline, run)
         }));
         if sizes {
             row.push(size_cell(study, run));
@@ -91,13 +91,14 @@ fn name_cell(study: &Study<'_>, run: &str) -> Cell {
     } else {
         String::new()
     };
+
     Cell::words(study.name(run))
         .with_mark(study.class(run))
         .with_title(format!("run `{run}`: method {method}{eesd}"))
 }
 
 /// A headline metric of a run after training, the one before it below.
-fn figure_cell(study: &Study<'_>, headline: &Headline, run: &str) -> Cell {
+fn value_cell(study: &Study<'_>, headline: &Headline, run: &str) -> Cell {
     let end = over_seeds(&headline.values(study, run, FINAL));
     let init = over_seeds(&headline.values(study, run, INIT));
 
@@ -122,6 +123,7 @@ fn size_cell(study: &Study<'_>, run: &str) -> Cell {
     let text = |count: Option<u64>| {
         count.map_or_else(|| words::NOTHING.to_owned(), words::parameters)
     };
+
     Cell::number(text(facts.parameters_total)).with_sub(text(facts.parameters_active))
 }
 

@@ -56,6 +56,7 @@ fn of_layers() -> [Drawn; 4] {
 fn of_experts(study: &Study<'_>) -> [(Drawn, Option<(f64, String)>); 2] {
     let (experts, k) = (study.config().moe.experts, study.config().moe.top_k);
     let ranked = "Experts are in descending order within each seed and then averaged, as their numbers mean nothing across seeds.";
+
     let utilization = Drawn {
         metric: "utilisation",
         title: "Utilization",
@@ -64,6 +65,7 @@ fn of_experts(study: &Study<'_>) -> [(Drawn, Option<(f64, String)>); 2] {
             "Fraction of the assignments (K = {k} per token) that go to each expert, after training (paper, figure B.1). {ranked}"
         ),
     };
+
     let probability = Drawn {
         metric: "routing_probability",
         title: "Routing probability",
@@ -72,6 +74,8 @@ fn of_experts(study: &Study<'_>) -> [(Drawn, Option<(f64, String)>); 2] {
             "Mean router probability of an expert over the tokens assigned to it, after training (paper, figure B.4). {ranked}"
         ),
     };
+
+    // Only assignments sum to 1 over experts, so only they have an even fraction.
     let even = (1.0 / experts.max(1) as f64, format!("1/{experts}"));
     [(utilization, Some(even)), (probability, None)]
 }
@@ -90,6 +94,8 @@ pub(in crate::report) fn section(study: &Study<'_>) -> Option<Section> {
         blocks
             .extend(Block::figures(per_expert(study, &layers, &drawn, rule.as_ref()), 2));
     }
+
+    // Matrices are large: only the two runs of the verdict get a sheet.
     let sheets: Vec<Figure> =
         study.pair().iter().filter_map(|run| similarity(study, run)).collect();
     blocks.extend(Block::figures(sheets, 2));
@@ -122,7 +128,10 @@ fn per_layer(study: &Study<'_>, layers: &[Layer], drawn: &Drawn) -> Option<Figur
         init: values(&run, INIT),
         end: values(&run, FINAL),
     });
+
+    // A run that was never analyzed would take a place in the legend.
     let has_values = |s: &LayerSeries| s.init.iter().chain(&s.end).any(|v| v.is_finite());
+
     let chart = LayerChart {
         title: drawn.title.to_owned(),
         y_label: drawn.y_label.to_owned(),
@@ -172,11 +181,15 @@ fn per_expert(
 fn similarity(study: &Study<'_>, run: &str) -> Option<Figure> {
     let first = study.of(run).find(|r| !r.similarity.is_empty())?;
     let rows = &first.similarity;
+
     let layers = distinct(rows.iter().map(|row| &row.layer));
     let points = [(INIT, "init"), (FINAL, "end")];
+
     let sheet = |point: &str| -> Vec<Cells> {
         layers.iter().map(|layer| matrix(rows, point, layer)).collect()
     };
+
+    // Both runs share one floor, so that equal shades mean equal cosines.
     let chart = HeatSheet {
         title: format!("Similarity of experts, {}", study.name(run)),
         class: study.class(run),
@@ -243,9 +256,11 @@ fn table(study: &Study<'_>, layers: &[Layer]) -> Table {
                     metric,
                 })
             };
+
             let init = mean(INIT).map_or_else(String::new, |s| {
                 format!("init {}", words::number(s.mean, decimals))
             });
+
             Cell::number(words::spread(mean(FINAL), 1.0, decimals)).with_sub(init)
         }));
         row
@@ -271,6 +286,9 @@ fn mean_over_layers<'k>(
             seeds.entry(seed).or_default().push(value);
         }
     }
+
+    // Layers of one model are not independent samples, so the spread is that over seeds
+    // alone.
     let means = seeds.values().filter_map(|values| summary(values.iter().copied()));
     summary(means.map(|s| s.mean))
 }

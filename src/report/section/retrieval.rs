@@ -80,6 +80,7 @@ fn query(study: &Study<'_>, mut rows: Vec<&RetrievalRow>) -> Option<Query> {
 }
 
 fn picture(study: &Study<'_>, sample: u32) -> String {
+    // The bytes come from a table, and what is not a picture must not reach the page.
     match study.inputs.pictures.get(&sample) {
         Some(bytes) if bytes.starts_with(PNG) => {
             format!("data:image/png;base64,{}", STANDARD.encode(bytes))

@@ -22,6 +22,7 @@ type Curve = Vec<(f64, f64)>;
 pub(in crate::report) fn section(study: &Study<'_>) -> Section {
     let focus = study.focus();
     let mut figures: Vec<Figure> = Vec::new();
+
     figures.extend(loss(study, &focus));
     figures.extend(validation(study, &focus));
     figures.extend(routing(study, &focus, Routed::Entropy));
@@ -29,7 +30,7 @@ pub(in crate::report) fn section(study: &Study<'_>) -> Section {
 
     let mut blocks: Vec<Block> = Block::figures(figures, 2).into_iter().collect();
 
-    // The runs outside of the main figures get a small chart each, folded away.
+    // The runs that the main figures leave out get a small chart each, folded away.
     let others: Vec<&String> = study.runs.iter().filter(|r| !focus.contains(r)).collect();
     let small: Vec<Figure> =
         others.iter().filter_map(|run| against(study, run)).collect();
@@ -83,8 +84,10 @@ fn series(study: &Study<'_>, run: &str, curves: &[Curve]) -> Series {
 /// Mean contrastive loss in equal bins of steps.
 fn binned(log: &[LogRow]) -> Curve {
     let width = log.len().div_ceil(BINS).max(1);
+
     log.chunks(width)
         .filter_map(|chunk| {
+            // One step's loss says little about the curve: batches differ.
             let mean = summary(chunk.iter().map(|row| row.clip))?.mean;
             let steps: Vec<f64> = chunk.iter().map(|row| f64::from(row.step)).collect();
             Some((crate::num::mean(&steps), mean))
@@ -136,6 +139,7 @@ fn against(study: &Study<'_>, run: &str) -> Option<Figure> {
         size: (340.0, 210.0),
         ..LineChart::default()
     };
+
     let reference = study
         .reference()
         .map_or_else(String::new, |r| format!("; the other line is {}", study.name(r)));
@@ -168,9 +172,11 @@ fn validation_of(study: &Study<'_>, runs: &[String], metric: &str) -> Option<Fig
     let mut values = study.inputs.runs.iter().flat_map(rows).map(|(_, value)| value);
     let fractions = values.all(|v| v.is_nan() || (0.0..=1.0).contains(&v));
     let (factor, unit) = if fractions { (100.0, " (%)") } else { (1.0, "") };
+
     let scaled = |r: &RunInputs| -> Curve {
         rows(r).into_iter().map(|(x, v)| (x, factor * v)).collect()
     };
+
     let all = runs.iter().map(|run| {
         let curves: Vec<Curve> = study.of(run).map(scaled).collect();
         series(study, run, &curves)
@@ -197,10 +203,11 @@ enum Routed {
 }
 
 fn routing(study: &Study<'_>, runs: &[String], what: Routed) -> Option<Figure> {
-    let line = |run: &String, figure: fn(&RoutingRow) -> f64| {
-        let curves = study.of(run).map(|r| over_layers(&r.routing, figure));
+    let line = |run: &String, statistic: fn(&RoutingRow) -> f64| {
+        let curves = study.of(run).map(|r| over_layers(&r.routing, statistic));
         series(study, run, &curves.collect::<Vec<_>>())
     };
+
     let mut all = Vec::new();
     for run in runs.iter().filter(|run| study.is_moe(run)) {
         match what {
@@ -241,11 +248,11 @@ fn routing(study: &Study<'_>, runs: &[String], what: Routed) -> Option<Figure> {
     Figure::new(name, caption, chart.draw())
 }
 
-/// Mean of a figure over the layers of each step, thinned to at most [`BINS`] steps.
-fn over_layers(rows: &[RoutingRow], figure: impl Fn(&RoutingRow) -> f64) -> Curve {
+/// Mean of a statistic over the layers of each step, thinned to at most [`BINS`] steps.
+fn over_layers(rows: &[RoutingRow], statistic: impl Fn(&RoutingRow) -> f64) -> Curve {
     let mut steps: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
     for row in rows {
-        steps.entry(row.step).or_default().push(figure(row));
+        steps.entry(row.step).or_default().push(statistic(row));
     }
     let means: Curve = steps
         .into_iter()
@@ -265,10 +272,12 @@ fn over_layers(rows: &[RoutingRow], figure: impl Fn(&RoutingRow) -> f64) -> Curv
 }
 
 fn entropy(row: &RoutingRow) -> f64 {
+    // ln 1 is 0: a layer with one expert is divided by ln 2 and shows entropy 0.
     row.entropy / (row.utilisation.len().max(2) as f64).ln()
 }
 
 fn busiest(row: &RoutingRow) -> f64 {
+    // NaN gives way to the first load, and stays where a layer has none.
     let top = row.utilisation.iter().copied().fold(f32::NAN, f32::max);
     f64::from(top) * row.utilisation.len() as f64
 }

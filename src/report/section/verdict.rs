@@ -80,6 +80,7 @@ fn contests<'h>(
             let a = headline.values(study, runs.ours, FINAL);
             let b = headline.values(study, runs.theirs, FINAL);
             let (ours, theirs) = shared_means(&a, &b);
+
             Some(Contest {
                 headline,
                 difference: difference_points(&a, &b)?,
@@ -112,6 +113,7 @@ fn headline(contests: &[Contest<'_>], names: Pair<'_>) -> String {
         let chosen = contests.iter().filter(|c| c.difference.sign() == sign);
         chosen.map(|c| words::lower(&c.headline.label)).collect()
     };
+
     let seeds = contests.iter().map(|c| c.difference.n).max().unwrap_or(0);
     let (won, lost) = (labels(Sign::Above), labels(Sign::Below));
     let (covered, unknown) = (labels(Sign::Covered), labels(Sign::Unknown));
@@ -160,6 +162,7 @@ fn statements(contests: &[Contest<'_>]) -> Vec<String> {
         (Area::Retrieval, "Retrieval"),
         (Area::Probes, "Probes"),
     ];
+
     let mut out = Vec::new();
     for (area, title) in areas {
         let own = contests.iter().filter(|c| c.headline.area == area);
@@ -196,19 +199,23 @@ fn structure(study: &Study<'_>, runs: Pair<'_>) -> Option<String> {
         ("similarity", "expert similarity"),
         ("entropy_normalised", "routing entropy (1 is uniform)"),
     ];
+
     let part = |&(metric, name): &(&str, &str)| {
         let a = layer_mean(study, runs.ours, metric);
         let b = layer_mean(study, runs.theirs, metric);
         let (ours, theirs) = (over_seeds(&a)?, over_seeds(&b)?);
+
         let end = match paired(&a, &b, COVERAGE)?.sign() {
             Sign::Above => "higher",
             Sign::Below => "lower",
             Sign::Covered => "the difference is within the noise",
             Sign::Unknown => "no interval",
         };
+
         let (ours, theirs) = (words::number(ours.mean, 2), words::number(theirs.mean, 2));
         Some(format!("{name} {ours} against {theirs}: {end}"))
     };
+
     let parts: Vec<String> = metrics.iter().filter_map(part).collect();
     (!parts.is_empty())
         .then(|| format!("Structure after training: {}.", parts.join("; ")))
@@ -220,6 +227,7 @@ fn layer_mean(study: &Study<'_>, run: &str, metric: &str) -> BySeed {
     let of_layer = |layer| study.layer(LayerKey { run, point: FINAL, layer, metric });
     let all: Vec<BySeed> = layers.iter().map(of_layer).collect();
 
+    // A mean over fewer layers would be another metric.
     let of_seed = |seed: u64| {
         let values = all.iter().map(|layer| layer.get(&seed).copied());
         let values: Vec<f64> = values.collect::<Option<_>>()?;
@@ -231,6 +239,7 @@ fn layer_mean(study: &Study<'_>, run: &str, metric: &str) -> BySeed {
 fn caveats(study: &Study<'_>, contests: &[Contest<'_>]) -> Vec<String> {
     let n = contests.iter().map(|c| c.difference.n).min().unwrap_or(0);
     let mut out = Vec::new();
+
     if n > 1 {
         let quantile = t_quantile(0.5 + COVERAGE / 2.0, n - 1);
         out.push(format!(
@@ -240,6 +249,8 @@ fn caveats(study: &Study<'_>, contests: &[Contest<'_>]) -> Vec<String> {
     } else {
         out.push("With one shared seed no spread can be estimated; differences are printed without a claim.".to_owned());
     }
+
+    // The dense base is then a constant of the study and adds no spread.
     if study.config().pretrain.bases == Bases::Shared {
         out.push(
             "All seeds share one dense model: the intervals do not cover how lucky its training was."
@@ -280,6 +291,7 @@ fn figure(study: &Study<'_>, headlines: &[Headline], reference: &str) -> Option<
         });
         (format!("{} \u{2212} {theirs}", study.name(run)), rows.collect())
     });
+
     let forest = Forest {
         title: format!("Paired differences from {theirs}"),
         x_label: format!("percentage points; right of zero is better than {theirs}"),
