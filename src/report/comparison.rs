@@ -1,7 +1,7 @@
 //! The rows of `comparison.parquet`: every metric of every run over seeds, beside its paired
 //! difference from the reference run.
 
-use super::stats::{BySeed, COVERAGE, paired};
+use super::stats::{BySeed, COVERAGE};
 use super::study::{MetricKey, Study, over_seeds};
 use crate::num::index_u32;
 use crate::tables::ComparisonRow;
@@ -19,8 +19,7 @@ fn row(study: &Study<'_>, key: MetricKey<'_>, values: &BySeed) -> Option<Compari
     let summary = over_seeds(values)?;
 
     let base = study.reference().map(|run| MetricKey { run, ..key });
-    let base = base.and_then(|key| study.metrics().get(&key));
-    let difference = base.and_then(|base| paired(values, base, COVERAGE));
+    let difference = base.and_then(|base| study.difference(key, base, COVERAGE));
 
     // Parquet has a column of numbers here, in which NaN says that there is no
     // interval.

@@ -6,15 +6,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
+use super::gallery;
 use super::inputs::{
-    Clustering, DatasetMeta, Facts, ReportInputs, RunInputs, Subspaces, is_dense,
+    Clustering, Cost, DatasetMeta, Facts, ReportInputs, RunInputs, Subspaces, is_dense,
 };
+use crate::artifact::MANIFEST;
 use crate::config::{Config, RunConfig};
 use crate::error::{Context, Error, Result};
 use crate::io::table::TableReader;
 use crate::model::ClipConfig;
 use crate::model::params::parameter_counts;
 use crate::tables::{self, RetrievalRow};
+
+/// The metric of the manifest of `evaluate` that says how long the image tower takes.
+pub const MILLISECONDS_PER_PICTURE: &str = "milliseconds_per_picture";
 
 /// Finds the folder of a stage's run: `("train", "sparse-s1")`, `("cluster", "s1")`,
 /// `("subspaces", "paper-s1")`, `("dataset", "")`.
@@ -41,7 +48,10 @@ pub fn load(config: &Config, find: &Find<'_>) -> Result<ReportInputs> {
         if wanted.is_empty() { BTreeMap::new() } else { pictures(&samples, &wanted)? };
 
     let variants = variants(config);
+    let drawn = drawn(config);
+    let patches = patches(config, &drawn, find)?;
     Ok(ReportInputs {
+        gallery: gallery::load(config, &drawn, patches, find)?,
         config: config.clone(),
         dataset,
         runs,
@@ -71,11 +81,17 @@ fn load_run(
             parameters_total: Some(total as u64),
             parameters_active: Some(active as u64),
         },
+        cost: cost(&train, &find("evaluate", &key)?),
         log: tables::read(&train)?,
         validation: tables::read(&train)?,
         metrics: tables::read(&find("evaluate", &key)?)?,
         ..RunInputs::default()
     };
+
+    // Their intervals are needed where there are no seeds to compare.
+    if config.seeds.len() == 1 {
+        inputs.resamples = tables::read(&find("evaluate", &key)?)?;
+    }
 
     // A dense model has neither experts nor a router.
     if !is_dense(config, run) {
@@ -85,6 +101,40 @@ fn load_run(
         inputs.similarity = tables::read(&analyze)?;
     }
     Ok(inputs)
+}
+
+/// What the manifests of a run say about its cost; a folder without one says nothing.
+fn cost(train: &Path, evaluate: &Path) -> Cost {
+    let manifest = |folder: &Path| -> Value {
+        let text = std::fs::read(folder.join(MANIFEST)).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
+    };
+    let (train, evaluate) = (manifest(train), manifest(evaluate));
+    let provenance = |name: &str| train["provenance"][name].as_f64();
+    Cost {
+        training: provenance("wall"),
+        memory: provenance("peak_rss"),
+        picture: evaluate["metrics"][MILLISECONDS_PER_PICTURE].as_f64(),
+        threads: evaluate["provenance"]["threads"].as_f64(),
+    }
+}
+
+/// The runs whose samples are drawn: dense, reference and showcase.
+fn drawn(config: &Config) -> BTreeSet<&String> {
+    let report = &config.report;
+    let named = |name: &&String| **name == report.reference || **name == report.showcase;
+    let dense = config.runs.iter().find(|(_, run)| is_dense(config, run));
+    config.runs.keys().filter(named).chain(dense.map(|(name, _)| name)).collect()
+}
+
+/// Patches along a side of the pictures of these runs; 0 without a run.
+fn patches(config: &Config, runs: &BTreeSet<&String>, find: &Find<'_>) -> Result<usize> {
+    let (Some(run), Some(seed)) = (runs.first(), config.seeds.first()) else {
+        return Ok(0);
+    };
+    let folder = find("train", &format!("{run}-s{seed}"))?;
+    let shape: ClipConfig = json(&folder.join("config.json"))?;
+    Ok(shape.vision.image_size / shape.vision.patch)
 }
 
 /// Example retrievals of the showcase run at its first seed.

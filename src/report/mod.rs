@@ -8,11 +8,13 @@
 mod chart;
 mod comparison;
 mod document;
+mod gallery;
 mod headline;
 mod inputs;
 mod load;
 #[cfg(test)]
 mod load_tests;
+mod picture;
 mod render;
 #[cfg(test)]
 mod sample;
@@ -23,6 +25,12 @@ mod study;
 mod tests;
 mod words;
 
-pub use inputs::{Clustering, DatasetMeta, Facts, ReportInputs, RunInputs, Subspaces};
-pub use load::{Find, load};
+pub use gallery::{Gallery, GallerySample};
+pub use inputs::{
+    Clustering, Cost, DatasetMeta, Facts, ReportInputs, RunInputs, Subspaces,
+};
+pub use load::{Find, MILLISECONDS_PER_PICTURE, load};
 pub use render::{Rendered, render};
+
+/// The file beside the report that makes it again.
+pub const CONFIGURATION: &str = "pipeline.yaml";

@@ -15,6 +15,7 @@ use crate::eval::{self, Bundle, Evaluation, Example};
 use crate::model::Checkpoint;
 use crate::num::{index_u32, round_f32};
 use crate::pipeline::{Job, Stage, Width};
+use crate::report::MILLISECONDS_PER_PICTURE;
 use crate::tables::{self, MetricRow, ResampleRow, RetrievalRow, Row as _};
 
 /// This stage.
@@ -35,9 +36,6 @@ pub struct EvaluateParams {
     /// Seed of this run.
     pub seed: u64,
 }
-
-/// The metric of the manifest that says how long the image tower takes.
-pub const MILLISECONDS_PER_PICTURE: &str = "milliseconds_per_picture";
 
 /// Example retrievals kept; the report shows as many as it is asked for.
 const EXAMPLES: usize = 32;

@@ -15,7 +15,7 @@ use super::cluster::ClusterParams;
 use super::dataset::DatasetParams;
 use super::evaluate::EvaluateParams;
 use super::pretrain::{self, PretrainParams};
-use super::report::ReportParams;
+use super::report::{IMPORTED, ReportParams};
 use super::subspaces::SubspacesParams;
 use super::train::TrainParams;
 use super::upcycle::UpcycleParams;
@@ -270,9 +270,18 @@ impl<'a> Planner<'a> {
     /// The report reads every result but the weights and the raw activations.
     fn report(&self, nodes: &[Node]) -> Result<Node> {
         let mut config = self.config.clone();
-        config.dataset.folder.clear();
-        config.dataset.file.clear();
-        config.pretrain.checkpoint.clear();
+        let path = |text: &mut String| PathBuf::from(std::mem::take(text));
+        let paths = BTreeMap::from([
+            ("dataset.folder", path(&mut config.dataset.folder)),
+            ("dataset.file", path(&mut config.dataset.file)),
+            ("dataset.like", path(&mut config.dataset.like)),
+            ("pretrain.checkpoint", path(&mut config.pretrain.checkpoint)),
+        ]);
+
+        // That there is a checkpoint is part of the story; where it lies is not.
+        if !self.config.pretrain.checkpoint.is_empty() {
+            IMPORTED.clone_into(&mut config.pretrain.checkpoint);
+        }
         // What ran the models stands in the keys of the results that are read.
         config.device = Device::Auto;
         let inputs = nodes
@@ -284,7 +293,8 @@ impl<'a> Planner<'a> {
                 files: Files::All,
             })
             .collect();
-        node("report", None, &ReportParams { config }, inputs)
+        let node = node("report", None, &ReportParams { config }, inputs)?;
+        Ok(Node { paths, ..node })
     }
 
     /// The initializations that some run uses, by name.

@@ -6,6 +6,7 @@ use crate::report::chart::bars::BarChart;
 use crate::report::chart::lines::{LineChart, Point, Series};
 use crate::report::document::{Block, Cell, Figure, Section, Table};
 use crate::report::inputs::{Clustering, Subspaces};
+use crate::report::section::cards;
 use crate::report::stats::summary;
 use crate::report::study::{Study, distinct, ranked};
 use crate::report::words;
@@ -25,6 +26,7 @@ pub(in crate::report) fn section(study: &Study<'_>) -> Option<Section> {
         blocks.extend(Block::figures(sizes(study).into_iter().collect(), 2));
     }
 
+    blocks.extend(cards::blocks(study));
     if let Some(subspaces) = shown(study) {
         blocks.extend(Block::figures(spectra(study, subspaces), 3));
     }
