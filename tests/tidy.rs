@@ -138,6 +138,19 @@ fn no_code_speaks_to_a_network() {
 
 /// A command of cargo that may change the lock file makes another program than the tests saw.
 #[test]
+fn the_site_lists_every_page_of_the_documentation() {
+    let summary = fs::read_to_string("docs/SUMMARY.md").expect("docs/SUMMARY.md");
+    for entry in fs::read_dir("docs").expect("docs") {
+        let name = entry.expect("an entry").file_name().to_string_lossy().into_owned();
+        let page = name.ends_with(".md") && name != "SUMMARY.md";
+        assert!(
+            !page || summary.contains(&format!("({name})")),
+            "{name} is not in SUMMARY.md"
+        );
+    }
+}
+
+#[test]
 fn every_command_of_cargo_is_locked() {
     for file in ["Makefile", ".ci/run", "tests/fuzz/run.sh"] {
         let text = fs::read_to_string(file).expect(file).replace("\\\n", " ");
