@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use super::load::Find;
+use super::find::Find;
 use crate::config::Config;
 use crate::error::{Context as _, Result};
 use crate::io::table::{Table, TableReader};

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::find::Find;
 use super::gallery;
 use super::inputs::{
     Clustering, Cost, DatasetMeta, Facts, ReportInputs, RunInputs, Subspaces, is_dense,
@@ -18,14 +19,7 @@ use crate::error::{Context, Error, Result};
 use crate::io::table::TableReader;
 use crate::model::ClipConfig;
 use crate::model::params::parameter_counts;
-use crate::tables::{self, RetrievalRow};
-
-/// The metric of the manifest of `evaluate` that says how long the image tower takes.
-pub const MILLISECONDS_PER_PICTURE: &str = "milliseconds_per_picture";
-
-/// Finds the folder of a stage's run: `("train", "sparse-s1")`, `("cluster", "s1")`,
-/// `("subspaces", "paper-s1")`, `("dataset", "")`.
-pub type Find<'a> = dyn Fn(&str, &str) -> Result<PathBuf> + 'a;
+use crate::tables::{self, MILLISECONDS_PER_PICTURE, RetrievalRow};
 
 /// Reads everything that the report shows.
 pub fn load(config: &Config, find: &Find<'_>) -> Result<ReportInputs> {

@@ -8,6 +8,7 @@
 mod chart;
 mod comparison;
 mod document;
+mod find;
 mod gallery;
 mod headline;
 mod inputs;
@@ -25,11 +26,12 @@ mod study;
 mod tests;
 mod words;
 
+pub use find::Find;
 pub use gallery::{Gallery, GallerySample};
 pub use inputs::{
     Clustering, Cost, DatasetMeta, Facts, ReportInputs, RunInputs, Subspaces,
 };
-pub use load::{Find, MILLISECONDS_PER_PICTURE, load};
+pub use load::load;
 pub use render::{Rendered, render};
 
 /// The file beside the report that makes it again.

@@ -348,11 +348,6 @@ pub(super) fn over_seeds(values: &BySeed) -> Option<Summary> {
     summary(values.values().copied())
 }
 
-/// The paired difference of two fractions in percentage points.
-pub(super) fn difference_points(a: &BySeed, b: &BySeed) -> Option<Difference> {
-    paired(a, b, COVERAGE).map(in_points)
-}
-
 /// A difference of fractions as percentage points.
 pub(super) fn in_points(difference: Difference) -> Difference {
     let interval = difference.interval.map(|(low, high)| (100.0 * low, 100.0 * high));

@@ -15,8 +15,9 @@ use crate::eval::{self, Bundle, Evaluation, Example};
 use crate::model::Checkpoint;
 use crate::num::{index_u32, round_f32};
 use crate::pipeline::{Job, Stage, Width};
-use crate::report::MILLISECONDS_PER_PICTURE;
-use crate::tables::{self, MetricRow, ResampleRow, RetrievalRow, Row as _};
+use crate::tables::{
+    self, MILLISECONDS_PER_PICTURE, MetricRow, ResampleRow, RetrievalRow, Row as _,
+};
 
 /// This stage.
 pub const STAGE: Stage = Stage {

@@ -2,6 +2,11 @@
 
 use super::{Field, Row};
 
+/// The metric of the manifest of `evaluate` that says how long the image tower takes.
+///
+/// It depends on the machine, so it is no column of a table.
+pub const MILLISECONDS_PER_PICTURE: &str = "milliseconds_per_picture";
+
 /// One metric of one task on one split.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct MetricRow {

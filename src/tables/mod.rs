@@ -33,7 +33,9 @@ mod train;
 
 pub use analyze::{AnalysisRow, EmbeddingRow, SimilarityRow, TokenRow, WHOLE_LAYER};
 pub use cluster::{AssignmentRow, ClusterRow, IterationRow};
-pub use evaluate::{MetricRow, ResampleRow, RetrievalRow, SetRow};
+pub use evaluate::{
+    MILLISECONDS_PER_PICTURE, MetricRow, ResampleRow, RetrievalRow, SetRow,
+};
 pub use field::{Field, Value};
 pub use fit::{
     FitAssignmentRow, FitClusterRow, FitIterationRow, FitSpectrumRow, FitSubspaceRow,

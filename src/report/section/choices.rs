@@ -306,7 +306,10 @@ fn made(study: &Study<'_>) -> Vec<String> {
 fn command(config: &Config) -> String {
     match differences(config) {
         Some(changed) if changed.is_empty() => "make".to_owned(),
-        Some(changed) if changed.len() <= ASSIGNMENTS && !changed.iter().any(awkward) => {
+        Some(changed)
+            if changed.len() <= ASSIGNMENTS
+                && !changed.iter().any(|text| awkward(text)) =>
+        {
             format!("make SET='{}'", changed.join(" "))
         }
         _ => format!("make CONFIG=artifacts/report/current/{CONFIGURATION}"),
@@ -318,7 +321,7 @@ const ASSIGNMENTS: usize = 4;
 
 /// Whether the shell or `make` would read an assignment differently, or it stands for a path
 /// that the report does not know.
-fn awkward(text: &String) -> bool {
+fn awkward(text: &str) -> bool {
     let paths = ["dataset.source=", "pretrain.checkpoint="];
     text.contains(|c: char| c.is_whitespace() || "'`<$\\()\"{".contains(c))
         || paths.iter().any(|path| text.starts_with(path))

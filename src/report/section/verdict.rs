@@ -191,7 +191,7 @@ fn advice(study: &Study<'_>, rivals: &[Rival<'_>], all: &[Vec<Contest<'_>>]) -> 
     let against_reference = reference.and(all.last()).map(|c| Outcome::of(c));
     match (Outcome::of(contests), against_reference, reference) {
         (Outcome::Better, Some(Outcome::Level | Outcome::Worse), Some(plain)) => format!(
-            "Upcycle{cost}, but {} does as well here and needs no clusters.",
+            "Upcycle{cost}, but {} does at least as well here and needs no clusters.",
             plain.name
         ),
         (Outcome::Better, _, _) => format!("Use {name}{cost}."),
