@@ -36,6 +36,8 @@ pub fn first_experts(
             router.cols()
         )));
     }
+
+    // The second and later experts of a token are not looked at: a color needs one.
     let first = |token: usize| {
         let expert = routing.first(token);
         First {

@@ -86,6 +86,7 @@ pub(super) fn load(
 fn samples(path: &Path, wanted: &BTreeSet<u32>) -> Result<Vec<Labels>> {
     let context = || format!("reading {}", path.display());
     let mut reader = TableReader::open(path).context(context)?;
+
     let mut found = Vec::new();
     while let Some(part) = reader.next().context(context)? {
         let numbers = part.u32s("sample").context(context)?;
@@ -125,6 +126,8 @@ fn categories(folder: &Path, labels: &[Labels]) -> Result<Level> {
         labels.iter().map(|row| row.levels[level]).collect::<BTreeSet<u32>>().len()
     };
     let index = (0..3).find(|&level| distinct(level) > 1);
+
+    // Concepts have a table of their own; groups and subgroups share one.
     let names = match index {
         None => Vec::new(),
         Some(2) => {
@@ -151,6 +154,7 @@ impl Level {
             out.extend(labels.into_iter().map(|row| row.sample));
             return Vec::new();
         };
+
         let mut counts: BTreeMap<u32, usize> = BTreeMap::new();
         for row in &labels {
             *counts.entry(row.levels[level]).or_default() += 1;
@@ -168,6 +172,7 @@ impl Level {
             GallerySample { category: category.unwrap_or(order.len()), ..row.sample }
         }));
 
+        // The color after the last kept one is that of the small ones.
         let name = |&(label, _): &(u32, usize)| {
             let name = self.names.get(crate::num::widen(label)).cloned();
             name.unwrap_or_else(|| format!("label {label}"))

@@ -118,6 +118,7 @@ impl Shown {
     fn tokens(&self, config: &ClipConfig, tower: Tower) -> Vec<Token> {
         let vision = &config.vision;
         let per_picture = (vision.image_size / vision.patch).pow(2) + 1;
+
         let captions = self.ids.chunks_exact(config.text.context);
         let samples = self.samples.iter().zip(captions);
         samples
@@ -133,6 +134,8 @@ impl Shown {
                     }
                     Tower::Text => {
                         let end = self.tokenizer.end();
+
+                        // Padding follows the end mark, and an engine leaves it out.
                         let marks = caption.iter().position(|&id| id == end);
                         let spoken = caption.iter().enumerate().skip(1);
                         spoken
@@ -256,6 +259,7 @@ impl Outputs {
                  {expected} from the samples"
             )));
         }
+
         self.tokens.extend(tokens.iter().zip(found).map(|(token, first)| TokenRow {
             point: point.to_owned(),
             layer: layer.clone(),
@@ -279,6 +283,7 @@ impl Outputs {
         let (n, p) = (shown.samples.len(), engine.config().embed_dim);
         let images = Matrix::new(n, p, engine.encode_images(&shown.pixels)?)?;
         let texts = Matrix::new(n, p, engine.encode_texts(&shown.ids)?)?;
+
         for (tower, places) in
             Tower::BOTH.into_iter().zip(analysis::map(&images, &texts)?)
         {

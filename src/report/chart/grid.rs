@@ -31,6 +31,7 @@ impl Grid {
         let width = (block + gap).mul_add(self.layers.len() as f64, names - gap);
         let mut svg = Svg::new(width, CELL.1.mul_add(self.rows.len() as f64, top));
 
+        // Names to the left of their rows, then a block of columns per layer.
         for (row, name) in self.rows.iter().enumerate() {
             let y = CELL.1.mul_add(row as f64, top) + 15.0;
             svg.text((names - 8.0, y), Anchor::End, "label", name);
@@ -56,6 +57,8 @@ impl Grid {
             let number = expert.to_string();
             svg.text((middle, at.1 - 9.0), Anchor::Middle, "tick", &number);
         }
+
+        // Shades are relative to the highest fraction of the sheet.
         for (row, values) in self.values[layer].iter().enumerate() {
             for (expert, value) in values.iter().enumerate() {
                 let left = CELL.0.mul_add(expert as f64, at.0);
@@ -66,11 +69,13 @@ impl Grid {
                 if !value.is_finite() {
                     continue;
                 }
+
                 let percent = format!("{:.0}", 100.0 * value);
                 let name = &self.rows[row];
                 let title = format!(
                     "{tower} block {block}: {percent} % of the tokens of {name} go to expert {expert}"
                 );
+
                 let shade = value / highest.max(1e-9);
                 svg.shaded(area, "cell heat", &title, 0.9 * shade);
                 let ink = if shade > 0.6 { "number on" } else { "number" };

@@ -39,6 +39,8 @@ pub(in crate::report) fn blocks(study: &Study<'_>) -> Vec<Block> {
     let last = |layer: &Layer| {
         !layers.iter().any(|l| l.tower == layer.tower && l.block > layer.block)
     };
+
+    // The last block of each tower is shown, the others are folded away.
     let mut open = Vec::new();
     let mut folded = Vec::new();
     for layer in &layers {
@@ -63,6 +65,8 @@ fn at<'a>(rows: &'a [TokenRow], point: &str, layer: &Layer) -> Places<'a> {
 fn cards(study: &Study<'_>, rows: &[TokenRow], layer: &Layer) -> Vec<Card> {
     let (before, after) = (at(rows, INIT, layer), at(rows, FINAL, layer));
     let clusters: BTreeSet<u32> = before.values().map(|row| row.expert).collect();
+
+    // The nearest tokens first; equal cosines in the order of the samples.
     clusters
         .into_iter()
         .map(|cluster| {
@@ -91,10 +95,13 @@ fn facts(
     after: &Places<'_>,
 ) -> Vec<String> {
     let share = |part: usize, of: usize| words::percent(part as f64 / of.max(1) as f64);
+
+    // Training moves the experts apart from their clusters, and this says how far.
     let kept = own.iter().filter(|row| {
         let now = after.get(&(row.sample, row.position));
         now.is_some_and(|now| now.expert == row.expert)
     });
+
     let mut facts = vec![
         format!("{} % of the tokens", share(own.len(), all)),
         format!(
@@ -114,12 +121,14 @@ fn outstanding(study: &Study<'_>, own: &[&TokenRow]) -> Option<String> {
     }
     let category: BTreeMap<u32, usize> =
         gallery.samples.iter().map(|s| (s.sample, s.category)).collect();
+
     let mut counts = vec![0_usize; gallery.categories.len()];
     for row in own {
         if let Some(&category) = category.get(&row.sample) {
             counts[category] += 1;
         }
     }
+
     let mut order: Vec<usize> = (0..counts.len()).collect();
     order.sort_by_key(|&index| (std::cmp::Reverse(counts[index]), index));
 
@@ -140,6 +149,8 @@ fn crops(study: &Study<'_>, own: &[&TokenRow]) -> Vec<Crop> {
     let gallery = &study.inputs.gallery;
     let samples: BTreeMap<u32, &GallerySample> =
         gallery.samples.iter().map(|sample| (sample.sample, sample)).collect();
+
+    // One patch of a picture is enough: neighbors are alike.
     let mut seen = BTreeSet::new();
     let of_pictures = own.iter().filter(|row| row.layer.tower == "vision");
     of_pictures
@@ -147,6 +158,8 @@ fn crops(study: &Study<'_>, own: &[&TokenRow]) -> Vec<Crop> {
         .filter_map(|row| {
             let sample = samples.get(&row.sample)?;
             let file = &sample.picture;
+
+            // The class token stands for its whole picture.
             let (uri, what) = match widen(row.position).checked_sub(1) {
                 None => (picture::shrunk(file, 72)?, "class token".to_owned()),
                 Some(patch) => {
@@ -155,6 +168,7 @@ fn crops(study: &Study<'_>, own: &[&TokenRow]) -> Vec<Crop> {
                     (uri, format!("patch {} of row {}", place.0, place.1))
                 }
             };
+
             let cosine = words::number(f64::from(row.cosine), 2);
             let title = format!("{}: {what}, cosine {cosine}", sample.caption);
             Some(Crop { uri, title })

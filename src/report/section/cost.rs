@@ -34,6 +34,8 @@ pub(super) fn table(study: &Study<'_>) -> Table {
         let size = |count: Option<u64>| {
             count.map_or_else(|| words::NOTHING.to_owned(), words::parameters)
         };
+
+        // Sizes follow from the shape; the rest was measured, as far as there are manifests.
         let total = size(facts.parameters_total);
         let weights = facts.parameters_total.map(|n| n as f64 * BYTES / 1e6);
         vec![
@@ -45,6 +47,7 @@ pub(super) fn table(study: &Study<'_>) -> Table {
             measured(mean(study, &run, |c| c.picture), |ms| format!("{ms:.2} ms")),
         ]
     });
+
     Table {
         title: "What it costs".to_owned(),
         note: note(study),

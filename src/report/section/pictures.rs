@@ -124,6 +124,7 @@ fn sheet(
 ) -> Option<Figure> {
     let patches = study.inputs.gallery.patches;
     let rows = by_sample(study, run, layer);
+
     let picture = |sample: &&GallerySample| {
         let own = rows.get(&sample.sample);
         let cells = own.into_iter().flatten().filter_map(|row| {
@@ -133,6 +134,8 @@ fn sheet(
         });
         Patched { picture: name(sample), experts: cells.collect() }
     };
+
+    // Two rows of eight pictures are as wide as a phone and readable beside another sheet.
     let (title, name) = (format!("Image tower, block {}", layer.block), study.name(run));
     let chart = PatchSheet {
         title: format!("{title}: patches by expert, {name}"),
@@ -162,6 +165,8 @@ fn captions(
             };
             own.map(token).collect()
         };
+
+        // Every picture with its patches has a caption here, up to a readable number.
         let lines = samples.iter().take(CAPTIONS).map(line);
         CaptionSide { name: study.name(run), lines: lines.collect() }
     };
@@ -184,6 +189,8 @@ fn grid(study: &Study<'_>, run: &str) -> Option<Figure> {
     let layers = distinct(rows.clone().map(|row| &row.layer));
     let (n, experts) = (gallery.categories.len(), study.config().moe.experts);
 
+    // First tokens are counted by layer, category and expert; then every row becomes
+    // fractions of its own sum, because categories differ in size.
     let mut counts = vec![vec![vec![0.0; experts]; n]; layers.len()];
     for row in rows {
         let place = layers.binary_search(&row.layer).ok().zip(category.get(&row.sample));
@@ -192,11 +199,13 @@ fn grid(study: &Study<'_>, run: &str) -> Option<Figure> {
             *count += 1.0;
         }
     }
+
     let fractions = |row: Vec<f64>| -> Vec<f64> {
         let total: f64 = row.iter().sum();
         row.into_iter().map(|count| count / total).collect()
     };
     let values = counts.into_iter().map(|l| l.into_iter().map(fractions).collect());
+
     let chart = Grid {
         title: format!("Experts by category, {}", study.name(run)),
         rows: gallery.categories.clone(),
@@ -225,6 +234,7 @@ fn maps(study: &Study<'_>) -> Vec<Block> {
         (run, FINAL, name)
     }));
 
+    // Small and side by side: what is compared are the shapes.
     let figures = models.iter().filter_map(|(run, point, name)| {
         let title = format!("Embeddings: {name}");
         let chart = Scatter {
@@ -236,6 +246,7 @@ fn maps(study: &Study<'_>) -> Vec<Block> {
         Figure::new(&title, caption, chart.draw())
     });
     let Some(figures) = Block::figures(figures.collect(), 3) else { return Vec::new() };
+
     let mark = |(index, name): (usize, &String)| Mark {
         class: format!("g{index}"),
         name: name.clone(),

@@ -94,6 +94,7 @@ pub(in crate::report) fn verdict(study: &Study<'_>, headlines: &[Headline]) -> V
     let faced = || rivals.iter().zip(&all).filter(|(_, contests)| !contests.is_empty());
     let mut statements: Vec<String> =
         faced().map(|(rival, contests)| sentence(contests, &name, &rival.name)).collect();
+
     let against_reference = reference.map(|theirs| Pair { ours: showcase, theirs });
     statements.extend(against_reference.and_then(|pair| structure(study, pair)));
     let decisive: Vec<&Contest<'_>> = all.iter().flatten().collect();
@@ -115,6 +116,8 @@ fn without(headline: &str) -> Verdict {
 fn rivals<'a>(study: &'a Study<'_>, reference: Option<&'a str>) -> Vec<Rival<'a>> {
     let mut rivals = Vec::new();
     let dense = study.runs.iter().find(|run| !study.is_moe(run)).map(String::as_str);
+
+    // The dense run shows the model before and after as much training as the others had.
     if let Some(run) = dense {
         rivals.push(Rival {
             model: Model { run, point: INIT },
@@ -144,6 +147,8 @@ fn answer(study: &Study<'_>, rivals: &[Rival<'_>], all: &[Vec<Contest<'_>>]) -> 
     let labels = |sign| words::list(&labels(contests, sign));
     let (better, worse) = (labels(Sign::Above), labels(Sign::Below));
     let theirs = &rival.name;
+
+    // A claim is made only where an interval excludes zero.
     match Outcome::of(contests) {
         Outcome::Better => format!(
             "Worth it on {better}: {name} is better than {theirs}, and worse on nothing measured."
@@ -233,6 +238,7 @@ fn table(
         let values = headline.values(study, ours.run, ours.point);
         Cell::number(words::spread_percent(over_seeds(&values)))
     }));
+
     let mut rows = vec![first];
     rows.extend(rivals.iter().map(|rival| {
         let class = study.class(rival.model.run);
