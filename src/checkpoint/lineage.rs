@@ -37,9 +37,8 @@ impl Lineage {
 
     /// The name of the run, as `sparse-s1`; empty for a stage without runs.
     pub fn run(&self) -> &str {
-        let mut parts = self.origin.split('/').skip(1);
-        parts.next_back();
-        parts.next().unwrap_or_default()
+        let parts: Vec<&str> = self.origin.split('/').collect();
+        if let [_, run, _] = parts.as_slice() { run } else { "" }
     }
 
     /// The present result at `place`, as `evaluate/sparse-s1`, if it was made from this

@@ -4,7 +4,7 @@
 //! caller finds the folder of a stage's run.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 

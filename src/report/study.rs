@@ -4,9 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::inputs::{ReportInputs, RunInputs, is_dense, ordered_runs};
-use super::stats::{
-    BySeed, COVERAGE, Difference, Summary, over_examples, paired, summary,
-};
+use super::stats::{BySeed, Difference, Summary, over_examples, paired, summary};
 use crate::config::{Config, RunConfig, Source};
 use crate::error::{Error, Result};
 use crate::tables::{Layer, WHOLE_LAYER};
