@@ -11,6 +11,9 @@ use crate::report::words;
 /// Bytes of a parameter.
 const BYTES: f64 = 4.0;
 
+/// What the columns are.
+const NOTE: &str = "Active parameters are those that a token passes. Times and memory are as measured on the machine that made the results, means over seeds; memory is the most that the training process held, which may have trained other runs before.";
+
 /// The runs whose cost is compared: dense, reference and showcase.
 fn runs(study: &Study<'_>) -> Vec<String> {
     let dense = study.runs.iter().find(|run| !study.is_moe(run)).cloned();
@@ -44,31 +47,25 @@ pub(super) fn table(study: &Study<'_>) -> Table {
             Cell::number(weights.map_or_else(nothing, |mb| words::number(mb, 1))),
             measured(mean(study, &run, |c| c.training), duration),
             measured(most(study, &run), |bytes| format!("{:.0} MB", bytes / 1e6)),
-            measured(mean(study, &run, |c| c.picture), |ms| format!("{ms:.2} ms")),
+            measured(mean(study, &run, |c| c.picture), |ms| format!("{ms:.2} ms"))
+                .with_sub(threads(study, &run)),
         ]
     });
 
     Table {
         title: "What it costs".to_owned(),
-        note: note(study),
+        note: NOTE.to_owned(),
         rows: rows.collect(),
         head: std::iter::once(Cell::words("")).chain(head).collect(),
         foreign: false,
     }
 }
 
-fn note(study: &Study<'_>) -> String {
-    let threads =
-        runs(study).iter().flat_map(|run| study.of(run)).find_map(|r| r.cost.threads);
-    let threads = threads.map_or_else(String::new, |n| {
-        format!(
-            " (evaluation with {})",
-            words::count(crate::num::truncate_usize(n), "thread")
-        )
-    });
-    format!(
-        "Active parameters are those that a token passes. Times and memory are as measured on the machine that made the results{threads}, means over seeds; memory is the most that the training process held, which may have trained other runs before."
-    )
+/// The threads that a picture was timed with.
+fn threads(study: &Study<'_>, run: &str) -> String {
+    let found = study.of(run).find_map(|r| r.cost.threads);
+    let count = |n| words::count(crate::num::truncate_usize(n), "thread");
+    found.map_or_else(String::new, count)
 }
 
 /// How many times larger the showcase is than the dense model, as a part of a sentence.
