@@ -247,7 +247,7 @@ impl<'a> Study<'a> {
     }
 
     /// CSS classes of a run's color: the same in every report, whatever else it compares.
-    pub(super) fn class(&self, run: &str) -> String {
+    pub(super) fn class(run: &str) -> String {
         let known = COLORS.iter().find(|(name, _)| *name == run);
         if let Some((_, class)) = known {
             return (*class).to_owned();

@@ -3,6 +3,7 @@
 //! Writes `report.html`, `report.md`, `comparison.parquet`, and `pipeline.yaml`, the complete
 //! configuration that makes all of it again.
 
+use std::fmt::Write as _;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -85,10 +86,12 @@ fn yaml(tree: &Value, depth: usize, out: &mut String) {
         let key = Value::from(key.as_str());
         match value {
             Value::Object(inner) if !inner.is_empty() => {
-                out.push_str(&format!("{indent}{key}:\n"));
+                let _ = writeln!(out, "{indent}{key}:");
                 yaml(value, depth + 1, out);
             }
-            other => out.push_str(&format!("{indent}{key}: {other}\n")),
+            other => {
+                let _ = writeln!(out, "{indent}{key}: {other}");
+            }
         }
     }
 }

@@ -112,7 +112,7 @@ impl LineChart {
 
             // A line under its twin is drawn wider, so that both are seen.
             let earlier = self.series.iter().take_while(|s| !std::ptr::eq(*s, series));
-            let hidden = earlier.filter(|s| is_twin(s, series, &y)).count();
+            let hidden = earlier.filter(|s| is_twin(s, series, y)).count();
             let wide = if hidden > 0 { " under" } else { "" };
             svg.polyline(&points, &format!("line {}{wide}", series.class), title);
             if let Some(&at) = series.marked.and_then(|index| points.get(index)) {

@@ -209,7 +209,7 @@ fn runs(study: &Study<'_>) -> Table {
             study.seeds(name).iter().map(ToString::to_string).collect();
 
         vec![
-            Cell::words(study.name(name)).with_mark(study.class(name)),
+            Cell::words(study.name(name)).with_mark(Study::class(name)),
             Cell::words(name),
             Cell::words(method),
             Cell::words(if parameters.is_empty() {
@@ -376,7 +376,7 @@ fn files(study: &Study<'_>) -> Table {
                 tables.push(link("analyze", run, seed, "analysis"));
                 tables.push(link("analyze", run, seed, "tokens"));
             }
-            let name = Cell::words(study.name(run)).with_mark(study.class(run));
+            let name = Cell::words(study.name(run)).with_mark(Study::class(run));
             rows.push([vec![name, Cell::words(seed.to_string())], tables].concat());
         }
     }

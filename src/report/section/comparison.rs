@@ -92,7 +92,7 @@ fn name_cell(study: &Study<'_>, run: &str) -> Cell {
     };
 
     Cell::words(study.name(run))
-        .with_mark(study.class(run))
+        .with_mark(Study::class(run))
         .with_title(format!("run `{run}`: method {method}{eesd}"))
 }
 
@@ -184,7 +184,7 @@ fn everything(study: &Study<'_>) -> Table {
         study
             .runs
             .iter()
-            .map(|run| Cell::number(study.name(run)).with_mark(study.class(run))),
+            .map(|run| Cell::number(study.name(run)).with_mark(Study::class(run))),
     );
 
     let rows = rows.into_iter().map(|(task, split, metric)| {

@@ -42,7 +42,7 @@ pub(super) fn table(study: &Study<'_>) -> Table {
         let total = size(facts.parameters_total);
         let weights = facts.parameters_total.map(|n| n as f64 * BYTES / 1e6);
         vec![
-            Cell::words(study.name(&run)).with_mark(study.class(&run)),
+            Cell::words(study.name(&run)).with_mark(Study::class(&run)),
             Cell::number(total).with_sub(size(facts.parameters_active)),
             Cell::number(weights.map_or_else(nothing, |mb| words::number(mb, 1))),
             measured(mean(study, &run, |c| c.training), duration),

@@ -233,7 +233,7 @@ fn table(
     head.extend(shown.iter().map(|h| Cell::number(&h.label).with_title(&h.definition)));
 
     let mut first =
-        vec![Cell::words(study.name(ours.run)).with_mark(study.class(ours.run))];
+        vec![Cell::words(study.name(ours.run)).with_mark(Study::class(ours.run))];
     first.extend(shown.iter().map(|headline| {
         let values = headline.values(study, ours.run, ours.point);
         Cell::number(words::spread_percent(over_seeds(&values)))
@@ -241,7 +241,7 @@ fn table(
 
     let mut rows = vec![first];
     rows.extend(rivals.iter().map(|rival| {
-        let class = study.class(rival.model.run);
+        let class = Study::class(rival.model.run);
         let name = format!("ahead of {}", rival.name);
         let mut row = vec![Cell::words(name).with_mark(class)];
         row.extend(shown.iter().map(|headline| {
@@ -431,7 +431,7 @@ fn figure(study: &Study<'_>, headlines: &[Headline], reference: &str) -> Option<
         let contests = contests(study, headlines, pair);
         let rows = contests.into_iter().map(|contest| ForestRow {
             label: contest.headline.label.clone(),
-            class: study.class(run),
+            class: Study::class(run),
             difference: contest.difference,
         });
         (format!("{} \u{2212} {theirs}", study.name(run)), rows.collect())
