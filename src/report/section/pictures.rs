@@ -159,7 +159,7 @@ fn captions(
         let line = |sample: &&GallerySample| {
             let own = rows.get(&sample.sample).into_iter().flatten();
             let token = |row: &&TokenRow| CaptionToken {
-                text: row.text.clone(),
+                text: spoken(&row.text),
                 expert: row.expert,
                 class: expert_class(row.expert),
             };
@@ -175,6 +175,12 @@ fn captions(
         note: "The tokens of captions as the tokenizer cuts them, underlined in the color of their first expert; the last one is the end of text, whose place in the last block becomes the embedding.".to_owned(),
         sides: runs.iter().map(side).collect(),
     })
+}
+
+/// A token's text; the mark at the end of a caption is long and says little.
+fn spoken(text: &str) -> String {
+    let is_mark = text.starts_with('<') && text.contains("end") && text.ends_with('>');
+    if is_mark { " end ".to_owned() } else { text.to_owned() }
 }
 
 /// What each expert takes of each category.

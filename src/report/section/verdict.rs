@@ -250,7 +250,7 @@ fn table(
         row
     }));
     Table {
-        title: "Was it worth it?".to_owned(),
+        title: "The answer in numbers".to_owned(),
         note: format!(
             "Percent, and percentage points ahead with the {} below; bold where it excludes zero.",
             study.basis().interval()
@@ -410,7 +410,7 @@ fn correction(contests: &[&Contest<'_>]) -> Option<String> {
     let metrics = contests.len();
     (found > 0).then(|| {
         format!(
-            "{metrics} differences are looked at at once: with Bonferroni's correction {kept} of the {found} shown differences remain."
+            "{metrics} differences are judged together: with Bonferroni's correction {kept} of the {found} shown differences remain."
         )
     })
 }
