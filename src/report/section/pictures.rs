@@ -246,12 +246,12 @@ fn maps(study: &Study<'_>) -> Vec<Block> {
         let chart = Scatter {
             title: title.clone(),
             dots: dots(gallery, run, point),
-            size: (300.0, 260.0),
+            size: (280.0, 240.0),
         };
         let caption = "Filled: pictures; hollow: their captions. The first two principal components of both together, each side centered on its own mean, because the gap between pictures and captions would take the first one. Axes of different maps are not comparable.";
         Figure::new(&title, caption, chart.draw())
     });
-    let Some(figures) = Block::figures(figures.collect(), 3) else { return Vec::new() };
+    let Some(figures) = Block::figures(figures.collect(), 4) else { return Vec::new() };
 
     let mark = |(index, name): (usize, &String)| Mark {
         class: format!("g{index}"),
