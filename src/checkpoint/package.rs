@@ -187,7 +187,7 @@ fn compared(row: &ComparisonRow) -> [String; 4] {
     } else {
         "-".to_owned()
     };
-    let metric = format!("{} on {}", row.metric, row.split);
+    let metric = format!("{} {} on {}", row.task, row.metric, row.split);
     [cell(&metric), format!("{}{spread}", percent(row.mean)), difference, interval]
 }
 
@@ -463,6 +463,7 @@ mod tests {
     #[test]
     fn a_row_of_the_report_becomes_a_row_of_the_card() {
         let row = ComparisonRow {
+            task: "concept".to_owned(),
             metric: "acc1".to_owned(),
             split: "pair".to_owned(),
             mean: 0.407,
@@ -473,7 +474,7 @@ mod tests {
             ..ComparisonRow::default()
         };
         assert!(is_telling(&row));
-        let expected = ["acc1 on pair", "40.7 ± 1.4", "+0.6", "-0.4 to +1.6"];
+        let expected = ["concept acc1 on pair", "40.7 ± 1.4", "+0.6", "-0.4 to +1.6"];
         assert_eq!(compared(&row), expected);
         let alone = ComparisonRow {
             std: f64::NAN,
@@ -481,7 +482,7 @@ mod tests {
             difference_low: f64::NAN,
             ..row
         };
-        assert_eq!(compared(&alone), ["acc1 on pair", "40.7", "-", "-"]);
+        assert_eq!(compared(&alone), ["concept acc1 on pair", "40.7", "-", "-"]);
         assert!(!is_telling(&ComparisonRow { metric: "acc5".to_owned(), ..alone }));
     }
 
