@@ -141,12 +141,12 @@ fn no_code_speaks_to_a_network() {
 fn the_site_lists_every_page_of_the_documentation() {
     let summary = fs::read_to_string("docs/SUMMARY.md").expect("docs/SUMMARY.md");
     for entry in fs::read_dir("docs").expect("docs") {
-        let name = entry.expect("an entry").file_name().to_string_lossy().into_owned();
-        let page = name.ends_with(".md") && name != "SUMMARY.md";
-        assert!(
-            !page || summary.contains(&format!("({name})")),
-            "{name} is not in SUMMARY.md"
-        );
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().expect("a name").to_string_lossy();
+        let is_page = path.extension().is_some_and(|kind| kind == "md");
+        let is_listed = summary.contains(&format!("({name})"));
+        let fine = !is_page || name == "SUMMARY.md" || is_listed;
+        assert!(fine, "{name} is not in SUMMARY.md");
     }
 }
 
