@@ -136,7 +136,6 @@ fn no_code_speaks_to_a_network() {
     }
 }
 
-/// A command of cargo that may change the lock file makes another program than the tests saw.
 #[test]
 fn the_site_lists_every_page_of_the_documentation() {
     let summary = fs::read_to_string("docs/SUMMARY.md").expect("docs/SUMMARY.md");
@@ -150,6 +149,7 @@ fn the_site_lists_every_page_of_the_documentation() {
     }
 }
 
+/// A command of cargo that may change the lock file makes another program than the tests saw.
 #[test]
 fn every_command_of_cargo_is_locked() {
     for file in ["Makefile", ".ci/run", "tests/fuzz/run.sh"] {
