@@ -136,6 +136,19 @@ fn no_code_speaks_to_a_network() {
     }
 }
 
+#[test]
+fn the_site_lists_every_page_of_the_documentation() {
+    let summary = fs::read_to_string("docs/SUMMARY.md").expect("docs/SUMMARY.md");
+    for entry in fs::read_dir("docs").expect("docs") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().expect("a name").to_string_lossy();
+        let is_page = path.extension().is_some_and(|kind| kind == "md");
+        let is_listed = summary.contains(&format!("({name})"));
+        let fine = !is_page || name == "SUMMARY.md" || is_listed;
+        assert!(fine, "{name} is not in SUMMARY.md");
+    }
+}
+
 /// A command of cargo that may change the lock file makes another program than the tests saw.
 #[test]
 fn every_command_of_cargo_is_locked() {

@@ -5,6 +5,9 @@
 //! separated. A layer comes as arrays ([`LayerView`]); where they come from, at which step
 //! and of which tower is the caller's business. All sums are in f64 and in index order.
 //!
+//! Beside them stand what became of single tokens ([`first_experts`]) and a picture of the
+//! whole model, its embeddings in two dimensions ([`map()`]).
+//!
 //! A quantity that is not defined (the similarity of one expert, the routing probability of
 //! an expert without tokens) gives no [`Reading`] and never a made-up number.
 //!
@@ -12,6 +15,8 @@
 
 mod compactness;
 mod entropy;
+mod first;
+mod map;
 mod routing;
 mod routing_probability;
 mod similarity;
@@ -19,6 +24,8 @@ mod utilization;
 
 pub use compactness::{Compactness, compactness};
 pub use entropy::{Entropy, entropy};
+pub use first::{First, first_experts};
+pub use map::map;
 pub use routing::Routing;
 pub use routing_probability::routing_probability;
 pub use similarity::{SimilarityMatrix, similarity, similarity_about};

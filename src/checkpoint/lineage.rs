@@ -19,6 +19,8 @@ pub struct Lineage {
     pub origin: String,
     /// The folder of the data set's result, with `dataset.json` and `tokenizer.json`.
     pub dataset: PathBuf,
+    /// The folder of all results.
+    pub store: PathBuf,
 }
 
 impl Lineage {
@@ -30,7 +32,23 @@ impl Lineage {
         };
 
         let dataset = result.dataset(GENERATIONS)?;
-        Ok(dataset.map(|dataset| Self { origin: result.origin, dataset }))
+        let Found { origin, store, .. } = result;
+        Ok(dataset.map(|dataset| Self { origin, dataset, store }))
+    }
+
+    /// The name of the run, as `sparse-s1`; empty for a stage without runs.
+    pub fn run(&self) -> &str {
+        let parts: Vec<&str> = self.origin.split('/').collect();
+        if let [_, run, _] = parts.as_slice() { run } else { "" }
+    }
+
+    /// The present result at `place`, as `evaluate/sparse-s1`, if it was made from this
+    /// checkpoint.
+    pub fn reader(&self, place: &str) -> Result<Option<PathBuf>> {
+        let folder = self.store.join(place).join("current");
+        let found = Found::at(&folder)?;
+        let own = self.store.join(&self.origin);
+        Ok(found.filter(|found| found.inputs.contains(&own)).map(|_| folder))
     }
 
     /// The content of the data set's `dataset.json`.
@@ -42,6 +60,7 @@ impl Lineage {
 /// A result with the folders that it was made from.
 struct Found {
     origin: String,
+    store: PathBuf,
     inputs: Vec<PathBuf>,
 }
 
@@ -64,7 +83,8 @@ impl Found {
         let Some(store) = folder.ancestors().nth(levels) else { return Ok(None) };
         let origin = folder.strip_prefix(store).unwrap_or(&folder).display().to_string();
         let inputs = manifest.provenance.inputs.values();
-        Ok(Some(Self { origin, inputs: inputs.map(|input| store.join(input)).collect() }))
+        let inputs = inputs.map(|input| store.join(input)).collect();
+        Ok(Some(Self { origin, store: store.to_owned(), inputs }))
     }
 
     /// The data set among the inputs, or among theirs.

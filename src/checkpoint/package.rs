@@ -19,6 +19,7 @@ use super::{config, hugging_face};
 use crate::data::Meta;
 use crate::error::{Context, Error, Result};
 use crate::model::{Checkpoint, ClipConfig, Tower};
+use crate::tables::{self, ComparisonRow};
 use crate::text::Tokenizer;
 
 /// The code in the folder, with its license.
@@ -91,6 +92,8 @@ fn attribution(lineage: &Lineage) -> Result<Vec<String>> {
 pub struct Results {
     rows: Vec<[String; 5]>,
     sources: Vec<String>,
+    /// What the report says about the run: metric, mean over seeds, difference, interval.
+    compared: Vec<[String; 4]>,
 }
 
 /// `metrics.json` of the stage `evaluate`.
@@ -123,6 +126,24 @@ struct Benchmarked {
 }
 
 impl Results {
+    /// What a pipeline measured of its own checkpoint, as far as it did: the results of the
+    /// stage `evaluate`, and what the report says of all seeds of the run.
+    pub fn of(lineage: &Lineage) -> Result<Self> {
+        let run = lineage.run();
+        let mut results = Self::default();
+        if let Some(folder) = lineage.reader(&format!("evaluate/{run}"))? {
+            results = Self::read(&[folder.join("metrics.json")])?;
+            results.sources = vec![format!("the result `evaluate/{run}`")];
+        }
+        if let Some(folder) = lineage.reader("report")? {
+            let name = run.rsplit_once("-s").map_or(run, |(name, _)| name);
+            let rows: Vec<ComparisonRow> = tables::read(&folder)?;
+            let own = rows.iter().filter(|row| row.run == name && row.point == "final");
+            results.compared = own.filter(|row| is_telling(row)).map(compared).collect();
+        }
+        Ok(results)
+    }
+
     /// Reads `metrics.json` of the stage `evaluate`, or a set's JSON of `upcycle-evaluate on`.
     pub fn read(files: &[PathBuf]) -> Result<Self> {
         let mut results = Self::default();
@@ -141,6 +162,34 @@ impl Results {
         }
         Ok(results)
     }
+}
+
+/// Whether a metric belongs onto a card: the first place, and not the first ten.
+fn is_telling(row: &ComparisonRow) -> bool {
+    let metric = row.metric.as_str();
+    matches!(metric, "shift" | "acc1")
+        || metric.ends_with("recall@1")
+        || metric.starts_with("logistic")
+}
+
+/// A row of the report's comparison, in percent and percentage points.
+fn compared(row: &ComparisonRow) -> [String; 4] {
+    let percent = |value: f64| format!("{:.1}", 100.0 * value);
+    let signed = |value: f64| format!("{:+.1}", 100.0 * value);
+    let spread = if row.std.is_finite() {
+        format!(" ± {}", percent(row.std))
+    } else {
+        String::new()
+    };
+    let difference =
+        if row.difference.is_finite() { signed(row.difference) } else { "-".to_owned() };
+    let interval = if row.difference_low.is_finite() {
+        format!("{} to {}", signed(row.difference_low), signed(row.difference_high))
+    } else {
+        "-".to_owned()
+    };
+    let metric = format!("{} {} on {}", row.task, row.metric, row.split);
+    [cell(&metric), format!("{}{spread}", percent(row.mean)), difference, interval]
 }
 
 /// The rows of one file of either kind; `None` if it is neither.
@@ -276,6 +325,7 @@ fn card_of(shape: &ClipConfig, pictures: &Preprocessing, card: &Card) -> Result<
         facts => facts,
         results => results,
         sources => card.results.sources.clone(),
+        compared => card.results.compared.iter().map(|r| r.to_vec()).collect::<Vec<_>>(),
         attribution => attribution,
     };
 
@@ -381,6 +431,32 @@ mod tests {
             assert_eq!(config["model_max_length"], 16);
         }
         assert!(tokenizer_config("{}", 16).is_err());
+    }
+
+    #[test]
+    fn a_row_of_the_report_becomes_a_row_of_the_card() {
+        let row = ComparisonRow {
+            task: "concept".to_owned(),
+            metric: "acc1".to_owned(),
+            split: "pair".to_owned(),
+            mean: 0.407,
+            std: 0.014,
+            difference: 0.006,
+            difference_low: -0.004,
+            difference_high: 0.016,
+            ..ComparisonRow::default()
+        };
+        assert!(is_telling(&row));
+        let expected = ["concept acc1 on pair", "40.7 ± 1.4", "+0.6", "-0.4 to +1.6"];
+        assert_eq!(compared(&row), expected);
+        let alone = ComparisonRow {
+            std: f64::NAN,
+            difference: f64::NAN,
+            difference_low: f64::NAN,
+            ..row
+        };
+        assert_eq!(compared(&alone), ["concept acc1 on pair", "40.7", "-", "-"]);
+        assert!(!is_telling(&ComparisonRow { metric: "acc5".to_owned(), ..alone }));
     }
 
     #[test]

@@ -61,7 +61,8 @@ struct ExportArgs {
     #[arg(long, value_name = "PATH")]
     tokenizer: Option<PathBuf>,
     /// Measurements for the model card of the layout `upcycle`: `metrics.json` of the stage
-    /// `evaluate`, or a set's JSON file of `upcycle-evaluate on`; may be repeated.
+    /// `evaluate`, or a set's JSON file of `upcycle-evaluate on`; may be repeated [default: what
+    /// the pipeline measured of its own model].
     #[arg(long, value_name = "FILE", action = ArgAction::Append)]
     metrics: Vec<PathBuf>,
     #[command(flatten)]
@@ -176,7 +177,12 @@ impl Extras {
 
         // The model is called what its folder is called.
         let name = args.out.file_name().unwrap_or_default().to_string_lossy();
-        let card = Card::new(&name, lineage.as_ref(), Results::read(&args.metrics)?)?;
+        // A pipeline knows what it measured of its own models.
+        let results = match &lineage {
+            Some(lineage) if args.metrics.is_empty() => Results::of(lineage)?,
+            _ => Results::read(&args.metrics)?,
+        };
+        let card = Card::new(&name, lineage.as_ref(), results)?;
         Ok(Self { tokenizer, card })
     }
 

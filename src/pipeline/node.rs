@@ -64,7 +64,7 @@ pub struct Node {
     /// What it reads from outside.
     pub externals: Externals,
     /// Paths it needs that do not enter the key.
-    pub paths: BTreeMap<&'static str, PathBuf>,
+    pub paths: BTreeMap<String, PathBuf>,
 }
 
 impl Externals {

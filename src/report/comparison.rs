@@ -46,8 +46,7 @@ fn last_tenth(log: &[LogRow]) -> f64 {
 
 fn row(study: &Study<'_>, key: MetricKey<'_>, values: &BySeed) -> Option<ComparisonRow> {
     let base = study.reference().map(|run| MetricKey { run, ..key });
-    let base = base.and_then(|key| study.metrics().get(&key));
-    let difference = base.and_then(|base| paired(values, base, COVERAGE));
+    let difference = base.and_then(|base| study.difference(key, base, COVERAGE));
     let mixed =
         study.reference().and_then(|theirs| outcomes::difference(study, key, theirs));
     filled(key, values, difference, mixed)

@@ -15,6 +15,8 @@ pub(super) struct Document {
     pub(super) subtitle: String,
     pub(super) verdict: Verdict,
     pub(super) sections: Vec<Section>,
+    /// Pictures that drawings use, as one hidden drawing.
+    pub(super) pictures: String,
 }
 
 /// The answer at the top.
@@ -24,6 +26,10 @@ pub(super) struct Verdict {
     pub(super) statements: Vec<String>,
     pub(super) caveats: Vec<String>,
     pub(super) figure: Option<Figure>,
+    /// What to do, in a sentence.
+    pub(super) advice: String,
+    /// The comparison and the cost.
+    pub(super) tables: Vec<Table>,
 }
 
 /// A titled part of the report.
@@ -61,6 +67,25 @@ pub(super) enum Block {
         summary: String,
         /// What is folded.
         blocks: Vec<Block>,
+    },
+    /// Captions whose tokens are colored.
+    Captions(Captions),
+    /// Clusters, one card each.
+    Cards {
+        /// A title for all of them.
+        title: String,
+        /// The cards.
+        cards: Vec<Card>,
+    },
+    /// Colors and what they stand for.
+    Legend {
+        /// Marks with their names.
+        marks: Vec<Mark>,
+    },
+    /// A line of code to copy.
+    Command {
+        /// The code.
+        code: String,
     },
     /// Example retrievals.
     Sheet(Sheet),
@@ -115,6 +140,10 @@ pub(super) struct Cell {
     pub(super) words: bool,
     /// CSS class of a color mark before the text.
     pub(super) mark: String,
+    /// Whether it was measured on some machine, and may differ on another.
+    pub(super) measured: bool,
+    /// A file that it leads to, relative to the report.
+    pub(super) link: String,
 }
 
 impl Cell {
@@ -186,6 +215,58 @@ impl Figure {
         let (title, caption) = (title.to_owned(), caption.to_owned());
         svg.map(|svg| Self { title, caption, svg })
     }
+}
+
+/// A color and what it stands for.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Mark {
+    /// CSS class of the color.
+    pub(super) class: String,
+    pub(super) name: String,
+}
+
+/// The same captions as several models see them.
+#[derive(Debug, Serialize)]
+pub(super) struct Captions {
+    pub(super) title: String,
+    pub(super) note: String,
+    pub(super) sides: Vec<CaptionSide>,
+}
+
+/// Captions as one model sees them.
+#[derive(Debug, Serialize)]
+pub(super) struct CaptionSide {
+    pub(super) name: String,
+    pub(super) lines: Vec<Vec<CaptionToken>>,
+}
+
+/// A token of a caption.
+#[derive(Debug, Serialize)]
+pub(super) struct CaptionToken {
+    pub(super) text: String,
+    pub(super) expert: u32,
+    /// CSS class of its expert's color.
+    pub(super) class: String,
+}
+
+/// A cluster and what lies in it.
+#[derive(Debug, Serialize)]
+pub(super) struct Card {
+    pub(super) title: String,
+    /// CSS class of its color.
+    pub(super) class: String,
+    pub(super) facts: Vec<String>,
+    /// Patches of pictures, as `data:` URIs.
+    pub(super) crops: Vec<Crop>,
+    /// Tokens of captions.
+    pub(super) words: Vec<String>,
+}
+
+/// A part of a picture around a patch.
+#[derive(Debug, Serialize)]
+pub(super) struct Crop {
+    pub(super) uri: String,
+    pub(super) title: String,
 }
 
 /// Example retrievals.

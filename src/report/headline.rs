@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::stats::BySeed;
-use super::study::{MetricKey, Study};
+use super::stats::{BySeed, Difference, over_examples, paired};
+use super::study::{Basis, MetricKey, Study, in_points};
 use super::words;
 
 /// What a headline metric speaks about in the verdict.
@@ -17,6 +17,13 @@ pub(super) enum Area {
     Probes,
     /// In the table only.
     Other,
+}
+
+/// A model of the study: a run before or after training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Model<'a> {
+    pub(super) run: &'a str,
+    pub(super) point: &'a str,
 }
 
 /// One column of the comparison.
@@ -51,6 +58,44 @@ impl Headline {
         means.map(|(seed, values)| (seed, crate::num::mean(&values))).collect()
     }
 
+    /// The paired difference of two models, each a run and a point, in percentage points.
+    pub(super) fn difference(
+        &self,
+        study: &Study<'_>,
+        ours: Model<'_>,
+        theirs: Model<'_>,
+        coverage: f64,
+    ) -> Option<Difference> {
+        let values = (
+            self.values(study, ours.run, ours.point),
+            self.values(study, theirs.run, theirs.point),
+        );
+        if study.basis() != Basis::Examples {
+            return paired(&values.0, &values.1, coverage).map(in_points);
+        }
+        let one = |values: &BySeed| values.values().next().copied();
+        let pair = (one(&values.0)?, one(&values.1)?);
+        let resampled =
+            self.resampled(study, ours).into_iter().zip(self.resampled(study, theirs));
+        over_examples(pair, resampled.map(|(a, b)| a - b), coverage).map(in_points)
+    }
+
+    /// The mean over the splits on every resample; nothing where a split has none.
+    fn resampled(&self, study: &Study<'_>, model: Model<'_>) -> Vec<f64> {
+        let Model { run, point } = model;
+        let of_split = |split: &String| {
+            let (task, metric) = (self.task, self.metric.as_str());
+            study.resampled(MetricKey { run, point, task, split, metric })
+        };
+        let splits: Vec<&[f32]> = self.splits.iter().map(of_split).collect();
+        let count = splits.iter().map(|values| values.len()).min().unwrap_or(0);
+        let mean = |index: usize| {
+            let values = splits.iter().map(|values| f64::from(values[index]));
+            crate::num::mean(&values.collect::<Vec<f64>>())
+        };
+        (0..count).map(mean).collect()
+    }
+
     /// Finds the splits of a metric; `None` if no run has it.
     fn placed(mut self, study: &Study<'_>, prefer: &str) -> Option<Self> {
         self.splits = splits(study, self.task, &self.metric, prefer);
@@ -76,8 +121,9 @@ pub(super) fn headlines(study: &Study<'_>) -> Vec<Headline> {
     let held_out = meta.held_out.as_deref().unwrap_or("heldout");
 
     let mut all = Vec::new();
-    all.extend(shift(&meta.shifts).placed(study, ""));
-    all.extend(concepts(pair).placed(study, pair));
+    let shipped = study.shipped_pictures();
+    all.extend(shift(&meta.shifts, shipped).placed(study, ""));
+    all.extend(concepts(pair, shipped).placed(study, pair));
     all.extend(held_out_concepts().placed(study, held_out));
 
     // The strictest recall is a headline; those at larger k stand in the table of all
@@ -87,20 +133,23 @@ pub(super) fn headlines(study: &Study<'_>) -> Vec<Headline> {
         all.extend(headline.placed(study, pair));
     }
 
-    all.extend(subgroups().placed(study, pair));
+    // Pictures without labels are all of one subgroup, of which nothing can be told.
+    if shipped {
+        all.extend(subgroups().placed(study, pair));
+    }
     for &shots in &study.config().evaluate.shots {
         all.extend(probe(shots).placed(study, ""));
     }
     all
 }
 
-fn shift(shifts: &[String]) -> Headline {
+fn shift(shifts: &[String], shipped: bool) -> Headline {
     let shifts = words::list(shifts);
     Headline {
         label: "Shift".to_owned(),
         definition: format!(
-            "mean zero-shot top-1 accuracy over all concepts on {shifts}, splits of styles \
-             never trained on"
+            "mean zero-shot top-1 accuracy over all concepts on {shifts}{}",
+            if shipped { ", splits of styles never trained on" } else { "" }
         ),
         area: Area::Shift,
         task: "summary",
@@ -109,12 +158,17 @@ fn shift(shifts: &[String]) -> Headline {
     }
 }
 
-fn concepts(pair: &str) -> Headline {
+fn concepts(pair: &str, shipped: bool) -> Headline {
+    let label = if shipped { "Pair acc@1".to_owned() } else { "Accuracy".to_owned() };
+    let unseen = if shipped {
+        "unseen pictures in styles of the training data"
+    } else {
+        "pictures that were never trained on"
+    };
     Headline {
-        label: "Pair acc@1".to_owned(),
+        label,
         definition: format!(
-            "zero-shot top-1 accuracy over all concepts on `{pair}`: unseen pictures in \
-             styles of the training data"
+            "zero-shot top-1 accuracy over all concepts on `{pair}`: {unseen}"
         ),
         area: Area::Other,
         task: "concept",

@@ -7,11 +7,12 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use super::gallery::Gallery;
 use crate::config::{Config, RunConfig};
 use crate::tables::{
-    AnalysisRow, ClusterRow, IterationRow, LogRow, MetricRow, OutcomeRow, RetrievalRow,
-    RoutingRow, SetMetricRow, SetResampleRow, SimilarityRow, SpectrumRow, SubspaceRow,
-    ValidationRow,
+    AnalysisRow, ClusterRow, IterationRow, LogRow, MetricRow, OutcomeRow, ResampleRow,
+    RetrievalRow, RoutingRow, SetMetricRow, SetResampleRow, SimilarityRow, SpectrumRow,
+    SubspaceRow, ValidationRow,
 };
 
 /// Everything the report shows.
@@ -31,6 +32,8 @@ pub struct ReportInputs {
     pub retrievals: Vec<RetrievalRow>,
     /// PNG bytes of the pictures that those rows name, by sample.
     pub pictures: BTreeMap<u32, Vec<u8>>,
+    /// What models made of single validation samples.
+    pub gallery: Gallery,
     /// Measurements on the sets of `evaluate.sets`, one entry per model and set.
     pub sets: Vec<SetInputs>,
 }
@@ -87,6 +90,8 @@ pub struct RunInputs {
     pub seed: u64,
     /// Size of its model, as far as it is known.
     pub facts: Facts,
+    /// What it took to make and to run it, as far as it was measured.
+    pub cost: Cost,
     /// `log.parquet`.
     pub log: Vec<LogRow>,
     /// `routing.parquet`; empty for a dense run.
@@ -97,6 +102,8 @@ pub struct RunInputs {
     pub metrics: Vec<MetricRow>,
     /// `outcomes.parquet`.
     pub outcomes: Vec<OutcomeRow>,
+    /// `resamples.parquet`, where the report has one seed.
+    pub resamples: Vec<ResampleRow>,
     /// `analysis.parquet`; empty for a dense run.
     pub analysis: Vec<AnalysisRow>,
     /// `similarity_matrix.parquet`; empty for a dense run.
@@ -110,6 +117,19 @@ pub struct Facts {
     pub parameters_total: Option<u64>,
     /// Parameters that take part in the computation of one token.
     pub parameters_active: Option<u64>,
+}
+
+/// What a run took, as the manifests of its results say. It depends on the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Cost {
+    /// Seconds of its training.
+    pub training: Option<f64>,
+    /// Largest resident memory, in bytes, of the process that trained it.
+    pub memory: Option<f64>,
+    /// Milliseconds that its image tower takes for a picture.
+    pub picture: Option<f64>,
+    /// Threads of that evaluation.
+    pub threads: Option<f64>,
 }
 
 /// Clustering of one base.

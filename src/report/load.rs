@@ -4,22 +4,25 @@
 //! caller finds the folder of a stage's run.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use serde_json::Value;
+
+use super::find::Find;
+use super::gallery;
 use super::inputs::{
-    Clustering, DatasetMeta, Facts, ReportInputs, RunInputs, SetInputs, Subspaces,
+    Clustering, Cost, DatasetMeta, Facts, ReportInputs, RunInputs, SetInputs, Subspaces,
     is_dense,
 };
+use crate::artifact::MANIFEST;
 use crate::config::{Config, EvaluateConfig, RunConfig};
 use crate::error::{Context, Error, Result};
 use crate::io::table::TableReader;
 use crate::model::ClipConfig;
 use crate::model::params::parameter_counts;
-use crate::tables::{self, PictureRow, RetrievalRow, SampleRow};
-
-/// Finds the folder of a stage's run: `("train", "sparse-s1")`, `("cluster", "s1")`,
-/// `("subspaces", "paper-s1")`, `("dataset", "")`.
-pub type Find<'a> = dyn Fn(&str, &str) -> Result<PathBuf> + 'a;
+use crate::tables::{
+    self, MILLISECONDS_PER_PICTURE, PictureRow, RetrievalRow, SampleRow,
+};
 
 /// Reads everything that the report shows.
 pub fn load(config: &Config, find: &Find<'_>) -> Result<ReportInputs> {
@@ -42,7 +45,10 @@ pub fn load(config: &Config, find: &Find<'_>) -> Result<ReportInputs> {
         if wanted.is_empty() { BTreeMap::new() } else { pictures(&samples, &wanted)? };
 
     let variants = variants(config);
+    let drawn = drawn(config);
+    let patches = patches(config, &drawn, find)?;
     Ok(ReportInputs {
+        gallery: gallery::load(config, &drawn, patches, find)?,
         config: config.clone(),
         dataset,
         runs,
@@ -98,12 +104,18 @@ fn load_run(
             parameters_total: Some(total as u64),
             parameters_active: Some(active as u64),
         },
+        cost: cost(&train, &find("evaluate", &key)?),
         log: tables::read(&train)?,
         validation: tables::read(&train)?,
         metrics: tables::read(&find("evaluate", &key)?)?,
         outcomes: tables::read(&find("evaluate", &key)?)?,
         ..RunInputs::default()
     };
+
+    // Their intervals are needed where there are no seeds to compare.
+    if config.seeds.len() == 1 {
+        inputs.resamples = tables::read(&find("evaluate", &key)?)?;
+    }
 
     // A dense model has neither experts nor a router.
     if !is_dense(config, run) {
@@ -113,6 +125,40 @@ fn load_run(
         inputs.similarity = tables::read(&analyze)?;
     }
     Ok(inputs)
+}
+
+/// What the manifests of a run say about its cost; a folder without one says nothing.
+fn cost(train: &Path, evaluate: &Path) -> Cost {
+    let manifest = |folder: &Path| -> Value {
+        let text = std::fs::read(folder.join(MANIFEST)).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
+    };
+    let (train, evaluate) = (manifest(train), manifest(evaluate));
+    let provenance = |name: &str| train["provenance"][name].as_f64();
+    Cost {
+        training: provenance("wall"),
+        memory: provenance("peak_rss"),
+        picture: evaluate["metrics"][MILLISECONDS_PER_PICTURE].as_f64(),
+        threads: evaluate["provenance"]["threads"].as_f64(),
+    }
+}
+
+/// The runs whose samples are drawn: dense, reference and showcase.
+fn drawn(config: &Config) -> BTreeSet<&String> {
+    let report = &config.report;
+    let named = |name: &&String| **name == report.reference || **name == report.showcase;
+    let dense = config.runs.iter().find(|(_, run)| is_dense(config, run));
+    config.runs.keys().filter(named).chain(dense.map(|(name, _)| name)).collect()
+}
+
+/// Patches along a side of the pictures of these runs; 0 without a run.
+fn patches(config: &Config, runs: &BTreeSet<&String>, find: &Find<'_>) -> Result<usize> {
+    let (Some(run), Some(seed)) = (runs.first(), config.seeds.first()) else {
+        return Ok(0);
+    };
+    let folder = find("train", &format!("{run}-s{seed}"))?;
+    let shape: ClipConfig = json(&folder.join("config.json"))?;
+    Ok(shape.vision.image_size / shape.vision.patch)
 }
 
 /// Example retrievals of the showcase run at its first seed.

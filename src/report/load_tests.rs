@@ -52,6 +52,9 @@ fn write_run(root: &Path, run: &RunInputs) {
 
     write(&folder("evaluate"), &run.metrics);
     write(&folder("evaluate"), &run.outcomes);
+    if !run.resamples.is_empty() {
+        write(&folder("evaluate"), &run.resamples);
+    }
     if !run.routing.is_empty() {
         write(&folder("train"), &run.routing);
         write(&folder("analyze"), &run.analysis);
@@ -71,6 +74,37 @@ fn write_evidence(root: &Path, inputs: &ReportInputs) {
         write(&folder, &one.experts);
         write(&folder, &one.spectra);
     }
+}
+
+/// Writes the tables of the analysis that the gallery reads, and the validation split.
+fn write_gallery(root: &Path, inputs: &ReportInputs) {
+    let gallery = &inputs.gallery;
+    for (run, rows) in &gallery.tokens {
+        let folder = root.join("analyze").join(format!("{run}-s1"));
+        write(&folder, rows);
+        write(&folder, &gallery.embeddings[run]);
+    }
+    let samples = &gallery.samples;
+    let column =
+        |of: fn(&GallerySample) -> u32| Column::U32(samples.iter().map(of).collect());
+    let category = |s: &GallerySample| crate::num::index_u32(s.category);
+    let captions = samples.iter().map(|s| vec![s.caption.clone()]).collect();
+    let folder = root.join("dataset");
+    Table::new()
+        .with("sample", column(|s| s.sample))
+        .with("image", Column::Bytes(samples.iter().map(|s| s.picture.clone()).collect()))
+        .with("captions", Column::TextList(captions))
+        .with("group", column(category))
+        .with("subgroup", column(category))
+        .with("concept", column(category))
+        .write(&folder.join("samples-val.parquet"))
+        .unwrap();
+    let kinds = vec!["group".to_owned(); gallery.categories.len()];
+    Table::new()
+        .with("kind", Column::Text(kinds))
+        .with("name", Column::Text(gallery.categories.clone()))
+        .write(&folder.join("labels.parquet"))
+        .unwrap();
 }
 
 fn write_pictures(root: &Path, inputs: &ReportInputs) {
@@ -111,6 +145,7 @@ fn what_the_stages_wrote_renders_like_the_rows_it_came_from() {
     }
     write_evidence(root, &inputs);
     write_pictures(root, &inputs);
+    write_gallery(root, &inputs);
     let loaded = load_from(root, &inputs.config).unwrap();
     let (found, expected) = (render(&loaded).unwrap(), render(&inputs).unwrap());
     assert!(found.html == expected.html && found.markdown == expected.markdown);

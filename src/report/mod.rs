@@ -8,12 +8,15 @@
 mod chart;
 mod comparison;
 mod document;
+mod find;
+mod gallery;
 mod headline;
 mod inputs;
 mod load;
 #[cfg(test)]
 mod load_tests;
 mod outcomes;
+mod picture;
 mod render;
 #[cfg(test)]
 mod sample;
@@ -25,8 +28,13 @@ mod study;
 mod tests;
 mod words;
 
+pub use find::Find;
+pub use gallery::{Gallery, GallerySample};
 pub use inputs::{
-    Clustering, DatasetMeta, Facts, ReportInputs, RunInputs, SetInputs, Subspaces,
+    Clustering, Cost, DatasetMeta, Facts, ReportInputs, RunInputs, SetInputs, Subspaces,
 };
-pub use load::{Find, load};
+pub use load::load;
 pub use render::{Rendered, render};
+
+/// The file beside the report that makes it again.
+pub const CONFIGURATION: &str = "pipeline.yaml";

@@ -1,8 +1,11 @@
 //! From inputs to files: builds the document and renders it through two templates.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment};
+use sha2::{Digest as _, Sha256};
 
 use super::chart::svg::escape;
 use super::document::Document;
@@ -11,17 +14,19 @@ use super::inputs::ReportInputs;
 use super::section;
 use super::study::Study;
 use super::words;
+use crate::config::Source;
 use crate::error::{Context, Result};
 use crate::tables::{ComparisonRow, SetComparisonRow};
 
 const HTML: &str = include_str!("templates/report.html");
 const MARKDOWN: &str = include_str!("templates/report.md");
 const STYLE: &str = include_str!("templates/report.css");
+const SCRIPT: &str = include_str!("templates/report.js");
 
 /// The finished report.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rendered {
-    /// `report.html`: self-contained, no scripts, no network.
+    /// `report.html`: self-contained, no network, and no script but its own.
     pub html: String,
     /// `report.md`: the same words and tables without the drawings.
     pub markdown: String,
@@ -45,7 +50,12 @@ pub fn render(inputs: &ReportInputs) -> Result<Rendered> {
     let environment = environment().context(context)?;
     let fill = |name: &str| -> std::result::Result<String, minijinja::Error> {
         let template = environment.get_template(name)?;
-        template.render(minijinja::context! { doc => &tree, style => STYLE })
+        template.render(minijinja::context! {
+            doc => &tree,
+            style => STYLE,
+            script => SCRIPT,
+            script_hash => hash(SCRIPT),
+        })
     };
     Ok(Rendered {
         html: fill("report.html").context(context)?,
@@ -56,10 +66,16 @@ pub fn render(inputs: &ReportInputs) -> Result<Rendered> {
     })
 }
 
+/// How a content security policy names the one script that may run.
+fn hash(script: &str) -> String {
+    format!("sha256-{}", STANDARD.encode(Sha256::digest(script.as_bytes())))
+}
+
 /// The sections in their order; those that have nothing to show are left out.
 fn document(study: &Study<'_>) -> Document {
     let headlines = headlines(study);
     let mut sections = vec![section::comparison::section(study, &headlines)];
+    sections.extend(section::pictures::section(study));
     sections.extend(section::sets::section(study));
     sections.extend(section::ablation::section(study, &headlines));
     sections.push(section::training::section(study));
@@ -70,11 +86,27 @@ fn document(study: &Study<'_>) -> Document {
     sections.push(section::paper::section());
 
     Document {
-        title: study.config().report.title.clone(),
+        title: title(study),
+        pictures: section::pictures::pictures(study),
         subtitle: subtitle(study),
         verdict: section::verdict::verdict(study, &headlines),
         sections,
     }
+}
+
+/// The title: the configured one, else what is upcycled on what.
+fn title(study: &Study<'_>) -> String {
+    let title = &study.config().report.title;
+    if !title.is_empty() {
+        return title.clone();
+    }
+    let pictures = match study.config().dataset.source {
+        Source::Emoji => "emoji",
+        Source::Shapes => "drawn shapes",
+        _ => "your own pictures",
+    };
+    let what = if study.imported() { " of your checkpoint" } else { "" };
+    format!("Cluster-aware Upcycling{what} on {pictures}")
 }
 
 /// The size of the study in a line.

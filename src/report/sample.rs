@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use rand::RngExt as _;
 
+use super::gallery::{Gallery, GallerySample};
 use super::inputs::*;
 use crate::config::{Config, Overrides, load_default};
 use crate::num::{index_u32, round_f32};
 use crate::tables::{
-    AnalysisRow, ClusterRow, IterationRow, Layer, LogRow, Measurement, MetricRow,
-    RetrievalRow, RoutingRow, SimilarityRow, SpectrumRow, SubspaceFigures, SubspaceRow,
-    ValidationRow, WHOLE_LAYER,
+    AnalysisRow, ClusterRow, EmbeddingRow, IterationRow, Layer, LogRow, Measurement,
+    MetricRow, RetrievalRow, RoutedTokenRow, RoutingRow, SimilarityRow, SpectrumRow,
+    SubspaceFigures, SubspaceRow, ValidationRow, WHOLE_LAYER,
 };
 
 /// The MoE layers of the default configuration.
@@ -59,6 +60,7 @@ pub(super) fn from_config(config: Config) -> ReportInputs {
         clusterings,
         subspaces,
         retrievals: retrievals(),
+        gallery: gallery(&config),
         pictures: (0..60).map(|sample| (sample, picture(sample))).collect(),
         sets: Vec::new(),
         config,
@@ -448,6 +450,60 @@ fn retrievals() -> Vec<RetrievalRow> {
         }
     }
     rows
+}
+
+/// Forty samples of three categories; the runs of the report's pictures send their tokens
+/// to experts by chance.
+fn gallery(config: &Config) -> Gallery {
+    let samples = (1000..1040_u32).map(|sample| GallerySample {
+        sample,
+        // The first category is the most frequent one.
+        category: crate::num::widen((sample + 2) % 3),
+        caption: format!("sample <{sample}> & \"more\""),
+        picture: picture(sample),
+    });
+    let mut gallery = Gallery {
+        samples: samples.collect(),
+        categories: ["animals & nature", "flags", "objects"].map(str::to_owned).into(),
+        patches: 4,
+        ..Gallery::default()
+    };
+    let dense = config.runs.iter().find(|(_, run)| is_dense(config, run));
+    let report = [&config.report.reference, &config.report.showcase];
+    for name in dense.map(|(name, _)| name).into_iter().chain(report) {
+        let mut rng = crate::rng::stream(1, &format!("sample/gallery/{name}"));
+        let moe = dense.is_none_or(|(dense, _)| dense != name);
+        let (mut tokens, mut places) = (Vec::new(), Vec::new());
+        for point in ["init", "final"] {
+            for sample in 1000..1040_u32 {
+                for tower in ["vision", "text"] {
+                    let (x, y) = (rng.random(), rng.random());
+                    let (point, tower) = (point.to_owned(), tower.to_owned());
+                    places.push(EmbeddingRow { point, tower, sample, x, y });
+                }
+                let routed = layers().into_iter().filter(|_| moe);
+                for layer in routed {
+                    for position in 0..if layer.tower == "vision" { 17 } else { 4 } {
+                        let words = ["", "a ", "red ", "<b>"];
+                        let text = if layer.tower == "vision" { 0 } else { position };
+                        tokens.push(RoutedTokenRow {
+                            point: point.to_owned(),
+                            layer: layer.clone(),
+                            sample,
+                            position,
+                            text: words[crate::num::widen(text)].to_owned(),
+                            expert: rng.random_range(0..index_u32(config.moe.experts)),
+                            probability: 0.5,
+                            cosine: rng.random(),
+                        });
+                    }
+                }
+            }
+        }
+        gallery.tokens.insert(name.clone(), tokens);
+        gallery.embeddings.insert(name.clone(), places);
+    }
+    gallery
 }
 
 /// A disc on a square, colored by its number.

@@ -1,4 +1,5 @@
-//! Means, spreads and paired intervals over training seeds.
+//! Means, spreads and paired intervals over training seeds, and over examples where there is
+//! one seed.
 //!
 //! The report's claims rest on this file, so it is small and tested against printed tables.
 //! Values that are not finite are left out, and the n that remains is returned with every
@@ -81,6 +82,35 @@ pub fn paired(a: &BySeed, b: &BySeed, coverage: f64) -> Option<Difference> {
     one_sample(shared, coverage)
 }
 
+/// The difference `a - b` of one seed, with the percentile interval of the given coverage over
+/// the differences of paired bootstrap resamples of the examples. The interval covers which
+/// examples were drawn, and not the luck of training.
+pub fn over_examples(
+    (a, b): (f64, f64),
+    resamples: impl IntoIterator<Item = f64>,
+    coverage: f64,
+) -> Option<Difference> {
+    let mean = a - b;
+    let mut sorted: Vec<f64> = resamples.into_iter().filter(|v| v.is_finite()).collect();
+    sorted.sort_by(f64::total_cmp);
+    let tail = 0.5 - coverage / 2.0;
+    let ends = (quantile(&sorted, tail), quantile(&sorted, 1.0 - tail));
+
+    // Models that agree on every example tell nothing about how far they may differ.
+    let spread = ends.1 > ends.0 || mean == 0.0;
+    let interval = ends.0.is_finite().then_some(ends).filter(|_| spread);
+    mean.is_finite().then_some(Difference { n: 1, mean, interval })
+}
+
+/// Linear interpolation between order statistics; NaN without a value.
+fn quantile(sorted: &[f64], fraction: f64) -> f64 {
+    let Some(last) = sorted.len().checked_sub(1) else { return f64::NAN };
+    let place = fraction * last as f64;
+    let below = crate::num::truncate_usize(place).min(last);
+    let above = (below + 1).min(last);
+    sorted[below] + (place - below as f64) * (sorted[above] - sorted[below])
+}
+
 /// Mean of the values with a t interval of the given coverage.
 pub fn one_sample(
     values: impl IntoIterator<Item = f64>,
@@ -143,6 +173,21 @@ mod tests {
         assert!((found.mean - 2.0).abs() < 1e-12);
         assert!((high - 4.484_137_713).abs() < 1e-8, "{high}");
         assert!((low + 0.484_137_713).abs() < 1e-8, "{low}");
+    }
+
+    #[test]
+    fn one_seed_is_judged_by_paired_resamples() {
+        let resamples = (0..=100).map(|i| f64::from(i) / 100.0);
+        let found = over_examples((0.8, 0.3), resamples, COVERAGE).unwrap();
+        let (low, high) = found.interval.unwrap();
+        assert!((low - 0.025).abs() < 1e-12 && (high - 0.975).abs() < 1e-12);
+        assert_eq!((found.n, found.sign()), (1, Sign::Above));
+        assert!((found.mean - 0.5).abs() < 1e-12);
+        let none = over_examples((0.8, 0.3), [], COVERAGE).unwrap();
+        assert_eq!((none.interval, none.sign()), (None, Sign::Unknown));
+        let same = over_examples((0.8, 0.3), [0.5; 9], COVERAGE).unwrap();
+        assert_eq!(same.sign(), Sign::Unknown);
+        assert!(over_examples((f64::NAN, 0.3), [0.5; 9], COVERAGE).is_none());
     }
 
     #[test]

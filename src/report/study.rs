@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::inputs::{ReportInputs, RunInputs, is_dense, ordered_runs};
-use super::stats::{BySeed, COVERAGE, Difference, Summary, paired, summary};
-use crate::config::{Config, RunConfig};
+use super::stats::{BySeed, Difference, Summary, over_examples, paired, summary};
+use crate::config::{Config, RunConfig, Source};
 use crate::error::{Error, Result};
 use crate::tables::{Layer, WHOLE_LAYER};
 
@@ -14,8 +14,31 @@ pub(super) const INIT: &str = "init";
 /// The point after training.
 pub(super) const FINAL: &str = "final";
 
-/// Number of hues in the style sheet; further runs use them again, dashed.
-const HUES: usize = 8;
+/// Number of hues in the style sheet.
+const HUES: u32 = 8;
+
+/// The colors of the runs of the shipped configuration. Runs that are often seen side by side
+/// have hues far apart; controls are dashed.
+const COLORS: [(&str, &str); 18] = [
+    ("dense", "c0"),
+    ("sparse", "c1"),
+    ("sparse-eesd", "c3"),
+    ("cluster-aware", "c2"),
+    ("cluster-aware-eesd", "c4"),
+    ("router-only", "c5"),
+    ("drop", "c6"),
+    ("ders-lm", "c7"),
+    ("cluster-aware-mean", "c2 dashed"),
+    ("cluster-aware-mean-eesd", "c4 dashed"),
+    ("drop-svd", "c6 dashed"),
+    ("svd-only", "c7 dashed"),
+    ("random-clusters", "c5 dashed"),
+    ("random-subspace", "c3 dashed"),
+    ("mismatched-clusters", "c1 dashed"),
+    ("soft-truncation", "c0 dashed"),
+    ("random-subspace-rank", "c2 dashed"),
+    ("random-subspace-energy", "c6 dashed"),
+];
 
 /// What one value of `metrics.parquet` measures, apart from the seed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,6 +59,28 @@ pub(super) struct LayerKey<'a> {
     pub(super) metric: &'a str,
 }
 
+/// What an interval is taken over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Basis {
+    /// Training seeds.
+    Seeds,
+    /// Test examples of one seed.
+    Examples,
+    /// There is no interval.
+    Nothing,
+}
+
+impl Basis {
+    /// What the brackets are.
+    pub(super) fn interval(self) -> &'static str {
+        match self {
+            Self::Seeds => "95 % t interval over seeds",
+            Self::Examples => "95 % paired bootstrap interval over test examples",
+            Self::Nothing => "no interval",
+        }
+    }
+}
+
 /// The inputs with their indices.
 #[derive(Debug)]
 pub(super) struct Study<'a> {
@@ -43,6 +88,7 @@ pub(super) struct Study<'a> {
     /// Runs with data, in report order.
     pub(super) runs: Vec<String>,
     metrics: BTreeMap<MetricKey<'a>, BySeed>,
+    resamples: BTreeMap<MetricKey<'a>, &'a [f32]>,
     layers: BTreeMap<LayerKey<'a>, BySeed>,
     experts: BTreeMap<LayerKey<'a>, BTreeMap<u64, Vec<f64>>>,
     names: BTreeMap<String, String>,
@@ -67,6 +113,7 @@ impl<'a> Study<'a> {
             inputs,
             runs,
             metrics: BTreeMap::new(),
+            resamples: BTreeMap::new(),
             layers: BTreeMap::new(),
             experts: BTreeMap::new(),
             names: names(&inputs.config),
@@ -89,6 +136,17 @@ impl<'a> Study<'a> {
                 metric: &row.measured.metric,
             };
             self.metrics.entry(key).or_default().insert(*seed, row.measured.value);
+        }
+
+        for row in &inputs.resamples {
+            let key = MetricKey {
+                run,
+                point: &row.point,
+                task: &row.task,
+                split: &row.split,
+                metric: &row.metric,
+            };
+            self.resamples.insert(key, &row.values);
         }
 
         for row in &inputs.analysis {
@@ -117,6 +175,37 @@ impl<'a> Study<'a> {
     /// One metric of one run, by seed.
     pub(super) fn metric(&self, key: MetricKey<'_>) -> BySeed {
         self.metrics.get(&key).cloned().unwrap_or_default()
+    }
+
+    /// The metric on every bootstrap resample of its examples, where the report has one seed.
+    pub(super) fn resampled(&self, key: MetricKey<'_>) -> &'a [f32] {
+        self.resamples.get(&key).copied().unwrap_or_default()
+    }
+
+    /// What the intervals of differences are taken over.
+    pub(super) fn basis(&self) -> Basis {
+        match (self.most_seeds(), self.resamples.is_empty()) {
+            (2.., _) => Basis::Seeds,
+            (_, false) => Basis::Examples,
+            (_, true) => Basis::Nothing,
+        }
+    }
+
+    /// The paired difference of one metric between two models.
+    pub(super) fn difference(
+        &self,
+        ours: MetricKey<'_>,
+        theirs: MetricKey<'_>,
+        coverage: f64,
+    ) -> Option<Difference> {
+        let values = (self.metric(ours), self.metric(theirs));
+        if self.basis() != Basis::Examples {
+            return paired(&values.0, &values.1, coverage);
+        }
+        let one = |values: &BySeed| values.values().next().copied();
+        let resampled = self.resampled(ours).iter().zip(self.resampled(theirs));
+        let differences = resampled.map(|(a, b)| f64::from(*a) - f64::from(*b));
+        over_examples((one(&values.0)?, one(&values.1)?), differences, coverage)
     }
 
     /// One analysis of a whole layer, by seed.
@@ -157,13 +246,35 @@ impl<'a> Study<'a> {
         self.names.get(run).cloned().unwrap_or_else(|| run.to_owned())
     }
 
-    /// CSS classes of a run's color.
-    pub(super) fn class(&self, run: &str) -> String {
-        // By the place among all configured runs, so that a missing one changes no color.
-        let order = ordered_runs(self.config());
-        let index = order.iter().position(|r| r == run).unwrap_or(0);
-        let dash = if index >= HUES { " dashed" } else { "" };
-        format!("c{}{dash}", index % HUES)
+    /// CSS classes of a run's color: the same in every report, whatever else it compares.
+    pub(super) fn class(run: &str) -> String {
+        let known = COLORS.iter().find(|(name, _)| *name == run);
+        if let Some((_, class)) = known {
+            return (*class).to_owned();
+        }
+        // Another name gets a color by its letters, dashed to tell it from the shipped runs.
+        let sum: u32 = run.bytes().map(u32::from).sum();
+        format!("c{} dashed", sum % HUES)
+    }
+
+    /// Whether the pictures are those that come with the program, or drawn by it: their splits
+    /// have the meanings that their sources give them.
+    pub(super) fn shipped_pictures(&self) -> bool {
+        matches!(self.config().dataset.source, Source::Emoji | Source::Shapes)
+    }
+
+    /// Whether the dense model was brought by the user instead of trained here.
+    pub(super) fn imported(&self) -> bool {
+        !self.config().pretrain.checkpoint.is_empty()
+    }
+
+    /// What the dense model is called that all runs start from.
+    pub(super) fn checkpoint(&self) -> &'static str {
+        if self.imported() {
+            "the checkpoint you brought"
+        } else {
+            "the pretrained dense model"
+        }
     }
 
     /// Whether a run of this name has data.
@@ -233,11 +344,6 @@ pub(super) fn distinct<'l>(layers: impl Iterator<Item = &'l Layer>) -> Vec<Layer
 /// Mean and spread over seeds.
 pub(super) fn over_seeds(values: &BySeed) -> Option<Summary> {
     summary(values.values().copied())
-}
-
-/// The paired difference of two fractions in percentage points.
-pub(super) fn difference_points(a: &BySeed, b: &BySeed) -> Option<Difference> {
-    paired(a, b, COVERAGE).map(in_points)
 }
 
 /// A difference of fractions as percentage points.

@@ -1,30 +1,34 @@
 //! Stage `analyze`: what the experts have become, at initialization and after training.
 //!
-//! Reads the validation split; writes `analysis.parquet` and `similarity_matrix.parquet`
-//! (both empty for a dense model).
+//! Reads the validation split; writes `analysis.parquet`, `similarity_matrix.parquet` and
+//! `tokens.parquet` (all empty for a dense model), and `embeddings.parquet`.
 
 use serde::{Deserialize, Serialize};
 
 use super::files;
-use crate::analysis::{self, LayerAnalysis, LayerView};
+use crate::analysis::{self, First, LayerAnalysis, LayerView, Routing};
 use crate::config::AnalyzeConfig;
 use crate::data::Dataset;
 use crate::engine::cpu::ops::{activation, linear};
-use crate::engine::{self, LayerRouting, TowerInput};
-use crate::error::Result;
+use crate::engine::{self, Engine, LayerRouting, TowerInput};
+use crate::error::{Error, Result};
 use crate::linalg::Matrix;
 use crate::model::layers::{FfnTensors, MoeTensors};
 use crate::model::{Checkpoint, ClipConfig, Tower};
-use crate::num::{index_u32, widen};
+use crate::num::{index_u32, round_f32, widen};
 use crate::pipeline::{Job, Stage, Width};
-use crate::tables::{self, AnalysisRow, Layer, Row as _, SimilarityRow, WHOLE_LAYER};
+use crate::tables::{
+    self, AnalysisRow, EmbeddingRow, Layer, RoutedTokenRow, Row as _, SimilarityRow,
+    WHOLE_LAYER,
+};
+use crate::text::Tokenizer;
 
 /// This stage.
 pub const STAGE: Stage = Stage {
     name: "analyze",
     version: 1,
     width: Width::Shared,
-    about: "Analyzes experts and routing at initialization and after training.",
+    about: "Analyzes experts, routing and embeddings at initialization and after training.",
     run,
 };
 
@@ -42,21 +46,22 @@ pub struct AnalyzeParams {
 pub fn run(job: &mut Job<'_>) -> Result<()> {
     let AnalyzeParams { analyze, .. } = job.params()?;
     let dense = Checkpoint::read(files::folder(job, "pretrain")?, "model.safetensors")?;
-    let (pixels, ids) = validation(job, analyze.samples)?;
+    let shown = Shown::read(job, analyze.samples)?;
     let backend = files::backend(job)?;
 
     let mut out = Outputs::default();
     for (point, weights) in [("init", "init.safetensors"), ("final", "model.safetensors")]
     {
         let model = Checkpoint::read(files::folder(job, "train")?, weights)?;
-        if model.config.moe.is_none() {
+        let is_moe = model.config.moe.is_some();
+        let mut engine = engine::open_model(model, backend)?;
+        out.add_map(point, &shown, &mut *engine)?;
+        if !is_moe {
             continue;
         }
-
-        let mut engine = engine::open_model(model, backend)?;
         let routing = [
-            engine.routing(TowerInput::Pixels(&pixels))?,
-            engine.routing(TowerInput::Ids(&ids))?,
+            engine.routing(TowerInput::Pixels(&shown.pixels))?,
+            engine.routing(TowerInput::Ids(&shown.ids))?,
         ];
 
         // The weights come back from the engine: they are in memory once.
@@ -64,36 +69,21 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
         let model = Checkpoint { config, values: engine.into_values()? };
 
         for (tower, layers) in Tower::BOTH.into_iter().zip(&routing) {
-            let pooled = pooled_tokens(&model.config, tower, &ids);
+            let pooled = pooled_tokens(&model.config, tower, &shown.ids);
+            let tokens = shown.tokens(&model.config, tower);
             for routing in layers {
+                let name = Layer::new(tower.name(), routing.block);
                 let layer = model.moe_layer(tower, routing.block)?;
                 let base = dense.dense_ffn(tower, routing.block)?;
-                let found = analyze_layer(
-                    &model.config,
-                    tower,
-                    (routing, &pooled),
-                    (&layer, &base),
-                )?;
-                out.add(point, &Layer::new(tower.name(), routing.block), &found);
+                let looked_at =
+                    Looked { config: &model.config, tower, routing, pooled: &pooled };
+                let found = looked_at.analyze(&layer, &base)?;
+                out.add(point, &name, &found);
+                out.add_tokens((point, &name), &tokens, &looked_at.first(&layer)?)?;
             }
         }
     }
     out.write(job)
-}
-
-/// Pixels and ids of the first samples of the validation split, first caption each.
-fn validation(job: &Job<'_>, samples: usize) -> Result<(Vec<f32>, Vec<u32>)> {
-    let data = Dataset::open(files::folder(job, "dataset")?)?;
-    let split = data.split("val")?;
-
-    // The first and not random ones: every run is analyzed on the same samples.
-    let rows: Vec<usize> = (0..split.len().min(samples)).collect();
-    let mut pixels = vec![0.0; rows.len() * 3 * split.side().pow(2)];
-    split.pixels(&rows, &mut pixels)?;
-
-    let texts = rows.iter().filter_map(|&row| split.rows[row].captions.first());
-    let texts: Vec<&str> = texts.map(String::as_str).collect();
-    Ok((pixels, data.tokenizer.encode_all(&texts, data.meta.context)?))
 }
 
 /// The token of each sample that becomes its embedding, among the counted tokens of a tower:
@@ -116,34 +106,130 @@ fn pooled_tokens(config: &ClipConfig, tower: Tower, ids: &[u32]) -> Vec<usize> {
     counted.map(|after| after.saturating_sub(1)).collect()
 }
 
-/// Analyzes one layer over its counted tokens.
-fn analyze_layer(
-    config: &ClipConfig,
-    tower: Tower,
-    (routing, pooled): (&LayerRouting, &[usize]),
-    (layer, base): (&MoeTensors<'_>, &FfnTensors<'_>),
-) -> Result<LayerAnalysis> {
-    let (d, e) = (config.tower(tower).width, layer.experts.len());
-    let top_k = config.moe.as_ref().map_or(1, |moe| moe.top_k);
+/// The first samples of the validation split, with their first captions.
+struct Shown {
+    /// Numbers of the samples.
+    samples: Vec<u32>,
+    pixels: Vec<f32>,
+    ids: Vec<u32>,
+    tokenizer: Tokenizer,
+}
 
-    // The output of a token's best expert alone: compactness compares experts.
-    let mut outputs = Vec::with_capacity(routing.inputs.len());
-    for (input, chosen) in
-        routing.inputs.chunks_exact(d).zip(routing.chosen.chunks_exact(top_k))
-    {
-        outputs.extend(output(config, &layer.experts[widen(chosen[0])], input));
+/// A token that is routed: its place and, in a caption, what stands there.
+struct Token {
+    sample: u32,
+    position: u32,
+    text: String,
+}
+
+impl Shown {
+    fn read(job: &Job<'_>, samples: usize) -> Result<Self> {
+        let data = Dataset::open(files::folder(job, "dataset")?)?;
+        let split = data.split("val")?;
+        let rows: Vec<usize> = (0..split.len().min(samples)).collect();
+        let mut pixels = vec![0.0; rows.len() * 3 * split.side().pow(2)];
+        split.pixels(&rows, &mut pixels)?;
+
+        let texts = rows.iter().filter_map(|&row| split.rows[row].captions.first());
+        let texts: Vec<&str> = texts.map(String::as_str).collect();
+        let ids = data.tokenizer.encode_all(&texts, data.meta.context)?;
+        let samples = rows.iter().map(|&row| split.rows[row].sample).collect();
+        Ok(Self { samples, pixels, ids, tokenizer: data.tokenizer })
     }
 
-    let n = outputs.len() / d;
-    analysis::analyze_layer(&LayerView {
-        probs: &Matrix::new(n, e, routing.probabilities.clone())?,
-        top_k,
-        assigned: &routing.chosen,
-        pooled,
-        outputs: &Matrix::new(n, d, outputs)?,
-        experts: &layer.experts,
-        dense: Some(*base),
-    })
+    /// The tokens that a tower routes, in the order in which an engine counts them: all of a
+    /// picture; of a caption what lies behind the start mark, the end of text included.
+    fn tokens(&self, config: &ClipConfig, tower: Tower) -> Vec<Token> {
+        let vision = &config.vision;
+        let per_picture = (vision.image_size / vision.patch).pow(2) + 1;
+
+        let captions = self.ids.chunks_exact(config.text.context);
+        let samples = self.samples.iter().zip(captions);
+        samples
+            .flat_map(|(&sample, caption)| -> Vec<Token> {
+                let token = |position: usize, text| Token {
+                    sample,
+                    position: index_u32(position),
+                    text,
+                };
+                match tower {
+                    Tower::Vision => {
+                        (0..per_picture).map(|at| token(at, String::new())).collect()
+                    }
+                    Tower::Text => {
+                        let end = self.tokenizer.end();
+
+                        // Padding follows the end mark, and an engine leaves it out.
+                        let marks = caption.iter().position(|&id| id == end);
+                        let spoken = caption.iter().enumerate().skip(1);
+                        spoken
+                            .take(marks.unwrap_or(0))
+                            .map(|(at, &id)| token(at, self.tokenizer.piece(id)))
+                            .collect()
+                    }
+                }
+            })
+            .collect()
+    }
+}
+
+/// The counted tokens of one layer.
+struct Looked<'a> {
+    config: &'a ClipConfig,
+    tower: Tower,
+    routing: &'a LayerRouting,
+    /// The rows among them that become embeddings.
+    pooled: &'a [usize],
+}
+
+impl Looked<'_> {
+    /// K and the routing probabilities `[N, E]`.
+    fn probabilities(&self, experts: usize) -> Result<(usize, Matrix)> {
+        let top_k = self.config.moe.as_ref().map_or(1, |moe| moe.top_k);
+        let values = self.routing.probabilities.clone();
+        Ok((top_k, Matrix::new(values.len() / experts.max(1), experts, values)?))
+    }
+
+    /// What became of the layer's experts.
+    fn analyze(
+        &self,
+        layer: &MoeTensors<'_>,
+        base: &FfnTensors<'_>,
+    ) -> Result<LayerAnalysis> {
+        let Self { config, tower, routing, pooled } = self;
+        let d = config.tower(*tower).width;
+        let (top_k, probs) = self.probabilities(layer.experts.len())?;
+
+        // The output of a token's best expert alone: compactness compares experts.
+        let mut outputs = Vec::with_capacity(routing.inputs.len());
+        for (input, chosen) in
+            routing.inputs.chunks_exact(d).zip(routing.chosen.chunks_exact(top_k))
+        {
+            outputs.extend(output(config, &layer.experts[widen(chosen[0])], input));
+        }
+
+        analysis::analyze_layer(&LayerView {
+            probs: &probs,
+            top_k,
+            assigned: &routing.chosen,
+            pooled,
+            outputs: &Matrix::new(outputs.len() / d, d, outputs)?,
+            experts: &layer.experts,
+            dense: Some(*base),
+        })
+    }
+
+    /// What became of the layer's tokens.
+    fn first(&self, layer: &MoeTensors<'_>) -> Result<Vec<First>> {
+        let d = self.config.tower(self.tower).width;
+        let e = layer.experts.len();
+        let (top_k, probs) = self.probabilities(e)?;
+        let inputs = self.routing.inputs.clone();
+        let inputs = Matrix::new(inputs.len() / d, d, inputs)?;
+        let router = Matrix::new(e, d, layer.router.to_vec())?;
+        let routing = Routing::new(&probs, top_k, &self.routing.chosen)?;
+        analysis::first_experts(&routing, &inputs, &router)
+    }
 }
 
 /// One expert on one row.
@@ -156,11 +242,13 @@ fn output(config: &ClipConfig, expert: &FfnTensors<'_>, input: &[f32]) -> Vec<f3
     out
 }
 
-/// The rows of both tables.
+/// The rows of all tables.
 #[derive(Debug, Default)]
 struct Outputs {
     readings: Vec<AnalysisRow>,
     cosines: Vec<SimilarityRow>,
+    tokens: Vec<RoutedTokenRow>,
+    places: Vec<EmbeddingRow>,
 }
 
 impl Outputs {
@@ -185,10 +273,68 @@ impl Outputs {
         }));
     }
 
+    fn add_tokens(
+        &mut self,
+        (point, layer): (&str, &Layer),
+        tokens: &[Token],
+        found: &[First],
+    ) -> Result<()> {
+        let (expected, counted) = (tokens.len(), found.len());
+        if expected != counted {
+            let Layer { tower, block } = layer;
+            return Err(Error::failed(format!(
+                "{tower} block {block}: the engine routed {counted} tokens, expected \
+                 {expected} from the samples"
+            )));
+        }
+
+        self.tokens.extend(tokens.iter().zip(found).map(|(token, first)| {
+            RoutedTokenRow {
+                point: point.to_owned(),
+                layer: layer.clone(),
+                sample: token.sample,
+                position: token.position,
+                text: token.text.clone(),
+                expert: index_u32(first.expert),
+                probability: first.probability,
+                cosine: round_f32(first.cosine),
+            }
+        }));
+        Ok(())
+    }
+
+    /// Adds the places of all embeddings of a model.
+    fn add_map(
+        &mut self,
+        point: &str,
+        shown: &Shown,
+        engine: &mut dyn Engine,
+    ) -> Result<()> {
+        let (n, p) = (shown.samples.len(), engine.config().embed_dim);
+        let images = Matrix::new(n, p, engine.encode_images(&shown.pixels)?)?;
+        let texts = Matrix::new(n, p, engine.encode_texts(&shown.ids)?)?;
+
+        for (tower, places) in
+            Tower::BOTH.into_iter().zip(analysis::map(&images, &texts)?)
+        {
+            let places = shown.samples.iter().zip(places);
+            self.places.extend(places.map(|(&sample, [x, y])| EmbeddingRow {
+                point: point.to_owned(),
+                tower: tower.name().to_owned(),
+                sample,
+                x: round_f32(x),
+                y: round_f32(y),
+            }));
+        }
+        Ok(())
+    }
+
     /// Writes the tables.
     fn write(self, job: &Job<'_>) -> Result<()> {
         tables::write(&job.output(AnalysisRow::FILE), self.readings)?;
-        tables::write(&job.output(SimilarityRow::FILE), self.cosines)
+        tables::write(&job.output(SimilarityRow::FILE), self.cosines)?;
+        tables::write(&job.output(RoutedTokenRow::FILE), self.tokens)?;
+        tables::write(&job.output(EmbeddingRow::FILE), self.places)
     }
 }
 

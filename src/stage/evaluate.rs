@@ -1,12 +1,14 @@
 //! Stage `evaluate`: a trained model and its initialization on the held-out splits.
 //!
-//! Writes `metrics.parquet`, `outcomes.parquet`, `metrics.json` and `retrievals.parquet`; on a
-//! set of `evaluate.sets`, `set_metrics.parquet` and `set_resamples.parquet`.
+//! Writes `metrics.parquet`, `outcomes.parquet`, `metrics.json`, `resamples.parquet` and
+//! `retrievals.parquet`; on a set of `evaluate.sets`, `set_metrics.parquet` and
+//! `set_resamples.parquet`. How long a picture takes depends on the machine, so it stands in
+//! the manifest alone.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::files::{self, Pictures};
+use super::files::{self, Pictures, Timed};
 use super::measure::{Model, measure};
 use crate::checkpoint::Preprocessing;
 use crate::config::{EvaluateConfig, OptimConfig};
@@ -21,10 +23,11 @@ use crate::eval::{
 use crate::linalg::Matrix;
 use crate::model::names::ParameterId;
 use crate::model::{Checkpoint, Tower};
-use crate::num::index_u32;
+use crate::num::{index_u32, round_f32};
 use crate::pipeline::{Job, Stage, Width};
 use crate::tables::{
-    self, MetricRow, OutcomeRow, RetrievalRow, Row as _, SetMetricRow, SetResampleRow,
+    self, MILLISECONDS_PER_PICTURE, MetricRow, OutcomeRow, ResampleRow, RetrievalRow,
+    Row as _, SetMetricRow, SetResampleRow,
 };
 use crate::text::Tokenizer;
 use crate::train::Schedule;
@@ -155,6 +158,7 @@ fn on_splits(job: &mut Job<'_>, evaluate: &EvaluateConfig, seed: u64) -> Result<
     job.progress.start(2, "evaluations");
     let mut json = Map::new();
     let (mut metrics, mut outcomes) = (Vec::new(), Vec::new());
+    let mut resamples = Vec::new();
     let mut examples = Vec::new();
 
     // Probes are two thirds of an evaluation's time, and nobody compares initializations by
@@ -167,7 +171,7 @@ fn on_splits(job: &mut Job<'_>, evaluate: &EvaluateConfig, seed: u64) -> Result<
     for (point, weights, config) in points {
         let model = Checkpoint::read(files::folder(job, "train")?, weights)?;
         let mut opened = engine::open_model(model, backend)?;
-        let mut engine = &mut *opened;
+        let mut engine = Timed::new(&mut *opened);
         let mut found = eval::evaluate(&mut engine, &bundle, config, seed)?;
 
         // The manifest has the summary of the trained model, for `show` and `diff`.
@@ -175,6 +179,8 @@ fn on_splits(job: &mut Job<'_>, evaluate: &EvaluateConfig, seed: u64) -> Result<
             let batch = evaluate.batch;
             examples =
                 eval::example_retrievals(&mut engine, &bundle, EXAMPLES, batch, seed)?;
+            let speed = engine.milliseconds_per_picture();
+            job.draft.metric(MILLISECONDS_PER_PICTURE, speed);
             for m in found.measurements.iter().filter(|m| m.task == "summary") {
                 job.draft.metric(&m.metric, m.value);
             }
@@ -206,6 +212,7 @@ fn on_splits(job: &mut Job<'_>, evaluate: &EvaluateConfig, seed: u64) -> Result<
             sample: own.sample,
             value: own.value,
         }));
+        resamples.extend(resample_rows(point, &found));
         let text = found.to_json()?;
         let value: Value =
             serde_json::from_str(&text).context(|| "metrics".to_owned())?;
@@ -215,6 +222,7 @@ fn on_splits(job: &mut Job<'_>, evaluate: &EvaluateConfig, seed: u64) -> Result<
 
     tables::write(&job.output(MetricRow::FILE), metrics)?;
     tables::write(&job.output(OutcomeRow::FILE), outcomes)?;
+    tables::write(&job.output(ResampleRow::FILE), resamples)?;
     tables::write(&job.output(RetrievalRow::FILE), retrievals(&examples))?;
     let text =
         serde_json::to_string_pretty(&json).context(|| "metrics".to_owned())? + "\n";
@@ -328,6 +336,17 @@ fn rows(point: &str, found: &Evaluation) -> impl Iterator<Item = MetricRow> {
         .measurements
         .iter()
         .map(move |m| MetricRow { point: point.to_owned(), measured: m.clone() })
+}
+
+/// What the intervals of one point in time were read from.
+fn resample_rows(point: &str, found: &Evaluation) -> impl Iterator<Item = ResampleRow> {
+    found.measurements.iter().map(move |m| ResampleRow {
+        point: point.to_owned(),
+        task: m.task.clone(),
+        split: m.split.clone(),
+        metric: m.metric.clone(),
+        values: m.resampled.iter().map(|&value| round_f32(value)).collect(),
+    })
 }
 
 /// One row per picture found.

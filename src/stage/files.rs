@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::config::Device;
 use crate::data::{Dataset, Split};
@@ -71,6 +72,43 @@ impl Encoder for &mut (dyn Engine + '_) {
 
     fn texts(&mut self, ids: &[u32], n: usize) -> Result<Matrix> {
         Matrix::new(n, self.embed_dim(), self.encode_texts(ids)?)
+    }
+}
+
+/// An encoder under a clock, which counts the pictures that pass through it.
+#[derive(Debug)]
+pub(crate) struct Timed<'a> {
+    inner: &'a mut dyn Engine,
+    pictures: usize,
+    time: Duration,
+}
+
+impl<'a> Timed<'a> {
+    pub(crate) fn new(inner: &'a mut dyn Engine) -> Self {
+        Self { inner, pictures: 0, time: Duration::ZERO }
+    }
+
+    /// Mean time of a picture so far; NaN before the first one.
+    pub(crate) fn milliseconds_per_picture(&self) -> f64 {
+        1000.0 * self.time.as_secs_f64() / self.pictures as f64
+    }
+}
+
+impl Encoder for Timed<'_> {
+    fn embed_dim(&self) -> usize {
+        self.inner.config().embed_dim
+    }
+
+    fn images(&mut self, pixels: &[f32], n: usize) -> Result<Matrix> {
+        let clock = Instant::now();
+        let found = Encoder::images(&mut self.inner, pixels, n)?;
+        self.time += clock.elapsed();
+        self.pictures += n;
+        Ok(found)
+    }
+
+    fn texts(&mut self, ids: &[u32], n: usize) -> Result<Matrix> {
+        Encoder::texts(&mut self.inner, ids, n)
     }
 }
 

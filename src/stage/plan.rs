@@ -16,7 +16,7 @@ use super::dataset::DatasetParams;
 use super::evaluate::EvaluateParams;
 use super::multiplet::MultipletParams;
 use super::pretrain::{self, PretrainParams};
-use super::report::ReportParams;
+use super::report::{IMPORTED, ReportParams};
 use super::subspaces::SubspacesParams;
 use super::train::TrainParams;
 use super::upcycle::UpcycleParams;
@@ -192,10 +192,10 @@ impl<'a> Planner<'a> {
         let mut node = node("dataset", None, &DatasetParams { dataset }, vec![])?;
         node.externals = externals;
         node.paths = BTreeMap::from([
-            ("cache", self.cache.to_owned()),
-            ("file", file),
-            ("folder", folder),
-            ("like", like),
+            ("cache".to_owned(), self.cache.to_owned()),
+            ("file".to_owned(), file),
+            ("folder".to_owned(), folder),
+            ("like".to_owned(), like),
         ]);
         Ok(node)
     }
@@ -219,7 +219,7 @@ impl<'a> Planner<'a> {
         let data = dataset(TRAINING_DATA);
         let mut node = node("pretrain", run, &PretrainParams::Import {}, vec![data])?;
         node.externals = Externals::Folder(folder.clone(), vec![]);
-        node.paths = BTreeMap::from([("checkpoint", folder)]);
+        node.paths = BTreeMap::from([("checkpoint".to_owned(), folder)]);
         Ok(node)
     }
 
@@ -389,7 +389,7 @@ impl<'a> Planner<'a> {
         let inputs = vec![dataset(PREPARATION), input(stage, model, MODEL)];
         let mut node = self.with_engine(node("evaluate", named, &params, inputs)?);
         node.externals = Externals::Folder(PathBuf::from(folder), vec![]);
-        node.paths = BTreeMap::from([("set", PathBuf::from(folder))]);
+        node.paths = BTreeMap::from([("set".to_owned(), PathBuf::from(folder))]);
         Ok(node)
     }
 
@@ -409,12 +409,23 @@ impl<'a> Planner<'a> {
     fn report(&self, nodes: &[Node]) -> Result<Node> {
         // Paths must not reach the key of the report either.
         let mut config = self.config.clone();
-        config.dataset.folder.clear();
-        config.dataset.file.clear();
-        config.dataset.like.clear();
-        config.pretrain.checkpoint.clear();
-        let sets = config.evaluate.sets.iter().map(|set| EvaluateConfig::set_name(set));
-        config.evaluate.sets = sets.collect();
+        let path = |text: &mut String| PathBuf::from(std::mem::take(text));
+        let mut paths = BTreeMap::from([
+            ("dataset.folder".to_owned(), path(&mut config.dataset.folder)),
+            ("dataset.file".to_owned(), path(&mut config.dataset.file)),
+            ("dataset.like".to_owned(), path(&mut config.dataset.like)),
+            ("pretrain.checkpoint".to_owned(), path(&mut config.pretrain.checkpoint)),
+        ]);
+        for (index, set) in config.evaluate.sets.iter_mut().enumerate() {
+            let name = EvaluateConfig::set_name(set);
+            let folder = std::mem::replace(set, name);
+            paths.insert(format!("evaluate.sets.{index}"), PathBuf::from(folder));
+        }
+
+        // That there is a checkpoint is part of the story; where it lies is not.
+        if !self.config.pretrain.checkpoint.is_empty() {
+            IMPORTED.clone_into(&mut config.pretrain.checkpoint);
+        }
 
         // What ran the models stands in the keys of the results that are read.
         config.device = Device::Auto;
@@ -428,7 +439,8 @@ impl<'a> Planner<'a> {
                 files: Files::All,
             })
             .collect();
-        node("report", None, &ReportParams { config }, inputs)
+        let node = node("report", None, &ReportParams { config }, inputs)?;
+        Ok(Node { paths, ..node })
     }
 
     /// The initializations that some run uses, by name.

@@ -4,6 +4,11 @@ use serde::Serialize;
 
 use super::{Field, Row};
 
+/// The metric of the manifest of `evaluate` that says how long the image tower takes.
+///
+/// It depends on the machine, so it is no column of a table.
+pub const MILLISECONDS_PER_PICTURE: &str = "milliseconds_per_picture";
+
 /// One metric of one task on one split, with its interval.
 ///
 /// It is a part of the rows of both tables of metrics, and of `metrics.json`.
@@ -93,6 +98,36 @@ impl Row for OutcomeRow {
             Field::new("metric", |row| &mut row.metric),
             Field::new("sample", |row| &mut row.sample),
             Field::new("value", |row| &mut row.value),
+        ]
+    }
+}
+
+/// One metric of one task on every bootstrap resample of its split.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ResampleRow {
+    /// `init` (before training) or `final`.
+    pub point: String,
+    /// Task.
+    pub task: String,
+    /// Split measured on; `shift` for all shift splits together.
+    pub split: String,
+    /// Metric.
+    pub metric: String,
+    /// Its value on each resample. The examples of a resample are the same for every model of
+    /// a seed, so differences are paired.
+    pub values: Vec<f32>,
+}
+
+impl Row for ResampleRow {
+    const FILE: &'static str = "resamples.parquet";
+
+    fn columns() -> Vec<Field<Self>> {
+        vec![
+            Field::new("point", |row| &mut row.point),
+            Field::new("task", |row| &mut row.task),
+            Field::new("split", |row| &mut row.split),
+            Field::new("metric", |row| &mut row.metric),
+            Field::new("values", |row| &mut row.values),
         ]
     }
 }

@@ -39,12 +39,14 @@ mod tests;
 mod train;
 
 pub use activations::{Activations, TokenRow};
-pub use analyze::{AnalysisRow, SimilarityRow, WHOLE_LAYER};
+pub use analyze::{
+    AnalysisRow, EmbeddingRow, RoutedTokenRow, SimilarityRow, WHOLE_LAYER,
+};
 pub use cluster::{AssignmentRow, ClusterRow, IterationRow};
 pub use dataset::{ConceptRow, LabelRow, PictureRow, SampleRow};
 pub use evaluate::{
-    Measurement, MetricRow, OutcomeRow, RetrievalRow, SetMetricRow, SetResampleRow,
-    SetRow,
+    MILLISECONDS_PER_PICTURE, Measurement, MetricRow, OutcomeRow, ResampleRow,
+    RetrievalRow, SetMetricRow, SetResampleRow, SetRow,
 };
 pub use field::{Field, Value};
 pub use fit::{

@@ -23,7 +23,8 @@ pub struct ComparisonRow {
     pub n: u32,
     /// Mean difference from the reference run over shared seeds; NaN without one.
     pub difference: f64,
-    /// Low end of the 95 % t interval of the difference; NaN where it is undefined.
+    /// Low end of the 95 % t interval of the difference, with one seed of the paired bootstrap
+    /// interval over examples; NaN where it is undefined.
     pub difference_low: f64,
     /// High end of that interval.
     pub difference_high: f64,

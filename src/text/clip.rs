@@ -154,6 +154,11 @@ impl Clip {
         self.vocabulary
     }
 
+    /// The token of an id, as the vocabulary spells it.
+    pub(super) fn token(&self, id: u32) -> Option<String> {
+        self.bpe.id_to_token(id)
+    }
+
     /// The ids of a caption, without marks.
     pub(super) fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let cleaned = self.cleaning.apply(text);
@@ -234,6 +239,18 @@ fn normalizer(cleaning: Cleaning) -> Value {
         }
     };
     json!({"type": "Sequence", "normalizers": steps})
+}
+
+/// The text that a token of a byte-level vocabulary spells; the end of a word is a blank.
+pub(super) fn readable(token: &str) -> String {
+    let (spelled, end) = match token.strip_suffix(SUFFIX) {
+        Some(spelled) => (spelled, " "),
+        None => (token, ""),
+    };
+    let alphabet = ordered_alphabet();
+    let byte = |c: char| alphabet.iter().find(|(_, named)| *named == c).map(|(b, _)| *b);
+    let bytes: Vec<u8> = spelled.chars().filter_map(byte).collect();
+    String::from_utf8_lossy(&bytes).into_owned() + end
 }
 
 /// Bytes and the printable characters that stand for them, in the order of their ids.

@@ -283,6 +283,22 @@ impl Tokenizer {
         }
     }
 
+    /// What a token stands for, for people to read; a token that ends a word ends in a blank,
+    /// or begins with one, as its vocabulary has it. Bytes that are no text on their own are
+    /// shown as the replacement character.
+    pub fn piece(&self, id: u32) -> String {
+        let token = match &self.kind {
+            Kind::Clip(clip) => clip.token(id),
+            Kind::Own(inner) => inner.id_to_token(id),
+        };
+        let marks = [self.start(), self.end()];
+        match token {
+            Some(token) if marks.contains(&id) => token,
+            Some(token) => super::clip::readable(&token),
+            None => String::new(),
+        }
+    }
+
     /// [`Tokenizer::encode`] of every text in parallel, one after the other [n, context].
     pub fn encode_all<T: AsRef<str> + Sync>(
         &self,
@@ -319,6 +335,19 @@ mod tests {
 
     fn tokenizer() -> Tokenizer {
         Tokenizer::parse(train(&texts(), 300).unwrap().as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn the_pieces_of_a_text_put_together_are_the_text() {
+        let toy = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/fixtures/tokenizer/toy_bpe.txt.gz");
+        for tokenizer in [tokenizer(), Tokenizer::open(&toy).unwrap()] {
+            let ids = tokenizer.words("a red circle").unwrap();
+            let pieces: String = ids.iter().map(|&id| tokenizer.piece(id)).collect();
+            assert_eq!(pieces.trim(), "a red circle");
+            assert!(!tokenizer.piece(tokenizer.end()).is_empty());
+            assert_eq!(tokenizer.piece(u32::MAX), "");
+        }
     }
 
     #[test]

@@ -123,7 +123,7 @@ impl World {
     }
 
     pub(crate) fn nodes(&self, settings: &Settings) -> Vec<Node> {
-        let paths = BTreeMap::from([("notes", self.root.join("notes"))]);
+        let paths = BTreeMap::from([("notes".to_owned(), self.root.join("notes"))]);
         let node = |stage, run: Option<&str>, params, reads: &[&'static str]| Node {
             stage,
             place: Place::new(stage, run.map(str::to_owned)),

@@ -17,6 +17,21 @@ pub(in crate::report) struct LayerSeries {
     pub(in crate::report) end: Vec<f64>,
 }
 
+/// How far the marks of two series stand apart.
+const DODGE: f64 = 5.0;
+
+/// How many times the median the largest value must be for a logarithmic axis.
+const SKEWED: f64 = 12.0;
+
+/// Whether one value would flatten all others on a linear axis. Zero and below have no place
+/// on a logarithmic one.
+fn is_skewed(values: impl Iterator<Item = f64>) -> bool {
+    let mut sorted: Vec<f64> = values.filter(|v| v.is_finite()).collect();
+    sorted.sort_by(f64::total_cmp);
+    let (Some(&low), Some(&high)) = (sorted.first(), sorted.last()) else { return false };
+    low > 0.0 && high > SKEWED * sorted[sorted.len() / 2]
+}
+
 /// A chart over layers.
 #[derive(Debug, Clone, Default)]
 pub(in crate::report) struct LayerChart {
@@ -32,7 +47,8 @@ impl LayerChart {
     pub(in crate::report) fn draw(&self) -> Option<String> {
         let values =
             self.series.iter().flat_map(|s| s.init.iter().chain(&s.end).copied());
-        let domain = extent(values, 0.08)?;
+        let log = is_skewed(values.clone());
+        let domain = extent(values, if log { 0.0 } else { 0.08 })?;
 
         // Labels stand to the right of the last column.
         let labels = self.series.iter().map(|s| text_width(&s.label)).fold(0.0, f64::max);
@@ -44,19 +60,34 @@ impl LayerChart {
             width: width - left - labels - 30.0,
             height: height - 62.0,
         };
-        let y = Scale::linear(domain, (area.bottom(), area.top));
+        let pixels = (area.bottom(), area.top);
+        let y = if log {
+            Scale::log((domain.0 * 0.8, domain.1 * 1.25), pixels)
+        } else {
+            Scale::linear(domain, pixels)
+        };
 
         let mut svg = Svg::new(width, height);
-        y_axis(&mut svg, area, &y, &self.y_label);
+        let unit = if log { ", log scale" } else { "" };
+        y_axis(&mut svg, area, &y, &format!("{}{unit}", self.y_label));
         let columns = columns(&self.layers, area);
         self.draw_columns(&mut svg, area, &columns);
 
         // The first series are the important ones: they are drawn last, on top.
-        for series in self.series.iter().rev() {
-            self.draw_series(&mut svg, series, &columns, &y);
+        for (index, series) in self.series.iter().enumerate().rev() {
+            let own = self.dodged(&columns, index);
+            self.draw_series(&mut svg, series, &own, &y);
         }
         self.draw_labels(&mut svg, area, &columns, &y);
         Some(svg.finish(&self.title))
+    }
+
+    /// The columns of one series, beside those of the others: values that agree would hide
+    /// each other.
+    fn dodged(&self, columns: &[f64], index: usize) -> Vec<f64> {
+        let middle = (self.series.len() as f64 - 1.0) / 2.0;
+        let shift = DODGE * (index as f64 - middle);
+        columns.iter().map(|x| x + shift).collect()
     }
 
     fn draw_columns(&self, svg: &mut Svg, area: Area, columns: &[f64]) {
@@ -175,6 +206,14 @@ fn towers(layers: &[Layer]) -> Vec<(&str, Vec<usize>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_outlier_makes_the_axis_logarithmic() {
+        assert!(is_skewed([1.0, 1.2, 0.9, 80.0].into_iter()));
+        assert!(!is_skewed([1.0, 1.2, 0.9, 4.0].into_iter()));
+        assert!(!is_skewed([0.0, 0.1, 0.2, 80.0].into_iter()));
+        assert!(!is_skewed(std::iter::empty()));
+    }
 
     #[test]
     fn columns_ascend_inside_the_area_with_a_gap_between_towers() {

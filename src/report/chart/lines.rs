@@ -109,7 +109,12 @@ impl LineChart {
                 series.points.iter().map(|p| (x.at(p.x), y.at(p.mean))).collect();
             let title =
                 if series.title.is_empty() { &series.label } else { &series.title };
-            svg.polyline(&points, &format!("line {}", series.class), title);
+
+            // A line under its twin is drawn wider, so that both are seen.
+            let earlier = self.series.iter().take_while(|s| !std::ptr::eq(*s, series));
+            let hidden = earlier.filter(|s| is_twin(s, series, y)).count();
+            let wide = if hidden > 0 { " under" } else { "" };
+            svg.polyline(&points, &format!("line {}{wide}", series.class), title);
             if let Some(&at) = series.marked.and_then(|index| points.get(index)) {
                 svg.dot(at, 3.2, &format!("dot {}", series.class), title);
             }
@@ -137,6 +142,13 @@ impl LineChart {
     }
 }
 
+/// Whether two lines lie on each other, to within half the width of a line, at most points.
+fn is_twin(a: &Series, b: &Series, y: &Scale) -> bool {
+    let pairs = || a.points.iter().zip(&b.points);
+    let near = pairs().filter(|(p, q)| (y.at(p.mean) - y.at(q.mean)).abs() < 1.0).count();
+    !a.points.is_empty() && a.points.len() == b.points.len() && 2 * near > a.points.len()
+}
+
 /// A label beside the end of its line, with a stroke in the line's color before it.
 fn direct_label(svg: &mut Svg, from: (f64, f64), to: (f64, f64), series: &Series) {
     svg.line(from, (to.0 - 2.0, to.1), "leader");
@@ -156,6 +168,23 @@ mod tests {
             LineChart { series: vec![nan], size: (300.0, 200.0), ..LineChart::default() };
         assert!(chart.draw().is_none());
         assert!(LineChart::default().draw().is_none());
+    }
+
+    #[test]
+    fn a_line_under_its_twin_is_wider() {
+        let series = |class: &str, y: f64| Series {
+            class: class.to_owned(),
+            points: vec![Point::bare(0.0, y), Point::bare(1.0, 2.0 * y)],
+            ..Series::default()
+        };
+        let chart = LineChart {
+            series: vec![series("c1", 1.0), series("c2", 1.0), series("c3", 5.0)],
+            size: (300.0, 200.0),
+            ..LineChart::default()
+        };
+        let out = chart.draw().unwrap();
+        assert!(out.contains("line c2 under") && !out.contains("line c1 under"), "{out}");
+        assert!(!out.contains("line c3 under"), "{out}");
     }
 
     #[test]

@@ -6,10 +6,13 @@
 
 pub(super) mod bars;
 pub(super) mod forest;
+pub(super) mod grid;
 pub(super) mod heat;
 pub(super) mod layers;
 pub(super) mod lines;
+pub(super) mod patches;
 pub(super) mod scale;
+pub(super) mod scatter;
 pub(super) mod svg;
 
 use scale::Scale;

@@ -175,6 +175,41 @@ impl Svg {
         ));
     }
 
+    /// A picture that [`defined`] put into the page, drawn into a square.
+    pub(in crate::report) fn picture(&mut self, name: &str, at: (f64, f64), side: f64) {
+        let (x, y, side, name) = (short(at.0), short(at.1), short(side), escape(name));
+        self.push(&format!(
+            r##"<use href="#{name}" transform="translate({x} {y}) scale({side})"/>"##
+        ));
+    }
+
+    /// Cells of a grid of unit squares, drawn into the square at `at`; each is (column, row),
+    /// in the order of rows.
+    pub(in crate::report) fn cells(
+        &mut self,
+        cells: &[(usize, usize)],
+        (at, scale): ((f64, f64), f64),
+        class: &str,
+        title: &str,
+    ) {
+        let mut path = String::new();
+        let mut rest = cells;
+        while let Some(&(x, y)) = rest.first() {
+            // Neighbors in a row are one rectangle: the page stays small.
+            let run = rest.iter().enumerate();
+            let length = run.take_while(|(i, cell)| **cell == (x + i, y)).count();
+            let _ = write!(path, "M{x} {y}h{length}v1h-{length}z");
+            rest = &rest[length..];
+        }
+        if path.is_empty() {
+            return;
+        }
+        let (x, y, title) = (short(at.0), short(at.1), tooltip(title));
+        self.push(&format!(
+            r#"<path class="{class}" transform="translate({x} {y}) scale({scale:.4})" d="{path}">{title}</path>"#
+        ));
+    }
+
     /// The finished drawing; `label` is what a screen reader says.
     pub(in crate::report) fn finish(self, label: &str) -> String {
         let (width, height, label) =
@@ -189,6 +224,18 @@ impl Svg {
         self.body.push_str(element);
         self.body.push('\n');
     }
+}
+
+/// Pictures, each a name and a `data:` URI, for [`Svg::picture`] anywhere in the page.
+pub(in crate::report) fn defined(pictures: &[(String, String)]) -> String {
+    let mut out = String::from(
+        r#"<svg class="defined" width="0" height="0" aria-hidden="true"><defs>"#,
+    );
+    for (name, uri) in pictures {
+        let (name, uri) = (escape(name), escape(uri));
+        let _ = write!(out, r#"<image id="{name}" width="1" height="1" href="{uri}"/>"#);
+    }
+    out + "</defs></svg>"
 }
 
 fn tooltip(title: &str) -> String {
@@ -242,6 +289,15 @@ mod tests {
         let out = svg.finish("' onload='x");
         assert!(!out.contains("<script>") && !out.contains("<b>"), "{out}");
         assert!(!out.contains("' onload='"), "{out}");
+    }
+
+    #[test]
+    fn neighboring_cells_are_one_rectangle() {
+        let mut svg = Svg::new(10.0, 10.0);
+        let cells = [(0, 0), (1, 0), (3, 0), (0, 1)];
+        svg.cells(&cells, ((1.0, 2.0), 4.0), "e1", "");
+        let out = svg.finish("x");
+        assert!(out.contains("M0 0h2v1h-2zM3 0h1v1h-1zM0 1h1v1h-1z"), "{out}");
     }
 
     #[test]

@@ -62,7 +62,7 @@ fn ours(study: &Study<'_>, headlines: &[&Headline], runs: [&String; 4]) -> Table
     let rows = runs.into_iter().enumerate().map(|(index, run)| {
         // The order of the runs is that of the configuration: neither, init, EESD, both.
         let init =
-            tick(index % 2 == 1).with_mark(study.class(run)).with_title(study.name(run));
+            tick(index % 2 == 1).with_mark(Study::class(run)).with_title(study.name(run));
         let mut row = vec![init, tick(index >= 2)];
         row.extend(headlines.iter().map(|h| {
             Cell::number(words::spread_percent(over_seeds(&h.values(study, run, FINAL))))

@@ -6,6 +6,7 @@ use crate::config::{
     Bases, Blocks, Center, Config, Directions, EesdTarget, Labels, OptimConfig,
     Overrides, SubspacesConfig, load_default,
 };
+use crate::report::CONFIGURATION;
 use crate::report::document::{Block, Cell, Section, Table};
 use crate::report::study::Study;
 use crate::report::words;
@@ -22,6 +23,9 @@ pub(in crate::report) fn section(study: &Study<'_>) -> Section {
             Block::Table(runs(study)),
             Block::Table(data(study)),
             Block::List { items: made(study) },
+            Block::Command { code: command(study.config()) },
+            Block::List { items: vec![changed(study.config())] },
+            Block::Table(files(study)),
             Block::Details {
                 summary: "Credits for the data".to_owned(),
                 blocks: vec![credits],
@@ -207,7 +211,7 @@ fn runs(study: &Study<'_>) -> Table {
             study.seeds(name).iter().map(ToString::to_string).collect();
 
         vec![
-            Cell::words(study.name(name)).with_mark(study.class(name)),
+            Cell::words(study.name(name)).with_mark(Study::class(name)),
             Cell::words(name),
             Cell::words(method),
             Cell::words(if parameters.is_empty() {
@@ -295,38 +299,102 @@ fn made(study: &Study<'_>) -> Vec<String> {
         dense,
         format!("After upcycling: {}, the same for every run.", budget(&config.train.optim)),
         format!("Intervals of single evaluations: {} bootstrap resamples; intervals of differences: Student's t over seeds.", config.evaluate.bootstrap),
-        command(config),
-        "The same inputs give the same report to the byte: it contains neither time nor host, and it loads nothing from the network.".to_owned(),
+        "The same results give the same report to the byte, and it loads nothing from the network. Only the times and the memory of the table of costs depend on the machine that made the results.".to_owned(),
+        "The following command makes all of it again, and does nothing where everything is fresh. Where the results do not lie in `artifacts`, say so with `ARTIFACTS=`, and name their folder in the path.".to_owned(),
     ]
 }
 
-/// The `make` line that repeats the report from the shipped configuration.
+/// The command that makes this report again.
 fn command(config: &Config) -> String {
-    let shipped = load_default(&Overrides::default()).ok();
-    let shipped = shipped.and_then(|shipped| serde_json::to_value(shipped).ok());
-    let own = serde_json::to_value(config).ok();
-    let (Some(shipped), Some(own)) = (shipped, own) else {
-        return "Made by `make`.".to_owned();
-    };
+    match differences(config) {
+        Some(changed) if changed.is_empty() => "make".to_owned(),
+        Some(changed)
+            if changed.len() <= ASSIGNMENTS
+                && !changed.iter().any(|text| awkward(text)) =>
+        {
+            format!("make SET='{}'", changed.join(" "))
+        }
+        _ => format!("make CONFIG=artifacts/report/current/{CONFIGURATION}"),
+    }
+}
 
+/// The most assignments that are written on a command line.
+const ASSIGNMENTS: usize = 4;
+
+/// Whether the shell or `make` would read an assignment differently, or it stands for a path
+/// that the report does not know.
+fn awkward(text: &str) -> bool {
+    let paths = ["dataset.source=", "pretrain.checkpoint="];
+    text.contains(|c: char| c.is_whitespace() || "'`<$\\()\"{".contains(c))
+        || paths.iter().any(|path| text.starts_with(path))
+}
+
+/// What differs from the shipped configuration, in words.
+fn changed(config: &Config) -> String {
+    match differences(config) {
+        Some(changed) if changed.is_empty() => {
+            "The configuration is the shipped `pipeline.yaml`.".to_owned()
+        }
+        Some(changed) => {
+            let keys = changed.iter().map(|c| c.split('=').next().unwrap_or_default());
+            let keys: Vec<String> = keys.map(|key| format!("`{key}`")).collect();
+            let keys = words::list(&keys);
+            format!("Keys that differ from the shipped `pipeline.yaml`: {keys}.")
+        }
+        None => format!("The configuration is `{CONFIGURATION}` beside this report."),
+    }
+}
+
+/// The assignments that turn the shipped configuration into this one.
+fn differences(config: &Config) -> Option<Vec<String>> {
+    let shipped = load_default(&Overrides::default()).ok()?;
+    let shipped = serde_json::to_value(shipped).ok()?;
+    let own = serde_json::to_value(config).ok()?;
     let mut changed = Vec::new();
     diff(&shipped, &own, "", &mut changed);
+    Some(changed)
+}
 
-    // A value that the shell or `make` would read differently is not printed as a command.
-    let awkward = |text: &String| {
-        text.contains(|c: char| c.is_whitespace() || "'`<$\\".contains(c))
+/// The data behind the report, run by run, as links from its folder.
+fn files(study: &Study<'_>) -> Table {
+    let link = |stage: &str, run: &str, seed: u64, file: &str| Cell {
+        link: format!("../../{stage}/{run}-s{seed}/current/{file}.parquet"),
+        ..Cell::words(file)
     };
-    if changed.is_empty() {
-        "Made by `make` with the shipped `pipeline.yaml`.".to_owned()
-    } else if changed.iter().any(awkward) {
-        let keys = changed.iter().map(|c| c.split('=').next().unwrap_or_default());
-        let keys: Vec<String> = keys.map(|key| format!("`{key}`")).collect();
-        format!(
-            "Made by `make` with these keys of `pipeline.yaml` changed: {}.",
-            words::list(&keys)
-        )
-    } else {
-        format!("Made by `make SET='{}'`.", changed.join(" "))
+    let mut rows = vec![vec![
+        Cell::words("all runs"),
+        Cell::words(words::NOTHING),
+        Cell { link: "comparison.parquet".to_owned(), ..Cell::words("comparison") },
+    ]];
+    for run in &study.runs {
+        for seed in study.seeds(run) {
+            let mut tables = vec![
+                link("evaluate", run, seed, "metrics"),
+                link("evaluate", run, seed, "resamples"),
+                link("train", run, seed, "log"),
+                link("analyze", run, seed, "embeddings"),
+            ];
+            if study.is_moe(run) {
+                tables.push(link("analyze", run, seed, "analysis"));
+                tables.push(link("analyze", run, seed, "tokens"));
+            }
+            let name = Cell::words(study.name(run)).with_mark(Study::class(run));
+            rows.push([vec![name, Cell::words(seed.to_string())], tables].concat());
+        }
+    }
+
+    // Every row is as wide as the widest.
+    let width = rows.iter().map(Vec::len).max().unwrap_or(0);
+    for row in &mut rows {
+        row.resize(width, Cell::words(""));
+    }
+    let names = ["Run", "Seed"].into_iter().chain(std::iter::repeat("")).take(width);
+    Table {
+        title: "Data files".to_owned(),
+        note: "Parquet tables, as links from the folder of this report; `docs/artifacts.md` lists their columns.".to_owned(),
+        head: names.map(Cell::words).collect(),
+        rows,
+        foreign: false,
     }
 }
 
@@ -391,16 +459,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_names_exactly_what_differs_from_the_shipped_file() {
+    fn the_command_is_short_where_it_can_be_and_complete_where_it_must() {
         let with = |set: &[&str]| {
             let set = set.iter().map(|&s| s.to_owned()).collect();
             command(&load_default(&Overrides { profile: None, set }).unwrap())
         };
-        assert_eq!(with(&[]), "Made by `make` with the shipped `pipeline.yaml`.");
+        let whole = "make CONFIG=artifacts/report/current/pipeline.yaml";
+        assert_eq!(with(&[]), "make");
         assert_eq!(
             with(&["seeds=[7]", "train.balance=0.5"]),
-            "Made by `make SET='seeds=[7] train.balance=0.5'`."
+            "make SET='seeds=[7] train.balance=0.5'"
         );
-        assert!(with(&["report.title=a b"]).contains("keys of `pipeline.yaml` changed"));
+        assert_eq!(with(&["report.title=a b"]), whole);
+        assert_eq!(with(&["dataset.source=folder"]), whole);
+        assert_eq!(with(&["pretrain.checkpoint=(imported)"]), whole);
     }
 }

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use crate::report::chart::bars::BarChart;
 use crate::report::chart::lines::{LineChart, Point, Series};
+use crate::report::chart::patches::expert_class;
 use crate::report::document::{Block, Cell, Figure, Section, Table};
 use crate::report::inputs::{Clustering, Subspaces};
+use crate::report::section::cards;
 use crate::report::stats::summary;
 use crate::report::study::{Study, distinct, ranked};
 use crate::report::words;
@@ -25,6 +27,7 @@ pub(in crate::report) fn section(study: &Study<'_>) -> Option<Section> {
         blocks.extend(Block::figures(sizes(study).into_iter().collect(), 2));
     }
 
+    blocks.extend(cards::blocks(study));
     if let Some(subspaces) = shown(study) {
         blocks.extend(Block::figures(spectra(study, subspaces), 3));
     }
@@ -80,7 +83,7 @@ fn objective(rows: &[IterationRow], layer: &Layer, seed: u64) -> Option<Figure> 
     }
     let series = restarts.into_iter().map(|((lost, restart), points)| Series {
         title: format!("restart {restart}{}", if lost { "" } else { ", chosen" }),
-        class: if lost { "quiet" } else { "c1" }.to_owned(),
+        class: if lost { "quiet" } else { "clusters" }.to_owned(),
         marked: (!lost).then(|| points.len() - 1),
         points,
         ..Series::default()
@@ -120,7 +123,7 @@ fn sizes(study: &Study<'_>) -> Option<Figure> {
     let chart = BarChart {
         title: "Sizes of clusters".to_owned(),
         y_label: "fraction of tokens".to_owned(),
-        class: "c1".to_owned(),
+        class: "clusters".to_owned(),
         layers,
         groups,
         top,
@@ -183,7 +186,7 @@ fn spectrum(
         let title = rank.map_or_else(String::new, |rank| format!(", rank {rank}"));
         Series {
             title: format!("expert {expert}{title}"),
-            class: "c1 soft".to_owned(),
+            class: format!("{} soft", expert_class(expert)),
             marked: rank.filter(|rank| *rank < points.len()),
             points,
             ..Series::default()

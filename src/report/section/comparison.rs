@@ -2,11 +2,9 @@
 
 use crate::config::Bases;
 use crate::report::document::{Block, Cell, Section, Table};
-use crate::report::headline::Headline;
-use crate::report::stats::{COVERAGE, Sign, Summary, paired};
-use crate::report::study::{
-    FINAL, INIT, MetricKey, Study, difference_points, over_seeds,
-};
+use crate::report::headline::{Headline, Model};
+use crate::report::stats::{COVERAGE, Sign, Summary};
+use crate::report::study::{FINAL, INIT, MetricKey, Study, over_seeds};
 use crate::report::words;
 
 /// The comparison of all runs.
@@ -18,7 +16,7 @@ pub(in crate::report) fn section(study: &Study<'_>, headlines: &[Headline]) -> S
     ];
     if let Some(reference) = study.reference() {
         blocks.push(details(
-            "Differences from the reference, paired over seeds",
+            "Differences from the reference, paired",
             differences(study, headlines, reference),
         ));
     }
@@ -32,7 +30,8 @@ pub(in crate::report) fn section(study: &Study<'_>, headlines: &[Headline]) -> S
         id: "comparison",
         title: "Comparison of all runs".to_owned(),
         lead: vec![format!(
-            "All runs start from the same dense model{of_their_seed} and share the order of the data and the training budget; only the initialization and the loss differ."
+            "All runs start from {}{of_their_seed} and share the order of the data and the training budget; only the initialization and the loss differ.",
+            study.checkpoint()
         )],
         blocks,
     }
@@ -93,7 +92,7 @@ fn name_cell(study: &Study<'_>, run: &str) -> Cell {
     };
 
     Cell::words(study.name(run))
-        .with_mark(study.class(run))
+        .with_mark(Study::class(run))
         .with_title(format!("run `{run}`: method {method}{eesd}"))
 }
 
@@ -131,16 +130,22 @@ fn size_cell(study: &Study<'_>, run: &str) -> Cell {
 fn best(study: &Study<'_>, headline: &Headline) -> Option<String> {
     let with_mean = |run| {
         let values = headline.values(study, run, FINAL);
-        over_seeds(&values).map(|summary| (run, summary.mean, values))
+        over_seeds(&values).map(|summary| (run, summary.mean))
     };
     let runs = study.runs.iter().map(String::as_str);
     let mut ranked: Vec<_> = runs.filter_map(with_mean).collect();
-    ranked.sort_by(|(_, a, _), (_, b, _)| b.total_cmp(a));
+    ranked.sort_by(|(_, a), (_, b)| b.total_cmp(a));
 
     // Bold is a claim, and a claim needs an interval that excludes zero.
-    let [(first, _, ours), (_, _, theirs), ..] = ranked.as_slice() else { return None };
-    let sign = paired(ours, theirs, COVERAGE)?.sign();
+    let [(first, _), (second, _), ..] = ranked.as_slice() else { return None };
+    let difference = headline.difference(study, model(first), model(second), COVERAGE);
+    let sign = difference?.sign();
     (sign == Sign::Above).then(|| (*first).to_owned())
+}
+
+/// A run after training.
+fn model(run: &str) -> Model<'_> {
+    Model { run, point: FINAL }
 }
 
 fn differences(study: &Study<'_>, headlines: &[Headline], reference: &str) -> Table {
@@ -150,16 +155,18 @@ fn differences(study: &Study<'_>, headlines: &[Headline], reference: &str) -> Ta
     let others = study.runs.iter().filter(|run| *run != reference);
     let rows = others.map(|run| {
         let mut row = vec![name_cell(study, run)];
+        let (ours, theirs) = (model(run), model(reference));
         row.extend(headlines.iter().map(|headline| {
-            let ours = headline.values(study, run, FINAL);
-            let theirs = headline.values(study, reference, FINAL);
-            Cell::difference(difference_points(&ours, &theirs))
+            Cell::difference(headline.difference(study, ours, theirs, COVERAGE))
         }));
         row
     });
     Table {
         title: format!("Differences from {}", study.name(reference)),
-        note: "Percentage points after training, with the 95 % t interval of the paired difference below; bold where the interval excludes zero, in either direction.".to_owned(),
+        note: format!(
+            "Percentage points after training, with the {} below; bold where the interval excludes zero, in either direction.",
+            study.basis().interval()
+        ),
         rows: rows.collect(),
         head,
         foreign: false,
@@ -177,7 +184,7 @@ fn everything(study: &Study<'_>) -> Table {
         study
             .runs
             .iter()
-            .map(|run| Cell::number(study.name(run)).with_mark(study.class(run))),
+            .map(|run| Cell::number(study.name(run)).with_mark(Study::class(run))),
     );
 
     let rows = rows.into_iter().map(|(task, split, metric)| {

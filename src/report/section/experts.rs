@@ -124,7 +124,7 @@ fn per_layer(study: &Study<'_>, layers: &[Layer], drawn: &Drawn) -> Option<Figur
     let focus = study.focus().into_iter().filter(|run| study.is_moe(run));
     let series = focus.map(|run| LayerSeries {
         label: study.name(&run),
-        class: study.class(&run),
+        class: Study::class(&run),
         init: values(&run, INIT),
         end: values(&run, FINAL),
     });
@@ -165,7 +165,7 @@ fn per_expert(
         let chart = BarChart {
             title: format!("{title}, {name}"),
             y_label: drawn.y_label.to_owned(),
-            class: study.class(run),
+            class: Study::class(run),
             layers: layers.to_vec(),
             groups,
             top: largest * 1.06,
@@ -192,7 +192,7 @@ fn similarity(study: &Study<'_>, run: &str) -> Option<Figure> {
     // Both runs share one floor, so that equal shades mean equal cosines.
     let chart = HeatSheet {
         title: format!("Similarity of experts, {}", study.name(run)),
-        class: study.class(run),
+        class: Study::class(run),
         rows: points.map(|(point, name)| (name.to_owned(), sheet(point))).into(),
         layers,
         floor: floor(study),
@@ -246,7 +246,7 @@ fn table(study: &Study<'_>, layers: &[Layer]) -> Table {
 
     let runs = study.runs.iter().filter(|run| study.is_moe(run));
     let rows = runs.map(|run| {
-        let mut row = vec![Cell::words(study.name(run)).with_mark(study.class(run))];
+        let mut row = vec![Cell::words(study.name(run)).with_mark(Study::class(run))];
         row.extend(columns.iter().map(|&(metric, _, decimals)| {
             let mean = |point| {
                 mean_over_layers(study, layers, |layer| LayerKey {

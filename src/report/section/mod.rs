@@ -1,11 +1,14 @@
 //! The parts of the report, one file each: from the indexed inputs to a section.
 
 pub(super) mod ablation;
+pub(super) mod cards;
 pub(super) mod choices;
 pub(super) mod clusters;
 pub(super) mod comparison;
+pub(super) mod cost;
 pub(super) mod experts;
 pub(super) mod paper;
+pub(super) mod pictures;
 pub(super) mod retrieval;
 pub(super) mod sets;
 pub(super) mod training;

@@ -2,18 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-
 use crate::report::document::{Block, Hit, Query, Section, Sheet};
+use crate::report::picture;
 use crate::report::study::Study;
 use crate::report::words;
 use crate::tables::RetrievalRow;
 
 /// Pictures shown for each query.
 const SHOWN: u32 = 5;
-/// What every PNG file begins with; other bytes are not put into the page.
-const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
 
 /// Example retrievals, if there are any.
 pub(in crate::report) fn section(study: &Study<'_>) -> Option<Section> {
@@ -80,13 +76,8 @@ fn query(study: &Study<'_>, mut rows: Vec<&RetrievalRow>) -> Option<Query> {
 }
 
 fn picture(study: &Study<'_>, sample: u32) -> String {
-    // The bytes come from a table, and what is not a picture must not reach the page.
-    match study.inputs.pictures.get(&sample) {
-        Some(bytes) if bytes.starts_with(PNG) => {
-            format!("data:image/png;base64,{}", STANDARD.encode(bytes))
-        }
-        _ => String::new(),
-    }
+    let file = study.inputs.pictures.get(&sample);
+    file.and_then(|file| picture::whole(file)).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -78,7 +78,7 @@ fn name(study: &Study<'_>, model: &str) -> Cell {
     if model == UNTOUCHED {
         return Cell::words("The dense model, untouched");
     }
-    Cell::words(study.name(model)).with_mark(study.class(model))
+    Cell::words(study.name(model)).with_mark(Study::class(model))
 }
 
 fn value(row: &SetComparisonRow) -> Cell {

@@ -75,7 +75,7 @@ fn loss_series(study: &Study<'_>, run: &str) -> Series {
 fn series(study: &Study<'_>, run: &str, curves: &[Curve]) -> Series {
     Series {
         label: study.name(run),
-        class: study.class(run),
+        class: Study::class(run),
         points: banded(curves),
         ..Series::default()
     }

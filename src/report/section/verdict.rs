@@ -3,29 +3,24 @@
 
 use crate::config::Bases;
 use crate::report::chart::forest::{Forest, ForestRow};
-use crate::report::document::{Figure, Verdict};
-use crate::report::headline::{Area, Headline};
-use crate::report::stats::{
-    BySeed, COVERAGE, Difference, Sign, paired, summary, t_quantile,
-};
-use crate::report::study::{FINAL, INIT, LayerKey, Study, difference_points, over_seeds};
+use crate::report::document::{Cell, Figure, Table, Verdict};
+use crate::report::headline::{Area, Headline, Model};
+use crate::report::section::cost;
+use crate::report::stats::{BySeed, COVERAGE, Difference, Sign, paired, t_quantile};
+use crate::report::study::{Basis, FINAL, INIT, LayerKey, Study, over_seeds};
 use crate::report::words;
 
-/// The two runs of a comparison, by key or by readable name.
+/// The two sides of a comparison.
 #[derive(Clone, Copy)]
-struct Pair<'a> {
-    ours: &'a str,
-    theirs: &'a str,
+struct Pair<T> {
+    ours: T,
+    theirs: T,
 }
 
-/// One headline metric of the two runs.
+/// One headline metric of two models.
 struct Contest<'h> {
     headline: &'h Headline,
     difference: Difference,
-    /// Mean of our run, in percent.
-    ours: String,
-    /// Mean of the other run, in percent.
-    theirs: String,
     /// The sign that survives a Bonferroni correction.
     corrected: Sign,
 }
@@ -35,30 +30,81 @@ fn shown(sign: Sign) -> bool {
     matches!(sign, Sign::Above | Sign::Below)
 }
 
-/// The verdict on the showcase run against the reference run.
+/// What the upcycled model is held against.
+struct Rival<'a> {
+    model: Model<'a>,
+    /// What sentences and tables call it.
+    name: String,
+}
+
+/// What all contests with one rival come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// Better somewhere, worse nowhere.
+    Better,
+    /// Worse somewhere, better nowhere.
+    Worse,
+    /// Better here and worse there.
+    Mixed,
+    /// All differences are within the noise.
+    Level,
+    /// There are no intervals.
+    Unknown,
+}
+
+impl Outcome {
+    fn of(contests: &[Contest<'_>]) -> Self {
+        let any = |sign| contests.iter().any(|c| c.difference.sign() == sign);
+        match (any(Sign::Above), any(Sign::Below), any(Sign::Covered)) {
+            (true, true, _) => Self::Mixed,
+            (true, false, _) => Self::Better,
+            (false, true, _) => Self::Worse,
+            (false, false, true) => Self::Level,
+            (false, false, false) => Self::Unknown,
+        }
+    }
+}
+
+/// The verdict on the showcase run: against the dense model before and after as much training,
+/// and against the reference run.
 pub(in crate::report) fn verdict(study: &Study<'_>, headlines: &[Headline]) -> Verdict {
-    let showcase = study.config().report.showcase.as_str();
-    let Some(reference) = study.reference().filter(|r| *r != showcase) else {
+    let report = &study.config().report;
+    let showcase = report.showcase.as_str();
+    let reference = study.reference().filter(|r| *r != showcase);
+    if reference.is_none() && !study.has(showcase) {
         return without("There is no reference run to compare with.");
-    };
+    }
     if !study.has(showcase) {
         return without("The showcase run is missing, so there is nothing to decide.");
     }
 
-    let runs = Pair { ours: showcase, theirs: reference };
-    let contests = contests(study, headlines, runs);
-    if contests.is_empty() {
-        return without("The two runs share no metric over a common seed.");
+    let ours = Model { run: showcase, point: FINAL };
+    let rivals = rivals(study, reference);
+    let contested = |rival: &Rival<'_>| {
+        contests(study, headlines, Pair { ours, theirs: rival.model })
+    };
+    let all: Vec<Vec<Contest<'_>>> = rivals.iter().map(contested).collect();
+    if all.iter().all(Vec::is_empty) {
+        return without(
+            "The showcase run shares no metric with another run over a common seed.",
+        );
     }
 
-    let (ours, theirs) = (study.name(showcase), study.name(reference));
-    let mut statements = statements(&contests);
-    statements.extend(structure(study, runs));
+    let name = study.name(showcase);
+    let faced = || rivals.iter().zip(&all).filter(|(_, contests)| !contests.is_empty());
+    let mut statements: Vec<String> =
+        faced().map(|(rival, contests)| sentence(contests, &name, &rival.name)).collect();
+
+    let against_reference = reference.map(|theirs| Pair { ours: showcase, theirs });
+    statements.extend(against_reference.and_then(|pair| structure(study, pair)));
+    let decisive: Vec<&Contest<'_>> = all.iter().flatten().collect();
     Verdict {
-        headline: headline(&contests, Pair { ours: &ours, theirs: &theirs }),
+        headline: answer(study, &rivals, &all),
+        advice: advice(study, &rivals, &all),
         statements,
-        caveats: caveats(study, &contests),
-        figure: figure(study, headlines, reference),
+        caveats: caveats(study, &decisive),
+        figure: reference.and_then(|reference| figure(study, headlines, reference)),
+        tables: vec![table(study, headlines, ours, &rivals), cost::table(study)],
     }
 }
 
@@ -66,71 +112,197 @@ fn without(headline: &str) -> Verdict {
     Verdict { headline: headline.to_owned(), ..Verdict::default() }
 }
 
+/// The dense model untouched, the dense model trained on, and the reference run.
+fn rivals<'a>(study: &'a Study<'_>, reference: Option<&'a str>) -> Vec<Rival<'a>> {
+    let mut rivals = Vec::new();
+    let dense = study.runs.iter().find(|run| !study.is_moe(run)).map(String::as_str);
+
+    // The dense run shows the model before and after as much training as the others had.
+    if let Some(run) = dense {
+        rivals.push(Rival {
+            model: Model { run, point: INIT },
+            name: study.checkpoint().to_owned(),
+        });
+        rivals.push(Rival {
+            model: Model { run, point: FINAL },
+            name: "dense training on for as long".to_owned(),
+        });
+    }
+    rivals.extend(
+        reference.filter(|run| Some(*run) != dense).map(|run| Rival {
+            model: Model { run, point: FINAL },
+            name: study.name(run),
+        }),
+    );
+    rivals
+}
+
+/// Whether it was worth it: decided by the dense model that trained on for as long, for an
+/// upcycled model must beat what the same budget gives without it.
+fn answer(study: &Study<'_>, rivals: &[Rival<'_>], all: &[Vec<Contest<'_>>]) -> String {
+    let name = study.name(&study.config().report.showcase);
+    let Some((rival, contests)) = decisive(study, rivals, all) else {
+        return "There is nothing to compare with.".to_owned();
+    };
+    let labels = |sign| words::list(&labels(contests, sign));
+    let (better, worse) = (labels(Sign::Above), labels(Sign::Below));
+    let theirs = &rival.name;
+
+    // A claim is made only where an interval excludes zero.
+    match Outcome::of(contests) {
+        Outcome::Better => format!(
+            "Worth it on {better}: {name} is better than {theirs}, and worse on nothing measured."
+        ),
+        Outcome::Worse => format!(
+            "Not worth it: {name} is worse than {theirs} on {worse}, and better on nothing measured."
+        ),
+        Outcome::Mixed => format!(
+            "It depends: {name} is better than {theirs} on {better}, and worse on {worse}."
+        ),
+        Outcome::Level => format!(
+            "Not shown to be worth it: every difference between {name} and {theirs} is within the noise."
+        ),
+        Outcome::Unknown => format!(
+            "One seed gives no interval: nothing can be claimed about {name} against {theirs}."
+        ),
+    }
+}
+
+/// The rival that decides: the dense model trained on, else the last one, the reference.
+fn decisive<'r, 'h>(
+    study: &Study<'_>,
+    rivals: &'r [Rival<'r>],
+    all: &'r [Vec<Contest<'h>>],
+) -> Option<(&'r Rival<'r>, &'r [Contest<'h>])> {
+    let faced = || rivals.iter().zip(all).filter(|(_, contests)| !contests.is_empty());
+    let dense = faced()
+        .find(|(rival, _)| rival.model.point == FINAL && !study.is_moe(rival.model.run));
+    let found = dense.or_else(|| faced().next_back());
+    found.map(|(rival, contests)| (rival, contests.as_slice()))
+}
+
+/// What to do, in a sentence, with what it costs.
+fn advice(study: &Study<'_>, rivals: &[Rival<'_>], all: &[Vec<Contest<'_>>]) -> String {
+    let name = study.name(&study.config().report.showcase);
+    let reference = rivals.last().filter(|rival| study.is_moe(rival.model.run));
+    let Some((rival, contests)) = decisive(study, rivals, all) else {
+        return String::new();
+    };
+    if study.is_moe(rival.model.run) {
+        return "Add a run with `method: dense` to see whether the experts pay: without it nothing says what the same training gives without them.".to_owned();
+    }
+
+    let cost = cost::ratio(study).unwrap_or_default();
+    let against_reference = reference.and(all.last()).map(|c| Outcome::of(c));
+    match (Outcome::of(contests), against_reference, reference) {
+        (Outcome::Better, Some(Outcome::Level | Outcome::Worse), Some(plain)) => format!(
+            "Upcycle{cost}, but {} does at least as well here and needs no clusters.",
+            plain.name
+        ),
+        (Outcome::Better, _, _) => format!("Use {name}{cost}."),
+        (Outcome::Mixed, _, _) => {
+            format!("Use {name} only if the metrics it wins are the ones you need{cost}.")
+        }
+        (Outcome::Worse, _, _) => {
+            "Keep the dense model and train it on: it is smaller and better.".to_owned()
+        }
+        (Outcome::Level, _, _) => format!(
+            "Keep the dense model and train it on, unless a longer training or more seeds show a difference: {name} costs more{cost}."
+        ),
+        (Outcome::Unknown, _, _) => {
+            "Train at least two seeds (`seeds: [1, 2, 3]`) before deciding.".to_owned()
+        }
+    }
+}
+
+/// The metrics whose difference has this sign.
+fn labels(contests: &[Contest<'_>], sign: Sign) -> Vec<String> {
+    let chosen = contests.iter().filter(|c| c.difference.sign() == sign);
+    chosen.map(|c| words::lower(&c.headline.label)).collect()
+}
+
+/// The upcycled model in the first row, and how far it is ahead of each rival below.
+fn table(
+    study: &Study<'_>,
+    headlines: &[Headline],
+    ours: Model<'_>,
+    rivals: &[Rival<'_>],
+) -> Table {
+    let shown: Vec<&Headline> = contested(headlines);
+    let mut head = vec![Cell::words("")];
+    head.extend(shown.iter().map(|h| Cell::number(&h.label).with_title(&h.definition)));
+
+    let mut first =
+        vec![Cell::words(study.name(ours.run)).with_mark(Study::class(ours.run))];
+    first.extend(shown.iter().map(|headline| {
+        let values = headline.values(study, ours.run, ours.point);
+        Cell::number(words::spread_percent(over_seeds(&values)))
+    }));
+
+    let mut rows = vec![first];
+    rows.extend(rivals.iter().map(|rival| {
+        let class = Study::class(rival.model.run);
+        let name = format!("ahead of {}", rival.name);
+        let mut row = vec![Cell::words(name).with_mark(class)];
+        row.extend(shown.iter().map(|headline| {
+            Cell::difference(headline.difference(study, ours, rival.model, COVERAGE))
+        }));
+        row
+    }));
+    Table {
+        title: "The answer in numbers".to_owned(),
+        note: format!(
+            "Percent, and percentage points ahead with the {} below; bold where it excludes zero.",
+            study.basis().interval()
+        ),
+        head,
+        rows,
+        foreign: false,
+    }
+}
+
+/// The metrics that decide. Accuracy among all concepts stands in where there is no shift.
+fn contested(headlines: &[Headline]) -> Vec<&Headline> {
+    let shift = headlines.iter().any(|h| h.area == Area::Shift);
+    let wanted = |h: &&Headline| h.area != Area::Other || (h.task == "concept" && !shift);
+    headlines.iter().filter(wanted).collect()
+}
+
 fn contests<'h>(
     study: &Study<'_>,
     headlines: &'h [Headline],
-    runs: Pair<'_>,
+    Pair { ours, theirs }: Pair<Model<'_>>,
 ) -> Vec<Contest<'h>> {
-    let contested = || headlines.iter().filter(|h| h.area != Area::Other);
+    let contested = contested(headlines);
 
     // With several metrics, each must pass a stricter test for all to hold at once.
-    let strict = 1.0 - (1.0 - COVERAGE) / contested().count().max(1) as f64;
-    contested()
+    let strict = 1.0 - (1.0 - COVERAGE) / contested.len().max(1) as f64;
+    contested
+        .into_iter()
         .filter_map(|headline| {
-            let a = headline.values(study, runs.ours, FINAL);
-            let b = headline.values(study, runs.theirs, FINAL);
-            let (ours, theirs) = shared_means(&a, &b);
-
-            Some(Contest {
-                headline,
-                difference: difference_points(&a, &b)?,
-                ours,
-                theirs,
-                corrected: paired(&a, &b, strict)?.sign(),
-            })
+            let corrected = headline.difference(study, ours, theirs, strict)?.sign();
+            let difference = headline.difference(study, ours, theirs, COVERAGE)?;
+            Some(Contest { headline, difference, corrected })
         })
         .collect()
 }
 
-/// Means over the shared seeds, so that they differ by exactly the paired difference.
-fn shared_means(a: &BySeed, b: &BySeed) -> (String, String) {
-    let usable = |seed: &u64| {
-        let finite = |values: &BySeed| values.get(seed).is_some_and(|v| v.is_finite());
-        finite(a) && finite(b)
-    };
-    let mean = |values: &BySeed| {
-        let shared = values.iter().filter(|(seed, _)| usable(seed));
-        words::mean_percent(summary(shared.map(|(_, v)| *v)))
-    };
-    (mean(a), mean(b))
-}
-
-/// The answer in one sentence: what is better, what is worse, and what is within
-/// the noise.
-fn headline(contests: &[Contest<'_>], names: Pair<'_>) -> String {
-    let Pair { ours, theirs } = names;
-    let labels = |sign: Sign| -> Vec<String> {
-        let chosen = contests.iter().filter(|c| c.difference.sign() == sign);
-        chosen.map(|c| words::lower(&c.headline.label)).collect()
-    };
-
-    let seeds = contests.iter().map(|c| c.difference.n).max().unwrap_or(0);
+/// One rival in one sentence: what is better, what is worse, and what is within the noise.
+fn sentence(contests: &[Contest<'_>], ours: &str, theirs: &str) -> String {
+    let labels = |sign| labels(contests, sign);
     let (won, lost) = (labels(Sign::Above), labels(Sign::Below));
     let (covered, unknown) = (labels(Sign::Covered), labels(Sign::Unknown));
 
     // The clear cases get a sentence of their own.
-    if unknown.len() == contests.len() && seeds < 2 {
-        return format!(
-            "One seed gives no interval: nothing can be claimed about {ours} against {theirs}."
-        );
+    if unknown.len() == contests.len() {
+        return format!("Against {theirs}: no intervals, so nothing is claimed.");
     }
     if won.len() == contests.len() {
         return format!("{ours} beats {theirs} on {}.", words::list(&won));
     }
     if won.is_empty() && lost.is_empty() {
-        let n = words::count(seeds, "seed");
         return format!(
-            "No difference between {ours} and {theirs} is shown: over {n}, all are within the noise."
+            "No difference between {ours} and {theirs} is shown: all are within the noise."
         );
     }
 
@@ -156,45 +328,8 @@ fn headline(contests: &[Contest<'_>], names: Pair<'_>) -> String {
     format!("{}.", parts.join("; "))
 }
 
-fn statements(contests: &[Contest<'_>]) -> Vec<String> {
-    let areas = [
-        (Area::Shift, "Shift"),
-        (Area::Retrieval, "Retrieval"),
-        (Area::Probes, "Probes"),
-    ];
-
-    let mut out = Vec::new();
-    for (area, title) in areas {
-        let own = contests.iter().filter(|c| c.headline.area == area);
-        let parts: Vec<_> = own.map(|contest| sentence(contest, title)).collect();
-        if !parts.is_empty() {
-            out.push(format!("{title}: {}.", parts.join("; ")));
-        }
-    }
-    out
-}
-
-fn sentence(contest: &Contest<'_>, title: &str) -> String {
-    let Contest { headline, difference, ours, theirs, .. } = contest;
-    let end = match difference.sign() {
-        Sign::Above => "better",
-        Sign::Below => "worse",
-        Sign::Covered => "within the noise",
-        Sign::Unknown => "without an interval, nothing is claimed",
-    };
-
-    // The only metric of an area need not be named after its title.
-    let label = if headline.label == title {
-        String::new()
-    } else {
-        format!("{} ", words::lower(&headline.label))
-    };
-    let points = words::points(difference);
-    format!("{label}{ours} against {theirs}, {points} points: {end}")
-}
-
 /// Expert similarity and routing entropy, each as a mean over layers.
-fn structure(study: &Study<'_>, runs: Pair<'_>) -> Option<String> {
+fn structure(study: &Study<'_>, runs: Pair<&str>) -> Option<String> {
     let metrics = [
         ("similarity", "expert similarity"),
         ("entropy_normalised", "routing entropy (1 is uniform)"),
@@ -243,22 +378,30 @@ fn layer_mean(study: &Study<'_>, (run, point): (&str, &str), metric: &str) -> By
     study.seeds(run).into_iter().filter_map(of_seed).collect()
 }
 
-fn caveats(study: &Study<'_>, contests: &[Contest<'_>]) -> Vec<String> {
+fn caveats(study: &Study<'_>, contests: &[&Contest<'_>]) -> Vec<String> {
     let n = contests.iter().map(|c| c.difference.n).min().unwrap_or(0);
     let mut out = Vec::new();
-
-    if n > 1 {
-        let quantile = t_quantile(0.5 + COVERAGE / 2.0, n - 1);
-        out.push(format!(
-            "Differences are paired by seed; brackets are 95 % t intervals over n = {n} seeds (factor {quantile:.2} on the standard error): they cover the luck of training, for these test pictures; comparison.parquet has intervals that cover the pictures too. A difference counts only where its interval excludes zero."
-        ));
-        out.extend(correction(contests));
-    } else {
-        out.push("With one shared seed no spread can be estimated; differences are printed without a claim.".to_owned());
+    match study.basis() {
+        Basis::Seeds if n > 1 => {
+            let quantile = t_quantile(0.5 + COVERAGE / 2.0, n - 1);
+            out.push(format!(
+                "Differences are paired by seed; brackets are 95 % t intervals over n = {n} seeds (factor {quantile:.2} on the standard error). They cover the luck of training after upcycling, and not which test examples were drawn; comparison.parquet has intervals that cover both."
+            ));
+            out.extend(correction(contests));
+        }
+        Basis::Examples => {
+            let resamples = words::grouped(study.config().evaluate.bootstrap as f64);
+            out.push(format!(
+                "One seed: brackets are 95 % intervals of a paired bootstrap over the test examples ({resamples} resamples). They cover which examples were drawn, and not the luck of training: another seed may move every number by more."
+            ));
+            out.extend(correction(contests));
+        }
+        _ => out.push("With one shared seed no spread can be estimated; differences are printed without a claim.".to_owned()),
     }
 
-    // The dense base is then a constant of the study and adds no spread.
-    if study.config().pretrain.bases == Bases::Shared {
+    // Several seeds that share their start are less different than they look.
+    let shares = study.config().pretrain.bases == Bases::Shared;
+    if shares && study.most_seeds() > 1 && !study.imported() {
         out.push(
             "All seeds share one dense model: the intervals do not cover how lucky its training was."
                 .to_owned(),
@@ -268,13 +411,13 @@ fn caveats(study: &Study<'_>, contests: &[Contest<'_>]) -> Vec<String> {
 }
 
 /// How many differences remain when the number of comparisons is taken into account.
-fn correction(contests: &[Contest<'_>]) -> Option<String> {
+fn correction(contests: &[&Contest<'_>]) -> Option<String> {
     let found = contests.iter().filter(|c| shown(c.difference.sign())).count();
     let kept = contests.iter().filter(|c| shown(c.corrected)).count();
     let metrics = contests.len();
     (found > 0).then(|| {
         format!(
-            "{metrics} metrics are compared at once: with Bonferroni's correction {kept} of the {found} shown differences remain."
+            "{metrics} differences are judged together: with Bonferroni's correction {kept} of the {found} shown differences remain."
         )
     })
 }
@@ -290,10 +433,12 @@ fn figure(study: &Study<'_>, headlines: &[Headline], reference: &str) -> Option<
 
     let theirs = study.name(reference);
     let groups = runs.into_iter().map(|run| {
-        let contests = contests(study, headlines, Pair { ours: run, theirs: reference });
+        let model = |run| Model { run, point: FINAL };
+        let pair = Pair { ours: model(run), theirs: model(reference) };
+        let contests = contests(study, headlines, pair);
         let rows = contests.into_iter().map(|contest| ForestRow {
             label: contest.headline.label.clone(),
-            class: study.class(run),
+            class: Study::class(run),
             difference: contest.difference,
         });
         (format!("{} \u{2212} {theirs}", study.name(run)), rows.collect())
@@ -306,8 +451,8 @@ fn figure(study: &Study<'_>, headlines: &[Headline], reference: &str) -> Option<
         width: 540.0,
     };
     Figure::new(
-        "Paired differences over seeds",
-        "Mean difference after training with its 95 % t interval; the mark is filled where the interval excludes zero, and hollow where the difference is within the noise.",
+        "Paired differences",
+        "Difference after training with its 95 % interval; the mark is filled where the interval excludes zero, and hollow where the difference is within the noise.",
         forest.draw(),
     )
 }

@@ -1,0 +1,9 @@
+//! Where results lie: the one thing that loading has to be told.
+
+use std::path::PathBuf;
+
+use crate::error::Result;
+
+/// Finds the folder of a stage's run: `("train", "sparse-s1")`, `("cluster", "s1")`,
+/// `("subspaces", "paper-s1")`, `("dataset", "")`.
+pub type Find<'a> = dyn Fn(&str, &str) -> Result<PathBuf> + 'a;
