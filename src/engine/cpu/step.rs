@@ -184,8 +184,11 @@ impl Step {
 
         self.texts.fill(0.0);
         let embeddings = EmbeddingGradients { images: &gradient, texts: &self.texts };
-        let empty =
-            |tower| vec![StatsGradient::default(); clip.config().tower(tower).layers];
+        // No auxiliary loss: zeros for every expert, whose number the routers read here.
+        let experts = clip.config().moe.as_ref().map_or(0, |moe| moe.experts);
+        let zero =
+            StatsGradient { probability: vec![0.0; experts], ..Default::default() };
+        let empty = |tower| vec![zero.clone(); clip.config().tower(tower).layers];
         let stats =
             BlockGradients { vision: empty(Tower::Vision), text: empty(Tower::Text) };
         self.student.backward(clip, flat, (embeddings, &stats), Sum::Replace);
