@@ -48,7 +48,7 @@ pub(super) struct Rows {
 
 #[derive(Debug)]
 enum Input {
-    Pictures(Pictures),
+    Pictures(Box<Pictures>),
     Captions(Box<Captions>),
 }
 
@@ -212,7 +212,7 @@ impl Clip {
         let counted = vec![true; samples * tokens];
         let pooled = starts[..samples].to_vec();
         let batch = Batch::new(device, (starts, counted), &pooled, taught)?;
-        Ok(Rows { batch, input: Input::Pictures(pixels) })
+        Ok(Rows { batch, input: Input::Pictures(Box::new(pixels)) })
     }
 
     /// Uploads captions [n, T]; rows behind the end of text are left out, because they
@@ -338,15 +338,12 @@ impl Clip {
         let sizes = [vision.image_size, vision.patch, samples].map(Arg::from);
         let grid = Grid::new([(patches * values).div_ceil(256).min(1 << 16), 1, 1], 256);
         let (out, pixels) = (Arg::from(&state.patches), Arg::from(pixels));
-        match &pictures.lines {
-            Some(lines) => {
-                let args = [&[out, pixels, lines.into()][..], &sizes].concat();
-                device.launch("patches_cut_levels", grid, &args)?;
-            }
-            None => {
-                let args = [&[out, pixels][..], &sizes].concat();
-                device.launch("patches_cut", grid, &args)?;
-            }
+        if let Some(lines) = &pictures.lines {
+            let args = [&[out, pixels, lines.into()][..], &sizes].concat();
+            device.launch("patches_cut_levels", grid, &args)?;
+        } else {
+            let args = [&[out, pixels][..], &sizes].concat();
+            device.launch("patches_cut", grid, &args)?;
         }
         let linear = Linear { rows: patches, inputs: values, outputs: d };
         let weight = weights.real(&self.patch);

@@ -66,7 +66,7 @@ impl Moe {
         let (device, d) = (pass.device, self.shape.width);
         let Some(selection) = batch.selection() else { return Ok(()) };
         let n = selection.total;
-        self.select(device, (batch, selection), (kept, scratch))?;
+        select(device, (batch, selection), (kept, scratch))?;
 
         let taught = &scratch.routing.taught;
         let inputs = taught.inputs.at(0..n * d);
@@ -84,33 +84,6 @@ impl Moe {
         let p = taught.probabilities.at(0..n * self.experts);
         self.ensemble(device, (taught, teacher), (inputs, n), p)?;
         self.compare(pass, n, (kept, scratch))
-    }
-
-    /// Marks the most uncertain counted rows of each group and lists them in order.
-    fn select(
-        &self,
-        device: &Device,
-        (batch, selection): (&Batch, &Selection),
-        (kept, scratch): (&MoeState, &Scratch),
-    ) -> Result<()> {
-        let (bounds, groups) = batch.groups();
-        let marked = &scratch.routing.marked;
-        let args = [
-            marked.into(),
-            (&kept.entropy).into(),
-            batch.counted().into(),
-            bounds.into(),
-            (&selection.keep).into(),
-        ];
-        let (longest, count) = (largest(groups).div_ceil(256), groups.len() - 1);
-        device.launch("uncertain_mark", Grid::new([longest, count, 1], 256), &args)?;
-        let args = [
-            (&kept.distilled).into(),
-            marked.into(),
-            bounds.into(),
-            (&selection.offsets).into(),
-        ];
-        device.launch("uncertain_place", Grid::new([count, 1, 1], 256), &args)
     }
 
     /// Keeps how far the layer's output is from the ensemble's, and adds the squares up.
@@ -161,4 +134,30 @@ impl Moe {
         ];
         back.device.launch("distill_pull", Grid::warps(selection.total), &args)
     }
+}
+
+/// Marks the most uncertain counted rows of each group and lists them in order.
+fn select(
+    device: &Device,
+    (batch, selection): (&Batch, &Selection),
+    (kept, scratch): (&MoeState, &Scratch),
+) -> Result<()> {
+    let (bounds, groups) = batch.groups();
+    let marked = &scratch.routing.marked;
+    let args = [
+        marked.into(),
+        (&kept.entropy).into(),
+        batch.counted().into(),
+        bounds.into(),
+        (&selection.keep).into(),
+    ];
+    let (longest, count) = (largest(groups).div_ceil(256), groups.len() - 1);
+    device.launch("uncertain_mark", Grid::new([longest, count, 1], 256), &args)?;
+    let args = [
+        (&kept.distilled).into(),
+        marked.into(),
+        bounds.into(),
+        (&selection.offsets).into(),
+    ];
+    device.launch("uncertain_place", Grid::new([count, 1, 1], 256), &args)
 }
