@@ -107,7 +107,7 @@ fn a_checkpoint_and_pictures_become_a_configuration_that_every_stage_accepts() {
     }
 }
 
-/// `open_clip`'s default ViT-B/32 has GELU, `OpenAI`'s has quick GELU: neither is to be said.
+/// `open_clip`'s default ViT-B/32 has GELU, `OpenAI`'s quick GELU: neither is to be said.
 #[test]
 fn a_configuration_for_a_size_takes_a_checkpoint_of_either_activation() {
     for activation in [Activation::Gelu, Activation::QuickGelu] {
