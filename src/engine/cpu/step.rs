@@ -187,7 +187,7 @@ impl Step {
         // No auxiliary loss: zeros for every expert, whose number the routers read here.
         let experts = clip.config().moe.as_ref().map_or(0, |moe| moe.experts);
         let zero =
-            StatsGradient { probability: vec![0.0; experts], ..Default::default() };
+            StatsGradient { probability: vec![0.0; experts], ..StatsGradient::default() };
         let empty = |tower| vec![zero.clone(); clip.config().tower(tower).layers];
         let stats =
             BlockGradients { vision: empty(Tower::Vision), text: empty(Tower::Text) };
