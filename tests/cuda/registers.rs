@@ -22,7 +22,7 @@ const ARCHITECTURES: [u32; 3] = [80, 90, 100];
 const REGISTERS: u32 = 224;
 
 /// Bytes of registers that a bf16 kernel may keep in memory. `position_backward`, whose loop
-/// the compiler unrolls, has 20 on sm_90.
+/// the compiler unrolls, has 20 on `sm_90`.
 const SPILLS: u32 = 32;
 
 /// The file of this name, or whose name begins so, below a folder.
@@ -136,7 +136,7 @@ fn usage(said: &str) -> Vec<(String, u32, u32)> {
     let (mut found, mut name, mut spills) = (Vec::new(), String::new(), 0);
     for line in said.lines() {
         if let Some((_, rest)) = line.split_once("Compiling entry function '") {
-            name = rest.split('\'').next().unwrap_or_default().to_owned();
+            rest.split('\'').next().unwrap_or_default().clone_into(&mut name);
         } else if line.contains("bytes spill stores") {
             spills = number_before(line, " bytes spill stores");
         } else if line.contains(" registers") {
