@@ -65,8 +65,11 @@ $(STAGES): | build
 $(filter-out dataset,$(STAGES)):
 	+@$(BIN)/upcycle-$@ $(WHERE) $(FLAGS)
 
+# What later stages could not do is refused first, unless the data set alone is asked for.
+AHEAD = $(if $(filter-out build fetch dataset,$(or $(MAKECMDGOALS),all)),--ahead)
+
 dataset: | fetch
-	+@$(BIN)/upcycle-dataset $(WHERE) $(FLAGS)
+	+@$(BIN)/upcycle-dataset $(WHERE) $(FLAGS) $(AHEAD)
 
 # Scripts are passed by the environment, so that `make -n` shows plans and not scripts.
 #

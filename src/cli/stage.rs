@@ -43,6 +43,9 @@ struct StageArgs {
     /// Build everything again.
     #[arg(long)]
     force: bool,
+    /// First refuse what later stages could not do with these data, as make asks for.
+    #[arg(long)]
+    ahead: bool,
     /// Exit with 75 instead of waiting for another process that is building the same result.
     #[arg(long)]
     no_wait: bool,
@@ -123,7 +126,8 @@ fn build(
 
     let nodes = plan(&config, &args.location.cache)?;
     let store = args.location.store();
-    if stage.name == ALL[0].name && !args.check {
+    // Whoever builds the data set alone may use it for something else.
+    if args.ahead && stage.name == ALL[0].name && !args.check {
         preflight::check(&config, built(&nodes, &store)?.as_deref())?;
     }
 

@@ -113,11 +113,11 @@ impl Config {
         positive("evaluate.batch", self.evaluate.batch)?;
         distinct("evaluate.recall_at", &self.evaluate.recall_at)?;
         distinct("evaluate.shots", &self.evaluate.shots)?;
-        // No step is no fine-tuning, and its other values do not matter.
-        if self.evaluate.fine_tuning.steps > 0 {
-            let tuning = self.evaluate.fine_tuning.check();
-            tuning.map_err(|e| within("evaluate.fine_tuning", &e))?;
-        }
+        // No step is no fine-tuning; its other values are checked all the same.
+        let tuning = &self.evaluate.fine_tuning;
+        let tuning = OptimConfig { steps: tuning.steps.max(1), ..tuning.clone() };
+        tuning.check().map_err(|e| within("evaluate.fine_tuning", &e))?;
+
         positive("evaluate.probe_draws", self.evaluate.probe_draws)?;
         let l2 = &self.evaluate.probe_l2;
         let fine = !l2.is_empty() && l2.iter().all(|&v| v > 0.0);

@@ -6,10 +6,9 @@ use super::sample::inputs;
 use super::*;
 use crate::config::{Activation, Config};
 use crate::error::Result;
-use crate::io::table::{Column, Table};
 use crate::model::params::parameter_counts;
 use crate::model::{ClipConfig, Moe, TextConfig, VisionConfig};
-use crate::tables::{self, PictureRow, Row, SampleRow};
+use crate::tables::{self, LabelRow, PictureRow, Row, SampleRow};
 
 fn write<R: Row + Clone>(folder: &Path, rows: &[R]) {
     std::fs::create_dir_all(folder).unwrap();
@@ -84,27 +83,28 @@ fn write_gallery(root: &Path, inputs: &ReportInputs) {
         write(&folder, rows);
         write(&folder, &gallery.embeddings[run]);
     }
-    let samples = &gallery.samples;
-    let column =
-        |of: fn(&GallerySample) -> u32| Column::U32(samples.iter().map(of).collect());
-    let category = |s: &GallerySample| crate::num::index_u32(s.category);
-    let captions = samples.iter().map(|s| vec![s.caption.clone()]).collect();
     let folder = root.join("dataset");
-    Table::new()
-        .with("sample", column(|s| s.sample))
-        .with("image", Column::Bytes(samples.iter().map(|s| s.picture.clone()).collect()))
-        .with("captions", Column::TextList(captions))
-        .with("group", column(category))
-        .with("subgroup", column(category))
-        .with("concept", column(category))
-        .write(&folder.join("samples-val.parquet"))
-        .unwrap();
-    let kinds = vec!["group".to_owned(); gallery.categories.len()];
-    Table::new()
-        .with("kind", Column::Text(kinds))
-        .with("name", Column::Text(gallery.categories.clone()))
-        .write(&folder.join("labels.parquet"))
-        .unwrap();
+    std::fs::create_dir_all(&folder).unwrap();
+    let rows = gallery.samples.iter().map(|own| {
+        let category = crate::num::index_u32(own.category);
+        let sample = SampleRow {
+            sample: own.sample,
+            captions: vec![own.caption.clone()],
+            group: category,
+            subgroup: category,
+            concept: category,
+            ..SampleRow::default()
+        };
+        PictureRow { sample, image: own.picture.clone() }
+    });
+    tables::write(&folder.join(SampleRow::file("val")), rows.collect()).unwrap();
+
+    let names = gallery.categories.iter().enumerate().map(|(index, name)| LabelRow {
+        kind: LabelRow::GROUP.to_owned(),
+        index: crate::num::index_u32(index),
+        name: name.clone(),
+    });
+    write(&folder, &names.collect::<Vec<_>>());
 }
 
 fn write_pictures(root: &Path, inputs: &ReportInputs) {

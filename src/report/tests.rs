@@ -263,7 +263,7 @@ fn a_run_has_the_same_color_in_every_report_and_no_expert_has_it() {
     let colors = |prefix: &str| -> Vec<&str> {
         let mark = format!("--{prefix}");
         let names = style.split(mark.as_str()).skip(1);
-        let values = names.filter_map(|rest| rest.split_once(": ")).map(|(_, c)| &c[..7]);
+        let values = names.filter_map(|rest| rest.split_once(": ")?.1.get(..7));
         values.filter(|color| color.starts_with('#')).collect()
     };
     assert!(colors("e").len() >= 24);

@@ -11,6 +11,7 @@ const BINARIES: [(&str, &str); 13] = [
     ("activations", env!("CARGO_BIN_EXE_upcycle-activations")),
     ("cluster", env!("CARGO_BIN_EXE_upcycle-cluster")),
     ("subspaces", env!("CARGO_BIN_EXE_upcycle-subspaces")),
+    ("multiplet", env!("CARGO_BIN_EXE_upcycle-multiplet")),
     ("upcycle", env!("CARGO_BIN_EXE_upcycle-upcycle")),
     ("train", env!("CARGO_BIN_EXE_upcycle-train")),
     ("evaluate", env!("CARGO_BIN_EXE_upcycle-evaluate")),
