@@ -159,7 +159,7 @@ clean:
 
 test:
 	@command -v cargo >/dev/null || { echo 'upcycle is built with Rust: install it from https://rustup.rs' >&2; exit 1; }
-	@if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --release --locked; else cargo test --release --locked --lib --bins --tests; fi
+	@if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --release --locked --no-fail-fast; else cargo test --release --locked --no-fail-fast --lib --bins --tests; fi
 	@cargo test --release --locked --doc
 
 # An environment that was named on the command line is taken as it is.

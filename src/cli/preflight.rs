@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::checkpoint::{self, Hints};
 use crate::config::Config;
 use crate::data::Meta;
 use crate::data::pairs::{Census, EvaluationSet};
@@ -61,9 +62,16 @@ fn check_model(config: &Config) -> Result<()> {
         adopted.pictures.check_usual().context(|| "dataset.like".to_owned())?;
     }
 
-    let (found, expected) = (adopted.tokenizer.vocabulary(), config.dataset.vocabulary);
-    if !config.pretrain.checkpoint.is_empty() && found != expected {
-        let (like, checkpoint) = (&config.dataset.like, &config.pretrain.checkpoint);
+    // The checkpoint is asked and not `dataset.vocabulary`, which a tokenizer of one's own
+    // overrules.
+    let (like, checkpoint) = (&config.dataset.like, &config.pretrain.checkpoint);
+    if checkpoint.is_empty() {
+        return Ok(());
+    }
+    let shape = checkpoint::shape(Path::new(checkpoint), &Hints::default())
+        .context(|| "pretrain.checkpoint".to_owned())?;
+    let (found, expected) = (adopted.tokenizer.vocabulary(), shape.text.vocabulary);
+    if found != expected {
         return Err(Error::usage(format!(
             "dataset.like: the tokenizer of {like} has {found} entries, but the model \
              {checkpoint} has {expected}: name the folder of the model's own tokenizer"

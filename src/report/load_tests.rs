@@ -6,6 +6,7 @@ use super::sample::inputs;
 use super::*;
 use crate::config::{Activation, Config};
 use crate::error::Result;
+use crate::io::table::{Column, Table};
 use crate::model::params::parameter_counts;
 use crate::model::{ClipConfig, Moe, TextConfig, VisionConfig};
 use crate::tables::{self, LabelRow, PictureRow, Row, SampleRow};

@@ -185,7 +185,8 @@ fn what_cannot_work_is_refused_by_the_first_stage() {
         ("dataset.folder=nowhere", 1, "nowhere does not exist"),
     ] {
         for mode in [&[][..], &["--dry-run"]] {
-            let (found, error) = bad(here, DATASET, &[mode, &["--set", set]].concat());
+            let args = [mode, &["--ahead", "--set", set]].concat();
+            let (found, error) = bad(here, DATASET, &args);
             assert!(found == code && error.contains(word), "{set} {mode:?}: {error}");
         }
     }
@@ -193,8 +194,11 @@ fn what_cannot_work_is_refused_by_the_first_stage() {
 
     // The same once the data set is there, from what it holds.
     good(here, DATASET, &["--quiet"]);
-    let (code, error) = bad(here, DATASET, &["--set", "train.optim.batch=64"]);
+    let large = ["--set", "train.optim.batch=64"];
+    let (code, error) = bad(here, DATASET, &[&["--ahead"], &large[..]].concat());
     assert!(code == 2 && error.contains("set train.optim.batch=32"), "{error}");
+    // Who wants the data set alone is not told of batches.
+    good(here, DATASET, &large);
 }
 
 /// Without a terminal nothing looks dead, and programs are told by events.

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
-const BINARIES: [(&str, &str); 13] = [
+const BINARIES: [(&str, &str); 14] = [
     ("dataset", env!("CARGO_BIN_EXE_upcycle-dataset")),
     ("pretrain", env!("CARGO_BIN_EXE_upcycle-pretrain")),
     ("activations", env!("CARGO_BIN_EXE_upcycle-activations")),

@@ -293,6 +293,7 @@ fn an_imported_model_goes_through_the_pipeline() {
         env!("CARGO_BIN_EXE_upcycle-activations"),
         env!("CARGO_BIN_EXE_upcycle-cluster"),
         env!("CARGO_BIN_EXE_upcycle-subspaces"),
+        env!("CARGO_BIN_EXE_upcycle-multiplet"),
         upcycle,
     ] {
         good(here, program, &[&flags[..], &["--quiet"]].concat());

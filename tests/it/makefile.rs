@@ -104,6 +104,22 @@ fn flags_of_make_become_flags_of_the_stages() {
     }
 }
 
+/// Whoever asks for the data set alone may use it for something else.
+#[test]
+fn later_stages_are_looked_at_where_they_are_asked_for() {
+    let is_ahead = |goals: &[&str]| {
+        let lines = lines(&make(goals));
+        let ahead = lines.iter().filter(|line| line.contains("--ahead"));
+        let of: Vec<&str> = ahead.map(|line| line.split(' ').next().unwrap()).collect();
+        assert!(of.is_empty() || of == ["upcycle-dataset"], "{lines:?}");
+        !of.is_empty()
+    };
+    assert!(
+        is_ahead(&[]) && is_ahead(&["train"]) && is_ahead(&["-n", "dataset", "train"])
+    );
+    assert!(!is_ahead(&["dataset"]));
+}
+
 #[test]
 fn touching_is_refused() {
     let output = make(&["-t"]);

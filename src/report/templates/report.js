@@ -23,7 +23,8 @@ const copy = async (value) => {
 const number = (value) => parseFloat(plain(value).replace(/,/g, ""));
 const compare = (a, b) => {
   const [x, y] = [number(a), number(b)];
-  return isNaN(x) || isNaN(y) ? isNaN(x) - isNaN(y) || a.localeCompare(b) : x - y;
+  const [noX, noY] = [!isFinite(x), !isFinite(y)];
+  return noX || noY ? noX - noY || a.localeCompare(b) : x - y;
 };
 const button = (label, title, act) => {
   const made = Object.assign(document.createElement("button"), { type: "button", textContent: label, title });
