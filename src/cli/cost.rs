@@ -2,8 +2,8 @@
 //! speed of this machine.
 //!
 //! Products dominate everything but small stages, so a node's time is its multiplications
-//! over what a short matrix product reaches here. That is right within a factor of two, which
-//! is what a person needs to decide; `upcycle-inspect speed` measures a step.
+//! over what a short matrix product reaches here. That tells minutes from hours and hours from
+//! days, which is what a person needs to decide; `upcycle-inspect speed` measures a step.
 
 use std::time::{Duration, Instant};
 
