@@ -16,7 +16,7 @@ use clap::{ArgAction, Command};
 
 use self::model::Model;
 use self::recipe::{Evidence, Recipe};
-use self::yaml::Plan;
+use self::yaml::NewConfiguration;
 use super::{Location, cost, forecast, output, preflight, tool};
 use crate::checkpoint::Hints;
 use crate::config::{self, ColumnNames, DatasetConfig, EvaluateConfig, Overrides};
@@ -136,7 +136,7 @@ fn study(args: &InitArgs, from: &Path, data: &str, path: &Path) -> Result<Vec<St
         speed: cost::speed(&defaults, threads)?,
         copies: forecast::TRAINING_COPIES,
     });
-    let plan = Plan {
+    let plan = NewConfiguration {
         title: title(from, data),
         checkpoint: &folder,
         shape: &shape,

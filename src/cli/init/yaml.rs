@@ -13,7 +13,7 @@ use crate::model::ClipConfig;
 
 /// Everything that the file says.
 #[derive(Debug)]
-pub(super) struct Plan<'a> {
+pub(super) struct NewConfiguration<'a> {
     pub(super) title: String,
     pub(super) checkpoint: &'a Path,
     pub(super) shape: &'a ClipConfig,
@@ -54,7 +54,7 @@ fn line(out: &mut String, text: &str, comment: &str) -> std::fmt::Result {
     writeln!(out, "{text:<28} # {comment}")
 }
 
-impl Plan<'_> {
+impl NewConfiguration<'_> {
     /// The file.
     pub(super) fn text(&self) -> Result<String> {
         let mut text = String::new();

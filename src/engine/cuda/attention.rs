@@ -18,6 +18,7 @@ pub(super) struct Attention<'a> {
 
 /// Rows of a tile, and bytes of a tile in shared memory (`kernels/tiles.cuh`).
 fn tile(device: &Device, head: usize) -> (usize, usize) {
+    // Eight unused values a row keep `ldmatrix` from bank conflicts; f32 has no tiles.
     match device.real() {
         Kind::Bf16 => (64, 64 * (head + 8) * 2),
         _ => (128, 0),
@@ -51,6 +52,8 @@ pub(super) fn forward(
         shape.causal.into(),
         scale(head).into(),
     ];
+
+    // Three tiles: queries, keys and values.
     let grid = Grid::new(blocks, 128).shared(3 * bytes);
     device.launch(&format!("attention_forward_{head}"), grid, &args)
 }
@@ -64,6 +67,8 @@ pub(super) fn backward(
 ) -> Result<()> {
     let (head, bytes, blocks) = sizes(device, shape, batch);
     let rows = batch.rows();
+
+    // D = <dout, out> by row and head comes first: both kernels below read it.
     let args =
         [delta.into(), dout.into(), own.out.into(), rows.into(), shape.heads.into()];
     let lanes = rows * shape.heads * head / 8;
@@ -72,6 +77,7 @@ pub(super) fn backward(
         Grid::threads(lanes, 128),
         &args,
     )?;
+
     let args = [
         dqkv.into(),
         dout.into(),
@@ -83,8 +89,12 @@ pub(super) fn backward(
         shape.causal.into(),
         scale(head).into(),
     ];
+
+    // Four tiles; in bf16 the log sums and D of 64 rows lie behind them.
     let sums = if bytes == 0 { 0 } else { 2 * 64 * 4 };
     let grid = Grid::new(blocks, 128).shared(4 * bytes + sums);
+
+    // Blocks of the first own dK and dV, those of the second dQ: every sum has one owner.
     device.launch(&format!("attention_keys_{head}"), grid, &args)?;
     device.launch(&format!("attention_queries_{head}"), grid, &args)
 }

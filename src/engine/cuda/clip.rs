@@ -41,7 +41,7 @@ struct Head {
 
 /// One tower's rows over a micro-batch, uploaded.
 #[derive(Debug)]
-pub(super) struct Rows {
+pub(super) struct Uploaded {
     pub(super) batch: Batch,
     input: Input,
 }
@@ -86,7 +86,7 @@ pub(super) struct HeadState {
     pre_norm: Moments,
 }
 
-impl Rows {
+impl Uploaded {
     /// Gives back what the next micro-batch can use, when all work that reads these rows has
     /// been launched.
     pub(super) fn release(self, device: &Device, uploads: &mut Uploads) -> Result<()> {
@@ -163,6 +163,7 @@ impl Clip {
     ) -> Result<HeadState> {
         let real = || device.buffer(device.real(), 0);
         let float = || device.buffer(Kind::F32, 0);
+
         Ok(HeadState {
             blocks: self.head(tower).blocks.state(device, light)?,
             pooled: float()?,
@@ -185,7 +186,7 @@ impl Clip {
         pixels: Pixels<'_>,
         taught: Option<f64>,
         uploads: &mut Uploads,
-    ) -> Result<Rows> {
+    ) -> Result<Uploaded> {
         let size = self.sizes().0;
         if !pixels.len().is_multiple_of(size) {
             return Err(Error::failed(format!(
@@ -193,6 +194,7 @@ impl Clip {
                 pixels.len()
             )));
         }
+
         let (pixels, samples) = match pixels {
             Pixels::Values(values) => {
                 let pixels = uploads.send(device, Kind::F32, values)?;
@@ -207,12 +209,13 @@ impl Clip {
             }
         };
 
+        // Pictures have one length; their first row, the class token's, pools.
         let tokens = self.vision.blocks.shape.tokens;
         let starts: Vec<usize> = (0..=samples).map(|s| s * tokens).collect();
         let counted = vec![true; samples * tokens];
         let pooled = starts[..samples].to_vec();
         let batch = Batch::new(device, (starts, counted), &pooled, taught)?;
-        Ok(Rows { batch, input: Input::Pictures(Box::new(pixels)) })
+        Ok(Uploaded { batch, input: Input::Pictures(Box::new(pixels)) })
     }
 
     /// Uploads captions [n, T]; rows behind the end of text are left out, because they
@@ -222,7 +225,7 @@ impl Clip {
         device: &Device,
         ids: &[u32],
         taught: Option<f64>,
-    ) -> Result<Rows> {
+    ) -> Result<Uploaded> {
         let (context, vocabulary) = (self.sizes().1, self.config.text.vocabulary);
         if !ids.len().is_multiple_of(context) {
             return Err(Error::failed(format!(
@@ -230,11 +233,15 @@ impl Clip {
                 ids.len()
             )));
         }
+
+        // The kernel looks ids up unchecked: a wrong one is refused here.
         if let Some(id) = ids.iter().find(|id| widen(**id) >= vocabulary) {
             return Err(Error::failed(format!(
                 "a caption holds the id {id}, expected ids below {vocabulary}"
             )));
         }
+
+        // Rows lie packed: a caption owns those from its start token to its end of text.
         let (mut starts, mut counted, mut pooled) = (vec![0], Vec::new(), Vec::new());
         let (mut kept, mut places) = (Vec::new(), Vec::new());
         for caption in ids.chunks_exact(context) {
@@ -243,10 +250,13 @@ impl Clip {
             for (place, &id) in caption[..=end].iter().enumerate() {
                 kept.push(widen(id));
                 places.push(place);
+                // The start token is the same in every caption: it does not count.
                 counted.push(place > 0);
             }
             starts.push(kept.len());
         }
+
+        // One block of threads owns one id, whose rows ascend: every sum has one order.
         let mut by_id: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for (row, id) in kept.iter().enumerate() {
             by_id.entry(*id).or_default().push(row);
@@ -267,21 +277,23 @@ impl Clip {
             rows: upload(&rows)?,
         };
         let batch = Batch::new(device, (starts, counted), &pooled, taught)?;
-        Ok(Rows { batch, input: Input::Captions(Box::new(captions)) })
+        Ok(Uploaded { batch, input: Input::Captions(Box::new(captions)) })
     }
 
     /// Runs a tower; raw embeddings [n, P] go to `into`.
     pub(super) fn forward(
         &self,
         pass: Pass<'_>,
-        (tower, rows): (Tower, &Rows),
+        (tower, rows): (Tower, &Uploaded),
         (state, scratch): (&mut HeadState, &mut Scratch),
         (into, watch): (Slice<'_>, Watch<'_>),
     ) -> Result<()> {
         let Pass { device, weights, teacher, .. } = pass;
         let (head, batch) = (self.head(tower), &rows.batch);
+
         head.blocks.fit((device, teacher), batch, (&mut state.blocks, scratch))?;
         state.fit(device, (batch.samples(), head.width()))?;
+
         match &rows.input {
             Input::Pictures(pixels) => {
                 self.embed_pictures(pass, (pixels, batch), state)?;
@@ -299,7 +311,10 @@ impl Clip {
                 device.launch("captions_embed", Grid::warps(batch.rows()), &args)?;
             }
         }
+
         head.blocks.forward(pass, batch, (&state.blocks, scratch), watch)?;
+
+        // From here on only the row that makes the embedding is needed, one per sample.
         let (samples, d) = (batch.samples(), head.width());
         let args = [
             (&state.pooled).into(),
@@ -313,6 +328,7 @@ impl Clip {
         let shape = Shape { rows: samples, width: d };
         let (y, x) = (state.normed.all(), state.pooled.all());
         ops::norm(device, (y, x), None, norm, shape)?;
+
         let projection = Operand::new(weights.real(&head.projection), head.embed_dim);
         let operands = (Operand::new(y, d), projection);
         device.gemm((into, head.embed_dim), operands, head.projected(samples), 0.0)
@@ -329,13 +345,18 @@ impl Clip {
         let (d, tokens) = (vision.width, self.vision.blocks.shape.tokens);
         let (samples, rows) = (batch.samples(), batch.rows());
         let (patches, values) = (samples * (tokens - 1), 3 * vision.patch * vision.patch);
+
         device.fit(&mut state.patches, patches * values)?;
         device.fit(&mut state.embedded, patches * d)?;
         device.fit(&mut state.raw, rows * d)?;
         device.fit(&mut state.pre_norm.mean, rows)?;
         device.fit(&mut state.pre_norm.inverse, rows)?;
+
+        // The stream of kernels waits here until the pixels have come; the host goes on.
         let pixels = pictures.pixels.arrived(device)?;
         let sizes = [vision.image_size, vision.patch, samples].map(Arg::from);
+
+        // At most 65536 blocks: threads go on with the value one grid further.
         let grid = Grid::new([(patches * values).div_ceil(256).min(1 << 16), 1, 1], 256);
         let (out, pixels) = (Arg::from(&state.patches), Arg::from(pixels));
         if let Some(lines) = &pictures.lines {
@@ -345,9 +366,12 @@ impl Clip {
             let args = [&[out, pixels][..], &sizes].concat();
             device.launch("patches_cut", grid, &args)?;
         }
+
+        // Patches do not overlap, so the convolution is one product.
         let linear = Linear { rows: patches, inputs: values, outputs: d };
         let weight = weights.real(&self.patch);
         linear.forward(device, state.embedded.all(), state.patches.all(), weight)?;
+
         let args = [
             (&state.raw).into(),
             (&state.embedded).into(),
@@ -358,6 +382,7 @@ impl Clip {
             d.into(),
         ];
         device.launch("patches_embed", Grid::warps(rows), &args)?;
+
         let norm = (self.pre_norm.affine(weights), &state.pre_norm);
         let x = tower::input(&state.blocks);
         ops::norm_stream(device, (x, state.raw.all()), norm, Shape { rows, width: d })
@@ -368,7 +393,7 @@ impl Clip {
     pub(super) fn backward(
         &self,
         back: Back<'_>,
-        (tower, rows): (Tower, &Rows),
+        (tower, rows): (Tower, &Uploaded),
         dembedding: Slice<'_>,
         (state, scratch): (&mut HeadState, &mut Scratch),
     ) -> Result<()> {
@@ -376,13 +401,17 @@ impl Clip {
         let (head, batch) = (self.head(tower), &rows.batch);
         let (samples, d) = (batch.samples(), head.width());
         let width = head.embed_dim;
+
+        // The other tower may have left scratch at its own sizes.
         head.blocks.fit_backward(device, batch, scratch)?;
+
         let operands = (
             Operand::new(state.normed.all(), d).turned(),
             Operand::new(dembedding, width),
         );
         let extents = Extents { m: d, n: width, k: samples };
         device.gemm((back.of(&head.projection), width), operands, extents, beta)?;
+
         let projection = Operand::new(weights.real(&head.projection), width).turned();
         let operands = (Operand::new(dembedding, width), projection);
         let extents = Extents { m: samples, n: d, k: width };
@@ -397,8 +426,12 @@ impl Clip {
         };
         let affine = head.norm.gradient(back.gradient);
         let into = NormInto { affine, bias: None, beta };
+
+        // Only pooled rows went through this norm: their gradient has buffers of its own.
         let stream = Stream { dx: state.dpooled.all(), copy: state.dpooled_copy.all() };
         ops::norm_backward(device, stream, of, into, &scratch.partial)?;
+
+        // All other rows of the stream got no gradient from the head: they start at zero.
         device.clear(scratch.dx.all())?;
         device.clear(scratch.dx_copy.all())?;
         let args = [
@@ -410,6 +443,7 @@ impl Clip {
             d.into(),
         ];
         device.launch("rows_scatter", Grid::warps(samples), &args)?;
+
         head.blocks.backward(back, batch, (&state.blocks, scratch))?;
         match &rows.input {
             Input::Pictures(_) => self.pictures_backward(back, batch, (state, scratch)),
@@ -430,6 +464,7 @@ impl Clip {
         let vision = &self.config.vision;
         let (d, tokens) = (vision.width, self.vision.blocks.shape.tokens);
         let (samples, rows) = (batch.samples(), batch.rows());
+
         let of = NormBack {
             dy: scratch.dx_copy.all(),
             x: state.raw.all(),
@@ -440,13 +475,18 @@ impl Clip {
         };
         let affine = self.pre_norm.gradient(back.gradient);
         let into = NormInto { affine, bias: None, beta };
+
         // The stream's gradient is not needed any more; that of the raw rows takes its place.
         let stream = Stream { dx: scratch.dx.all(), copy: scratch.inner.all() };
         ops::norm_backward(device, stream, of, into, &scratch.partial)?;
+
+        // Only the class token stands at position 0: that sum is the gradient of both.
         for (into, tokens) in [(&self.vision.position, tokens), (&self.class, 1)] {
             let into = (back.of(into), beta);
             position_backward(device, into, (scratch.dx.all(), batch), (tokens, d))?;
         }
+
+        // Nobody reads the forward's products any more: their gradient takes their place.
         let args = [
             (&state.embedded).into(),
             (&scratch.dx).into(),
@@ -455,6 +495,7 @@ impl Clip {
             d.into(),
         ];
         device.launch("patches_embed_backward", Grid::warps(rows), &args)?;
+
         let (patches, values) = (samples * (tokens - 1), 3 * vision.patch * vision.patch);
         let linear = Linear { rows: patches, inputs: values, outputs: d };
         let into = (back.of(&self.patch), beta);
@@ -471,10 +512,13 @@ impl Clip {
         let (d, context) = (self.config.text.width, self.config.text.context);
         let into = (back.of(&self.text.position), beta);
         position_backward(device, into, (dx, batch), (context, d))?;
+
+        // The kernel only adds to ids that occur: the first micro-batch clears the rest.
         let token = back.of(&self.token);
         if beta == 0.0 {
             device.clear(token)?;
         }
+
         let args: [Arg<'_>; 6] = [
             token.into(),
             dx.into(),

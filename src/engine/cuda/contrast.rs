@@ -26,6 +26,7 @@ pub(super) fn run(
         let io = (own.unit[side].all(), own.inverse[side].all(), own.raw[side].all());
         normalize(device, io, shape)?;
     }
+
     similarities(device, trainer, shape)?;
     softmax(device, store, trainer, pairs)?;
     unit_gradients(device, trainer, shape)?;
@@ -57,6 +58,8 @@ fn softmax(
     let scale_at = store.places.range(ParameterId::LogitScale);
     let scale = store.weights.master(&scale_at);
     let [rows, columns] = [own.log_sum[0].all(), own.log_sum[1].all()];
+
+    // Both log sums come first: the gradient then overwrites the similarities.
     let args = [rows.into(), similarity.into(), scale.into(), pairs.into()];
     device.launch("contrastive_rows", Grid::new([pairs, 1, 1], 256), &args)?;
     let args = [columns.into(), similarity.into(), scale.into(), pairs.into()];
@@ -74,6 +77,8 @@ fn softmax(
         pairs.into(),
     ];
     device.launch("contrastive_gradient", Grid::new([pairs, 1, 1], 256), &args)?;
+
+    // The losses run once per step, over all pairs: the scale's gradient is replaced.
     let args = [
         trainer.numbers.at(0..2).into(),
         trainer.gradient.at(scale_at).into(),
@@ -94,6 +99,8 @@ fn unit_gradients(
     let operand = |side: usize| Operand::new(own.unit[side].all(), width);
     let square = Operand::new(own.similarity.all(), pairs);
     let extents = Extents { m: pairs, n: width, k: pairs };
+
+    // With S the gradient of the similarities: dI = S T and dT = Sᵀ I.
     let into = |side: usize| (own.gradient[side].all(), width);
     device.gemm(into(0), (square, operand(1)), extents, 0.0)?;
     device.gemm(into(1), (square.turned(), operand(0)), extents, 0.0)
@@ -109,6 +116,8 @@ fn distill(
     let own = &trainer.loss;
     let plan = trainer.plan.teacher.as_ref();
     let distills = plan.is_some_and(|plan| plan.target == EesdTarget::Embedding);
+
+    // The distance is a mean over both towers; its square brings the factor 2.
     let count = 2 * pairs;
     let factor = round_f32(2.0 * trainer.plan.objective.eesd / count as f64);
     for side in 0..2 {
@@ -118,6 +127,7 @@ fn distill(
             // log sums of the rows have been read.
             normalize(device, (taught, own.log_sum[0].all(), taught), shape)?;
         }
+
         let distance = own.distance.at(side * pairs..(side + 1) * pairs);
         let args = [
             (&own.draw[side]).into(),
@@ -130,8 +140,11 @@ fn distill(
             pairs.into(),
             width.into(),
         ];
+
         device.launch("unit_backward", Grid::warps(pairs), &args)?;
     }
+
+    // Without a teacher the kernel writes no distances.
     if distills {
         let into = trainer.numbers.at(DISTANCE..DISTANCE + 1);
         sum_statistics(device, into, (own.distance.all(), count))?;

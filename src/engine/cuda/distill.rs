@@ -21,6 +21,8 @@ impl Moe {
     ) -> Result<()> {
         let Shape { width: d, hidden: h, quick } = self.shape;
         let target = taught.target.at(0..rows * d);
+
+        // The second biases begin the sum, and every product adds to it.
         let bias = weights.master(&self.fc2.bias);
         let args = [
             target.into(),
@@ -31,10 +33,14 @@ impl Moe {
             self.experts.into(),
         ];
         device.launch("ensemble_bias", Grid::warps(rows), &args)?;
+
+        // The experts take turns in one buffer: the stream keeps their order.
         let hidden = taught.hidden.at(0..rows * h);
         for e in 0..self.experts {
             let weight = weights.real(&self.expert(&self.fc1.weight, e));
             self.shape.fc1(rows).forward(device, hidden, x, weight)?;
+
+            // The probabilities of one expert lie as far apart as there are experts.
             let bias = weights.master(&self.expert(&self.fc1.bias, e));
             let args = [
                 hidden.into(),
@@ -48,6 +54,7 @@ impl Moe {
                 self.experts.into(),
             ];
             device.launch("bias_activation", Grid::new([rows, 1, 1], 128), &args)?;
+
             let weight = weights.real(&self.expert(&self.fc2.weight, e));
             self.shape.fc2(rows).forward_beta(device, (target, 1.0), hidden, weight)?;
         }
@@ -73,6 +80,8 @@ impl Moe {
         let rows = kept.distilled.all();
         let args = [inputs.into(), x.into(), rows.into(), n.into(), d.into()];
         device.launch("distill_gather", Grid::warps(n), &args)?;
+
+        // The teacher has a router of its own.
         let into = Routed {
             probabilities: &taught.probabilities,
             chosen: &taught.chosen,
@@ -81,6 +90,7 @@ impl Moe {
             entropy: &taught.entropy,
         };
         self.route(device, (inputs, n), teacher.master(&self.router), into)?;
+
         let p = taught.probabilities.at(0..n * self.experts);
         self.ensemble(device, (taught, teacher), (inputs, n), p)?;
         self.compare(pass, n, (kept, scratch))
@@ -94,6 +104,7 @@ impl Moe {
         (kept, scratch): (&MoeState, &Scratch),
     ) -> Result<()> {
         let device = pass.device;
+
         let args = [
             (&kept.difference).into(),
             (&scratch.partial_f64).into(),
@@ -109,6 +120,8 @@ impl Moe {
             self.shape.width.into(),
         ];
         device.launch("distill_difference", Grid::warps(n), &args)?;
+
+        // Two numbers end each layer's sums: the squares of distance and target.
         let Some(all) = pass.statistics else { return Ok(()) };
         let end = (self.layer + 1) * (5 + 2 * self.experts);
         sum_statistics(device, all.at(end - 2..end), (scratch.partial_f64.all(), n))
@@ -122,6 +135,8 @@ impl Moe {
         (kept, scratch): (&MoeState, &Scratch),
     ) -> Result<()> {
         let Some(selection) = batch.selection() else { return Ok(()) };
+
+        // The copy alone is written: the layer is pulled, not the stream.
         let weight = self.pulls(back).at(self.experts + 1..self.experts + 2);
         let args = [
             (&scratch.dx_copy).into(),
@@ -144,6 +159,7 @@ fn select(
 ) -> Result<()> {
     let (bounds, groups) = batch.groups();
     let marked = &scratch.routing.marked;
+
     let args = [
         marked.into(),
         (&kept.entropy).into(),
@@ -153,6 +169,8 @@ fn select(
     ];
     let (longest, count) = (largest(groups).div_ceil(256), groups.len() - 1);
     device.launch("uncertain_mark", Grid::new([longest, count, 1], 256), &args)?;
+
+    // One block per group keeps the marked rows in their order.
     let args = [
         (&kept.distilled).into(),
         marked.into(),

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::clip::{Clip, HeadState, Rows};
+use super::clip::{Clip, HeadState, Uploaded};
 use super::device::{Buffer, Device, Kind, Uploads};
 use super::layout::Places;
 use super::ops;
@@ -51,11 +51,14 @@ impl Cuda {
         if let Some(reason) = shape::refusal(config) {
             return Err(Error::usage(format!("{reason}: choose device: cpu")));
         }
+
         let device = Device::open(ordinal, precision)?;
         let store = Store::new(&device, config)?;
+        // The towers know nothing of low rank: the store merges experts for them.
         let clip = Clip::new(&config.merged(), &store.places);
         let state = |tower| clip.state(&device, tower, true);
         let light = [state(Tower::Vision)?, state(Tower::Text)?];
+
         Ok(Self {
             store,
             scratch: Scratch::new(&device)?,
@@ -75,7 +78,7 @@ impl Cuda {
     }
 
     /// Raw embeddings [n, P] of some samples.
-    fn encode(&mut self, rows: &(Tower, Rows), watch: Watch<'_>) -> Result<Buffer> {
+    fn encode(&mut self, rows: &(Tower, Uploaded), watch: Watch<'_>) -> Result<Buffer> {
         self.store.need_weights()?;
         let (tower, rows) = (rows.0, &rows.1);
         let values = rows.batch.samples() * self.config.embed_dim;
@@ -93,15 +96,19 @@ impl Cuda {
             let rows = self.rows(piece)?;
             let raw = self.encode(&rows, Watch::Nothing)?;
             let shape = (rows.1.batch.samples(), self.config.embed_dim);
+
+            // A lane writes only what it alone has read: unit rows replace raw ones.
             let inverse = self.device.buffer(Kind::F32, shape.0)?;
             ops::normalize(&self.device, (raw.all(), inverse.all(), raw.all()), shape)?;
+
+            // All readers of the upload have been launched: its place can be used again.
             rows.1.release(&self.device, &mut self.uploads)?;
             out.extend(self.device.download::<f32>(&raw)?);
         }
         Ok(out)
     }
 
-    fn rows(&mut self, input: TowerInput<'_>) -> Result<(Tower, Rows)> {
+    fn rows(&mut self, input: TowerInput<'_>) -> Result<(Tower, Uploaded)> {
         let (device, uploads) = (&self.device, &mut self.uploads);
         match input {
             TowerInput::Pixels(pixels) => {
@@ -162,6 +169,7 @@ impl Engine for Cuda {
     }
 
     fn load(&mut self, values: &[f32]) -> Result<()> {
+        // A training's moments and teacher belong to the weights that are replaced now.
         self.trainer = None;
         self.store.load(&self.device, values)
     }
@@ -189,6 +197,7 @@ impl Engine for Cuda {
         for piece in self.pieces(input) {
             let rows = self.rows(piece)?;
             self.encode(&rows, Watch::Inputs(&mut all.rows))?;
+
             let before = all.counted.len();
             let batch = &rows.1.batch;
             all.starts.extend(batch.host_starts()[1..].iter().map(|row| before + row));
@@ -205,6 +214,7 @@ impl Engine for Cuda {
             let mut layers = Vec::new();
             self.encode(&rows, Watch::Routing(&mut layers))?;
             rows.1.release(&self.device, &mut self.uploads)?;
+
             if all.is_empty() {
                 all = layers;
                 continue;
@@ -270,6 +280,7 @@ impl Engine for Cuda {
         let steps = self.trainer()?.steps;
         let buffer = |which| self.state_buffer(which).map(Cow::into_owned);
         let average = buffer(StateBuffer::Average)?;
+
         Ok(TrainingState {
             values: buffer(StateBuffer::Values)?,
             first: buffer(StateBuffer::First)?,
@@ -289,6 +300,8 @@ impl Engine for Cuda {
                 let Some(average) = &trainer.average else {
                     return Ok(Cow::Owned(Vec::new()));
                 };
+
+                // The teacher has the form that towers read, not the one that trains.
                 let whole = self.host(&self.store.places, &average.weights.values);
                 return whole.map(Cow::Owned);
             }
@@ -298,6 +311,7 @@ impl Engine for Cuda {
 
     fn restore(&mut self, state: &TrainingState) -> Result<()> {
         let trainer = self.trainer.as_mut().ok_or_else(untrained)?;
+        // A checkpoint of another model is refused before anything is overwritten.
         trainer.accept(&self.store, state)?;
         self.store.load(&self.device, &state.values)?;
         trainer.restore(&self.device, &self.store, state)

@@ -42,9 +42,11 @@ impl Ffn {
     ) -> Self {
         let id = |part| ParameterId::Block(at.0, at.1, part);
         let pair = |weight, bias| Pair::new(places, id(weight), id(bias));
+
         let tower = config.tower(at.0);
         let quick = config.activation == Activation::QuickGelu;
         let shape = Shape { width: tower.width, hidden: tower.hidden, quick };
+
         match &config.moe {
             Some(moe) if config.is_moe(at.0, at.1) => Self::Moe(Moe {
                 router: places.range(id(Part::Router)),
@@ -128,9 +130,12 @@ impl Dense {
     ) -> Result<Slice<'a>> {
         let Pass { device, weights, .. } = pass;
         let (rows, shape) = (batch.rows(), self.shape);
+
+        // A backward makes the hidden rows again from `pre`: they are scratch.
         shape.fc1(rows).forward(device, pre, x, weights.real(&self.fc1.weight))?;
         let (hidden, bias) = (scratch.hidden.all(), weights.master(&self.fc1.bias));
         shape.activate(device, (hidden, pre), bias, (batch.whole(), rows))?;
+
         let (product, weight) = (scratch.product.all(), weights.real(&self.fc2.weight));
         shape.fc2(rows).forward(device, product, hidden, weight)?;
         Ok(weights.master(&self.fc2.bias))
@@ -145,8 +150,10 @@ impl Dense {
     ) -> Result<()> {
         let Back { device, weights, beta, .. } = back;
         let (rows, shape) = (batch.rows(), self.shape);
+
         let (dy, dh) = (scratch.dx_copy.all(), scratch.hidden.all());
         shape.fc2(rows).backward_input(device, dh, dy, weights.real(&self.fc2.weight))?;
+
         let bias = (weights.master(&self.fc1.bias), back.of(&self.fc1.bias), beta);
         shape.activate_backward(
             device,
@@ -167,6 +174,7 @@ impl Dense {
             dh,
             x,
         )?;
+
         let (dx, weight) = (scratch.inner.all(), weights.real(&self.fc1.weight));
         shape.fc1(rows).backward_input(device, dx, dh, weight)
     }

@@ -41,6 +41,7 @@ impl Shape {
             None.into(),
             0_usize.into(),
         ];
+
         device.launch("bias_activation", Grid::new([rows, 1, 1], 128), &args)
     }
 
@@ -62,6 +63,7 @@ impl Shape {
             self.hidden.into(),
             self.quick.into(),
         ];
+
         device.launch("bias_activation_backward", segments.grid(self.hidden), &args)?;
         ops::sum_chunks(device, (into, beta), segments, partial)
     }

@@ -30,12 +30,14 @@ impl Places {
     pub(super) fn new(config: &ClipConfig) -> Self {
         let layout = Layout::new(config);
         let (mut len, mut pairs, mut index) = (0, Vec::new(), BTreeMap::new());
+
         for (parameter, host) in layout.iter() {
             index.insert(parameter.id, pairs.len());
             let device = len..len + host.len();
             len = device.end.next_multiple_of(PAGE);
             pairs.push((host, device));
         }
+
         Self { pairs, index, host_len: layout.len(), len }
     }
 
@@ -82,6 +84,8 @@ impl Places {
     /// One flag per page, from one per parameter in the order of the layout.
     pub(super) fn flags(&self, flags: impl Iterator<Item = u8>) -> Vec<u8> {
         let mut pages = vec![0; self.pages()];
+
+        // A page never holds two parameters.
         for (range, flag) in self.ranges().zip(flags) {
             pages[range.start / PAGE..range.end.div_ceil(PAGE)].fill(flag);
         }

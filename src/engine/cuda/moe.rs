@@ -105,6 +105,8 @@ impl MoeState {
         for buffer in [&mut self.log_sum, &mut self.entropy] {
             device.fit(buffer, rows)?;
         }
+
+        // Outputs lie by slot, so the padding of every expert needs room as well.
         device.fit(&mut self.outputs, slots(rows * k, experts) * d)?;
         device.fit(&mut self.distilled, distilled)?;
         device.fit(&mut self.difference, distilled * d)
@@ -153,6 +155,7 @@ impl Moe {
             self.experts.into(),
             self.top_k.into(),
         ];
+
         device.launch("router_forward", router_grid(rows), &args)
     }
 
@@ -174,6 +177,8 @@ impl Moe {
             entropy: &kept.entropy,
         };
         self.route(device, (x, rows), weights.master(&self.router), into)?;
+
+        // A teacher sends every row through all experts: there is nothing to sort.
         if let Teacher::IsEnsemble = pass.teacher {
             let p = kept.probabilities.all();
             let taught = &scratch.routing.taught;
@@ -192,6 +197,7 @@ impl Moe {
         let starts = bounds(&counts.wait::<i32>()?[..=self.experts]);
         self.experts(device, (weights, &starts), (pre, kept), scratch)?;
         *kept.host_starts.borrow_mut() = starts;
+
         let args = [
             next.into(),
             middle.into(),
@@ -205,6 +211,7 @@ impl Moe {
             d.into(),
         ];
         device.launch("experts_combine", Grid::warps(rows), &args)?;
+
         if let Teacher::Ensemble(taught) = pass.teacher {
             self.distill((pass, taught), batch, x, (kept, scratch))?;
         }
@@ -226,10 +233,13 @@ impl Moe {
             let (y, x) = (pre.at(from * h..to * h), scratch.slots.at(from * d..to * d));
             self.shape.fc1(to - from).forward(device, y, x, weight)?;
         }
+
+        // One launch for all experts: each row finds its bias by the bounds.
         let (hidden, bias) = (scratch.hidden.all(), weights.master(&self.fc1.bias));
         let slots = starts[self.experts];
         let segments = self.segments(kept, starts);
         self.shape.activate(device, (hidden, pre), bias, (segments, slots))?;
+
         for e in 0..self.experts {
             let (from, to) = (starts[e], starts[e + 1]);
             let weight = weights.real(&self.expert(&self.fc2.weight, e));
@@ -266,6 +276,8 @@ impl Moe {
             self.top_k.into(),
         ];
         device.launch("routing_statistics", Grid::new([blocks, 1, 1], 256), &args)?;
+
+        // The last two numbers of a layer belong to distillation.
         let into = all.at(self.layer * (width + 2)..self.layer * (width + 2) + width);
         sum_statistics(device, into, (scratch.partial_f64.all(), blocks))
     }
@@ -280,11 +292,15 @@ impl Moe {
         let pairs = rows * self.top_k;
         let chunks = pairs.div_ceil(SORTED);
         let grid = Grid::new([chunks, 1, 1], SORTED);
+
         let (chosen, experts) = (&kept.chosen, self.experts);
         let args = [counts.into(), chosen.into(), pairs.into(), experts.into()];
         device.launch("experts_count", grid, &args)?;
+
+        // One block makes the first slot of each chunk and the bounds from the counts.
         let args = [counts.into(), (&kept.starts).into(), chunks.into(), experts.into()];
         device.launch("experts_scan", Grid::new([1, 1, 1], 1024), &args)?;
+
         let args = [
             (&kept.slots).into(),
             counts.into(),
@@ -312,6 +328,7 @@ impl Moe {
             self.shape.width.into(),
             self.experts.into(),
         ];
+
         device.launch("experts_gather", self.pairs_and_pads(rows), &args)
     }
 
@@ -329,9 +346,13 @@ impl Moe {
         ((pre, kept), scratch): ((Slice<'_>, &MoeState), &Scratch),
     ) -> Result<()> {
         let starts = kept.host_starts.borrow();
+
+        // The teacher changes the gradient of the layer's output, so it comes first.
         self.pull(back, batch, (kept, scratch))?;
         let pull = self.pulls(back);
         self.combine_backward(back, batch, (kept, scratch))?;
+
+        // The forward's hidden rows are not kept: their buffer takes their gradient.
         let (dout, dh) = (scratch.slot_gradients.all(), scratch.hidden.all());
         let segments = self.segments(kept, &starts);
         self.hidden_backward(
@@ -364,6 +385,7 @@ impl Moe {
     ) -> Result<()> {
         let Back { device, weights, .. } = back;
         let rows = batch.rows();
+
         let args = [
             (&scratch.slot_gradients).into(),
             (&scratch.routing.dweight).into(),
@@ -393,14 +415,18 @@ impl Moe {
     ) -> Result<()> {
         let Back { device, weights, beta, .. } = back;
         let Shape { width: d, hidden: h, .. } = self.shape;
+
+        // The products overwrite `dout` later, so its sums by column come first.
         let (partial, into) = (&scratch.partial, (back.of(&self.fc2.bias), beta));
         ops::column_sums(device, into, dout, segments, partial)?;
+
         for e in 0..self.experts {
             let (from, to) = (starts[e], starts[e + 1]);
             let weight = weights.real(&self.expert(&self.fc2.weight, e));
             let (dh, dy) = (dh.at(from * h..to * h), dout.at(from * d..to * d));
             self.shape.fc2(to - from).backward_input(device, dh, dy, weight)?;
         }
+
         let bias = (weights.master(&self.fc1.bias), back.of(&self.fc1.bias), beta);
         self.shape.activate_backward(device, (dh, pre), bias, (segments, partial))
     }
@@ -415,6 +441,7 @@ impl Moe {
     ) -> Result<()> {
         let Back { device, weights, beta, .. } = back;
         let Shape { width: d, hidden: h, .. } = self.shape;
+
         for e in 0..self.experts {
             let (from, to) = (starts[e], starts[e + 1]);
             let (fc1, fc2) = (self.shape.fc1(to - from), self.shape.fc2(to - from));
@@ -442,6 +469,7 @@ impl Moe {
         let Back { device, weights, beta, .. } = back;
         let (rows, d, e) = (batch.rows(), self.shape.width, self.experts);
         let routing = &scratch.routing;
+
         let args = [
             (&routing.dlogits).into(),
             (&kept.probabilities).into(),
@@ -456,6 +484,8 @@ impl Moe {
             self.top_k.into(),
         ];
         device.launch("router_backward", Grid::threads(rows, 128), &args)?;
+
+        // Chunks of a fixed size, summed in order, give the same bits in every run.
         let chunks = rows.div_ceil(ROWS_A_CHUNK);
         let grid = Grid::new([d.div_ceil(256), chunks, e.div_ceil(ABREAST)], 256);
         let partial = scratch.partial.all();
@@ -469,6 +499,8 @@ impl Moe {
         ];
         device.launch("router_weights_backward", grid, &args)?;
         ops::sum_partials(device, back.of(&self.router), partial, (chunks, e * d), beta)?;
+
+        // By now `slot_gradients` holds the gradients of the experts' inputs.
         let args = [
             (&scratch.inner).into(),
             (&scratch.slot_gradients).into(),

@@ -64,6 +64,8 @@ pub(super) fn norm(
     Shape { rows, width }: Shape,
 ) -> Result<()> {
     let moments = [Arg::from(&moments.mean), Arg::from(&moments.inverse)];
+
+    // Null pointers tell the kernel that nothing is added.
     let (out, product, bias) = match added {
         Some(own) => (own.out.into(), own.branch.into(), own.bias.into()),
         None => (Arg::None, Arg::None, Arg::None),
@@ -91,6 +93,7 @@ pub(super) fn norm_stream(
         rows.into(),
         width.into(),
     ];
+
     device.launch(&family("norm_stream", width), Grid::warps(rows), &args)
 }
 
@@ -145,8 +148,12 @@ pub(super) fn norm_backward(
         width.into(),
         of.add.into(),
     ];
+
+    // Shared memory holds one row of f32 sums for each of a block's 8 warps.
     let grid = Grid::new([blocks, 1, 1], 256).shared(8 * width * 4);
     device.launch(&family("norm_backward", width), grid, &args)?;
+
+    // Partial sums lie [blocks, 3, d]: gain, offset, and the bias in front of the norm.
     let targets = [Some(into.affine.gain), Some(into.affine.offset), into.bias];
     for (index, target) in targets.into_iter().enumerate() {
         let Some(target) = target else { continue };
@@ -174,6 +181,7 @@ pub(super) fn sum_partials(
         width.into(),
         beta.into(),
     ];
+
     device.launch("sum_partials", grid, &args)
 }
 
@@ -228,6 +236,8 @@ pub(super) fn column_sums(
 ) -> Result<()> {
     let width = into.len() / segments.experts;
     let args = [partial.into(), y.into(), segments.starts.into(), width.into()];
+
+    // No atomics: chunks leave partial sums, which are then added in one order.
     device.launch("column_sums", segments.grid(width), &args)?;
     sum_chunks(device, (into, beta), segments, partial)
 }
@@ -249,6 +259,7 @@ pub(super) fn sum_chunks(
         width.into(),
         beta.into(),
     ];
+
     device.launch("sum_chunks", grid, &args)
 }
 

@@ -28,6 +28,8 @@ pub(super) fn update(
         let args = [store.trained().at(range).into(), LARGEST_SCALE.into()];
         device.launch("clamp_scale", Grid::new([1, 1, 1], 32), &args)?;
     }
+
+    // The teacher follows merged weights, so they are merged first.
     store.trained_changed(device)?;
     follow(device, store, trainer)?;
     Ok(trainer.norm)
@@ -44,6 +46,7 @@ fn adamw(
     let count = i32::try_from(trainer.steps).unwrap_or(i32::MAX);
     let rate = round_f32(learning_rate);
     let corrections = [optim.beta1, optim.beta2].map(|b| round_f32(1.0 - b.powi(count)));
+
     let norm = trainer.norm;
     let scale = if norm > optim.clip_norm { optim.clip_norm / norm } else { 1.0 };
 
@@ -72,6 +75,7 @@ fn follow(device: &Device, store: &Store, trainer: &Trainer) -> Result<()> {
     let (Some(average), Some(plan)) = (&trainer.average, &trainer.plan.teacher) else {
         return Ok(());
     };
+
     let args = [
         (&average.weights.values).into(),
         average.weights.copy.as_ref().map(Buffer::all).into(),

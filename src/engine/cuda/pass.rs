@@ -42,14 +42,18 @@ impl Batch {
     ) -> Result<Self> {
         let rows = starts.last().copied().unwrap_or(0);
         let samples = starts.len() - 1;
+
+        // The last group may be smaller, and then no step falls on its end.
         let mut group_starts: Vec<usize> =
             starts.iter().copied().step_by(GROUP).collect();
         if !samples.is_multiple_of(GROUP) {
             group_starts.push(rows);
         }
+
         let own = (counted.as_slice(), group_starts.as_slice());
         let select = |fraction| Selection::new(device, own, fraction);
         let selection = taught.map(select).transpose()?;
+
         let flags: Vec<i32> = counted.iter().map(|&own| i32::from(own)).collect();
         Ok(Self {
             starts: device.upload(Kind::I32, &ints(&starts))?,
@@ -174,6 +178,7 @@ impl Selection {
             offsets.push(total);
             total += own;
         }
+
         Ok(Self {
             keep: device.upload(Kind::I32, &ints(&keep))?,
             offsets: device.upload(Kind::I32, &ints(&offsets))?,
@@ -250,6 +255,8 @@ impl Scratch {
     pub(super) fn new(device: &Device) -> Result<Self> {
         let real = || device.buffer(device.real(), 0);
         let float = || device.buffer(Kind::F32, 0);
+
+        // All are empty until the first micro-batch says how large they must be.
         Ok(Self {
             product: real()?,
             hidden: real()?,
@@ -310,6 +317,7 @@ impl RouterScratch {
             log_sum: make(Kind::F32)?,
             entropy: make(Kind::F32)?,
         };
+
         Ok(Self {
             moments: moments(device)?,
             counts: make(Kind::I32)?,
@@ -344,6 +352,8 @@ impl RouterScratch {
         device.fit(&mut taught.inputs, rows * width)?;
         device.fit(&mut taught.target, rows * width)?;
         device.fit(&mut taught.hidden, rows * hidden)?;
+
+        // Routing writes all of these, though only the probabilities are read.
         device.fit(&mut taught.probabilities, rows * experts)?;
         device.fit(&mut taught.chosen, rows * k)?;
         device.fit(&mut taught.weights, rows * k)?;

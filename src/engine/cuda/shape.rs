@@ -16,6 +16,7 @@ const MOST_EXPERTS: usize = 32;
 pub fn refusal(config: &ClipConfig) -> Option<String> {
     for tower in Tower::BOTH {
         let (shape, name) = (config.tower(tower), tower.name());
+
         let head = shape.width / shape.heads;
         if !HEADS.contains(&head) {
             return Some(format!(
@@ -23,6 +24,8 @@ pub fn refusal(config: &ClipConfig) -> Option<String> {
                  device"
             ));
         }
+
+        // Kernels of the activation read eight values at a time.
         if shape.width > WIDEST || !shape.hidden.is_multiple_of(8) {
             return Some(format!(
                 "the {name} tower has width {} and hidden width {}, expected at most {WIDEST} \
@@ -31,6 +34,7 @@ pub fn refusal(config: &ClipConfig) -> Option<String> {
             ));
         }
     }
+
     let experts = config.moe.as_ref().map_or(0, |moe| moe.experts);
     (experts > MOST_EXPERTS).then(|| {
         format!(

@@ -35,10 +35,13 @@ impl Signatures {
             // The definition of KERNEL itself is the one in a line of the preprocessor.
             let lines = source.lines().filter(|line| !line.starts_with("#define KERNEL"));
             let text = lines.collect::<Vec<_>>().join(" ").replace('\\', " ");
+
             for kernel in text.split("KERNEL(").skip(1) {
                 let Some((_, rest)) = kernel.split_once(')') else { continue };
                 let Some((name, rest)) = rest.split_once('(') else { continue };
                 let Some((list, _)) = rest.split_once(')') else { continue };
+
+                // A family's macro pastes a number behind `##`.
                 let name = name.split("##").next().unwrap_or_default().trim();
                 found.insert(name.to_owned(), list.split(',').map(parameter).collect());
             }

@@ -9,7 +9,7 @@
 //! The host reads one block of numbers back per step, behind the backward: losses, sums over
 //! the batch, and the norm of the gradient, so that an update waits for nothing.
 
-use super::clip::{Clip, HeadState, Rows};
+use super::clip::{Clip, HeadState, Uploaded};
 use super::contrast;
 use super::device::{Device, Grid, Uploads};
 use super::ops::sum_statistics;
@@ -55,7 +55,9 @@ impl Step<'_> {
     pub(super) fn run(&mut self, pairs: Pairs<'_>) -> Result<Losses> {
         let count = self.count(pairs)?;
         let chunks = self.chunks(pairs, count);
+
         self.trainer.loss.fit(self.device, count, self.config.embed_dim)?;
+        // Sums are added to these numbers, so they start at zero.
         self.device.clear(self.trainer.numbers.all())?;
 
         // With one micro-batch, its rows and all that its backward needs stay.
@@ -69,6 +71,8 @@ impl Step<'_> {
                 self.release(rows)?;
             }
         }
+
+        // The losses need all embeddings; the order of the stream sees to that.
         contrast::run(self.device, (self.config, self.store), self.trainer, count)?;
         self.auxiliary()?;
 
@@ -80,7 +84,9 @@ impl Step<'_> {
             self.backward((chunk, &rows), number == 0, chunks.len() == 1)?;
             self.release(rows)?;
         }
+
         self.finish()?;
+        // The host waits here until the whole step has run.
         let numbers = self.device.read_back(&self.trainer.numbers)?.wait::<f64>()?;
         self.trainer.norm = numbers[NORM].sqrt();
         self.trainer.ready = true;
@@ -105,6 +111,8 @@ impl Step<'_> {
     /// `micro_batch` is a multiple of theirs.
     fn chunks<'a>(&self, pairs: Pairs<'a>, count: usize) -> Vec<Chunk<'a>> {
         let (picture, caption) = self.clip.sizes();
+
+        // 0 stands for the whole batch.
         let size = match self.trainer.plan.optim.micro_batch {
             0 => count,
             size => size,
@@ -121,27 +129,35 @@ impl Step<'_> {
         (0..count).step_by(size).map(chunk).collect()
     }
 
-    fn send(&mut self, chunk: Chunk<'_>) -> Result<[Rows; 2]> {
+    fn send(&mut self, chunk: Chunk<'_>) -> Result<[Uploaded; 2]> {
         let (device, taught) = (self.device, self.trainer.taught());
         let pictures = self.clip.pictures(device, chunk.pixels, taught, self.uploads)?;
         Ok([pictures, self.clip.captions(device, chunk.ids, taught)?])
     }
 
-    fn release(&mut self, rows: [Rows; 2]) -> Result<()> {
+    fn release(&mut self, rows: [Uploaded; 2]) -> Result<()> {
         rows.into_iter().try_for_each(|own| own.release(self.device, self.uploads))
     }
 
     /// Embeddings and sums of a micro-batch, and what its backward needs where it is to
     /// `stay`.
-    fn forward(&mut self, chunk: &Chunk<'_>, rows: &[Rows; 2], stay: bool) -> Result<()> {
+    fn forward(
+        &mut self,
+        chunk: &Chunk<'_>,
+        rows: &[Uploaded; 2],
+        stay: bool,
+    ) -> Result<()> {
         let (device, width) = (self.device, self.config.embed_dim);
         let Trainer { plan, full, average, numbers, loss, .. } = &mut *self.trainer;
+
+        // A teacher of layers runs within the student's pass, one of embeddings below.
         let average = average.as_ref().map(|own| &own.weights);
         let target = plan.teacher.as_ref().map(|plan| plan.target);
         let teacher = match (target, average) {
             (Some(EesdTarget::Layer), Some(average)) => Teacher::Ensemble(average),
             _ => Teacher::None,
         };
+
         let all = numbers.all();
         let statistics = self.config.moe.is_some().then(|| all.at(LAYERS..all.len()));
         let pass = Pass { device, weights: &self.store.weights, teacher, statistics };
@@ -153,6 +169,7 @@ impl Step<'_> {
             let into = (loss.raw[own].at(range.clone()), Watch::Nothing);
             self.clip.forward(pass, (tower, &rows[own]), buffers, into)?;
 
+            // No backward goes through the teacher, so a light state will do.
             if let (Some(EesdTarget::Embedding), Some(average)) = (target, average) {
                 let teacher = Teacher::IsEnsemble;
                 let pass = Pass { device, weights: average, teacher, statistics: None };
@@ -171,6 +188,8 @@ impl Step<'_> {
         if layers == 0 {
             return Ok(());
         }
+
+        // Sums of all micro-batches are complete here, by the order of the stream.
         let numbers = trainer.numbers.all();
         let distills = trainer.taught().is_some();
         let args = [
@@ -183,6 +202,7 @@ impl Step<'_> {
             layers.into(),
             self.experts().into(),
         ];
+
         self.device.launch("auxiliary_weights", Grid::new([1, 1, 1], 128), &args)
     }
 
@@ -190,7 +210,7 @@ impl Step<'_> {
     /// is made again.
     fn backward(
         &mut self,
-        (chunk, rows): (&Chunk<'_>, &[Rows; 2]),
+        (chunk, rows): (&Chunk<'_>, &[Uploaded; 2]),
         first: bool,
         stayed: bool,
     ) -> Result<()> {
@@ -202,9 +222,12 @@ impl Step<'_> {
             (Some(_), Some(average)) => Teacher::Ensemble(&average.weights),
             _ => Teacher::None,
         };
+
+        // A second forward makes its sums again: they go where nobody reads them.
         let weights = &self.store.weights;
         let statistics = self.config.moe.is_some().then(|| again.all());
         let pass = Pass { device, weights, teacher, statistics };
+
         let beta = if first { 0.0 } else { 1.0 };
         let back = Back { device, weights, gradient, beta, pulls };
         let range = chunk.first * width..(chunk.first + chunk.pairs) * width;
@@ -230,12 +253,15 @@ impl Step<'_> {
         let (places, gradient) =
             (self.store.trained_places(), trainer.trained_gradient());
         self.store.pull_back(device, gradient, &trainer.gradient)?;
+
+        // What is frozen must not count in the norm.
         for (range, own) in places.ranges().zip(&trainer.plan.trainable) {
             if *own == Trainable::Frozen {
                 device.clear(gradient.at(range))?;
             }
         }
 
+        // The loss's partial sums have been read: their f64 memory serves the norm.
         let partial = trainer.loss.partial.all();
         let blocks = places.pages().min(NORM_BLOCKS).min(partial.len());
         let args = [partial.into(), gradient.into(), places.pages().into()];
@@ -252,6 +278,7 @@ impl Step<'_> {
         let mut losses =
             Losses { clip: numbers[0], logit_scale: numbers[1], ..Losses::default() };
         let (experts, objective) = (self.experts(), &plan.objective);
+
         let places = Tower::BOTH.iter().flat_map(|&tower| {
             self.config.moe_blocks(tower).iter().map(move |&block| (tower, block))
         });
@@ -260,6 +287,7 @@ impl Step<'_> {
         losses.layers = layers
             .map(|((tower, block), own)| (tower, block, layer_stats(own, experts)))
             .collect();
+
         let target = plan.teacher.as_ref().map(|plan| plan.target);
         if target == Some(EesdTarget::Embedding) {
             losses.eesd = numbers[DISTANCE] / (2 * pairs) as f64;

@@ -48,6 +48,7 @@ impl Store {
             let values = device.buffer(Kind::F32, places.len())?;
             Ok(Kept { form, places, values })
         };
+
         Ok(Self {
             weights: Weights::new(device, places.len())?,
             low_rank: LowRank::of(config).map(kept).transpose()?,
@@ -73,6 +74,7 @@ impl Store {
                  another model"
             )));
         }
+
         let spread = self.trained_places().spread(values);
         self.loaded = true;
         match &mut self.low_rank {
@@ -140,6 +142,7 @@ impl Kept {
         let target = store.places.on_device(range);
         let whole = &store.weights.values;
         let at = |host: &Range<usize>| self.places.on_device(host);
+
         match made {
             Made::Copy(from) => {
                 device.copy(whole.at(target), self.values.at(at(from)))?;
@@ -159,6 +162,8 @@ impl Kept {
 
                     let (a, b) = (self.part(&down, e), self.part(&up, e));
                     let (rows, columns) = (b.len() / rank, a.len() / rank);
+
+                    // The product adds to the base, which was copied above.
                     let b = Operand::new(self.values.at(b), rank);
                     let a = Operand::new(self.values.at(a), columns);
                     let extents = Extents { m: rows, n: columns, k: rank };
@@ -177,6 +182,8 @@ impl Kept {
     ) -> Result<()> {
         let target = self.places.on_device(range);
         let (rank, experts) = (self.form.rank(), self.form.experts());
+
+        // All of it replaces what was there: micro-batches have added up before.
         match pulled {
             Pulled::Copy(from) => {
                 let from = gradient.at(whole_places.on_device(from));
@@ -184,6 +191,8 @@ impl Kept {
             }
             Pulled::Shared(of) => {
                 let of = gradient.at(whole_places.on_device(of));
+
+                // Every expert contains the base, so its gradient is the sum over them.
                 let stride = target.len();
                 ops::sum_partials(device, into.at(target), of, (experts, stride), 0.0)
             }
@@ -192,6 +201,7 @@ impl Kept {
                 for e in 0..experts {
                     let (a, b) = (self.part(&target, e), self.part(&up, e));
                     let (rows, columns) = (b.len() / rank, a.len() / rank);
+
                     let b = Operand::new(self.values.at(b), rank).turned();
                     let g = Operand::new(gradient.at(self.part(&of, e)), columns);
                     let extents = Extents { m: rank, n: columns, k: rows };
@@ -205,6 +215,7 @@ impl Kept {
                 for e in 0..experts {
                     let (b, a) = (self.part(&target, e), self.part(&down, e));
                     let (rows, columns) = (b.len() / rank, a.len() / rank);
+
                     let a = Operand::new(self.values.at(a), columns).turned();
                     let g = Operand::new(gradient.at(self.part(&of, e)), columns);
                     let extents = Extents { m: rows, n: rank, k: columns };

@@ -99,6 +99,7 @@ impl Transformer {
                 ffn,
             }
         };
+
         let blocks = (0..shape.layers).map(block).collect();
         let (experts, top_k) =
             config.moe.as_ref().map_or((0, 1), |moe| (moe.experts, moe.top_k));
@@ -127,10 +128,13 @@ impl Transformer {
         let rows = batch.rows();
         let distilled = batch.selection().map_or(0, |own| own.total);
         let TowerShape { width: d, hidden: h, heads, .. } = self.shape;
+
+        // In a light state all blocks share one: it must fit the largest, mixture or not.
         let light = state.blocks.len() < self.blocks.len();
         let most =
             self.blocks.iter().map(|b| b.ffn.product_rows(rows)).max().unwrap_or(rows);
         let mixtures = self.blocks.iter().any(|block| block.ffn.is_moe());
+
         device.fit(&mut state.stream, rows * d)?;
         for (own, block) in state.blocks.iter_mut().zip(&self.blocks) {
             for buffer in [&mut own.x, &mut own.middle] {
@@ -143,10 +147,12 @@ impl Transformer {
                 device.fit(&mut moments.mean, rows)?;
                 device.fit(&mut moments.inverse, rows)?;
             }
+
             device.fit(&mut own.qkv, rows * 3 * d)?;
             device.fit(&mut own.log_sum, rows * heads)?;
             let hidden = if light { most } else { block.ffn.product_rows(rows) };
             device.fit(&mut own.hidden, hidden * h)?;
+
             if block.ffn.is_moe() || (light && mixtures) {
                 let extents = (rows, distilled, d);
                 own.moe.fit(device, extents, (self.experts, self.top_k))?;
@@ -167,23 +173,30 @@ impl Transformer {
         let most =
             self.blocks.iter().map(|b| b.ffn.product_rows(rows)).max().unwrap_or(rows);
         let distilled = batch.selection().map_or(0, |own| own.total);
+
         for buffer in [&mut scratch.product, &mut scratch.inner] {
             device.fit(buffer, rows * d)?;
         }
+
         device.fit(&mut scratch.routing.moments.mean, rows)?;
         device.fit(&mut scratch.routing.moments.inverse, rows)?;
         device.fit(&mut scratch.hidden, most * h)?;
         let partial = self.partials(rows);
         device.fit(&mut scratch.partial, partial)?;
+
         if self.experts > 0 {
             device.fit(&mut scratch.slots, most * d)?;
             scratch.routing.fit(device, rows, (self.experts, self.top_k))?;
+
+            // A whole ensemble runs every row, a student's teacher only some.
             let taught = match teacher {
                 Teacher::IsEnsemble => rows,
                 Teacher::None | Teacher::Ensemble(..) => distilled,
             };
             let experts = (self.experts, self.top_k);
             scratch.routing.fit_ensemble(device, taught, (d, h), experts)?;
+
+            // Statistics leave 3 + 2E sums per 256 rows, distillation two per row.
             device.fit(
                 &mut scratch.partial_f64,
                 rows.div_ceil(256) * (3 + 2 * self.experts) + 2 * rows,
@@ -201,6 +214,7 @@ impl Transformer {
     ) -> Result<()> {
         let (TowerShape { width: d, heads, .. }, rows) = (self.shape, batch.rows());
         self.fit_scratch((device, Teacher::None), batch, scratch)?;
+
         device.fit(&mut scratch.dx, rows * d)?;
         device.fit(&mut scratch.dx_copy, rows * d)?;
         device.fit(&mut scratch.dqkv, rows * 3 * d)?;
@@ -236,10 +250,14 @@ impl Transformer {
         let Pass { device, weights, .. } = pass;
         let (d, rows) = (self.shape.width, batch.rows());
         let (shape, last) = (self.width(rows), state.blocks.len() - 1);
+        // Product and bias of a dense FFN wait here for the next norm, which adds them.
         let mut product: Option<(Slice<'_>, Slice<'_>)> = None;
         for (index, block) in self.blocks.iter().enumerate() {
+            // A light state has one block, which every index means.
             let own = &state.blocks[index.min(last)];
             let before = &state.blocks[index.saturating_sub(1).min(last)];
+
+            // Behind a mixture there is nothing to add: it has written the stream itself.
             let norm = (block.ln_1.affine(weights), &own.ln_1);
             let (x, added) = match product {
                 Some((from, bias)) => {
@@ -253,10 +271,12 @@ impl Transformer {
             let linear = Linear { rows, inputs: d, outputs: 3 * d };
             let weight = weights.real(&block.qkv.weight);
             linear.forward(device, own.qkv.all(), own.attention_input.all(), weight)?;
+
             let bias = weights.master(&block.qkv.bias);
             let args = [(&own.qkv).into(), bias.into(), rows.into(), (3 * d).into()];
             device.launch("bias_rows", Grid::warps(rows), &args)?;
             attention::forward(device, own.attention(), self.shape, batch)?;
+
             let linear = Linear { rows, inputs: d, outputs: d };
             let weight = weights.real(&block.out.weight);
             linear.forward(device, scratch.product.all(), own.mixed.all(), weight)?;
@@ -268,6 +288,7 @@ impl Transformer {
             let (y, x) = (own.ffn_input.all(), own.x.all());
             ops::norm(device, (y, x), Some(added), norm, shape)?;
 
+            // A mixture writes here: the next block's input, or what the tower gives.
             let next = match state.blocks.get(index + 1) {
                 _ if index + 1 == self.blocks.len() => state.stream.all(),
                 Some(next) => next.x.all(),
@@ -279,6 +300,8 @@ impl Transformer {
             let bias =
                 block.ffn.forward(pass, batch, (input, stream), (kept, scratch))?;
             product = bias.map(|bias| (scratch.product.all(), bias));
+
+            // In a light state the next block writes over all of this.
             watch.take(device, (index, block), own, batch)?;
         }
         // A dense last block leaves its product to be added; the norm's output is not used.
@@ -303,15 +326,20 @@ impl Transformer {
         let Back { device, weights, beta, .. } = back;
         let (d, rows) = (self.shape.width, batch.rows());
         let shape = self.width(rows);
+
+        // Other such biases are summed by the next block's norm; no block follows here.
         if let Some(bias) = self.blocks.last().and_then(|block| block.ffn.stream_bias()) {
             let into = (back.of(bias), beta);
             let dy = scratch.dx_copy.all();
             ops::column_sums(device, into, dy, batch.whole(), &scratch.partial)?;
         }
+
         for (index, block) in self.blocks.iter().enumerate().rev() {
             let own = &state.blocks[index];
             let kept = (own.hidden.all(), &own.moe);
             block.ffn.backward(back, batch, own.ffn_input.all(), (kept, scratch))?;
+
+            // The branch's gradient is added to the stream's, which went past it.
             let of = NormBack {
                 dy: scratch.inner.all(),
                 x: own.middle.all(),
@@ -320,6 +348,8 @@ impl Transformer {
                 shape,
                 add: true,
             };
+
+            // The output projection's bias was added in front of this norm.
             let into = NormInto {
                 affine: block.ln_2.gradient(back.gradient),
                 bias: Some(back.of(&block.out.bias)),
@@ -332,8 +362,11 @@ impl Transformer {
             linear.backward_weight(device, (back.of(&block.out.weight), beta), dy, x)?;
             let weight = weights.real(&block.out.weight);
             linear.backward_input(device, scratch.inner.all(), dy, weight)?;
+
+            // Attention is the last to read `inner`, which then takes the next gradient.
             let gradients = (scratch.dqkv.all(), scratch.inner.all(), &scratch.delta);
             attention::backward(device, gradients, own.attention(), (self.shape, batch))?;
+
             let into = (back.of(&block.qkv.bias), beta);
             let dqkv = scratch.dqkv.all();
             ops::column_sums(device, into, dqkv, batch.whole(), &scratch.partial)?;
@@ -348,6 +381,7 @@ impl Transformer {
             let weight = weights.real(&block.qkv.weight);
             linear.backward_input(device, scratch.inner.all(), dqkv, weight)?;
 
+            // The first norm sums the bias of the block before, where that one is dense.
             let before =
                 index.checked_sub(1).and_then(|i| self.blocks[i].ffn.stream_bias());
             let of = NormBack {
@@ -414,6 +448,7 @@ impl Watch<'_> {
                 }
             }
         }
+
         Ok(())
     }
 }
@@ -430,6 +465,7 @@ impl BlockState {
         let probabilities: Vec<f32> = device.download(&self.moe.probabilities)?;
         let chosen: Vec<i32> = device.download(&self.moe.chosen)?;
         let chosen: Vec<u32> = chosen.iter().map(|e| e.cast_unsigned()).collect();
+
         let counted = batch.host_counted();
         Ok(LayerRouting {
             block,
@@ -452,6 +488,8 @@ fn reals(device: &Device, buffer: &Buffer) -> Result<Vec<f32>> {
     if device.real() == Kind::F32 {
         return device.download(buffer);
     }
+
+    // A bf16 is the upper half of an f32.
     let bits: Vec<u16> = device.download(buffer)?;
     Ok(bits.into_iter().map(|bits| f32::from_bits(u32::from(bits) << 16)).collect())
 }

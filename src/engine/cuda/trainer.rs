@@ -99,6 +99,7 @@ impl Contrastive {
         for buffer in self.inverse.iter_mut().chain(&mut self.log_sum) {
             device.fit(buffer, pairs)?;
         }
+
         device.fit(&mut self.similarity, pairs * pairs)?;
         device.fit(&mut self.partial, 2 * pairs)?;
         device.fit(&mut self.distance, 2 * pairs)
@@ -119,6 +120,7 @@ impl Average {
 
         let weights = Weights::new(device, store.places.len())?;
         device.copy(weights.values.all(), store.weights.values.all())?;
+
         for ((parameter, _), range) in layout.iter().zip(store.places.ranges()) {
             if !follows(parameter.id) {
                 device.clear(weights.values.at(range))?;
@@ -143,6 +145,7 @@ impl Trainer {
                 "a training names {found} tensors, expected {expected}"
             )));
         }
+
         let scale_trains = layout.iter().zip(&plan.trainable).any(|((own, _), t)| {
             own.id == ParameterId::LogitScale && *t != Trainable::Frozen
         });
@@ -159,11 +162,15 @@ impl Trainer {
         };
         let trained = store.trained_places();
         let flags = trained.flags(plan.trainable.iter().map(flag));
+
+        // Each MoE layer has five sums, and two for each of its experts.
         let fractions = fractions(config);
         let experts = config.moe.as_ref().map_or(0, |moe| moe.experts);
         let sums = fractions.len() * (5 + 2 * experts);
+
         let moment = || device.buffer(Kind::F32, trained.len());
         let state = |tower| clip.state(device, tower, false);
+
         Ok(Self {
             plan: plan.clone(),
             full: [state(Tower::Vision)?, state(Tower::Text)?],
@@ -201,6 +208,7 @@ impl Trainer {
         let expected = store.trained_places().host_len();
         same_length("first moments", state.first.len(), expected)?;
         same_length("second moments", state.second.len(), expected)?;
+
         let teaches = self.average.is_some();
         match &state.average {
             Some(average) if teaches => {
@@ -228,9 +236,12 @@ impl Trainer {
         let trained = store.trained_places();
         device.write(&mut self.first, &trained.spread(&state.first))?;
         device.write(&mut self.second, &trained.spread(&state.second))?;
+
         if let (Some(average), Some(values)) = (&mut self.average, &state.average) {
             average.weights.load(device, &store.places.spread(values))?;
         }
+
+        // A gradient from before belongs to other weights.
         self.steps = state.steps;
         self.ready = false;
         Ok(())

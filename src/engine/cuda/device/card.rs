@@ -50,13 +50,16 @@ impl Device {
         // SAFETY: work is ordered by one stream, and where a second one brings pictures in, by
         // the events of `Uploads`; cudarc's own events are not needed.
         unsafe { context.disable_event_tracking() };
+
         let stream = context.new_stream().map_err(|e| failed("making a stream", &e))?;
         let module = kernels(&context, precision)?;
         let blas = CudaBlas::new(Arc::clone(&stream))
             .map_err(|e| failed("starting cuBLAS", &format!("{e:?}")))?;
+
         let functions = RefCell::default();
         let signatures = Signatures::parse(&SOURCES);
         let (idle, profile) = (RefCell::default(), RefCell::default());
+
         keep_memory(&context)?;
         Ok(Self {
             context,
@@ -99,6 +102,7 @@ impl Device {
             ))
             .caused_by(e)
         })?;
+
         let pointer = memory.device_ptr(&self.stream).0;
         Ok(Buffer { memory, pointer, kind, len })
     }
@@ -111,6 +115,8 @@ impl Device {
             *buffer = self.buffer(buffer.kind, 0)?;
             *buffer = self.buffer(buffer.kind, len)?;
         }
+
+        // Memory that is large enough stays: extents differ from batch to batch.
         buffer.len = len;
         Ok(())
     }
@@ -133,10 +139,12 @@ fn keep_memory(context: &Arc<CudaContext>) -> Result<()> {
     if !context.has_async_alloc() {
         return Ok(());
     }
+
     let keeping = |e| failed("asking for a memory pool", &e);
     // SAFETY: the device was opened.
     let pool = unsafe { result::device::get_default_mem_pool(context.cu_device()) };
     let pool = pool.map_err(keeping)?;
+
     let mut all = u64::MAX;
     let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
     // SAFETY: this attribute is read from 64 bits, before the call returns.

@@ -41,9 +41,12 @@ pub(super) fn kernels(
     let (major, minor) = context
         .compute_capability()
         .map_err(|e| failed("reading its compute capability", &e))?;
+
     let options = options(&format!("sm_{major}{minor}"), precision);
     let source = source();
     let card = context.name().map_err(|e| failed("reading its name", &e))?;
+
+    // A zero ends each part, so that no two lists of parts have one key.
     let mut key = blake3::Hasher::new();
     for part in [source.as_str(), card.as_str()]
         .into_iter()
@@ -52,18 +55,23 @@ pub(super) fn kernels(
         key.update(part.as_bytes());
         key.update(&[0]);
     }
+
     let file =
         cache().map(|folder| folder.join(format!("{}.cubin", key.finalize().to_hex())));
+
+    // A file that cannot be read or loaded is made again.
     let kept = file.as_ref().and_then(|file| std::fs::read(file).ok());
     if let Some(kept) = kept
         && let Ok(module) = context.load_module(nvrtc::Ptx::from_binary(kept))
     {
         return Ok(module);
     }
+
     let cubin = compile(&source, &options)?;
     if let Some(file) = file {
         keep(&file, &cubin);
     }
+
     let module = context.load_module(nvrtc::Ptx::from_binary(cubin));
     module.map_err(|e| failed("loading the kernels", &e))
 }
@@ -104,10 +112,12 @@ fn keep(file: &Path, cubin: &[u8]) {
 fn compile(source: &str, options: &[String]) -> Result<Vec<u8>> {
     let text =
         CString::new(source).context(|| "reading the kernels' source".to_owned())?;
+
     let program = nvrtc::result::create_program(&text, None)
         .map_err(|e| failed("starting NVRTC", &format!("{e:?}")))?;
     // SAFETY: the program was made above and is destroyed below.
     let compiled = unsafe { nvrtc::result::compile_program(program, options) };
+
     if compiled.is_err() {
         // SAFETY: the program is alive.
         let log = unsafe { nvrtc::result::get_program_log(program) }.unwrap_or_default();
@@ -115,10 +125,12 @@ fn compile(source: &str, options: &[String]) -> Result<Vec<u8>> {
         let log = String::from_utf8_lossy(&log);
         return Err(Error::failed(format!("NVRTC refused the kernels: {log}")));
     }
+
     let mut size = 0;
     // SAFETY: the program is alive, and `size` is written before the call returns.
     let asked = unsafe { nvrtc::sys::nvrtcGetCUBINSize(program, &raw mut size) };
     asked.result().map_err(|e| failed("asking NVRTC for a size", &format!("{e:?}")))?;
+
     let mut cubin = vec![0_u8; size];
     // SAFETY: the binary has as many bytes as NVRTC said.
     let read = unsafe { nvrtc::sys::nvrtcGetCUBIN(program, cubin.as_mut_ptr().cast()) };

@@ -30,11 +30,13 @@ pub fn require(ordinal: usize) -> Result<()> {
             "device: found cuda:{ordinal}, but {reason}, or set `device: cpu`"
         ))
     };
+
     if load("cuda").is_none() {
         return Err(refused(
             "no NVIDIA driver (libcuda.so) was found; install the driver of the card",
         ));
     }
+
     let libraries = [
         ("nvrtc", "NVRTC (libnvrtc.so)", "nvidia-cuda-nvrtc"),
         ("cublas", "cuBLAS (libcublas.so)", "nvidia-cublas"),
@@ -56,6 +58,7 @@ pub fn require(ordinal: usize) -> Result<()> {
             "the number of CUDA devices of this machine is {cards}; choose a smaller number"
         )));
     }
+
     let (major, minor) =
         capability(number).map_err(|e| failed("reading its compute capability", &e))?;
     if (major, minor) < OLDEST {

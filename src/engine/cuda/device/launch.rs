@@ -21,9 +21,11 @@ impl Device {
     /// # Panics
     /// If the kernel does not exist or its arguments do not fit: that is a bug here.
     pub fn launch(&self, name: &str, grid: Grid, args: &[Arg<'_>]) -> Result<()> {
+        // The driver refuses a grid without blocks, and there is nothing to do.
         if grid.blocks.contains(&0) {
             return Ok(());
         }
+
         self.check(name, args);
         let function = self.function(name)?;
         // Each argument in a cell of its own; a kernel reads as many bytes as its type has,
@@ -38,11 +40,13 @@ impl Device {
                 Arg::F64(value) => value.to_bits(),
             })
             .collect();
+
         let mut pointers: Vec<*mut c_void> =
             cells.iter_mut().map(|cell| std::ptr::from_mut(cell).cast()).collect();
         let blocks = grid.blocks.map(crate::num::index_u32);
         let threads = crate::num::index_u32(grid.threads);
         let shared = crate::num::index_u32(grid.shared);
+
         let work = || {
             // SAFETY: number and types of the arguments were checked; pointers name live
             // buffers of this device, whose memory is freed behind this work. That kernels

@@ -31,14 +31,18 @@ impl Device {
         if m == 0 || n == 0 {
             return Ok(());
         }
+
+        // Sums of no terms are zero, for example the gradient of an expert without rows.
         if k == 0 {
             return if beta == 0.0 { self.clear(c.at(0..m * n)) } else { Ok(()) };
         }
+
         let held = |slice: Slice<'_>, pitch: usize, rows: usize, columns: usize| {
             columns <= pitch && (rows - 1) * pitch + columns <= slice.len
         };
         let (a_rows, a_columns) = if a.turned { (k, m) } else { (m, k) };
         let (b_rows, b_columns) = if b.turned { (n, k) } else { (k, n) };
+
         assert!(
             held(a.values, a.pitch, a_rows, a_columns),
             "the left operand of {m} {n} {k}"
@@ -48,6 +52,7 @@ impl Device {
             "the right operand of {m} {n} {k}"
         );
         assert!(held(c, pitch, m, n), "the result of {m} {n} {k}");
+
         let op = |turned| {
             if turned {
                 blas::cublasOperation_t::CUBLAS_OP_T
@@ -55,8 +60,10 @@ impl Device {
                 blas::cublasOperation_t::CUBLAS_OP_N
             }
         };
+
         let int = |n: usize| i32::try_from(n).expect("extents are below 2^31");
         let alpha = 1.0_f32;
+
         let work = || {
             // cuBLAS is column-major: cᵀ = op(b)ᵀ op(a)ᵀ.
             // SAFETY: all three matrices lie within live buffers, as was checked above, and

@@ -25,7 +25,9 @@ impl Device {
 
     /// The time of every kernel since [`Self::start_profile`], by name; ends the recording.
     pub fn profile(&self) -> Result<BTreeMap<String, Spent>> {
+        // Events have times only when the card has reached them.
         self.wait()?;
+
         let mut all: BTreeMap<String, Spent> = BTreeMap::new();
         for (name, begin, end) in self.profile.borrow_mut().take().unwrap_or_default() {
             let time =
@@ -49,6 +51,7 @@ impl Device {
         let begin = self.mark()?;
         work()?;
         let end = self.mark()?;
+
         if let Some(profile) = self.profile.borrow_mut().as_mut() {
             profile.push((name(), begin, end));
         }

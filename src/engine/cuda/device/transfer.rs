@@ -30,6 +30,8 @@ impl Pending<'_> {
         self.arrived.synchronize().map_err(waiting)?;
         let bytes = self.pinned.as_slice().map_err(waiting)?;
         let numbers = bytemuck::pod_collect_to_vec(&bytes[..self.bytes]);
+
+        // The copy is over, so the next numbers may come into this memory.
         self.device.idle.borrow_mut().push(self.pinned);
         Ok(numbers)
     }
@@ -83,6 +85,7 @@ impl Device {
                 .memcpy_dtoh(&from, bytes)
                 .map_err(|e| failed("a download", &e))?;
         }
+
         self.wait()?;
         Ok(values)
     }

@@ -74,6 +74,8 @@ impl Uploads {
         (place.values.kind, place.values.len) = (kind, values.len());
 
         let sending = |e| failed("an upload", &e);
+
+        // The host must not write what an earlier copy still reads.
         place.copied.synchronize().map_err(sending)?;
         let pinned = place.pinned.as_mut_slice().map_err(sending)?;
         let pinned = &mut pinned[..bytes.len()];
@@ -100,6 +102,7 @@ impl Uploads {
         {
             return Ok(old);
         }
+
         let event = || device.stream.record_event(None);
         let making = |e| failed("recording an event", &e);
         let values = device.buffer(Kind::U8, bytes)?;
