@@ -151,16 +151,16 @@ fn answer(study: &Study<'_>, rivals: &[Rival<'_>], all: &[Vec<Contest<'_>>]) -> 
     // A claim is made only where an interval excludes zero.
     match Outcome::of(contests) {
         Outcome::Better => format!(
-            "Worth it on {better}: {name} is better than {theirs}, and worse on nothing measured."
+            "Worth it on {better}: {name} is better than {theirs}, and shown to be worse on nothing."
         ),
         Outcome::Worse => format!(
-            "Not worth it: {name} is worse than {theirs} on {worse}, and better on nothing measured."
+            "Not worth it: {name} is worse than {theirs} on {worse}, and shown to be better on nothing."
         ),
         Outcome::Mixed => format!(
             "It depends: {name} is better than {theirs} on {better}, and worse on {worse}."
         ),
         Outcome::Level => format!(
-            "Not shown to be worth it: every difference between {name} and {theirs} is within the noise."
+            "Not shown to be worth it: no difference between {name} and {theirs} is beyond the noise."
         ),
         Outcome::Unknown => format!(
             "One seed gives no interval: nothing can be claimed about {name} against {theirs}."
