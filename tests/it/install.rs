@@ -5,27 +5,24 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
-const BINARIES: [(&str, &str); 14] = [
-    ("dataset", env!("CARGO_BIN_EXE_upcycle-dataset")),
-    ("pretrain", env!("CARGO_BIN_EXE_upcycle-pretrain")),
-    ("activations", env!("CARGO_BIN_EXE_upcycle-activations")),
-    ("cluster", env!("CARGO_BIN_EXE_upcycle-cluster")),
-    ("subspaces", env!("CARGO_BIN_EXE_upcycle-subspaces")),
-    ("multiplet", env!("CARGO_BIN_EXE_upcycle-multiplet")),
-    ("upcycle", env!("CARGO_BIN_EXE_upcycle-upcycle")),
-    ("train", env!("CARGO_BIN_EXE_upcycle-train")),
-    ("evaluate", env!("CARGO_BIN_EXE_upcycle-evaluate")),
-    ("analyze", env!("CARGO_BIN_EXE_upcycle-analyze")),
-    ("report", env!("CARGO_BIN_EXE_upcycle-report")),
+use crate::pipeline::STAGES;
+
+/// The binaries beside those of stages.
+const TOOLS: [(&str, &str); 3] = [
     ("export", env!("CARGO_BIN_EXE_upcycle-export")),
     ("init", env!("CARGO_BIN_EXE_upcycle-init")),
     ("inspect", env!("CARGO_BIN_EXE_upcycle-inspect")),
 ];
 
+/// The binaries of all stages, and the tools.
+fn binaries() -> impl Iterator<Item = (&'static str, &'static str)> {
+    STAGES.into_iter().chain(TOOLS)
+}
+
 /// `make install` out of a folder with links to these binaries.
 fn install(prefix: &Path) {
     let built = tempfile::tempdir().unwrap();
-    for (name, path) in BINARIES {
+    for (name, path) in binaries() {
         let place = built.path().join(format!("upcycle-{name}"));
         std::os::unix::fs::symlink(path, place).unwrap();
     }
@@ -51,7 +48,7 @@ fn an_installation_has_pages_for_every_binary_and_runs_in_any_folder() {
     install(&prefix);
 
     let share = prefix.join("share");
-    for (name, _) in BINARIES {
+    for (name, _) in binaries() {
         let name = format!("upcycle-{name}");
         let mode =
             fs::metadata(prefix.join("bin").join(&name)).unwrap().permissions().mode();

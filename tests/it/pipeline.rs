@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// Every stage binary in the order of the pipeline.
-const STAGES: [(&str, &str); 11] = [
+pub(crate) const STAGES: [(&str, &str); 11] = [
     ("dataset", env!("CARGO_BIN_EXE_upcycle-dataset")),
     ("pretrain", env!("CARGO_BIN_EXE_upcycle-pretrain")),
     ("activations", env!("CARGO_BIN_EXE_upcycle-activations")),
