@@ -8,6 +8,7 @@
 mod chart;
 mod comparison;
 mod document;
+mod evidence;
 mod find;
 mod gallery;
 mod headline;

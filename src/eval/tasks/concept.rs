@@ -1,5 +1,5 @@
-//! Classification among all concepts on every test split, and its mean over the shift splits,
-//! the score with the least noise.
+//! Classification among all classes on every test split, and its mean over the shift splits,
+//! the score with the least noise. Pictures of other concepts take no part.
 
 use super::ZeroShot;
 use crate::error::Result;
@@ -13,11 +13,15 @@ pub(crate) fn outcomes(
     zero_shot: &ZeroShot<'_>,
     splits: &[&LabelledImages<Test>],
 ) -> Result<Vec<Outcome>> {
-    let concepts = zero_shot.vocabulary.concepts.len();
-    let classes: Vec<Vec<usize>> = (0..concepts).map(|c| vec![c]).collect();
+    let count = zero_shot.vocabulary.classes;
+    let classes: Vec<Vec<usize>> = (0..count).map(|c| vec![c]).collect();
     let classifier = zero_shot.classifier(&classes)?;
     let mut out = Vec::new();
     for images in splits {
+        let images = images.of_classes(count)?;
+        if images.is_empty() {
+            continue;
+        }
         let found = Classified::new(&images.embeddings, &classifier, &images.concept)?;
         out.extend(images.sample.iter().enumerate().map(|(index, &sample)| Outcome {
             task: "concept",
@@ -38,14 +42,20 @@ pub(crate) fn measure(
     splits: &[&LabelledImages<Test>],
     shifts: &[String],
 ) -> Result<Vec<Measurement>> {
-    let concepts = zero_shot.vocabulary.concepts.len();
-    let classes: Vec<Vec<usize>> = (0..concepts).map(|c| vec![c]).collect();
+    let count = zero_shot.vocabulary.classes;
+    let classes: Vec<Vec<usize>> = (0..count).map(|c| vec![c]).collect();
     let classifier = zero_shot.classifier(&classes)?;
 
     let mut out = Vec::new();
     let (mut values, mut resamples, mut n) = (Vec::new(), Vec::new(), 0);
     for images in splits {
+        let images = images.of_classes(count)?;
         let split = images.split.as_str();
+
+        // A split may hold other concepts alone; there is nothing to measure on it then.
+        if images.is_empty() {
+            continue;
+        }
         let found = Classified::new(&images.embeddings, &classifier, &images.concept)?;
         let accuracy = found.accuracy();
 
