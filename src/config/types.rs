@@ -276,6 +276,10 @@ pub struct OptimConfig {
     /// that of the whole batch in any case.
     #[serde(default)]
     pub micro_batch: usize,
+    /// Sums of gradients that are formed side by side, a power of two: the most threads of a
+    /// backward pass, and the most ranks. The bits of a result depend on it.
+    #[serde(default = "usual_lanes")]
+    pub lanes: usize,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Learning rate at the end of the cosine.
@@ -298,6 +302,11 @@ pub struct OptimConfig {
     pub validate_every: usize,
     /// Steps between resumable checkpoints; 0 for none.
     pub checkpoint_every: usize,
+}
+
+/// Lanes of a file that does not say.
+fn usual_lanes() -> usize {
+    4
 }
 
 /// How training pictures are varied.
