@@ -241,10 +241,15 @@ mod tests {
             load_default(&Overrides { profile: None, set }).unwrap()
         };
         let shapes = shapes(&config(10)).unwrap();
-        let nodes =
-            crate::stage::plan(&config(10), std::path::Path::new("cache")).unwrap();
-        let train = nodes.iter().find(|node| node.stage == "train").unwrap();
-        let work = |steps| work(&config(steps), &shapes, train, 0);
+        let plan = |config: &Config| {
+            crate::stage::plan(config, std::path::Path::new("cache")).unwrap()
+        };
+        let nodes = plan(&config(10));
+        let work = |steps| {
+            let (config, nodes) = (config(steps), plan(&config(steps)));
+            let train = nodes.iter().find(|node| node.stage == "train").unwrap();
+            work(&config, &shapes, train, 0)
+        };
         assert!((work(20) / work(10) - 2.0).abs() < 1e-9);
 
         let none = line(&config(10), std::iter::empty(), 0, 1).unwrap();

@@ -158,7 +158,7 @@ mod tests {
         let found = points("[inits.cluster-aware.router_scale=2.0]");
         assert_eq!(found[1].config.inits["cluster-aware"].router_scale, Some(2.0));
         assert_eq!(found[0].value, "inits.cluster-aware.router_scale unset");
-        let found = points("[train.balance=0.5 moe.vision_blocks={last: 1}]");
+        let found = points("[\"train.balance=0.5 moe.vision_blocks={last: 1}\"]");
         assert_eq!(found[0].value, "train.balance=0.02 moe.vision_blocks=every-2");
     }
 
@@ -178,7 +178,7 @@ mod tests {
             let set = vec![text.to_owned()];
             load_default(&Overrides { profile: None, set }).unwrap_err().to_string()
         };
-        let found = set("sweep.factors.it={run: nowhere, values: [seeds=[1]]}");
+        let found = set("sweep.factors.it={run: nowhere, values: [train.balance=1]}");
         assert!(found.contains("sweep.factors.it.run: found nowhere"), "{found}");
         let found = set("sweep={seeds: [], factors: {it: {run: sparse, values: [a=1]}}}");
         assert!(found.contains("sweep.seeds"), "{found}");
