@@ -42,6 +42,8 @@ pub struct Config {
     pub train: TrainConfig,
     /// The compared runs: an initialization and a loss.
     pub runs: BTreeMap<String, RunConfig>,
+    /// Hyperparameters tried on the validation split, one factor at a time.
+    pub sweep: SweepConfig,
     /// Evaluation on the held-out splits.
     pub evaluate: EvaluateConfig,
     /// Analyses of experts and routing.
@@ -593,6 +595,26 @@ impl Trains {
     pub fn is_all(&self) -> bool {
         *self == Self::All
     }
+}
+
+/// Section `sweep`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SweepConfig {
+    /// Seeds of the swept runs, all of them on the dense model of the first seed.
+    pub seeds: Vec<u64>,
+    /// The factors by name; none for no sweep.
+    pub factors: BTreeMap<String, FactorConfig>,
+}
+
+/// One entry of `sweep.factors`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FactorConfig {
+    /// Entry of `runs` that is trained with each value.
+    pub run: String,
+    /// Its values, each one or several assignments as of `--set`.
+    pub values: Vec<String>,
 }
 
 /// Section `evaluate`.
