@@ -7,6 +7,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde::Deserialize as _;
+
 use super::forecast::{Shapes, shapes};
 use crate::config::Config;
 use crate::engine::Backend;
@@ -15,6 +17,7 @@ use crate::linalg::gemm::{self, Rows, Write};
 use crate::model::{ClipConfig, Tower};
 use crate::par;
 use crate::pipeline::{Node, duration};
+use crate::stage::train::TrainParams;
 use crate::upcycle;
 
 /// Tokens of a usual caption: one of COCO has about 13 with its marks, and the engine leaves
@@ -118,15 +121,20 @@ fn work(config: &Config, shapes: &Shapes, node: &Node, pictures: usize) -> f64 {
         "train" => {
             let name = node.place.run.as_deref().unwrap_or_default();
             let name = name.rsplit_once("-s").map_or(name, |(name, _)| name);
+
+            // A value of a sweep stands behind the name of its run; another number of experts
+            // is not counted.
+            let name = name.split_once('@').map_or(name, |(name, _)| name);
             let Some(run) = config.runs.get(name) else { return 0.0 };
+            let Ok(params) = TrainParams::deserialize(&node.params) else { return 0.0 };
             let is_dense = config
                 .inits
                 .get(&run.init)
                 .and_then(|init| upcycle::find(&init.method).ok())
                 .is_some_and(|method| method.form().is_dense());
             let pair = if is_dense { dense } else { mixture };
-            let more = if run.eesd > 0.0 && !is_dense { DISTILLS } else { 1.0 };
-            more * trained(pair, &config.train.optim)
+            let more = if params.eesd > 0.0 && !is_dense { DISTILLS } else { 1.0 };
+            more * trained(pair, &params.train.optim)
         }
         // The weights at both ends are measured.
         "evaluate" => 2.0 * mixture * pictures as f64,
@@ -233,10 +241,15 @@ mod tests {
             load_default(&Overrides { profile: None, set }).unwrap()
         };
         let shapes = shapes(&config(10)).unwrap();
-        let nodes =
-            crate::stage::plan(&config(10), std::path::Path::new("cache")).unwrap();
-        let train = nodes.iter().find(|node| node.stage == "train").unwrap();
-        let work = |steps| work(&config(steps), &shapes, train, 0);
+        let plan = |config: &Config| {
+            crate::stage::plan(config, std::path::Path::new("cache")).unwrap()
+        };
+        let nodes = plan(&config(10));
+        let work = |steps| {
+            let (config, nodes) = (config(steps), plan(&config(steps)));
+            let train = nodes.iter().find(|node| node.stage == "train").unwrap();
+            work(&config, &shapes, train, 0)
+        };
         assert!((work(20) / work(10) - 2.0).abs() < 1e-9);
 
         let none = line(&config(10), std::iter::empty(), 0, 1).unwrap();

@@ -117,7 +117,11 @@ fn parse<A: Args>(
     args: impl IntoIterator<Item = OsString>,
 ) -> Result<Option<A>> {
     let args: Vec<OsString> = args.into_iter().collect();
-    let command = A::augment_args(command);
+
+    // clap takes the doc comment of the arguments' struct for the description of the program.
+    let about = command.get_about().cloned().unwrap_or_default();
+    let command = A::augment_args(command).about(about).long_about(None);
+
     if let Some(page) = page::asked(&command, &args)? {
         let mut out = std::io::stdout().lock();
         return out
