@@ -224,7 +224,7 @@ pub(super) fn each_layer(
     what: &str,
     pair: Pair<'_>,
 ) -> Vec<Finding> {
-    let of_layer = |layer| {
+    let of_layer = |layer: &Layer| {
         let what = format!("{what}, {} block {}", layer.tower, layer.block);
         pair.finding(study, &what, 3, |run| {
             study.layer(LayerKey { run, point: FINAL, layer, metric })
