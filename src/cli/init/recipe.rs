@@ -4,7 +4,7 @@
 //! A pure function, so that what it chooses can be tested. Every choice is a key that the
 //! user may change.
 
-use crate::cli::cost;
+use crate::cli::cost::{self, Speed};
 use crate::model::{ClipConfig, Moe};
 
 /// Width of the towers that published learning rates are for.
@@ -47,8 +47,8 @@ pub(super) struct Evidence<'a> {
     pub(super) retrieval: usize,
     /// Bytes of memory that are free, where the system says so.
     pub(super) memory: Option<u64>,
-    /// FLOP a second, where it is measured.
-    pub(super) speed: Option<f64>,
+    /// What this machine does in a second, where it is measured.
+    pub(super) speed: Option<Speed>,
     /// Values of the model's training state for each of its parameters.
     pub(super) copies: usize,
 }
@@ -112,10 +112,10 @@ impl Recipe {
     }
 
     /// Three seeds where they are affordable, else one.
-    fn affordable(&self, mixture: &ClipConfig, speed: Option<f64>) -> Vec<u64> {
-        let passes = if self.micro_batch > 0 { 4.0 } else { 3.0 };
-        let run = passes * cost::forward(mixture) * (self.batch * self.steps) as f64;
-        let seconds = speed.map(|speed| run / speed * (3 * RUNS) as f64);
+    fn affordable(&self, mixture: &ClipConfig, speed: Option<Speed>) -> Vec<u64> {
+        let length = (self.steps, self.batch, self.micro_batch);
+        let run = cost::training(mixture, length, true);
+        let seconds = speed.map(|speed| speed.seconds(run) * (3 * RUNS) as f64);
         if seconds.is_none_or(|seconds| seconds <= THREE_SEEDS) {
             return vec![1, 2, 3];
         }
@@ -288,7 +288,7 @@ mod tests {
             trained: 160,
             retrieval: 20,
             memory: Some(64 << 30),
-            speed: Some(1e11),
+            speed: Some(Speed { flop: 1e11, bytes: 1e10, threads: 2 }),
             copies: 8,
         }
     }
