@@ -71,12 +71,18 @@ pub(super) enum Basis {
 }
 
 impl Basis {
-    /// What the brackets are.
-    pub(super) fn interval(self) -> &'static str {
+    /// What stands below a difference, as the end of a sentence.
+    pub(super) fn below(self) -> &'static str {
         match self {
-            Self::Seeds => "95 % t interval over seeds",
-            Self::Examples => "95 % paired bootstrap interval over test examples",
-            Self::Nothing => "no interval",
+            Self::Seeds => {
+                "with the 95 % t interval over seeds below; bold where it excludes zero"
+            }
+            Self::Examples => {
+                "with the 95 % paired bootstrap interval over test examples below; bold where it excludes zero"
+            }
+            Self::Nothing => {
+                "without an interval, because one seed does not tell the spread"
+            }
         }
     }
 }
