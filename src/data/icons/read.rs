@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::ops::ControlFlow;
 
-use serde::de::IgnoredAny;
+use serde_json::{Map, Value};
 
 use super::super::packages::{self, Canvas, Drawing, Icon, IconSet, Information};
 use super::super::pairs::{Fault, Skipped};
@@ -89,9 +89,9 @@ impl Found {
 pub(super) fn listed(package: impl Read) -> Result<BTreeSet<String>> {
     let mut files = packages::extract(package, &[COLLECTION], PACKAGE)?;
     let list = files.remove(COLLECTION).unwrap_or_default();
-    let list: BTreeMap<String, IgnoredAny> =
+    let list: Map<String, Value> =
         serde_json::from_slice(&list).context(|| format!("reading {COLLECTION}"))?;
-    Ok(list.into_keys().collect())
+    Ok(list.into_iter().map(|(set, _)| set).collect())
 }
 
 /// How a package is read.
