@@ -8,16 +8,19 @@
 
 use std::time::{Duration, Instant};
 
+use serde::Deserialize as _;
+
 use super::forecast::{Shapes, shapes};
 use crate::config::{Config, OptimConfig};
 use crate::engine::Backend;
-use crate::engine::cpu::passes::LANES;
+use crate::engine::cpu::clip::GROUP;
 use crate::error::Result;
 use crate::linalg::gemm::{self, Rows, Write};
 use crate::model::params::parameter_counts;
 use crate::model::{ClipConfig, Tower};
 use crate::par;
 use crate::pipeline::{Node, duration};
+use crate::stage::train::TrainParams;
 use crate::upcycle;
 
 /// Tokens of a usual caption: one of COCO has about 13 with its marks, and the engine leaves
@@ -37,10 +40,13 @@ const MICRO_STEP: f64 = 4.0;
 /// What self-distillation adds to a step, as docs/benchmarks.md measures it.
 const DISTILLS: f64 = 1.04;
 
-/// Values of four bytes that a training step reads or writes for each parameter, used in the
-/// batch or not: lanes of gradients are cleared and added up, the norm reads their sum, and
-/// AdamW reads four values and writes three. A large vocabulary pays this in every step.
-const TOUCHED: usize = 2 * LANES + 9;
+/// Values of four bytes that an optimizer step reads or writes for each parameter, used in the
+/// batch or not: the norm reads the gradient, and AdamW reads four values and writes three. The
+/// sum of the lanes is written once more. A large vocabulary pays this in every step.
+const TOUCHED: usize = 9;
+
+/// The same for each lane of gradients, which is cleared and added.
+const TOUCHED_BY_LANE: usize = 2;
 
 /// The same for the teacher's average.
 const AVERAGED: usize = 3;
@@ -174,15 +180,32 @@ fn rate(mut work: impl FnMut()) -> f64 {
     f64::from(count) / clock.elapsed().as_secs_f64()
 }
 
+/// How long a model trains, and how.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Length {
+    pub(super) steps: usize,
+    pub(super) batch: usize,
+    pub(super) micro_batch: usize,
+    pub(super) lanes: usize,
+}
+
+impl Length {
+    fn of(optim: &OptimConfig) -> Self {
+        let OptimConfig { steps, batch, micro_batch, lanes, .. } = *optim;
+        Self { steps, batch, micro_batch, lanes }
+    }
+}
+
 /// The work of training a model, with a teacher or without.
-pub(super) fn training(
-    shape: &ClipConfig,
-    (steps, batch, micro_batch): (usize, usize, usize),
-    distills: bool,
-) -> Work {
+pub(super) fn training(shape: &ClipConfig, length: Length, distills: bool) -> Work {
+    let Length { steps, batch, micro_batch, lanes } = length;
     let passes = if micro_batch > 0 { MICRO_STEP } else { STEP };
     let more = if distills { DISTILLS } else { 1.0 };
-    let touched = if distills { TOUCHED + AVERAGED } else { TOUCHED };
+
+    // No lane is empty: a small batch has fewer groups than there may be lanes.
+    let lanes = lanes.min(batch.div_ceil(GROUP));
+    let averaged = if distills { AVERAGED } else { 0 };
+    let touched = TOUCHED + averaged + TOUCHED_BY_LANE * lanes;
     let parameters = parameter_counts(shape).0;
     Work {
         flop: more * passes * forward(shape) * (steps * batch) as f64,
@@ -194,25 +217,34 @@ pub(super) fn training(
 /// The work of one node; `pictures` are those of the evaluated splits, where they are known.
 fn work(config: &Config, shapes: &Shapes, node: &Node, pictures: usize) -> Work {
     let (dense, mixture) = (forward(&shapes.dense), forward(&shapes.mixture));
-    let length = |optim: &OptimConfig| (optim.steps, optim.batch, optim.micro_batch);
     let arithmetic = |flop: f64| Work { flop, ..Work::default() };
 
     let own = match node.stage {
         "pretrain" if config.pretrain.checkpoint.is_empty() => {
-            training(&shapes.dense, length(&config.pretrain.optim), false)
+            training(&shapes.dense, Length::of(&config.pretrain.optim), false)
         }
         "activations" => arithmetic(dense * config.activations.samples as f64),
         "train" => {
             let name = node.place.run.as_deref().unwrap_or_default();
             let name = name.rsplit_once("-s").map_or(name, |(name, _)| name);
-            let run = config.runs.get(name);
-            let method = run.and_then(|run| config.inits.get(&run.init));
-            let is_dense = method
+            // A value of a sweep stands behind the name of its run; another number of experts
+            // is not counted.
+            let name = name.split_once('@').map_or(name, |(name, _)| name);
+            let Some(run) = config.runs.get(name) else { return Work::default() };
+            let Ok(params) = TrainParams::deserialize(&node.params) else {
+                return Work::default();
+            };
+            let is_dense = config
+                .inits
+                .get(&run.init)
                 .and_then(|init| upcycle::find(&init.method).ok())
                 .is_some_and(|method| method.form().is_dense());
             let shape = if is_dense { &shapes.dense } else { &shapes.mixture };
-            let distills = run.is_some_and(|run| run.eesd > 0.0 && !is_dense);
-            training(shape, length(&config.train.optim), distills)
+            training(
+                shape,
+                Length::of(&params.train.optim),
+                params.eesd > 0.0 && !is_dense,
+            )
         }
         // The weights at both ends are measured.
         "evaluate" => arithmetic(2.0 * mixture * pictures as f64),
@@ -318,12 +350,12 @@ mod tests {
         let small = vit_b_32();
         let text = TextConfig { vocabulary: 2 * small.text.vocabulary, ..small.text };
         let large = ClipConfig { text, ..small.clone() };
-        let length = (100, 64, 0);
+        let length = Length { steps: 100, batch: 64, micro_batch: 0, lanes: 8 };
         let (small, large) =
             (training(&small, length, false), training(&large, length, false));
         assert!(large.bytes > small.bytes);
         let speed = Speed { flop: 1e11, bytes: 1e10, threads: 1 };
-        // 49,408 words of 512 values, 17 times four bytes each, in 100 steps.
+        // 49,408 words of 512 values, 17 times four bytes each with four lanes, in 100 steps.
         let more = 49_408.0 * 512.0 * 17.0 * 4.0 * 100.0 / 1e10;
         let found = speed.seconds(large) - speed.seconds(small);
         assert!((found / more - 1.0).abs() < 1e-9, "{found} {more}");
@@ -336,10 +368,15 @@ mod tests {
             load_default(&Overrides { profile: None, set }).unwrap()
         };
         let shapes = shapes(&config(10)).unwrap();
-        let nodes =
-            crate::stage::plan(&config(10), std::path::Path::new("cache")).unwrap();
-        let train = nodes.iter().find(|node| node.stage == "train").unwrap();
-        let work = |steps| work(&config(steps), &shapes, train, 0);
+        let plan = |config: &Config| {
+            crate::stage::plan(config, std::path::Path::new("cache")).unwrap()
+        };
+        let nodes = plan(&config(10));
+        let work = |steps| {
+            let (config, nodes) = (config(steps), plan(&config(steps)));
+            let train = nodes.iter().find(|node| node.stage == "train").unwrap();
+            work(&config, &shapes, train, 0)
+        };
         let speed = Speed { flop: 1e11, bytes: 1e10, threads: 2 };
         let seconds = |steps| speed.seconds(Work { nodes: 0.0, ..work(steps) });
         assert!((seconds(20) / seconds(10) - 2.0).abs() < 1e-9);

@@ -6,8 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::config::Config;
-use crate::engine::cpu::passes::LANES;
+use crate::config::{Config, OptimConfig};
 use crate::error::Result;
 use crate::model::names::parameters;
 use crate::model::params::parameter_counts;
@@ -52,11 +51,14 @@ fn making(mixture: &ClipConfig) -> usize {
 
 /// Values that training holds for each parameter, with a teacher: weights, two moments, the
 /// lanes of gradients, and the EMA.
-pub(super) const TRAINING_COPIES: usize = 4 + LANES;
+pub(super) fn training_copies(optim: &OptimConfig) -> usize {
+    4 + optim.lanes
+}
 
-/// [`TRAINING_COPIES`], without the EMA where no run has a teacher.
+/// [`training_copies`], without the EMA where no run has a teacher.
 fn training_buffers(config: &Config) -> usize {
-    TRAINING_COPIES - usize::from(config.runs.values().all(|run| run.eesd <= 0.0))
+    training_copies(&config.train.optim)
+        - usize::from(config.runs.values().all(|run| run.eesd <= 0.0))
 }
 
 /// The models of a pipeline.
@@ -120,6 +122,8 @@ pub(super) fn lines(config: &Config) -> Result<Vec<String>> {
         runs.dense + runs.mixtures
     ));
 
+    lines.extend(swept(config)?);
+
     let buffers = training_buffers(config);
     lines.push(format!(
         "memory: {} to build a mixture, {} to train it and the activations of {} samples",
@@ -128,6 +132,24 @@ pub(super) fn lines(config: &Config) -> Result<Vec<String>> {
         config.train.optim.batch
     ));
     Ok(lines)
+}
+
+/// What section `sweep` adds, if it has a factor.
+fn swept(config: &Config) -> Result<Option<String>> {
+    let sweep = &config.sweep;
+    let mut values = 0;
+    for (name, factor) in &sweep.factors {
+        // Every factor has a default, which many share.
+        values += config.sweep_points(name, factor)?.len() - 1;
+    }
+    let (factors, seeds) = (sweep.factors.len(), sweep.seeds.len());
+    Ok((factors > 0).then(|| {
+        format!(
+            "sweep: {} trainings and their defaults, for {values} values of {factors} factors \
+             on {seeds} seeds",
+            values * seeds
+        )
+    }))
 }
 
 /// How many models of either kind there are, over all seeds.

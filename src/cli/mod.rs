@@ -127,7 +127,11 @@ fn parse_beside<A: Args>(
     args: impl IntoIterator<Item = OsString>,
 ) -> Result<Option<A>> {
     let args: Vec<OsString> = args.into_iter().collect();
-    let command = A::augment_args(command);
+
+    // clap takes the doc comment of the arguments' struct for the description of the program.
+    let about = command.get_about().cloned().unwrap_or_default();
+    let command = A::augment_args(command).about(about).long_about(None);
+
     if let Some(page) = page::asked(&page::with(&command, inner), &args)? {
         let mut out = std::io::stdout().lock();
         return out

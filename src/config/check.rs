@@ -9,6 +9,9 @@ const MOST: usize = 1 << 16;
 /// As [`MOST`], for blocks.
 const MOST_LAYERS: usize = 1024;
 
+/// As [`MOST`], for lanes.
+const MOST_LANES: usize = 1024;
+
 /// A section that can say whether it can run.
 pub trait Check {
     /// Refuses impossible values, naming the key, what was found and what is expected.
@@ -46,7 +49,10 @@ impl Check for Config {
         }
         self.check_eesd()?;
         self.check_evaluate()?;
-        positive("analyze.samples", self.analyze.samples)
+        positive("analyze.samples", self.analyze.samples)?;
+
+        // Last, because every value of a sweep is a whole configuration to check.
+        self.check_sweep()
     }
 }
 
@@ -168,6 +174,15 @@ impl Config {
             }
         }
 
+        distinct("sweep.seeds", &self.sweep.seeds)?;
+        let swept = !self.sweep.factors.is_empty();
+        let seeded = !swept || !self.sweep.seeds.is_empty();
+        require(seeded, "sweep.seeds", &"[]", "at least one seed for the factors")?;
+        for (name, factor) in &self.sweep.factors {
+            let key = format!("sweep.factors.{name}.run");
+            named(&key, &factor.run, self.runs.keys())?;
+        }
+
         named("report.reference", &self.report.reference, self.runs.keys())?;
         named("report.showcase", &self.report.showcase, self.runs.keys())?;
         for run in &self.report.ablation {
@@ -188,6 +203,10 @@ impl Check for OptimConfig {
         // Groups of 16 samples are the unit of every sum (`engine/cpu`).
         let (micro, expected) = (self.micro_batch, "0 or a multiple of 16");
         require(micro.is_multiple_of(16), "micro_batch", &micro, expected)?;
+
+        // Lanes are added pairwise, and ranks share them evenly.
+        let fine = self.lanes.is_power_of_two() && self.lanes <= MOST_LANES;
+        require(fine, "lanes", &self.lanes, "a power of two from 1 to 1024")?;
 
         require(
             self.learning_rate > 0.0,

@@ -42,6 +42,8 @@ pub struct Config {
     pub train: TrainConfig,
     /// The compared runs: an initialization and a loss.
     pub runs: BTreeMap<String, RunConfig>,
+    /// Hyperparameters tried on the validation split, one factor at a time.
+    pub sweep: SweepConfig,
     /// Evaluation on the held-out splits.
     pub evaluate: EvaluateConfig,
     /// Analyses of experts and routing.
@@ -276,6 +278,10 @@ pub struct OptimConfig {
     /// that of the whole batch in any case.
     #[serde(default)]
     pub micro_batch: usize,
+    /// Sums of gradients that are formed side by side, a power of two: the most threads of a
+    /// backward pass, and the most ranks. The bits of a result depend on it.
+    #[serde(default = "usual_lanes")]
+    pub lanes: usize,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Learning rate at the end of the cosine.
@@ -298,6 +304,11 @@ pub struct OptimConfig {
     pub validate_every: usize,
     /// Steps between resumable checkpoints; 0 for none.
     pub checkpoint_every: usize,
+}
+
+/// Lanes of a file that does not say.
+fn usual_lanes() -> usize {
+    4
 }
 
 /// How training pictures are varied.
@@ -584,6 +595,26 @@ impl Trains {
     pub fn is_all(&self) -> bool {
         *self == Self::All
     }
+}
+
+/// Section `sweep`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SweepConfig {
+    /// Seeds of the swept runs, all of them on the dense model of the first seed.
+    pub seeds: Vec<u64>,
+    /// The factors by name; none for no sweep.
+    pub factors: BTreeMap<String, FactorConfig>,
+}
+
+/// One entry of `sweep.factors`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FactorConfig {
+    /// Entry of `runs` that is trained with each value.
+    pub run: String,
+    /// Its values, each one or several assignments as of `--set`.
+    pub values: Vec<String>,
 }
 
 /// Section `evaluate`.

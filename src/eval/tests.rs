@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::error::Context;
+use crate::eval::{CONTRASTIVE, ValidationSettings, example_retrievals};
 use crate::eval::{Concept, Pixels, Split, Train, Validation, Vocabulary};
-use crate::eval::{example_retrievals, fine_tune, similarity, validate};
+use crate::eval::{fine_tune, similarity, validate};
 use crate::linalg::Matrix;
 use crate::num;
 use crate::rng;
@@ -395,8 +396,12 @@ fn data_without_enough_pictures_for_a_probe_get_a_note() {
 #[test]
 fn validation_of_a_perfect_model_is_one_and_shared_captions_do_not_count_against_it() {
     let bundle = bundle();
-    let found =
-        validate(&mut Toy::new(0.0), &bundle.vocabulary, &bundle.validation, 7).unwrap();
+    let settings = ValidationSettings { batch: 7, scale: 50.0 };
+    let mut toy = Toy::new(0.0);
+    let mut found =
+        validate(&mut toy, &bundle.vocabulary, &bundle.validation, settings).unwrap();
+    let (name, loss) = found.pop().unwrap();
+    assert!(name == CONTRASTIVE && (0.0..0.1).contains(&loss), "{name} {loss}");
     assert_eq!(found.len(), 3);
     assert!(found.iter().all(|(_, value)| (value - 1.0).abs() < 1e-12), "{found:?}");
 }

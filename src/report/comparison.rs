@@ -39,7 +39,8 @@ fn loss_row(study: &Study<'_>, run: &str) -> Option<ComparisonRow> {
     filled(key, &values, difference, None)
 }
 
-fn last_tenth(log: &[LogRow]) -> f64 {
+/// The mean contrastive loss over the last tenth of the steps.
+pub(super) fn last_tenth(log: &[LogRow]) -> f64 {
     let from = log.len() - log.len().div_ceil(10);
     crate::num::mean(&log[from..].iter().map(|row| row.clip).collect::<Vec<_>>())
 }

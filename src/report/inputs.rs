@@ -34,8 +34,34 @@ pub struct ReportInputs {
     pub pictures: BTreeMap<u32, Vec<u8>>,
     /// What models made of single validation samples.
     pub gallery: Gallery,
+    /// Trainings of section `sweep`, one entry per factor and value, in their order.
+    pub sweep: Vec<SweepInputs>,
     /// Measurements on the sets of `evaluate.sets`, one entry per model and set.
     pub sets: Vec<SetInputs>,
+}
+
+/// One value of a factor of section `sweep`.
+#[derive(Debug, Clone, Default)]
+pub struct SweepInputs {
+    /// Name of the factor.
+    pub factor: String,
+    /// Name of the run that is trained.
+    pub run: String,
+    /// The value, as assignments.
+    pub value: String,
+    /// Whether it is what the configuration has anyway.
+    pub is_default: bool,
+    /// Its trainings by seed.
+    pub seeds: BTreeMap<u64, Swept>,
+}
+
+/// A training of a sweep.
+#[derive(Debug, Clone, Default)]
+pub struct Swept {
+    /// `log.parquet`.
+    pub log: Vec<LogRow>,
+    /// `validation.parquet`.
+    pub validation: Vec<ValidationRow>,
 }
 
 /// One model on one set of `evaluate.sets`.

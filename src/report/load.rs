@@ -12,7 +12,7 @@ use super::find::Find;
 use super::gallery;
 use super::inputs::{
     Clustering, Cost, DatasetMeta, Facts, ReportInputs, RunInputs, SetInputs, Subspaces,
-    is_dense,
+    SweepInputs, Swept, is_dense,
 };
 use crate::artifact::MANIFEST;
 use crate::config::{Config, EvaluateConfig, RunConfig};
@@ -56,8 +56,32 @@ pub fn load(config: &Config, find: &Find<'_>) -> Result<ReportInputs> {
         subspaces: subspaces(config, &variants, find)?,
         retrievals,
         pictures,
+        sweep: sweep(config, find)?,
         sets: sets(config, find)?,
     })
+}
+
+/// Every value of every factor of section `sweep`.
+fn sweep(config: &Config, find: &Find<'_>) -> Result<Vec<SweepInputs>> {
+    let mut all = Vec::new();
+    for (name, factor) in &config.sweep.factors {
+        for (index, point) in config.sweep_points(name, factor)?.into_iter().enumerate() {
+            let mut seeds = BTreeMap::new();
+            for &seed in &config.sweep.seeds {
+                let folder = find("sweep", &format!("{name}/{index}-s{seed}"))?;
+                let (log, validation) = (tables::read(&folder)?, tables::read(&folder)?);
+                seeds.insert(seed, Swept { log, validation });
+            }
+            all.push(SweepInputs {
+                factor: name.clone(),
+                run: factor.run.clone(),
+                value: point.value,
+                is_default: point.is_default,
+                seeds,
+            });
+        }
+    }
+    Ok(all)
 }
 
 /// Every model on every set: the dense models first, then the runs.

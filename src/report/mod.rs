@@ -24,6 +24,7 @@ mod section;
 mod sets;
 pub mod stats;
 mod study;
+mod sweep;
 #[cfg(test)]
 mod tests;
 mod words;
@@ -32,6 +33,7 @@ pub use find::Find;
 pub use gallery::{Gallery, GallerySample};
 pub use inputs::{
     Clustering, Cost, DatasetMeta, Facts, ReportInputs, RunInputs, SetInputs, Subspaces,
+    SweepInputs, Swept,
 };
 pub use load::load;
 pub use render::{Rendered, render};

@@ -269,3 +269,19 @@ fn a_run_has_the_same_color_in_every_report_and_no_expert_has_it() {
     assert!(colors("e").len() >= 24);
     assert!(colors("e").iter().all(|color| !colors("c").contains(color)));
 }
+
+#[test]
+fn a_sweep_shows_its_default_and_says_what_matters() {
+    assert!(!html(&inputs(&[])).contains("id=\"sweep\""));
+    let mut study = inputs(&[]);
+    study.sweep = super::sample::swept();
+    let page = html(&study);
+    for text in [
+        "id=\"sweep\"",
+        "<code>subspaces.paper.tau=0.999</code> has the lowest validation loss, 0.1000 below",
+        "95 % t interval over n = 3 seeds",
+        "What matters, by the validation loss between the best and the worst value: tau (0.3000).",
+    ] {
+        assert!(page.contains(text), "{text}");
+    }
+}

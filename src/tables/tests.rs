@@ -50,6 +50,7 @@ fn structs() -> Vec<(&'static str, &'static str, Columns)> {
         of::<EmbeddingRow>("analyze"),
         of::<ComparisonRow>("report"),
         of::<SetComparisonRow>("report"),
+        of::<SweepRow>("report"),
     ]
 }
 

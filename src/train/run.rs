@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::ratio;
 use super::record::{Facts, Record};
-use super::resume::{self, Resumed};
+use super::resume;
 use super::schedule::Schedule;
 use crate::data::{BatchPixels, Batches, Prefetch};
 use crate::engine::{self, Backend, Engine, Pairs, Pixels, Training};
@@ -64,9 +64,8 @@ pub fn train(
     let shape = resume::Shape::of(&config, &plan.training);
     let (mut first, mut record) = (0, Record::default());
     if let Some(resumed) = scratch.and_then(|folder| resume::read(folder, shape)) {
-        let Resumed { state, record: former } = resumed;
-        engine.restore(&state)?;
-        (first, record) = (state.steps, former);
+        engine.restore(&resumed)?;
+        (first, record) = (resumed.steps, resumed.record);
         watcher.resumed(first);
     } else {
         record.validation(0, watcher.validate(&mut *engine)?);

@@ -22,6 +22,7 @@ fn optim() -> OptimConfig {
         steps: 3,
         batch: 40,
         micro_batch: 0,
+        lanes: 4,
         learning_rate: 1e-2,
         final_learning_rate: 0.0,
         warmup: 0,

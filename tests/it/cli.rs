@@ -3,6 +3,8 @@
 use std::io::Read as _;
 use std::process::{Command, Output, Stdio};
 
+use upcycle::stage;
+
 const INSPECT: &str = env!("CARGO_BIN_EXE_upcycle-inspect");
 const CLUSTER: &str = env!("CARGO_BIN_EXE_upcycle-cluster");
 
@@ -76,6 +78,22 @@ fn the_help_of_the_stage_upcycle_lists_every_method() {
     }
     let other = run(CLUSTER, &["--help"]);
     assert!(!String::from_utf8_lossy(&other.stdout).contains("drop-svd"));
+}
+
+#[test]
+fn help_begins_with_what_the_program_does() {
+    for (program, about) in [
+        (INSPECT, "Looks at the pipeline and its results without running anything."),
+        (
+            env!("CARGO_BIN_EXE_upcycle-import"),
+            "Turns a published dense CLIP into a checkpoint of ours.",
+        ),
+        (CLUSTER, stage::cluster::STAGE.about),
+    ] {
+        let output = run(program, &["--help"]);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(text.lines().next(), Some(about), "{text}");
+    }
 }
 
 #[test]

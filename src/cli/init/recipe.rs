@@ -4,7 +4,7 @@
 //! A pure function, so that what it chooses can be tested. Every choice is a key that the
 //! user may change.
 
-use crate::cli::cost::{self, Speed};
+use crate::cli::cost::{self, Length, Speed};
 use crate::model::{ClipConfig, Moe};
 
 /// Width of the towers that published learning rates are for.
@@ -49,6 +49,8 @@ pub(super) struct Evidence<'a> {
     pub(super) memory: Option<u64>,
     /// What this machine does in a second, where it is measured.
     pub(super) speed: Option<Speed>,
+    /// Buffers that gradients are summed in.
+    pub(super) lanes: usize,
     /// Values of the model's training state for each of its parameters.
     pub(super) copies: usize,
 }
@@ -106,15 +108,20 @@ impl Recipe {
             warning,
             reasons: Vec::new(),
         };
-        recipe.seeds = recipe.affordable(&mixture, evidence.speed);
+        recipe.seeds = recipe.affordable(&mixture, (evidence.speed, evidence.lanes));
         recipe.reasons = recipe.explain(evidence);
         recipe
     }
 
     /// Three seeds where they are affordable, else one.
-    fn affordable(&self, mixture: &ClipConfig, speed: Option<Speed>) -> Vec<u64> {
-        let length = (self.steps, self.batch, self.micro_batch);
-        let run = cost::training(mixture, length, true);
+    fn affordable(
+        &self,
+        mixture: &ClipConfig,
+        (speed, lanes): (Option<Speed>, usize),
+    ) -> Vec<u64> {
+        let Self { steps, batch, micro_batch, .. } = *self;
+        let run =
+            cost::training(mixture, Length { steps, batch, micro_batch, lanes }, true);
         let seconds = speed.map(|speed| speed.seconds(run) * (3 * RUNS) as f64);
         if seconds.is_none_or(|seconds| seconds <= THREE_SEEDS) {
             return vec![1, 2, 3];
@@ -289,6 +296,7 @@ mod tests {
             retrieval: 20,
             memory: Some(64 << 30),
             speed: Some(Speed { flop: 1e11, bytes: 1e10, threads: 2 }),
+            lanes: 4,
             copies: 8,
         }
     }

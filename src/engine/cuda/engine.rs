@@ -17,7 +17,7 @@ use super::uploaded::{Uploaded, sizes};
 use crate::config::Precision;
 use crate::engine::{
     Engine, FfnInputs, ImageLoss, LayerRouting, Losses, Objective, Pairs, Pixels,
-    StateBuffer, TowerInput, Training, TrainingState,
+    SavedState, StateBuffer, TowerInput, Training, TrainingState,
 };
 use crate::error::{Error, Result};
 use crate::model::{ClipConfig, Tower};
@@ -319,11 +319,12 @@ impl Engine for Cuda {
         self.host(self.store.trained_places(), own).map(Cow::Owned)
     }
 
-    fn restore(&mut self, state: &TrainingState) -> Result<()> {
+    fn restore(&mut self, state: &dyn SavedState) -> Result<()> {
         let trainer = self.trainer.as_mut().ok_or_else(untrained)?;
         // A checkpoint of another model is refused before anything is overwritten.
-        trainer.accept(&self.store, state)?;
+        let state = TrainingState::read_whole(state)?;
+        trainer.accept(&self.store, &state)?;
         self.store.load(&self.device, &state.values)?;
-        trainer.restore(&self.device, &self.store, state)
+        trainer.restore(&self.device, &self.store, &state)
     }
 }

@@ -11,5 +11,6 @@ pub(super) mod paper;
 pub(super) mod pictures;
 pub(super) mod retrieval;
 pub(super) mod sets;
+pub(super) mod sweep;
 pub(super) mod training;
 pub(super) mod verdict;
