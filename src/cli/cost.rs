@@ -13,7 +13,6 @@ use serde::Deserialize as _;
 use super::forecast::{Shapes, shapes};
 use crate::config::{Config, OptimConfig};
 use crate::engine::Backend;
-use crate::engine::cpu::clip::GROUP;
 use crate::error::Result;
 use crate::linalg::gemm::{self, Rows, Write};
 use crate::model::params::parameter_counts;
@@ -40,13 +39,11 @@ const MICRO_STEP: f64 = 4.0;
 /// What self-distillation adds to a step, as docs/benchmarks.md measures it.
 const DISTILLS: f64 = 1.04;
 
-/// Values of four bytes that an optimizer step reads or writes for each parameter, used in the
-/// batch or not: the norm reads the gradient, and AdamW reads four values and writes three. The
-/// sum of the lanes is written once more. A large vocabulary pays this in every step.
+/// Values of four bytes that a training step reads or writes for each parameter, used in the
+/// batch or not, beside the lanes of gradients, each of which is cleared and added up: the norm
+/// reads their sum, and AdamW reads four values and writes three. A large vocabulary pays this
+/// in every step.
 const TOUCHED: usize = 9;
-
-/// The same for each lane of gradients, which is cleared and added.
-const TOUCHED_BY_LANE: usize = 2;
 
 /// The same for the teacher's average.
 const AVERAGED: usize = 3;
@@ -180,7 +177,7 @@ fn rate(mut work: impl FnMut()) -> f64 {
     f64::from(count) / clock.elapsed().as_secs_f64()
 }
 
-/// How long a model trains, and how.
+/// What of the section of an optimizer decides about the time.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Length {
     pub(super) steps: usize,
@@ -197,15 +194,11 @@ impl Length {
 }
 
 /// The work of training a model, with a teacher or without.
-pub(super) fn training(shape: &ClipConfig, length: Length, distills: bool) -> Work {
-    let Length { steps, batch, micro_batch, lanes } = length;
+pub(super) fn training(shape: &ClipConfig, length: &Length, distills: bool) -> Work {
+    let Length { steps, batch, micro_batch, lanes } = *length;
     let passes = if micro_batch > 0 { MICRO_STEP } else { STEP };
     let more = if distills { DISTILLS } else { 1.0 };
-
-    // No lane is empty: a small batch has fewer groups than there may be lanes.
-    let lanes = lanes.min(batch.div_ceil(GROUP));
-    let averaged = if distills { AVERAGED } else { 0 };
-    let touched = TOUCHED + averaged + TOUCHED_BY_LANE * lanes;
+    let touched = TOUCHED + 2 * lanes + if distills { AVERAGED } else { 0 };
     let parameters = parameter_counts(shape).0;
     Work {
         flop: more * passes * forward(shape) * (steps * batch) as f64,
@@ -221,30 +214,28 @@ fn work(config: &Config, shapes: &Shapes, node: &Node, pictures: usize) -> Work 
 
     let own = match node.stage {
         "pretrain" if config.pretrain.checkpoint.is_empty() => {
-            training(&shapes.dense, Length::of(&config.pretrain.optim), false)
+            training(&shapes.dense, &Length::of(&config.pretrain.optim), false)
         }
         "activations" => arithmetic(dense * config.activations.samples as f64),
         "train" => {
             let name = node.place.run.as_deref().unwrap_or_default();
             let name = name.rsplit_once("-s").map_or(name, |(name, _)| name);
+
             // A value of a sweep stands behind the name of its run; another number of experts
             // is not counted.
             let name = name.split_once('@').map_or(name, |(name, _)| name);
-            let Some(run) = config.runs.get(name) else { return Work::default() };
-            let Ok(params) = TrainParams::deserialize(&node.params) else {
-                return Work::default();
-            };
-            let is_dense = config
-                .inits
-                .get(&run.init)
+            let run = config.runs.get(name);
+            let method = run.and_then(|run| config.inits.get(&run.init));
+            let is_dense = method
                 .and_then(|init| upcycle::find(&init.method).ok())
                 .is_some_and(|method| method.form().is_dense());
             let shape = if is_dense { &shapes.dense } else { &shapes.mixture };
-            training(
-                shape,
-                Length::of(&params.train.optim),
-                params.eesd > 0.0 && !is_dense,
-            )
+            match TrainParams::deserialize(&node.params) {
+                Ok(TrainParams { train, eesd, .. }) => {
+                    training(shape, &Length::of(&train.optim), eesd > 0.0 && !is_dense)
+                }
+                Err(_) => Work::default(),
+            }
         }
         // The weights at both ends are measured.
         "evaluate" => arithmetic(2.0 * mixture * pictures as f64),
@@ -350,12 +341,12 @@ mod tests {
         let small = vit_b_32();
         let text = TextConfig { vocabulary: 2 * small.text.vocabulary, ..small.text };
         let large = ClipConfig { text, ..small.clone() };
-        let length = Length { steps: 100, batch: 64, micro_batch: 0, lanes: 8 };
+        let length = Length { steps: 100, batch: 64, micro_batch: 0, lanes: 4 };
         let (small, large) =
-            (training(&small, length, false), training(&large, length, false));
+            (training(&small, &length, false), training(&large, &length, false));
         assert!(large.bytes > small.bytes);
         let speed = Speed { flop: 1e11, bytes: 1e10, threads: 1 };
-        // 49,408 words of 512 values, 17 times four bytes each with four lanes, in 100 steps.
+        // 49,408 words of 512 values, 17 times four bytes each, in 100 steps.
         let more = 49_408.0 * 512.0 * 17.0 * 4.0 * 100.0 / 1e10;
         let found = speed.seconds(large) - speed.seconds(small);
         assert!((found / more - 1.0).abs() < 1e-9, "{found} {more}");
@@ -371,7 +362,6 @@ mod tests {
         let plan = |config: &Config| {
             crate::stage::plan(config, std::path::Path::new("cache")).unwrap()
         };
-        let nodes = plan(&config(10));
         let work = |steps| {
             let (config, nodes) = (config(steps), plan(&config(steps)));
             let train = nodes.iter().find(|node| node.stage == "train").unwrap();
@@ -384,6 +374,7 @@ mod tests {
 
         let none = line(&config(10), std::iter::empty(), 0, 1).unwrap();
         assert_eq!(none, None);
+        let nodes = plan(&config(10));
         let all = line(&config(10), nodes.iter(), 0, 1).unwrap().unwrap();
         assert!(all.starts_with("time: about ") && all.contains("train "), "{all}");
     }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::config::{Config, OptimConfig};
+use crate::config::Config;
 use crate::error::Result;
 use crate::model::names::parameters;
 use crate::model::params::parameter_counts;
@@ -51,13 +51,13 @@ fn making(mixture: &ClipConfig) -> usize {
 
 /// Values that training holds for each parameter, with a teacher: weights, two moments, the
 /// lanes of gradients, and the EMA.
-pub(super) fn training_copies(optim: &OptimConfig) -> usize {
-    4 + optim.lanes
+pub(super) fn training_copies(lanes: usize) -> usize {
+    4 + lanes
 }
 
 /// [`training_copies`], without the EMA where no run has a teacher.
 fn training_buffers(config: &Config) -> usize {
-    training_copies(&config.train.optim)
+    training_copies(config.train.optim.lanes)
         - usize::from(config.runs.values().all(|run| run.eesd <= 0.0))
 }
 

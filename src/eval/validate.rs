@@ -97,6 +97,7 @@ fn contrastive(pictures: &Matrix, texts: &Matrix, scale: f64) -> Result<f64> {
 mod tests {
     use super::*;
     use crate::engine::cpu::ops::contrastive::Contrastive;
+    use crate::ranks::Alone;
     use crate::rng;
 
     fn unit(name: &str) -> Matrix {
@@ -112,7 +113,8 @@ mod tests {
 
         let mut trained = Contrastive::default();
         let logit_scale = num::round_f32(scale.ln());
-        trained.run(pictures.data(), texts.data(), pictures.cols(), logit_scale);
+        let rows = (pictures.data(), texts.data());
+        trained.run(&Alone, rows, pictures.cols(), logit_scale).unwrap();
         assert!((found - trained.loss).abs() < 1e-5, "{found} {}", trained.loss);
     }
 

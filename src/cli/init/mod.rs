@@ -135,7 +135,6 @@ fn study(args: &InitArgs, from: &Path, data: &str, path: &Path) -> Result<Vec<St
         memory: memory::free(),
         speed: cost::speed(&defaults, threads)?,
         lanes: defaults.train.optim.lanes,
-        copies: forecast::training_copies(&defaults.train.optim),
     });
     let plan = NewConfiguration {
         title: title(from, data),

@@ -5,6 +5,7 @@
 //! user may change.
 
 use crate::cli::cost::{self, Length, Speed};
+use crate::cli::forecast;
 use crate::model::{ClipConfig, Moe};
 
 /// Width of the towers that published learning rates are for.
@@ -49,10 +50,8 @@ pub(super) struct Evidence<'a> {
     pub(super) memory: Option<u64>,
     /// What this machine does in a second, where it is measured.
     pub(super) speed: Option<Speed>,
-    /// Buffers that gradients are summed in.
+    /// Sums of gradients side by side, of the configuration.
     pub(super) lanes: usize,
-    /// Values of the model's training state for each of its parameters.
-    pub(super) copies: usize,
 }
 
 /// What was chosen.
@@ -108,21 +107,17 @@ impl Recipe {
             warning,
             reasons: Vec::new(),
         };
-        recipe.seeds = recipe.affordable(&mixture, (evidence.speed, evidence.lanes));
+        recipe.seeds = recipe.affordable(&mixture, evidence);
         recipe.reasons = recipe.explain(evidence);
         recipe
     }
 
     /// Three seeds where they are affordable, else one.
-    fn affordable(
-        &self,
-        mixture: &ClipConfig,
-        (speed, lanes): (Option<Speed>, usize),
-    ) -> Vec<u64> {
+    fn affordable(&self, mixture: &ClipConfig, evidence: &Evidence<'_>) -> Vec<u64> {
         let Self { steps, batch, micro_batch, .. } = *self;
-        let run =
-            cost::training(mixture, Length { steps, batch, micro_batch, lanes }, true);
-        let seconds = speed.map(|speed| speed.seconds(run) * (3 * RUNS) as f64);
+        let length = Length { steps, batch, micro_batch, lanes: evidence.lanes };
+        let run = cost::training(mixture, &length, true);
+        let seconds = evidence.speed.map(|speed| speed.seconds(run) * (3 * RUNS) as f64);
         if seconds.is_none_or(|seconds| seconds <= THREE_SEEDS) {
             return vec![1, 2, 3];
         }
@@ -225,7 +220,7 @@ fn fit(
 ) -> (usize, Option<String>) {
     let Some(free) = evidence.memory else { return (0, None) };
     let total = crate::model::params::parameter_counts(mixture).0;
-    let state = 4 * (evidence.copies * total) as u64;
+    let state = 4 * (forecast::training_copies(evidence.lanes) * total) as u64;
     let free = free / 100 * MEMORY;
     let Some(rest) = free.checked_sub(state) else {
         let size = crate::pipeline::memory::size;
@@ -297,7 +292,6 @@ mod tests {
             memory: Some(64 << 30),
             speed: Some(Speed { flop: 1e11, bytes: 1e10, threads: 2 }),
             lanes: 4,
-            copies: 8,
         }
     }
 
