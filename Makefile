@@ -93,15 +93,15 @@ cargo build --release --locked --bins $$quiet
 mv $(STAMP).begun $(STAMP)
 endef
 
-# Packages are pinned by version and digest in src/data/emoji/packages.lock; the data set
-# stage checks the digests.
+# Packages are pinned by version and digest in the packages.lock of src/data/emoji and
+# src/data/icons; the data set stage checks the digests.
 define FETCH
 missing=$$($(BIN)/upcycle-dataset $(WHERE) --missing-packages)
 if [ -z "$$missing" ]; then exit 0; fi
 if [ -n '$(MODE)' ]; then
   echo "would fetch $$(wc -l <<< "$$missing") packages with npm" >&2; exit 0; fi
 command -v npm >/dev/null || {
-  echo 'the emoji are fetched with npm, which is missing; without it: make PROFILE=smoke' >&2
+  echo 'the pictures are fetched with npm, which is missing; without it: make PROFILE=smoke' >&2
   exit 1; }
 mkdir -p '$(CACHE)'
 while read -r name version file; do

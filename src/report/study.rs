@@ -282,7 +282,8 @@ impl<'a> Study<'a> {
     /// Whether the pictures are those that come with the program, or drawn by it: their splits
     /// have the meanings that their sources give them.
     pub(super) fn shipped_pictures(&self) -> bool {
-        matches!(self.config().dataset.source, Source::Emoji | Source::Shapes)
+        let source = self.config().dataset.source;
+        matches!(source, Source::Emoji | Source::Icons | Source::Shapes)
     }
 
     /// Whether the dense model was brought by the user instead of trained here.
