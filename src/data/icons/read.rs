@@ -169,6 +169,7 @@ impl Found {
             }
         }
 
+        // Only what has a name to learn from is drawn: drawing takes most of the time.
         let svg = |(_, icon, _): &(&str, &Icon, Words)| icons.svg(icon);
         let drawn = packages::draw(&rows, &svg, canvas, &mut |done| told(before + done))?;
 
