@@ -102,7 +102,7 @@ impl Decision {
 
     /// Whether all findings lie on their side. A finding without a number or an interval
     /// leaves the claim open.
-    pub(super) fn of(findings: Vec<(Finding, Side)>) -> Self {
+    pub(super) fn of(findings: &[(Finding, Side)]) -> Self {
         let unknown = |(finding, _): &(Finding, Side)| {
             finding.difference.is_none_or(|found| found.sign() == Sign::Unknown)
         };
@@ -123,7 +123,8 @@ impl Decision {
 
     /// [`Decision::of`] findings that share a side.
     pub(super) fn all(findings: Vec<Finding>, side: Side) -> Self {
-        Self::of(findings.into_iter().map(|finding| (finding, side)).collect())
+        let sided: Vec<_> = findings.into_iter().map(|finding| (finding, side)).collect();
+        Self::of(&sided)
     }
 }
 

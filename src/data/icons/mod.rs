@@ -180,8 +180,8 @@ fn samples(
     (sets, concepts): (&[Set], &Concepts),
     seed: u64,
 ) -> Vec<Sample> {
-    let sample = |(icon, split): (Pictured, &Option<&'static str>)| {
-        let split = (*split)?;
+    let sample = |(icon, split): (Pictured, Option<&'static str>)| {
+        let split = split?;
         let concept = concepts.find(&icon.words.concept)?;
         let Set { prefix, info } = &sets[icon.set];
 
@@ -198,7 +198,7 @@ fn samples(
             style: prefix.clone(),
         })
     };
-    icons.into_iter().zip(splits).filter_map(sample).collect()
+    icons.into_iter().zip(splits.iter().copied()).filter_map(sample).collect()
 }
 
 fn layout(sets: &[Set], classes: usize) -> Layout {
