@@ -28,7 +28,7 @@ mod write;
 
 use std::path::Path;
 
-pub use batches::{Batch, BatchPixels, BatchSettings, Batches};
+pub use batches::{Batch, BatchPixels, BatchSettings, Batches, Share};
 pub use collection::{Layout, Meta, Reading};
 pub use pairs::Skipped;
 pub use prefetch::Prefetch;

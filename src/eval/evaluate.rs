@@ -34,13 +34,12 @@ pub fn evaluate(
     let zero_shot = ZeroShot { vocabulary, prompts: &prompts, bootstrap };
     let mut out = Evaluation::default();
     let tests = named(&embedded, bundle.tests.iter())?;
-    out.measurements.extend(tasks::concept::measure(&zero_shot, &tests, &bundle.shifts)?);
-    out.outcomes.extend(tasks::concept::outcomes(&zero_shot, &tests)?);
+    out.add(tasks::concept::measure(&zero_shot, &tests, &bundle.shifts)?);
 
     let retrieval = named(&embedded, [&bundle.retrieval])?[0];
-    out.measurements.extend(tasks::coarse::measure(&zero_shot, retrieval)?);
+    out.add(tasks::coarse::measure(&zero_shot, retrieval)?);
     for images in named(&embedded, bundle.held_out.iter())? {
-        out.measurements.extend(tasks::held_out::measure(&zero_shot, images)?);
+        out.add(tasks::held_out::measure(&zero_shot, images)?);
     }
 
     // Retrieval alone needs captions, of which a picture may have several.
@@ -48,9 +47,12 @@ pub fn evaluate(
     let all: Vec<usize> = (0..split.len()).collect();
     let (texts, owner) = embed::captions(encoder, vocabulary, split, &all, config.batch)?;
     let captions = tasks::retrieval::Captions { texts: &texts, owner: &owner };
-    let measured =
-        tasks::retrieval::measure(bootstrap, retrieval, captions, &config.recall_at)?;
-    out.measurements.extend(measured);
+    out.add(tasks::retrieval::measure(
+        bootstrap,
+        retrieval,
+        captions,
+        &config.recall_at,
+    )?);
 
     let shifts = named(&embedded, bundle.shifts.iter())?;
     let judges = Judges { shifts: &shifts, bootstrap, seed };
@@ -120,11 +122,7 @@ fn probe(
     };
 
     match tasks::few_shot::measure(&probing, config, judges.bootstrap)? {
-        Some(found) => {
-            out.measurements.extend(found.measurements);
-            out.choices = found.choices;
-            out.outcomes.extend(found.outcomes);
-        }
+        Some(found) => out.add(found),
         None => out.notes.push(
             "there is no probe: no validation picture or no shifted picture has one of its \
              subgroups"

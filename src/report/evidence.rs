@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::headline::{Area, Headline, Model};
+use super::headline::{Area, Headline};
 use super::stats::{BySeed, COVERAGE, Difference, Sign, one_sample, paired};
-use super::study::{FINAL, LayerKey, MetricKey, Study, in_points};
+use super::study::{FINAL, LayerKey, MetricKey, Model, Study, in_points};
 use super::words;
 use crate::num;
 use crate::tables::{Layer, LogRow, WHOLE_LAYER};
@@ -123,8 +123,7 @@ impl Decision {
 
     /// [`Decision::of`] findings that share a side.
     pub(super) fn all(findings: Vec<Finding>, side: Side) -> Self {
-        let sided: Vec<(Finding, Side)> =
-            findings.into_iter().map(|finding| (finding, side)).collect();
+        let sided: Vec<_> = findings.into_iter().map(|finding| (finding, side)).collect();
         Self::of(&sided)
     }
 }
@@ -478,7 +477,7 @@ mod tests {
     use super::*;
 
     fn finding(interval: Option<(f64, f64)>) -> Finding {
-        let difference = Some(Difference { n: 3, mean: 1.0, interval });
+        let difference = Some(Difference { n: 3, mean: 1.0, interval, covers: None });
         Finding { what: "x".to_owned(), difference, decimals: 1 }
     }
 

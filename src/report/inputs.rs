@@ -10,9 +10,9 @@ use serde::Deserialize;
 use super::gallery::Gallery;
 use crate::config::{Config, RunConfig};
 use crate::tables::{
-    AnalysisRow, ClusterRow, IterationRow, LogRow, MetricRow, OutcomeRow, ResampleRow,
-    RetrievalRow, RoutingRow, SetMetricRow, SetResampleRow, SimilarityRow, SpectrumRow,
-    SubspaceRow, ValidationRow,
+    AnalysisRow, ClusterRow, IterationRow, LogRow, MetricRow, ResampleRow, RetrievalRow,
+    RoutingRow, SetMetricRow, SetResampleRow, SimilarityRow, SpectrumRow, SubspaceRow,
+    ValidationRow,
 };
 
 /// Everything the report shows.
@@ -107,6 +107,23 @@ pub struct DatasetMeta {
     pub attribution: Vec<String>,
 }
 
+/// What an outcome is one of.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OutcomeKey {
+    /// `init` (before training) or `final`.
+    pub point: String,
+    /// Task.
+    pub task: String,
+    /// Metric.
+    pub metric: String,
+    /// Split.
+    pub split: String,
+}
+
+/// The samples of pictures, ascending, and how each fared. The table has a row for every
+/// picture and metric: millions, which do not fit into memory as rows.
+pub type Outcomes = BTreeMap<OutcomeKey, Vec<(u32, f32)>>;
+
 /// All tables of one run at one seed.
 #[derive(Debug, Clone, Default)]
 pub struct RunInputs {
@@ -126,8 +143,8 @@ pub struct RunInputs {
     pub validation: Vec<ValidationRow>,
     /// `metrics.parquet`.
     pub metrics: Vec<MetricRow>,
-    /// `outcomes.parquet`.
-    pub outcomes: Vec<OutcomeRow>,
+    /// `outcomes.parquet`, gathered.
+    pub outcomes: Outcomes,
     /// `resamples.parquet`, where the report has one seed.
     pub resamples: Vec<ResampleRow>,
     /// `analysis.parquet`; empty for a dense run.

@@ -13,13 +13,14 @@ use crate::config::{DatasetConfig, Source};
 use crate::data::packages::{self, Package};
 use crate::data::{self, Reading, Summary};
 use crate::error::{Context as _, Result};
-use crate::pipeline::{Job, Stage, Width};
+use crate::pipeline::{Job, Reach, Stage, Width};
 
 /// This stage.
 pub const STAGE: Stage = Stage {
     name: "dataset",
     version: 1,
     width: Width::Whole,
+    reach: Reach::Process,
     about: "Builds the picture-text data set: samples, concepts, labels, tokenizer.",
     run,
 };

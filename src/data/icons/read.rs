@@ -4,8 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::ops::ControlFlow;
 
-use serde_json::{Map, Value};
-
 use super::super::packages::{self, Canvas, Drawing, Icon, IconSet, Information};
 use super::super::pairs::{Fault, Skipped};
 use super::names::{Names, Words};
@@ -89,9 +87,9 @@ impl Found {
 pub(super) fn listed(package: impl Read) -> Result<BTreeSet<String>> {
     let mut files = packages::extract(package, &[COLLECTION], PACKAGE)?;
     let list = files.remove(COLLECTION).unwrap_or_default();
-    let list: Map<String, Value> =
+    let list: serde_json::Map<String, serde_json::Value> =
         serde_json::from_slice(&list).context(|| format!("reading {COLLECTION}"))?;
-    Ok(list.into_iter().map(|(set, _)| set).collect())
+    Ok(list.into_iter().map(|(prefix, _)| prefix).collect())
 }
 
 /// How a package is read.

@@ -4,23 +4,23 @@
 
 use std::collections::BTreeMap;
 
-use super::ZeroShot;
+use super::{ZeroShot, hits};
 use crate::error::Result;
 use crate::eval::measurement::Row;
 use crate::eval::metrics::classification::Classified;
-use crate::eval::{Concept, LabelledImages, Measurement, Test};
+use crate::eval::{Concept, Evaluation, LabelledImages, Test};
 
 /// Measures group and subgroup accuracy, as far as there are such levels.
 pub(crate) fn measure(
     zero_shot: &ZeroShot<'_>,
     images: &LabelledImages<Test>,
-) -> Result<Vec<Measurement>> {
+) -> Result<Evaluation> {
     let group: fn(&Concept) -> usize = |concept| concept.group;
     let subgroup: fn(&Concept) -> usize = |concept| concept.subgroup;
 
-    let mut out = Vec::new();
+    let mut out = Evaluation::default();
     for (task, label) in [("group", group), ("subgroup", subgroup)] {
-        out.extend(measure_level(zero_shot, images, task, label)?);
+        out.add(measure_level(zero_shot, images, task, label)?);
     }
     Ok(out)
 }
@@ -28,9 +28,9 @@ pub(crate) fn measure(
 fn measure_level(
     zero_shot: &ZeroShot<'_>,
     images: &LabelledImages<Test>,
-    task: &str,
+    task: &'static str,
     label: fn(&Concept) -> usize,
-) -> Result<Option<Measurement>> {
+) -> Result<Evaluation> {
     let count = zero_shot.vocabulary.classes;
     let concepts = &zero_shot.vocabulary.concepts[..count];
     let mut members: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
@@ -40,7 +40,7 @@ fn measure_level(
 
     let images = images.of_classes(count)?;
     if members.len() < 2 || members.len() == count || images.is_empty() {
-        return Ok(None);
+        return Ok(Evaluation::default());
     }
 
     // Numbers of groups may have gaps; classes do not.
@@ -54,5 +54,9 @@ fn measure_level(
     let found = Classified::new(&images.embeddings, &classifier, &class)?;
     let resampled = zero_shot.resampled(&format!("{task}/{}", images.split), &found);
     let row = Row { task, split: &images.split, n: found.len() };
-    Ok(Some(row.measured("acc1", found.accuracy().acc1, &resampled[0])))
+    Ok(Evaluation {
+        measurements: vec![row.measured("acc1", found.accuracy().acc1, &resampled[0])],
+        outcomes: hits(task, &images, &found).collect(),
+        ..Evaluation::default()
+    })
 }

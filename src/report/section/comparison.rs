@@ -2,9 +2,9 @@
 
 use crate::config::Bases;
 use crate::report::document::{Block, Cell, Section, Table};
-use crate::report::headline::{Headline, Model};
+use crate::report::headline::Headline;
 use crate::report::stats::{COVERAGE, Sign, Summary};
-use crate::report::study::{FINAL, INIT, MetricKey, Study, over_seeds};
+use crate::report::study::{FINAL, INIT, MetricKey, Model, Study, over_seeds};
 use crate::report::words;
 
 /// The comparison of all runs.
