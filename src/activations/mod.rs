@@ -296,3 +296,76 @@ impl Kept {
         Activations { tokens: tokens.collect(), width, inputs: kept }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Activation, Overrides, load_default};
+    use crate::engine::{Backend, open_model};
+    use crate::model::{ClipConfig, TextConfig, VisionConfig, init};
+    use crate::ranks::Threads;
+
+    /// The files are those of one rank, byte for byte; 5 batches leave ranks without work in
+    /// the last round.
+    #[test]
+    fn the_number_of_ranks_changes_no_byte() {
+        let folder = tempfile::tempdir().unwrap();
+        let overrides = Overrides { profile: Some("smoke".to_owned()), set: vec![] };
+        let dataset = load_default(&overrides).unwrap().dataset;
+        let place = folder.path().join("dataset");
+        std::fs::create_dir(&place).unwrap();
+        crate::data::build(&dataset, folder.path(), 0, &place, &mut |_, _| {}).unwrap();
+        let data = Dataset::open(&place).unwrap();
+        let (context, vocabulary) = (data.meta.context, data.meta.vocabulary);
+        let (width, layers, heads, hidden) = (16, 2, 2, 32);
+        let config = ClipConfig {
+            embed_dim: 16,
+            activation: Activation::Gelu,
+            vision: VisionConfig {
+                image_size: 16,
+                patch: 4,
+                width,
+                layers,
+                heads,
+                hidden,
+            },
+            text: TextConfig { context, vocabulary, width, layers, heads, hidden },
+            moe: None,
+        };
+        let model = init::dense(&config, 1);
+
+        let recording = Recording {
+            samples: 70,
+            tokens_per_sample: 5,
+            batch: 16,
+            layers: vec![(Tower::Vision, 1), (Tower::Text, 0), (Tower::Text, 1)],
+            seed: 3,
+        };
+        let record_on = |ranks: &dyn Ranks, out: &Path| {
+            let mut engine = open_model(model.clone(), Backend::Cpu).unwrap();
+            let who: (&mut dyn Engine, &dyn Ranks) = (&mut *engine, ranks);
+            record(who, &data, &recording, out, &mut |_| {}).unwrap()
+        };
+        let files = |out: &Path| {
+            let names = ["vision-1", "text-0", "text-1"];
+            names.map(|name| std::fs::read(out.join(format!("{name}.parquet"))).unwrap())
+        };
+
+        let results = [1, 2, 4].map(|count| {
+            let out = tempfile::tempdir().unwrap();
+            let counts = std::thread::scope(|scope| {
+                let run = |ranks: Threads| {
+                    let (out, work) = (out.path(), &record_on);
+                    scope.spawn(move || work(&ranks, out))
+                };
+                let all: Vec<_> = Threads::new(count).into_iter().map(run).collect();
+                let counts: Vec<_> =
+                    all.into_iter().map(|own| own.join().unwrap()).collect();
+                counts[0].clone()
+            });
+            (counts, files(out.path()))
+        });
+        assert!(results[0].0.iter().all(|&rows| rows > 0));
+        assert!(results[1] == results[0] && results[2] == results[0]);
+    }
+}

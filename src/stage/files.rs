@@ -232,3 +232,56 @@ impl Pictures {
         self.dataset.tokenizer.encode_all(texts, context)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Activation;
+    use crate::engine::open_model;
+    use crate::model::{TextConfig, VisionConfig, init};
+    use crate::ranks::Threads;
+
+    /// Embeddings of an odd number of inputs are those of one rank, bit for bit, on every
+    /// rank.
+    #[test]
+    fn ranks_embed_what_one_embeds() {
+        let (width, layers, heads, hidden) = (16, 1, 2, 32);
+        let config = ClipConfig {
+            embed_dim: 8,
+            activation: Activation::Gelu,
+            vision: VisionConfig {
+                image_size: 8,
+                patch: 4,
+                width,
+                layers,
+                heads,
+                hidden,
+            },
+            text: TextConfig { context: 6, vocabulary: 40, width, layers, heads, hidden },
+            moe: None,
+        };
+        let model = init::dense(&config, 1);
+        let n = 37;
+        let mut pixels = vec![0.0; n * 3 * 8 * 8];
+        crate::rng::fill_normal(&mut crate::rng::stream(1, "p"), 1.0, &mut pixels);
+        let ids: Vec<u32> = (0..n).flat_map(|_| [1, 5, 9, 39, 0, 0]).collect();
+
+        let mut alone = open_model(model.clone(), Backend::Cpu).unwrap();
+        let images = alone.encode_images(&pixels).unwrap();
+        let texts = alone.encode_texts(&ids).unwrap();
+        for count in [1, 2, 4] {
+            std::thread::scope(|scope| {
+                for ranks in Threads::new(count) {
+                    let (model, pixels, ids) = (model.clone(), &pixels, &ids);
+                    let (images, texts) = (&images, &texts);
+                    scope.spawn(move || {
+                        let mut engine = open_model(model, Backend::Cpu).unwrap();
+                        let mut spread = Spread::new(&mut *engine, &ranks);
+                        assert!(spread.images(pixels, n).unwrap().into_data() == *images);
+                        assert!(spread.texts(ids, n).unwrap().into_data() == *texts);
+                    });
+                }
+            });
+        }
+    }
+}
