@@ -29,6 +29,7 @@ PEERS_ENV ?= .cache/peers
 PIP_FLAGS ?=
 ROWS      ?=
 JSON      ?=
+CHECK     ?=
 PREFIX    ?= /usr/local
 DESTDIR   ?=
 
@@ -85,6 +86,8 @@ dataset: | fetch
 # milliseconds. The stamp carries the time at which the last good build began.
 define BUILD
 if [ -n '$(INSTALLED)' ]; then exit 0; fi
+# Carried binaries, without sources, are as they are.
+if [ ! -d src ] && [ -x $(BIN)/upcycle-report ]; then exit 0; fi
 sources='src bin python/upcycle_moe/*.py LICENSE build.rs Cargo.toml Cargo.lock pipeline.yaml'
 if [ -x $(BIN)/upcycle-report ] && [ -e $(STAMP) ] &&
    [ -z "$$(find $$sources -newer $(STAMP) -print -quit)" ]; then exit 0; fi
@@ -98,15 +101,15 @@ cargo build --release --locked --bins $(if $(MPI),--features mpi --target-dir $(
 mv $(STAMP).begun $(STAMP)
 endef
 
-# Packages are pinned by version and digest in src/data/emoji/packages.lock; the data set
-# stage checks the digests.
+# Packages are pinned by version and digest in the packages.lock of src/data/emoji and
+# src/data/icons; the data set stage checks the digests.
 define FETCH
 missing=$$($(BIN)/upcycle-dataset $(WHERE) --missing-packages)
 if [ -z "$$missing" ]; then exit 0; fi
 if [ -n '$(MODE)' ]; then
   echo "would fetch $$(wc -l <<< "$$missing") packages with npm" >&2; exit 0; fi
 command -v npm >/dev/null || {
-  echo 'the emoji are fetched with npm, which is missing; without it: make PROFILE=smoke' >&2
+  echo 'the pictures are fetched with npm, which is missing; without it: make PROFILE=smoke' >&2
   exit 1; }
 mkdir -p '$(CACHE)'
 while read -r name version file; do
@@ -210,16 +213,22 @@ test-python: | build peers
 	done
 
 # Agreement with the CPU engine and speed on the card of this machine, PyTorch beside it where
-# it is installed; tables go to docs/gpu.md. Carried binaries do: no Rust is needed where
-# $(STAMP) is there too.
+# it is installed; tables go to docs/gpu.md. Carried binaries do, with this file beside them and
+# without Rust; the scripts and the document are used where they came along.
+PEER  = benches/peers/gpu.py
+TABLE = benches/peers/gpu_table.py
+
 gpu-check: | build
 	@mkdir -p '$(ARTIFACTS)'
-	@$(BIN)/upcycle-gpu-check --out '$(ARTIFACTS)/gpu-check.json'
-	@if python3 -c 'import torch' 2>/dev/null; then \
-	  python3 -B benches/peers/gpu.py --compile --out '$(ARTIFACTS)/gpu-torch.json'; \
+	@$(BIN)/upcycle-gpu-check --out '$(ARTIFACTS)/gpu-check.json' $(CHECK)
+	@if [ ! -f $(PEER) ]; then echo 'skipped: $(PEER) is not here' >&2; \
+	elif python3 -c 'import torch' 2>/dev/null; then \
+	  python3 -B $(PEER) --compile --out '$(ARTIFACTS)/gpu-torch.json'; \
 	else echo 'skipped: PyTorch is not installed' >&2; fi
-	@if command -v python3 >/dev/null; then \
-	  python3 -B benches/peers/gpu_table.py '$(ARTIFACTS)' docs/gpu.md; \
+	@if [ ! -f $(TABLE) ] || [ ! -f docs/gpu.md ]; then \
+	  echo 'skipped: $(TABLE) or docs/gpu.md is not here' >&2; \
+	elif command -v python3 >/dev/null; then \
+	  python3 -B $(TABLE) '$(ARTIFACTS)' docs/gpu.md; \
 	else echo 'skipped: tables are written by Python 3' >&2; fi
 
 # The path of the tests of the CUDA engine, as cargo built them.
@@ -230,13 +239,18 @@ CUDA_TESTS = cargo test --release --locked --test cuda --no-run --message-format
 cuda-mutants:
 	@tests/cuda/mutants.py "$$($(CUDA_TESTS))"
 
-# The emulated tests under the address and undefined-behavior sanitizers of g++.
+# The emulated tests under the address and undefined-behavior sanitizers of g++: those in which
+# every kernel runs once in each precision. More orders of threads and whole pipelines run the
+# same code again, ten times slower.
+SANITIZED = attention_ norms_ pairs_ gathered_ levels_become most_uncertain losses_and \
+  a_loss_over encoding_ three_steps
+
 cuda-sanitize:
 	@binary=$$($(CUDA_TESTS)); \
 	UPCYCLE_REQUIRE_EMULATOR=1 ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
 	UPCYCLE_EMULATOR_FLAGS='-O1 -g -fsanitize=address,undefined' \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-	"$$binary" --skip the_pipeline_on_a_card
+	"$$binary" $(SANITIZED)
 
 help:
 	@printf '%s\n' \
@@ -266,7 +280,8 @@ help:
 	  '  make bench-scale            ViT-B from import to report: time and memory' \
 	  '  make test-python            the Python package, exports in transformers and ONNX, the notebook' \
 	  '  make gpu-check              the CUDA engine on this machine: is it right, how fast' \
-  '  make cuda-mutants           breaks its kernels one by one: are the tests awake' \
-  '  make cuda-sanitize          its emulated tests under ASan and UBSan' \
+	  "  make gpu-check CHECK='--only correctness'    a part of it, and other options" \
+	  '  make cuda-mutants           breaks its kernels one by one: are the tests awake' \
+	  '  make cuda-sanitize          its emulated tests under ASan and UBSan' \
 	  '' \
 	  'upcycle-inspect --help shows more: show, diff, lineage, accept.'

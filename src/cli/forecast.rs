@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::config::{Config, OptimConfig};
+use crate::config::Config;
 use crate::error::Result;
 use crate::model::names::parameters;
 use crate::model::params::parameter_counts;
@@ -51,13 +51,13 @@ fn making(mixture: &ClipConfig) -> usize {
 
 /// Values that training holds for each parameter, with a teacher: weights, two moments, the
 /// lanes of gradients, and the EMA.
-pub(super) fn training_copies(optim: &OptimConfig) -> usize {
-    4 + optim.lanes
+pub(super) fn training_copies(lanes: usize) -> usize {
+    4 + lanes
 }
 
 /// [`training_copies`], without the EMA where no run has a teacher.
 fn training_buffers(config: &Config) -> usize {
-    training_copies(&config.train.optim)
+    training_copies(config.train.optim.lanes)
         - usize::from(config.runs.values().all(|run| run.eesd <= 0.0))
 }
 
@@ -122,6 +122,8 @@ pub(super) fn lines(config: &Config) -> Result<Vec<String>> {
         runs.dense + runs.mixtures
     ));
 
+    lines.extend(swept(config)?);
+
     let buffers = training_buffers(config);
     lines.push(format!(
         "memory: {} to build a mixture, {} to train it and the activations of {} samples",
@@ -130,6 +132,24 @@ pub(super) fn lines(config: &Config) -> Result<Vec<String>> {
         config.train.optim.batch
     ));
     Ok(lines)
+}
+
+/// What section `sweep` adds, if it has a factor.
+fn swept(config: &Config) -> Result<Option<String>> {
+    let sweep = &config.sweep;
+    let mut values = 0;
+    for (name, factor) in &sweep.factors {
+        // Every factor has a default, which many share.
+        values += config.sweep_points(name, factor)?.len() - 1;
+    }
+    let (factors, seeds) = (sweep.factors.len(), sweep.seeds.len());
+    Ok((factors > 0).then(|| {
+        format!(
+            "sweep: {} trainings and their defaults, for {values} values of {factors} factors \
+             on {seeds} seeds",
+            values * seeds
+        )
+    }))
 }
 
 /// How many models of either kind there are, over all seeds.

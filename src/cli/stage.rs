@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args, Command};
 
 use super::ranks::{self, Together};
-use super::{Location, cost, exit, forecast, parse, preflight, print};
+use super::{Location, cost, exit, forecast, parse_beside, preflight, print};
 use crate::artifact::{Place, Store};
 use crate::config::Config;
 use crate::error::{Context as _, Result};
@@ -87,12 +87,17 @@ struct StageArgs {
 
 /// Runs a stage binary.
 pub fn main(stage: &'static Stage) -> ExitCode {
-    let panics = Panics::default();
-    panics.install();
-    exit(|| run(stage, &panics), &panics)
+    main_beside(stage, None)
 }
 
-fn run(stage: &'static Stage, panics: &Panics) -> Result<()> {
+/// Runs a stage binary that has a subcommand, which was not asked for.
+pub(super) fn main_beside(stage: &'static Stage, inner: Option<Command>) -> ExitCode {
+    let panics = Panics::default();
+    panics.install();
+    exit(|| run(stage, inner, &panics), &panics)
+}
+
+fn run(stage: &'static Stage, inner: Option<Command>, panics: &Panics) -> Result<()> {
     let name = format!("upcycle-{}", stage.name);
 
     // The examples name this binary, and the subcommand of the few stages that have one.
@@ -105,9 +110,8 @@ fn run(stage: &'static Stage, panics: &Panics) -> Result<()> {
         .about(stage.about)
         .version(env!("CARGO_PKG_VERSION"))
         .after_help(help);
-    let Some(args) = parse::<StageArgs>(command, std::env::args_os())? else {
-        return Ok(());
-    };
+    let args = parse_beside::<StageArgs>(command, inner, std::env::args_os())?;
+    let Some(args) = args else { return Ok(()) };
     let patience = Duration::from_secs(args.patience.into());
     ranks::together((args.ranks.into(), patience), panics, |together| {
         let console = args.console(&*together.ranks);

@@ -49,7 +49,10 @@ impl Check for Config {
         }
         self.check_eesd()?;
         self.check_evaluate()?;
-        positive("analyze.samples", self.analyze.samples)
+        positive("analyze.samples", self.analyze.samples)?;
+
+        // Last, because every value of a sweep is a whole configuration to check.
+        self.check_sweep()
     }
 }
 
@@ -169,6 +172,15 @@ impl Config {
             if let Some(tokens) = run.eesd_tokens {
                 share(&format!("runs.{name}.eesd_tokens"), tokens)?;
             }
+        }
+
+        distinct("sweep.seeds", &self.sweep.seeds)?;
+        let swept = !self.sweep.factors.is_empty();
+        let seeded = !swept || !self.sweep.seeds.is_empty();
+        require(seeded, "sweep.seeds", &"[]", "at least one seed for the factors")?;
+        for (name, factor) in &self.sweep.factors {
+            let key = format!("sweep.factors.{name}.run");
+            named(&key, &factor.run, self.runs.keys())?;
         }
 
         named("report.reference", &self.report.reference, self.runs.keys())?;

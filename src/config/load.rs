@@ -9,13 +9,13 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::{Check, Config};
-use crate::error::{Error, Result, did_you_mean};
+use crate::error::{Context as _, Error, Result, did_you_mean};
 
 /// The shipped configuration, compiled in: defaults and known keys.
 const SHIPPED: &str = include_str!("../../pipeline.yaml");
 
 /// Mappings whose keys are the user's names; a file that sets one replaces it whole.
-const FREE_MAPS: &[&str] = &["subspaces", "inits", "runs"];
+const FREE_MAPS: &[&str] = &["subspaces", "inits", "runs", "sweep.factors"];
 
 /// What is laid over the file.
 #[derive(Debug, Clone, Default)]
@@ -95,7 +95,8 @@ impl Layers {
             said.push((layer.clone(), format!("profile {profile} of {name}")));
         }
         for assignment in &overrides.set {
-            said.push((parse_assignment(assignment)?, format!("--set {assignment}")));
+            let place = format!("--set {assignment}");
+            said.push((parse_assignment(assignment, &place)?, place));
         }
         Ok(Self { name: name.to_owned(), shipped, said })
     }
@@ -116,19 +117,42 @@ impl Layers {
         let mut merged = shipped;
         let beneath = checkpoint.map(|layer| (layer, "pretrain.checkpoint".to_owned()));
         for (layer, place) in beneath.into_iter().chain(said) {
-            lay_over(&mut merged, layer, &known, &place, "")?;
+            let reach =
+                if place.starts_with("--set") { Reach::Entry } else { Reach::Map };
+            lay_over(&mut merged, layer, &known, Said { place: &place, reach }, "")?;
         }
-
-        let config: Config = serde_path_to_error::deserialize(merged).map_err(|e| {
-            // The path is empty where a whole section is missing, and serde names it then.
-            let (path, what) = (e.path().to_string(), plain(&e.inner().to_string()));
-            Error::usage(format!("{name}: {path}: {what}"))
-        })?;
-        config
-            .check()
-            .map_err(|e| Error::new(e.kind(), format!("{name}: {}", e.message())))?;
-        Ok(config)
+        checked(merged, &name)
     }
+}
+
+impl Config {
+    /// This configuration with assignments as of `--set` laid over it; `place` says in errors
+    /// where they come from.
+    pub fn with(&self, assignments: &[String], place: &str) -> Result<Self> {
+        let mut known = parse(SHIPPED, "the shipped pipeline.yaml")?;
+        take_profiles(&mut known);
+        let mut tree = serde_json::to_value(self)
+            .context(|| "describing the configuration".to_owned())?;
+
+        for assignment in assignments {
+            let layer = parse_assignment(assignment, place)?;
+            lay_over(&mut tree, layer, &known, Said { place, reach: Reach::Entry }, "")?;
+        }
+        checked(tree, place)
+    }
+}
+
+/// The configuration that a tree says; `name` is that of its source.
+fn checked(tree: Value, name: &str) -> Result<Config> {
+    let config: Config = serde_path_to_error::deserialize(tree).map_err(|e| {
+        // The path is empty where a whole section is missing, and serde names it then.
+        let (path, what) = (e.path().to_string(), plain(&e.inner().to_string()));
+        Error::usage(format!("{name}: {path}: {what}"))
+    })?;
+    config
+        .check()
+        .map_err(|e| Error::new(e.kind(), format!("{name}: {}", e.message())))?;
+    Ok(config)
 }
 
 /// The error for a profile that neither file has.
@@ -227,14 +251,14 @@ pub fn assignments(text: &str) -> Vec<String> {
 }
 
 /// Turns `a.b.c=value` into nested mappings.
-fn parse_assignment(assignment: &str) -> Result<Value> {
-    let (path, text) = assignment.split_once('=').ok_or_else(|| {
-        Error::usage(format!("--set {assignment}: expected path.to.key=value"))
-    })?;
+fn parse_assignment(assignment: &str, place: &str) -> Result<Value> {
+    let (path, text) = assignment
+        .split_once('=')
+        .ok_or_else(|| Error::usage(format!("{place}: expected path.to.key=value")))?;
 
     let value: Value = serde_saphyr::from_str(text).map_err(|e| {
         let why = brief(&e);
-        Error::usage(format!("--set {assignment}: the value is not valid YAML: {why}"))
+        Error::usage(format!("{place}: the value is not valid YAML: {why}"))
     })?;
 
     // From the last key outwards, each wraps what is below it.
@@ -245,12 +269,30 @@ fn parse_assignment(assignment: &str) -> Result<Value> {
     }))
 }
 
+/// Where a layer comes from, and how far it reaches.
+#[derive(Debug, Clone, Copy)]
+struct Said<'a> {
+    /// Its place, for messages.
+    place: &'a str,
+    /// What it replaces of a free map.
+    reach: Reach,
+}
+
+/// What a layer replaces of a free map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// All of it: a file says which entries there are.
+    Map,
+    /// What it names of one entry: an assignment changes a detail.
+    Entry,
+}
+
 /// Lays `layer` over `base`, refusing keys that `known` does not have.
 fn lay_over(
     base: &mut Value,
     layer: Value,
     known: &Value,
-    place: &str,
+    said: Said<'_>,
     path: &str,
 ) -> Result<()> {
     // A value replaces what is below it whole. A mapping in the place of a value does too, and
@@ -267,23 +309,26 @@ fn lay_over(
     for (key, value) in layer {
         let here = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
         let Some(known_value) = known.get(&key) else {
-            return Err(unknown_key(&key, &here, known, place));
+            return Err(unknown_key(&key, &here, known, said.place));
         };
 
         if FREE_MAPS.contains(&here.as_str()) {
-            lay_over_free(base, key, value, place.starts_with("--set"));
+            lay_over_free(base, key, value, said.reach);
         } else if let Some(slot) = base.get_mut(&key) {
-            lay_over(slot, value, known_value, place, &here)?;
+            lay_over(slot, value, known_value, said, &here)?;
+        } else {
+            // A configuration that was written leaves out what is at its default.
+            base.insert(key, value);
         }
     }
     Ok(())
 }
 
-/// A file replaces a free map whole; `--set` reaches into one entry of it.
-fn lay_over_free(base: &mut Map<String, Value>, key: String, value: Value, reach: bool) {
-    match (base.get_mut(&key), value) {
-        (Some(slot), value) if reach => deep_merge(slot, value),
-        (_, value) => {
+/// Lays one free map over another.
+fn lay_over_free(base: &mut Map<String, Value>, key: String, value: Value, reach: Reach) {
+    match base.get_mut(&key) {
+        Some(slot) if reach == Reach::Entry => deep_merge(slot, value),
+        _ => {
             base.insert(key, value);
         }
     }

@@ -8,9 +8,11 @@
 mod check;
 mod compute;
 mod load;
+mod sweep;
 mod types;
 
 pub use check::Check;
 pub use compute::{Compute, Device, Precision};
 pub use load::{Layers, Overrides, assignments, load, load_default, shipped};
+pub use sweep::SweepPoint;
 pub use types::*;

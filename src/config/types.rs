@@ -42,6 +42,8 @@ pub struct Config {
     pub train: TrainConfig,
     /// The compared runs: an initialization and a loss.
     pub runs: BTreeMap<String, RunConfig>,
+    /// Hyperparameters tried on the validation split, one factor at a time.
+    pub sweep: SweepConfig,
     /// Evaluation on the held-out splits.
     pub evaluate: EvaluateConfig,
     /// Analyses of experts and routing.
@@ -79,6 +81,8 @@ impl Config {
 pub enum Source {
     /// Emoji drawn by many vendors, from pinned npm packages.
     Emoji,
+    /// Icons of all of iconify's sets, from one pinned npm package.
+    Icons,
     /// A folder of images with a `captions.csv`, or of one folder per class.
     Folder,
     /// Tables of picture paths and captions, CSV or TSV.
@@ -98,6 +102,7 @@ impl Source {
     pub fn name(self) -> &'static str {
         match self {
             Self::Emoji => "emoji",
+            Self::Icons => "icons",
             Self::Folder => "folder",
             Self::Csv => "csv",
             Self::Parquet => "parquet",
@@ -109,7 +114,7 @@ impl Source {
 
     /// Whether it reads pairs out of the user's files.
     pub fn reads_pairs(self) -> bool {
-        !matches!(self, Self::Emoji | Self::Shapes)
+        !matches!(self, Self::Emoji | Self::Icons | Self::Shapes)
     }
 }
 
@@ -156,7 +161,7 @@ pub struct DatasetConfig {
     pub shapes: usize,
     /// Side of the stored square pictures, in pixels.
     pub image_size: usize,
-    /// Keep images with skin tones (emoji only).
+    /// Keep images with skin tones (emoji and icons only).
     pub skin_tones: bool,
     /// Entries of the BPE vocabulary trained on the training captions.
     pub vocabulary: usize,
@@ -169,6 +174,12 @@ pub struct DatasetConfig {
     /// Fraction of the user's pairs that may be unreadable: they are skipped instead of refused.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub corrupt_share: f64,
+}
+
+/// Whether a bound is none; such a value is left out of the key.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_none(bound: &usize) -> bool {
+    *bound == 0
 }
 
 /// Whether a fraction is 0; such a value is left out of the key.
@@ -595,6 +606,26 @@ impl Trains {
     }
 }
 
+/// Section `sweep`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SweepConfig {
+    /// Seeds of the swept runs, all of them on the dense model of the first seed.
+    pub seeds: Vec<u64>,
+    /// The factors by name; none for no sweep.
+    pub factors: BTreeMap<String, FactorConfig>,
+}
+
+/// One entry of `sweep.factors`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FactorConfig {
+    /// Entry of `runs` that is trained with each value.
+    pub run: String,
+    /// Its values, each one or several assignments as of `--set`.
+    pub values: Vec<String>,
+}
+
 /// Section `evaluate`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -605,6 +636,9 @@ pub struct EvaluateConfig {
     pub shots: Vec<usize>,
     /// Draws of the few-shot training sets.
     pub probe_draws: usize,
+    /// Most classes of a probe, those with the most training pictures; 0 for all.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub probe_classes: usize,
     /// Inverse regularization is chosen among these ℓ2 weights on the validation split.
     pub probe_l2: Vec<f64>,
     /// Optimisation of the full fine-tuning; 0 steps for none.

@@ -34,7 +34,7 @@ pub use examples::{Example, Retrieved, example_retrievals};
 pub use fine_tuning::{EmbeddingLoss, Tuner, fine_tune};
 pub use measurement::{Choice, Evaluation, Measurement, Outcome};
 pub use mixed::{Covers, Mixed, Replicate, mixed};
-pub use validate::validate;
+pub use validate::{CONTRASTIVE, ValidationSettings, validate};
 
 use crate::error::Result;
 use crate::linalg::Matrix;

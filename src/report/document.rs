@@ -157,12 +157,14 @@ impl Cell {
         let Some(difference) = difference else { return Self::nothing() };
 
         let interval = difference.interval.map_or_else(
-            || "no interval".to_owned(),
+            || difference.without_interval().to_owned(),
             |(low, high)| format!("{} \u{2026} {}", signed(low, 1), signed(high, 1)),
         );
 
+        let covers = difference.covers.map(|covers| format!("covers {covers}"));
         Self {
             sub: interval,
+            title: covers.unwrap_or_default(),
             best: matches!(difference.sign(), Sign::Above | Sign::Below),
             ..Self::number(signed(difference.mean, 1))
         }

@@ -10,9 +10,9 @@ use serde::Deserialize;
 use super::gallery::Gallery;
 use crate::config::{Config, RunConfig};
 use crate::tables::{
-    AnalysisRow, ClusterRow, IterationRow, LogRow, MetricRow, OutcomeRow, ResampleRow,
-    RetrievalRow, RoutingRow, SetMetricRow, SetResampleRow, SimilarityRow, SpectrumRow,
-    SubspaceRow, ValidationRow,
+    AnalysisRow, ClusterRow, IterationRow, LogRow, MetricRow, ResampleRow, RetrievalRow,
+    RoutingRow, SetMetricRow, SetResampleRow, SimilarityRow, SpectrumRow, SubspaceRow,
+    ValidationRow,
 };
 
 /// Everything the report shows.
@@ -34,8 +34,34 @@ pub struct ReportInputs {
     pub pictures: BTreeMap<u32, Vec<u8>>,
     /// What models made of single validation samples.
     pub gallery: Gallery,
+    /// Trainings of section `sweep`, one entry per factor and value, in their order.
+    pub sweep: Vec<SweepInputs>,
     /// Measurements on the sets of `evaluate.sets`, one entry per model and set.
     pub sets: Vec<SetInputs>,
+}
+
+/// One value of a factor of section `sweep`.
+#[derive(Debug, Clone, Default)]
+pub struct SweepInputs {
+    /// Name of the factor.
+    pub factor: String,
+    /// Name of the run that is trained.
+    pub run: String,
+    /// The value, as assignments.
+    pub value: String,
+    /// Whether it is what the configuration has anyway.
+    pub is_default: bool,
+    /// Its trainings by seed.
+    pub seeds: BTreeMap<u64, Swept>,
+}
+
+/// A training of a sweep.
+#[derive(Debug, Clone, Default)]
+pub struct Swept {
+    /// `log.parquet`.
+    pub log: Vec<LogRow>,
+    /// `validation.parquet`.
+    pub validation: Vec<ValidationRow>,
 }
 
 /// One model on one set of `evaluate.sets`.
@@ -81,6 +107,23 @@ pub struct DatasetMeta {
     pub attribution: Vec<String>,
 }
 
+/// What an outcome is one of.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OutcomeKey {
+    /// `init` (before training) or `final`.
+    pub point: String,
+    /// Task.
+    pub task: String,
+    /// Metric.
+    pub metric: String,
+    /// Split.
+    pub split: String,
+}
+
+/// The samples of pictures, ascending, and how each fared. The table has a row for every
+/// picture and metric: millions, which do not fit into memory as rows.
+pub type Outcomes = BTreeMap<OutcomeKey, Vec<(u32, f32)>>;
+
 /// All tables of one run at one seed.
 #[derive(Debug, Clone, Default)]
 pub struct RunInputs {
@@ -100,8 +143,8 @@ pub struct RunInputs {
     pub validation: Vec<ValidationRow>,
     /// `metrics.parquet`.
     pub metrics: Vec<MetricRow>,
-    /// `outcomes.parquet`.
-    pub outcomes: Vec<OutcomeRow>,
+    /// `outcomes.parquet`, gathered.
+    pub outcomes: Outcomes,
     /// `resamples.parquet`, where the report has one seed.
     pub resamples: Vec<ResampleRow>,
     /// `analysis.parquet`; empty for a dense run.

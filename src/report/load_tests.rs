@@ -51,7 +51,7 @@ fn write_run(root: &Path, run: &RunInputs) {
     std::fs::write(folder("train").join("config.json"), shape).unwrap();
 
     write(&folder("evaluate"), &run.metrics);
-    write(&folder("evaluate"), &run.outcomes);
+    write(&folder("evaluate"), &outcome_rows(run));
     if !run.resamples.is_empty() {
         write(&folder("evaluate"), &run.resamples);
     }
@@ -60,6 +60,23 @@ fn write_run(root: &Path, run: &RunInputs) {
         write(&folder("analyze"), &run.analysis);
         write(&folder("analyze"), &run.similarity);
     }
+}
+
+/// The rows that outcomes were gathered from.
+fn outcome_rows(run: &RunInputs) -> Vec<crate::tables::OutcomeRow> {
+    let of_key = |(key, pictures): (&OutcomeKey, &Vec<(u32, f32)>)| {
+        let key = key.clone();
+        let row = move |&(sample, value): &(u32, f32)| crate::tables::OutcomeRow {
+            point: key.point.clone(),
+            task: key.task.clone(),
+            split: key.split.clone(),
+            metric: key.metric.clone(),
+            sample,
+            value: f64::from(value),
+        };
+        pictures.iter().map(row).collect::<Vec<_>>()
+    };
+    run.outcomes.iter().flat_map(of_key).collect()
 }
 
 fn write_evidence(root: &Path, inputs: &ReportInputs) {

@@ -16,7 +16,7 @@ use super::study::Study;
 use super::words;
 use crate::config::Source;
 use crate::error::{Context, Result};
-use crate::tables::{ComparisonRow, SetComparisonRow};
+use crate::tables::{ComparisonRow, SetComparisonRow, SweepRow};
 
 const HTML: &str = include_str!("templates/report.html");
 const MARKDOWN: &str = include_str!("templates/report.md");
@@ -34,6 +34,8 @@ pub struct Rendered {
     pub comparison: Vec<ComparisonRow>,
     /// The rows of `sets.parquet`.
     pub sets: Vec<SetComparisonRow>,
+    /// The rows of `sweep.parquet`.
+    pub sweep: Vec<SweepRow>,
     /// The answer in one sentence.
     pub answer: String,
 }
@@ -62,6 +64,7 @@ pub fn render(inputs: &ReportInputs) -> Result<Rendered> {
         markdown: fill("report.md").context(context)?,
         comparison: super::comparison::comparison(&study),
         sets: super::sets::comparison(inputs),
+        sweep: super::sweep::rows(inputs),
         answer: document.verdict.headline,
     })
 }
@@ -79,10 +82,12 @@ fn document(study: &Study<'_>) -> Document {
     sections.extend(section::sets::section(study));
     sections.extend(section::ablation::section(study, &headlines));
     sections.push(section::training::section(study));
+    sections.extend(section::sweep::section(study));
     sections.extend(section::experts::section(study));
     sections.extend(section::clusters::section(study));
     sections.extend(section::retrieval::section(study));
     sections.push(section::choices::section(study));
+    sections.push(section::claims::section(study, &headlines));
     sections.push(section::paper::section());
 
     Document {
@@ -102,6 +107,7 @@ fn title(study: &Study<'_>) -> String {
     }
     let pictures = match study.config().dataset.source {
         Source::Emoji => "emoji",
+        Source::Icons => "icons",
         Source::Shapes => "drawn shapes",
         _ => "your own pictures",
     };

@@ -62,9 +62,43 @@ pub(super) fn from_config(config: Config) -> ReportInputs {
         retrievals: retrievals(),
         gallery: gallery(&config),
         pictures: (0..60).map(|sample| (sample, picture(sample))).collect(),
+        sweep: Vec::new(),
         sets: Vec::new(),
         config,
     }
+}
+
+/// A factor of three values over three seeds: the lowest loses most, and the highest gains.
+pub(super) fn swept() -> Vec<SweepInputs> {
+    let values = [("0.9", 0.2, false), ("0.99", 0.0, true), ("0.999", -0.1, false)];
+    let of_value = |(tau, moved, is_default): (&str, f64, bool)| {
+        let of_seed = |seed: u64| {
+            let luck = 0.01 * (seed as f64 - 2.0);
+            let row = |step: u32, metric: &str, value: f64| ValidationRow {
+                step,
+                metric: metric.to_owned(),
+                value,
+            };
+            // Seeds move a difference a little too, or there would be no interval.
+            let loss = 2.0 + moved * (1.0 + luck) + luck;
+            let validation = vec![
+                row(0, crate::eval::CONTRASTIVE, 3.0),
+                row(40, crate::eval::CONTRASTIVE, loss),
+                row(40, "retrieval/image_retrieval_recall@1", 0.5 - 0.1 * moved),
+            ];
+            let clip = 1.0 + 0.5 * moved;
+            let log = (0..40).map(|step| LogRow { step, clip, ..LogRow::default() });
+            (seed, Swept { log: log.collect(), validation })
+        };
+        SweepInputs {
+            factor: "tau".to_owned(),
+            run: "cluster-aware".to_owned(),
+            value: format!("subspaces.paper.tau={tau}"),
+            is_default,
+            seeds: (1..4).map(of_seed).collect(),
+        }
+    };
+    values.into_iter().map(of_value).collect()
 }
 
 fn noise(rng: &mut crate::rng::Stream) -> f64 {

@@ -23,6 +23,7 @@ pub mod upcycle;
 
 pub(crate) mod files;
 pub(crate) mod measure;
+mod shared;
 mod training;
 
 use crate::pipeline::Stage;

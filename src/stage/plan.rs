@@ -17,6 +17,7 @@ use super::evaluate::EvaluateParams;
 use super::multiplet::MultipletParams;
 use super::pretrain::{self, PretrainParams};
 use super::report::{IMPORTED, ReportParams};
+use super::shared;
 use super::subspaces::SubspacesParams;
 use super::train::TrainParams;
 use super::upcycle::UpcycleParams;
@@ -67,6 +68,12 @@ const ANALYSIS_DATA: &[&str] = &[
 /// Files of the data set that say how pictures and captions are prepared.
 const PREPARATION: &[&str] = &["dataset.json", "tokenizer.json"];
 
+/// What places call the default of a sweep.
+const DEFAULT: &str = "default";
+
+/// Files of a training that a choice of hyperparameters is made by.
+const SWEPT: &[&str] = &["log.parquet", "validation.parquet"];
+
 /// Stages that the report does not read: weights and raw activations.
 const UNREPORTED: &[&str] = &["activations", "multiplet", "upcycle"];
 
@@ -76,52 +83,11 @@ pub fn plan(config: &Config, cache: &Path) -> Result<Vec<Node>> {
     // of the dense model.
     upcycle::check_inits(&config.inits, &config.subspaces)?;
 
-    let planner = Planner { config, cache, backend: backend(config)? };
-    let inits = planner.used_inits()?;
-    let bases = config.base_seeds();
-
-    let mut nodes = vec![planner.dataset()?];
-    for &seed in bases {
-        nodes.push(planner.pretrain(seed)?);
-    }
-
-    // Activations and clusters are only needed by methods that ask for evidence.
-    let (mut clusters, mut multiplets) = (false, false);
-    for (_, init) in &inits {
-        let needs = upcycle::find(&init.method)?.needs();
-        clusters |= needs.clusters();
-        multiplets |= needs.multiplet;
-    }
-
-    if clusters {
-        for &seed in bases {
-            nodes.push(planner.activations(seed)?);
-        }
-        for &seed in bases {
-            nodes.push(planner.cluster(seed)?);
-        }
-    }
-
-    for variant in used_variants(&inits)? {
-        for &seed in bases {
-            nodes.push(planner.subspaces(variant, seed)?);
-        }
-    }
-    if multiplets {
-        for &seed in bases {
-            nodes.push(planner.multiplet(seed)?);
-        }
-    }
-
-    for (name, init) in &inits {
-        for &seed in &config.seeds {
-            nodes.push(planner.upcycle(name, init, seed)?);
-        }
-    }
-
-    let of_every_run = [Planner::train, Planner::evaluate, Planner::analyze];
-    for stage in of_every_run {
-        for run in config.runs.keys() {
+    let planner = Planner::new(config, cache, None)?;
+    let runs: Vec<&str> = config.runs.keys().map(String::as_str).collect();
+    let mut nodes = planner.training(&runs, &config.seeds)?;
+    for stage in [Planner::evaluate, Planner::analyze] {
+        for run in &runs {
             for &seed in &config.seeds {
                 nodes.push(stage(&planner, run, seed)?);
             }
@@ -130,8 +96,59 @@ pub fn plan(config: &Config, cache: &Path) -> Result<Vec<Node>> {
     nodes.extend(planner.evaluate_sets()?);
 
     // The report reads what all the others write, so it comes last.
-    nodes.push(planner.report(&nodes)?);
+    let mut read = everything(&nodes);
+    read.extend(sweep(config, cache, &mut nodes)?);
+    nodes.push(planner.report(read)?);
     Ok(nodes)
+}
+
+/// Adds the trainings of section `sweep`, and returns what the report reads of them, by factor,
+/// number of the value and seed. They are not evaluated: a choice sees validation pictures only.
+fn sweep(config: &Config, cache: &Path, nodes: &mut Vec<Node>) -> Result<Vec<Upstream>> {
+    let mut read = Vec::new();
+    let base = config.seeds.first().copied();
+    for (name, factor) in &config.sweep.factors {
+        let points = config.sweep_points(name, factor)?;
+
+        // The default first: what all values of a factor share carries its name, not a value's.
+        let mut order: Vec<usize> = (0..points.len()).collect();
+        order.sort_by_key(|&index| !points[index].is_default);
+        for index in order {
+            let point = &points[index];
+            let about = |e: Error| {
+                Error::new(e.kind(), format!("{}: {}", point.name, e.message()))
+            };
+            upcycle::check_inits(&point.config.inits, &point.config.subspaces)
+                .map_err(about)?;
+
+            let planner = Planner::new(&point.config, cache, base)?;
+            let found = planner.training(&[&factor.run], &config.sweep.seeds)?;
+            let named = if point.is_default { DEFAULT } else { &point.name };
+            let places = shared::add(nodes, found, named)?;
+            for &seed in &config.sweep.seeds {
+                let place = Place::new("train", run_name(&factor.run, seed));
+                read.push(Upstream {
+                    name: format!("sweep/{name}/{index}-s{seed}"),
+                    place: places.get(&place).cloned().unwrap_or(place),
+                    files: Files::Listed(SWEPT),
+                });
+            }
+        }
+    }
+    Ok(read)
+}
+
+/// All that the report reads of the comparison: every result but the weights and the raw
+/// activations.
+fn everything(nodes: &[Node]) -> Vec<Upstream> {
+    let reported = nodes.iter().filter(|node| !UNREPORTED.contains(&node.stage));
+    reported
+        .map(|node| Upstream {
+            name: node.place.to_string(),
+            place: node.place.clone(),
+            files: Files::All,
+        })
+        .collect()
 }
 
 /// What nodes are made from.
@@ -140,6 +157,8 @@ struct Planner<'a> {
     cache: &'a Path,
     /// What runs the models.
     backend: Backend,
+    /// The seed of the one dense model that runs start from, instead of the configured ones.
+    base: Option<u64>,
 }
 
 /// What runs the models of a pipeline: known, or refused, before any stage runs.
@@ -161,6 +180,71 @@ fn backend(config: &Config) -> Result<Backend> {
 }
 
 impl<'a> Planner<'a> {
+    fn new(config: &'a Config, cache: &'a Path, base: Option<u64>) -> Result<Self> {
+        Ok(Self { config, cache, backend: backend(config)?, base })
+    }
+
+    /// The seeds of the dense models that runs start from.
+    fn bases(&self) -> &[u64] {
+        self.base.as_ref().map_or(self.config.base_seeds(), std::slice::from_ref)
+    }
+
+    /// The seed of the dense model that the runs of a seed start from.
+    fn base_of(&self, seed: u64) -> u64 {
+        self.base.unwrap_or_else(|| self.config.base_of(seed))
+    }
+
+    /// Everything up to the trained models of some runs.
+    fn training(&self, runs: &[&str], seeds: &[u64]) -> Result<Vec<Node>> {
+        let inits = self.used_inits(runs)?;
+        let bases = self.bases();
+
+        let mut nodes = vec![self.dataset()?];
+        for &seed in bases {
+            nodes.push(self.pretrain(seed)?);
+        }
+
+        // Activations and clusters are only needed by methods that ask for evidence.
+        let (mut clusters, mut multiplets) = (false, false);
+        for (_, init) in &inits {
+            let needs = upcycle::find(&init.method)?.needs();
+            clusters |= needs.clusters();
+            multiplets |= needs.multiplet;
+        }
+
+        if clusters {
+            for &seed in bases {
+                nodes.push(self.activations(seed)?);
+            }
+            for &seed in bases {
+                nodes.push(self.cluster(seed)?);
+            }
+        }
+
+        for variant in used_variants(&inits)? {
+            for &seed in bases {
+                nodes.push(self.subspaces(variant, seed)?);
+            }
+        }
+        if multiplets {
+            for &seed in bases {
+                nodes.push(self.multiplet(seed)?);
+            }
+        }
+
+        for (name, init) in &inits {
+            for &seed in seeds {
+                nodes.push(self.upcycle(name, init, seed)?);
+            }
+        }
+        for run in runs {
+            for &seed in seeds {
+                nodes.push(self.train(run, seed)?);
+            }
+        }
+        Ok(nodes)
+    }
+
     /// The one node of the data set, which every seed shares.
     fn dataset(&self) -> Result<Node> {
         // Paths are taken out of the parameters: where files lie must not reach the key.
@@ -174,8 +258,8 @@ impl<'a> Planner<'a> {
         // listed when the key is made.
         let adopted = super::adopted::files(&like);
         let externals = match dataset.source {
-            Source::Emoji => {
-                let packages = super::dataset::externals(self.cache);
+            Source::Emoji | Source::Icons => {
+                let packages = super::dataset::externals(dataset.source, self.cache);
                 Externals::Files([packages, adopted].concat())
             }
             Source::Shapes if adopted.is_empty() => Externals::None,
@@ -283,7 +367,7 @@ impl<'a> Planner<'a> {
 
     /// One initialization for one seed. It reads only the evidence that its method asks for.
     fn upcycle(&self, name: &str, init: &InitConfig, seed: u64) -> Result<Node> {
-        let base = self.config.base_of(seed);
+        let base = self.base_of(seed);
         let mut inputs = vec![input("pretrain", base_name(base), MODEL)];
 
         let needs = upcycle::find(&init.method)?.needs();
@@ -352,7 +436,7 @@ impl<'a> Planner<'a> {
     /// Every model on every set of others: the dense models before they are touched, and the
     /// runs.
     fn evaluate_sets(&self) -> Result<Vec<Node>> {
-        let bases = self.config.base_seeds().iter();
+        let bases = self.bases().iter();
         let mut models: Vec<(&'static str, Option<String>)> =
             bases.map(|&seed| ("pretrain", base_name(seed))).collect();
         for run in self.config.runs.keys() {
@@ -399,14 +483,14 @@ impl<'a> Planner<'a> {
         let params = AnalyzeParams { analyze: self.config.analyze.clone(), seed };
         let inputs = vec![
             dataset(ANALYSIS_DATA),
-            input("pretrain", base_name(self.config.base_of(seed)), MODEL),
+            input("pretrain", base_name(self.base_of(seed)), MODEL),
             input("train", named.clone(), TRAINED),
         ];
         Ok(self.with_engine(node("analyze", named, &params, inputs)?))
     }
 
-    /// The report reads every result but the weights and the raw activations.
-    fn report(&self, nodes: &[Node]) -> Result<Node> {
+    /// The report, which reads all of `inputs`.
+    fn report(&self, inputs: Vec<Upstream>) -> Result<Node> {
         // Paths must not reach the key of the report either.
         let mut config = self.config.clone();
         let path = |text: &mut String| PathBuf::from(std::mem::take(text));
@@ -430,23 +514,14 @@ impl<'a> Planner<'a> {
         // What ran the models stands in the keys of the results that are read.
         config.device = Device::Auto;
 
-        let inputs = nodes
-            .iter()
-            .filter(|node| !UNREPORTED.contains(&node.stage))
-            .map(|node| Upstream {
-                name: node.place.to_string(),
-                place: node.place.clone(),
-                files: Files::All,
-            })
-            .collect();
         let node = node("report", None, &ReportParams { config }, inputs)?;
         Ok(Node { paths, ..node })
     }
 
-    /// The initializations that some run uses, by name.
-    fn used_inits(&self) -> Result<Vec<(&'a str, &'a InitConfig)>> {
+    /// The initializations that the runs use, by name.
+    fn used_inits(&self, runs: &[&str]) -> Result<Vec<(&'a str, &'a InitConfig)>> {
         let used: BTreeSet<&str> =
-            self.config.runs.values().map(|r| r.init.as_str()).collect();
+            runs.iter().map(|&run| self.config.runs[run].init.as_str()).collect();
 
         used.into_iter()
             .map(|name| {

@@ -1,7 +1,7 @@
 //! Stage `report`: one page for people, and its comparison as a table.
 //!
-//! Writes `report.html`, `report.md`, `comparison.parquet`, `sets.parquet`, `answer.json`, and
-//! `pipeline.yaml`, the complete configuration that makes all of it again.
+//! Writes `report.html`, `report.md`, `comparison.parquet`, `sets.parquet`, `sweep.parquet`, `answer.json`,
+//! and `pipeline.yaml`, the complete configuration that makes all of it again.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::error::{Context as _, Result};
 use crate::pipeline::{Job, Reach, Stage, Width};
 use crate::report;
-use crate::tables::{self, ComparisonRow, Row as _, SetComparisonRow};
+use crate::tables::{self, ComparisonRow, Row as _, SetComparisonRow, SweepRow};
 
 /// This stage.
 pub const STAGE: Stage = Stage {
@@ -72,6 +72,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
             .context(|| format!("cannot write {}", path.display()))?;
     }
     tables::write(&job.output(SetComparisonRow::FILE), rendered.sets)?;
+    tables::write(&job.output(SweepRow::FILE), rendered.sweep)?;
     tables::write(&job.output(ComparisonRow::FILE), rendered.comparison)
 }
 

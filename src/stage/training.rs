@@ -5,9 +5,11 @@ use std::sync::Arc;
 use super::files::Pictures;
 use crate::config::OptimConfig;
 use crate::data::{BatchSettings, Batches};
-use crate::engine::Engine;
+use crate::engine::{Engine, StateBuffer};
 use crate::error::Result;
 use crate::eval;
+use crate::model::names::ParameterId;
+use crate::model::params::Layout;
 use crate::pipeline::{Job, Progress, grouped};
 use crate::train::{Trained, Watcher};
 
@@ -81,12 +83,20 @@ impl Watcher for Watch<'_> {
 
         // The role is a type: this split can be used for choices, and a test split cannot.
         let validation = self.pictures.role::<eval::Validation>(VALIDATION)?;
-        let metrics =
-            eval::validate(&mut engine, &vocabulary, &validation, VALIDATION_BATCH)?;
+        let scale = f64::from(logit_scale(engine)?).exp();
+        let settings = eval::ValidationSettings { batch: VALIDATION_BATCH, scale };
+        let metrics = eval::validate(&mut engine, &vocabulary, &validation, settings)?;
 
         self.accuracy = metrics.first().map(|(_, value)| *value);
         Ok(metrics)
     }
+}
+
+/// The logarithm of the scale of a model in training.
+fn logit_scale(engine: &dyn Engine) -> Result<f32> {
+    let range = Layout::new(engine.config()).range(ParameterId::LogitScale);
+    let values = engine.state_buffer(StateBuffer::Values)?;
+    Ok(values[range.start])
 }
 
 /// Writes the model, the tables of its record, and what was measured on the way; on rank 0,

@@ -83,7 +83,8 @@ pub struct OutcomeRow {
     pub metric: String,
     /// Sample of the picture.
     pub sample: u32,
-    /// 1 where the model is right and 0 where not; of probes the mean over draws.
+    /// 1 where the model is right and 0 where not; of probes the mean over draws, and of
+    /// captions that ask the hits of the picture's over their mean number.
     pub value: f64,
 }
 

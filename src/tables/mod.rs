@@ -53,7 +53,7 @@ pub use fit::{
     FitAssignmentRow, FitClusterRow, FitIterationRow, FitSpectrumRow, FitSubspaceRow,
 };
 pub use multiplet::GroupRow;
-pub use report::{ComparisonRow, SetComparisonRow};
+pub use report::{ComparisonRow, SetComparisonRow, SweepRow};
 pub use subspaces::{SpectrumRow, SubspaceFigures, SubspaceRow};
 pub use train::{LogRow, RoutingRow, ValidationRow};
 

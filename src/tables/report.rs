@@ -110,3 +110,48 @@ impl Row for SetComparisonRow {
         ]
     }
 }
+
+/// One metric of one value of a factor of section `sweep`, on the validation split, and its
+/// difference from the default.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct SweepRow {
+    /// Name of the factor.
+    pub factor: String,
+    /// Name of the run that is trained.
+    pub run: String,
+    /// The value, as assignments.
+    pub value: String,
+    /// Whether it is the default.
+    pub is_default: bool,
+    /// Metric of `validation.parquet`, or `training/contrastive_loss`.
+    pub metric: String,
+    /// Mean over seeds, after the last step.
+    pub mean: f64,
+    /// Seeds with a finite value.
+    pub n: u32,
+    /// Mean difference from the default over shared seeds; NaN of the default.
+    pub difference: f64,
+    /// Low end of the 95 % t interval of the difference; NaN below two seeds.
+    pub difference_low: f64,
+    /// High end of that interval.
+    pub difference_high: f64,
+}
+
+impl Row for SweepRow {
+    const FILE: &'static str = "sweep.parquet";
+
+    fn columns() -> Vec<Field<Self>> {
+        vec![
+            Field::new("factor", |row| &mut row.factor),
+            Field::new("run", |row| &mut row.run),
+            Field::new("value", |row| &mut row.value),
+            Field::new("is_default", |row| &mut row.is_default),
+            Field::new("metric", |row| &mut row.metric),
+            Field::new("mean", |row| &mut row.mean),
+            Field::new("n", |row| &mut row.n),
+            Field::new("difference", |row| &mut row.difference),
+            Field::new("difference_low", |row| &mut row.difference_low),
+            Field::new("difference_high", |row| &mut row.difference_high),
+        ]
+    }
+}

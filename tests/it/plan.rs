@@ -207,3 +207,70 @@ fn every_node_has_the_parameters_its_stage_reads_back() {
         assert!(fine, "{}", node.place);
     }
 }
+
+/// The places of a stage.
+fn places<'n>(nodes: &'n [Node], stage: &str) -> BTreeSet<&'n str> {
+    let of_stage = nodes.iter().filter(|node| node.stage == stage);
+    of_stage.filter_map(|node| node.place.run.as_deref()).collect()
+}
+
+/// A sweep makes anew what a value changes, and nothing else.
+#[test]
+fn a_sweep_shares_what_its_values_do_not_change() {
+    let plain = nodes(&[]);
+    let factors = "{tau: {run: cluster-aware, values: [subspaces.paper.tau=0.9]}, \
+                   balance: {run: cluster-aware, values: [train.balance=0.1]}}";
+    let swept = nodes(&["sweep.seeds=[7]", &format!("sweep.factors={factors}")]);
+
+    let added = |stage| -> Vec<&str> {
+        let before = places(&plain, stage);
+        places(&swept, stage).into_iter().filter(|run| !before.contains(run)).collect()
+    };
+    for stage in ["pretrain", "activations", "cluster", "evaluate", "analyze"] {
+        assert!(added(stage).is_empty(), "{stage}: {:?}", added(stage));
+    }
+    assert_eq!(added("subspaces"), ["paper@tau-0.9-s1"]);
+    let inits = ["cluster-aware@default-s7", "cluster-aware@tau-0.9-s7"];
+    assert_eq!(added("upcycle"), inits);
+    assert_eq!(
+        added("train"),
+        [
+            "cluster-aware@balance-0.1-s7",
+            "cluster-aware@default-s7",
+            "cluster-aware@tau-0.9-s7"
+        ]
+    );
+
+    // The report reads the trainings, each under the name of its factor.
+    let report = swept.last().unwrap();
+    let read = |name: &str| {
+        let found = report.inputs.iter().find(|input| input.name == name).unwrap();
+        found.place.to_string()
+    };
+    assert_eq!(read("sweep/tau/0-s7"), "train/cluster-aware@default-s7");
+    assert_eq!(read("sweep/balance/0-s7"), "train/cluster-aware@default-s7");
+    assert_eq!(read("sweep/tau/1-s7"), "train/cluster-aware@tau-0.9-s7");
+
+    // Nodes of the comparison are not touched by it.
+    for node in &plain {
+        let same = swept.iter().find(|other| other.place == node.place).unwrap();
+        assert!(node.stage == "report" || same.params == node.params, "{}", node.place);
+    }
+}
+
+/// With the comparison's own seed, the default of a sweep is the comparison's run.
+#[test]
+fn a_sweep_on_a_seed_of_the_comparison_uses_its_runs() {
+    let factors = "{seed: {run: cluster-aware, values: [train.balance=0.1]}}";
+    let swept = nodes(&["sweep.seeds=[1]", &format!("sweep.factors={factors}")]);
+    assert!(!places(&swept, "train").contains("cluster-aware@default-s1"));
+    assert!(places(&swept, "train").contains("cluster-aware@seed-0.1-s1"));
+}
+
+#[test]
+fn a_sweep_cannot_change_the_data() {
+    let factors = "{size: {run: sparse, values: [dataset.image_size=48]}}";
+    let config = config(&["sweep.seeds=[1]", &format!("sweep.factors={factors}")]);
+    let error = plan(&config, Path::new("cache")).unwrap_err().to_string();
+    assert!(error.contains("size-48") && error.contains("dataset"), "{error}");
+}

@@ -2,9 +2,9 @@
 
 use crate::config::Bases;
 use crate::report::document::{Block, Cell, Section, Table};
-use crate::report::headline::{Headline, Model};
+use crate::report::headline::Headline;
 use crate::report::stats::{COVERAGE, Sign, Summary};
-use crate::report::study::{FINAL, INIT, MetricKey, Study, over_seeds};
+use crate::report::study::{FINAL, INIT, MetricKey, Model, Study, over_seeds};
 use crate::report::words;
 
 /// The comparison of all runs.
@@ -163,10 +163,7 @@ fn differences(study: &Study<'_>, headlines: &[Headline], reference: &str) -> Ta
     });
     Table {
         title: format!("Differences from {}", study.name(reference)),
-        note: format!(
-            "Percentage points after training, with the {} below; bold where the interval excludes zero, in either direction.",
-            study.basis().interval()
-        ),
+        note: format!("Percentage points after training, {}.", study.basis().below()),
         rows: rows.collect(),
         head,
         foreign: false,

@@ -3,6 +3,7 @@
 pub(super) mod ablation;
 pub(super) mod cards;
 pub(super) mod choices;
+pub(super) mod claims;
 pub(super) mod clusters;
 pub(super) mod comparison;
 pub(super) mod cost;
@@ -11,5 +12,6 @@ pub(super) mod paper;
 pub(super) mod pictures;
 pub(super) mod retrieval;
 pub(super) mod sets;
+pub(super) mod sweep;
 pub(super) mod training;
 pub(super) mod verdict;

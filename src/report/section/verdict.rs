@@ -4,10 +4,12 @@
 use crate::config::Bases;
 use crate::report::chart::forest::{Forest, ForestRow};
 use crate::report::document::{Cell, Figure, Table, Verdict};
-use crate::report::headline::{Area, Headline, Model};
+use crate::report::headline::{Area, Headline};
 use crate::report::section::cost;
 use crate::report::stats::{BySeed, COVERAGE, Difference, Sign, paired, t_quantile};
-use crate::report::study::{Basis, FINAL, INIT, LayerKey, Study, over_seeds};
+use crate::report::study::{
+    Basis, FINAL, INIT, LayerKey, Model, Study, in_points, over_seeds,
+};
 use crate::report::words;
 
 /// The two sides of a comparison.
@@ -163,7 +165,7 @@ fn answer(study: &Study<'_>, rivals: &[Rival<'_>], all: &[Vec<Contest<'_>>]) -> 
             "Not shown to be worth it: no difference between {name} and {theirs} is beyond the noise."
         ),
         Outcome::Unknown => format!(
-            "One seed gives no interval: nothing can be claimed about {name} against {theirs}."
+            "One seed does not tell the spread: nothing can be claimed about {name} against {theirs}."
         ),
     }
 }
@@ -251,10 +253,7 @@ fn table(
     }));
     Table {
         title: "The answer in numbers".to_owned(),
-        note: format!(
-            "Percent, and percentage points ahead with the {} below; bold where it excludes zero.",
-            study.basis().interval()
-        ),
+        note: format!("Percent, and percentage points ahead {}.", study.basis().below()),
         head,
         rows,
         foreign: false,
@@ -280,8 +279,9 @@ fn contests<'h>(
     contested
         .into_iter()
         .filter_map(|headline| {
-            let corrected = headline.difference(study, ours, theirs, strict)?.sign();
-            let difference = headline.difference(study, ours, theirs, COVERAGE)?;
+            let estimate = headline.estimate(study, ours, theirs)?;
+            let corrected = estimate.at(strict)?.sign();
+            let difference = in_points(estimate.at(COVERAGE)?);
             Some(Contest { headline, difference, corrected })
         })
         .collect()
@@ -295,7 +295,9 @@ fn sentence(contests: &[Contest<'_>], ours: &str, theirs: &str) -> String {
 
     // The clear cases get a sentence of their own.
     if unknown.len() == contests.len() {
-        return format!("Against {theirs}: no intervals, so nothing is claimed.");
+        return format!(
+            "Against {theirs}: the spread is unknown, so nothing is claimed."
+        );
     }
     if won.len() == contests.len() {
         return format!("{ours} beats {theirs} on {}.", words::list(&won));
@@ -323,7 +325,7 @@ fn sentence(contests: &[Contest<'_>], ours: &str, theirs: &str) -> String {
         parts.push(format!("on {metrics} the difference is within the noise"));
     }
     if !unknown.is_empty() {
-        parts.push(format!("on {} there is no interval", words::list(&unknown)));
+        parts.push(format!("on {} the spread is unknown", words::list(&unknown)));
     }
     format!("{}.", parts.join("; "))
 }
@@ -343,7 +345,7 @@ fn structure(study: &Study<'_>, runs: Pair<&str>) -> Option<String> {
             Sign::Above => "higher",
             Sign::Below => "lower",
             Sign::Covered => "the difference is within the noise",
-            Sign::Unknown => "no interval",
+            Sign::Unknown => "the spread is unknown",
         };
 
         // Much of a difference at the end is that of the start.
@@ -382,10 +384,17 @@ fn caveats(study: &Study<'_>, contests: &[&Contest<'_>]) -> Vec<String> {
     let n = contests.iter().map(|c| c.difference.n).min().unwrap_or(0);
     let mut out = Vec::new();
     match study.basis() {
+        Basis::Pictures if n > 1 => {
+            out.push(format!(
+                "Differences are paired by seed and by picture; brackets are 95 % intervals that cover the luck of training and which test pictures were drawn (docs/method.md, section 6). What each covers: {}.",
+                covered(contests)
+            ));
+            out.extend(correction(contests));
+        }
         Basis::Seeds if n > 1 => {
             let quantile = t_quantile(0.5 + COVERAGE / 2.0, n - 1);
             out.push(format!(
-                "Differences are paired by seed; brackets are 95 % t intervals over n = {n} seeds (factor {quantile:.2} on the standard error). They cover the luck of training after upcycling, and not which test examples were drawn; comparison.parquet has intervals that cover both."
+                "Differences are paired by seed; brackets are 95 % t intervals over n = {n} seeds (factor {quantile:.2} on the standard error). They cover the luck of training after upcycling, and not which test examples were drawn."
             ));
             out.extend(correction(contests));
         }
@@ -408,6 +417,30 @@ fn caveats(study: &Study<'_>, contests: &[&Contest<'_>]) -> Vec<String> {
         );
     }
     out
+}
+
+/// What the interval of each metric covers, metrics that cover the same together.
+fn covered(contests: &[&Contest<'_>]) -> String {
+    let mut all: Vec<(String, Vec<String>)> = Vec::new();
+    for contest in contests {
+        let covers = match contest.difference.covers {
+            Some(covers) => covers.to_string(),
+            None => format!(
+                "the training luck of {} seeds, not the test pictures",
+                contest.difference.n
+            ),
+        };
+        let label = words::lower(&contest.headline.label);
+        match all.iter_mut().find(|(known, _)| *known == covers) {
+            Some((_, labels)) if labels.contains(&label) => {}
+            Some((_, labels)) => labels.push(label),
+            None => all.push((covers, vec![label])),
+        }
+    }
+    let part = |(covers, labels): &(String, Vec<String>)| {
+        format!("{}: {covers}", words::list(labels))
+    };
+    all.iter().map(part).collect::<Vec<_>>().join("; ")
 }
 
 /// How many differences remain when the number of comparisons is taken into account.
