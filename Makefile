@@ -20,6 +20,8 @@ DEVICE    ?=
 FORCE     ?=
 THREADS   ?=
 JOBS      ?=
+RANKS     ?=
+LAUNCH    ?= mpirun -np $(RANKS) --bind-to none
 CONFIG    ?= pipeline.yaml
 ARTIFACTS ?= artifacts
 CACHE     ?= .cache/npm
@@ -27,11 +29,14 @@ PEERS_ENV ?= .cache/peers
 PIP_FLAGS ?=
 ROWS      ?=
 JSON      ?=
+CHECK     ?=
 PREFIX    ?= /usr/local
 DESTDIR   ?=
 
 # An installed copy of this file begins with the folder of its binaries, and builds nothing.
-BIN   := $(or $(INSTALLED),$(or $(CARGO_TARGET_DIR),target)/release)
+# With RANKS it is another program, which needs MPI, in a folder of its own.
+MPI   := $(if $(RANKS),/mpi)
+BIN   := $(or $(INSTALLED),$(or $(CARGO_TARGET_DIR),target)$(MPI)/release)
 STAMP := $(BIN)/.upcycle-built
 
 # The single-letter flags of this make; lazy on purpose, flags are complete in recipes only.
@@ -42,9 +47,13 @@ MODE = $(if $(call has,t),$(error make -t is not supported: results are made, no
 WHERE = --config '$(CONFIG)' --artifacts '$(ARTIFACTS)' --cache '$(CACHE)' $(if $(PROFILE),--profile '$(PROFILE)') $(if $(SET),--assignments '$(subst ','\'',$(SET))') $(if $(DEVICE),--set 'device=$(DEVICE)')
 FLAGS = $(MODE) $(if $(filter $@,$(FORCE)),$(if $(call has,q),,--force)) $(if $(THREADS),--threads $(THREADS)) $(if $(JOBS),--jobs $(JOBS)) $(if $(call has,q),,$(if $(JSON),--json))
 
+# Stages that several processes run together; a plan needs one.
+SPREAD   := pretrain train
+TOGETHER = $(if $(MODE),,$(if $(filter $@,$(SPREAD)),$(RANKS)))
+
 STAGES := dataset pretrain activations cluster subspaces multiplet upcycle train evaluate analyze report
 
-.PHONY: all build fetch install status why dag verify gc clean help test test-python bench-peers bench-scale gpu-check cuda-mutants cuda-sanitize peers $(STAGES)
+.PHONY: all build fetch install status why dag verify gc clean help test test-mpi test-python bench-peers bench-scale gpu-check cuda-mutants cuda-sanitize peers $(STAGES)
 
 all: report
 
@@ -63,7 +72,7 @@ report: dataset pretrain cluster subspaces train evaluate analyze
 
 $(STAGES): | build
 $(filter-out dataset,$(STAGES)):
-	+@$(BIN)/upcycle-$@ $(WHERE) $(FLAGS)
+	+@$(if $(TOGETHER),$(LAUNCH)) $(BIN)/upcycle-$@ $(WHERE) $(FLAGS) $(if $(TOGETHER),--ranks $(RANKS))
 
 # What later stages could not do is refused first, unless the data set alone is asked for.
 AHEAD = $(if $(filter-out build fetch dataset,$(or $(MAKECMDGOALS),all)),--ahead)
@@ -77,6 +86,8 @@ dataset: | fetch
 # milliseconds. The stamp carries the time at which the last good build began.
 define BUILD
 if [ -n '$(INSTALLED)' ]; then exit 0; fi
+# Carried binaries, without sources, are as they are.
+if [ ! -d src ] && [ -x $(BIN)/upcycle-report ]; then exit 0; fi
 sources='src bin python/upcycle_moe/*.py LICENSE build.rs Cargo.toml Cargo.lock pipeline.yaml'
 if [ -x $(BIN)/upcycle-report ] && [ -e $(STAMP) ] &&
    [ -z "$$(find $$sources -newer $(STAMP) -print -quit)" ]; then exit 0; fi
@@ -86,19 +97,19 @@ echo 'building (some minutes the first time)' >&2
 mkdir -p $(BIN)
 touch $(STAMP).begun
 quiet=; [ -t 2 ] || quiet=--quiet
-cargo build --release --locked --bins $$quiet
+cargo build --release --locked --bins $(if $(MPI),--features mpi --target-dir $(or $(CARGO_TARGET_DIR),target)/mpi) $$quiet
 mv $(STAMP).begun $(STAMP)
 endef
 
-# Packages are pinned by version and digest in src/data/emoji/packages.lock; the data set
-# stage checks the digests.
+# Packages are pinned by version and digest in the packages.lock of src/data/emoji and
+# src/data/icons; the data set stage checks the digests.
 define FETCH
 missing=$$($(BIN)/upcycle-dataset $(WHERE) --missing-packages)
 if [ -z "$$missing" ]; then exit 0; fi
 if [ -n '$(MODE)' ]; then
   echo "would fetch $$(wc -l <<< "$$missing") packages with npm" >&2; exit 0; fi
 command -v npm >/dev/null || {
-  echo 'the emoji are fetched with npm, which is missing; without it: make PROFILE=smoke' >&2
+  echo 'the pictures are fetched with npm, which is missing; without it: make PROFILE=smoke' >&2
   exit 1; }
 mkdir -p '$(CACHE)'
 while read -r name version file; do
@@ -162,6 +173,10 @@ test:
 	@if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --release --locked --no-fail-fast; else cargo test --release --locked --no-fail-fast --lib --bins --tests; fi
 	@cargo test --release --locked --doc
 
+# Trainings on several processes against one, and what happens when one of them fails.
+test-mpi:
+	@cargo test --release --locked --features mpi --target-dir $(or $(CARGO_TARGET_DIR),target)/mpi --test mpi
+
 # An environment that was named on the command line is taken as it is.
 define PEERS
 if [ -z '$(filter file,$(origin PEERS_ENV))' ] ||
@@ -198,16 +213,22 @@ test-python: | build peers
 	done
 
 # Agreement with the CPU engine and speed on the card of this machine, PyTorch beside it where
-# it is installed; tables go to docs/gpu.md. Carried binaries do: no Rust is needed where
-# $(STAMP) is there too.
+# it is installed; tables go to docs/gpu.md. Carried binaries do, with this file beside them and
+# without Rust; the scripts and the document are used where they came along.
+PEER  = benches/peers/gpu.py
+TABLE = benches/peers/gpu_table.py
+
 gpu-check: | build
 	@mkdir -p '$(ARTIFACTS)'
-	@$(BIN)/upcycle-gpu-check --out '$(ARTIFACTS)/gpu-check.json'
-	@if python3 -c 'import torch' 2>/dev/null; then \
-	  python3 -B benches/peers/gpu.py --compile --out '$(ARTIFACTS)/gpu-torch.json'; \
+	@$(BIN)/upcycle-gpu-check --out '$(ARTIFACTS)/gpu-check.json' $(CHECK)
+	@if [ ! -f $(PEER) ]; then echo 'skipped: $(PEER) is not here' >&2; \
+	elif python3 -c 'import torch' 2>/dev/null; then \
+	  python3 -B $(PEER) --compile --out '$(ARTIFACTS)/gpu-torch.json'; \
 	else echo 'skipped: PyTorch is not installed' >&2; fi
-	@if command -v python3 >/dev/null; then \
-	  python3 -B benches/peers/gpu_table.py '$(ARTIFACTS)' docs/gpu.md; \
+	@if [ ! -f $(TABLE) ] || [ ! -f docs/gpu.md ]; then \
+	  echo 'skipped: $(TABLE) or docs/gpu.md is not here' >&2; \
+	elif command -v python3 >/dev/null; then \
+	  python3 -B $(TABLE) '$(ARTIFACTS)' docs/gpu.md; \
 	else echo 'skipped: tables are written by Python 3' >&2; fi
 
 # The path of the tests of the CUDA engine, as cargo built them.
@@ -218,13 +239,18 @@ CUDA_TESTS = cargo test --release --locked --test cuda --no-run --message-format
 cuda-mutants:
 	@tests/cuda/mutants.py "$$($(CUDA_TESTS))"
 
-# The emulated tests under the address and undefined-behavior sanitizers of g++.
+# The emulated tests under the address and undefined-behavior sanitizers of g++: those in which
+# every kernel runs once in each precision. More orders of threads and whole pipelines run the
+# same code again, ten times slower.
+SANITIZED = attention_ norms_ pairs_ gathered_ levels_become most_uncertain losses_and \
+  a_loss_over encoding_ three_steps
+
 cuda-sanitize:
 	@binary=$$($(CUDA_TESTS)); \
 	UPCYCLE_REQUIRE_EMULATOR=1 ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
 	UPCYCLE_EMULATOR_FLAGS='-O1 -g -fsanitize=address,undefined' \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-	"$$binary" --skip the_pipeline_on_a_card
+	"$$binary" $(SANITIZED)
 
 help:
 	@printf '%s\n' \
@@ -238,6 +264,7 @@ help:
 	  '  make FORCE=train            make the results of a stage again' \
 	  '  make DEVICE=cpu             auto, cpu or cuda:N, as the key device of pipeline.yaml' \
 	  '  make THREADS=4 JOBS=2       threads in all, runs at a time' \
+  '  make RANKS=4                pretrain and train on 4 processes, through MPI (docs/scale.md)' \
 	  '  make -n | -q | -k | -j2     dry run | fresh? | go on after errors | side by side' \
 	  '' \
 	  '  make status | why           the state of every node | why each one is stale' \
@@ -248,11 +275,13 @@ help:
 	  '  make install PREFIX=DIR     binaries, shell completions and man pages' \
 	  '  make clean                  remove every result' \
 	  '  make test                   all tests' \
+  '  make test-mpi               trainings on several processes, where MPI is installed' \
 	  "  make bench-peers            compare with PyTorch, faiss, ..; ROWS='kmeans' for some" \
 	  '  make bench-scale            ViT-B from import to report: time and memory' \
 	  '  make test-python            the Python package, exports in transformers and ONNX, the notebook' \
 	  '  make gpu-check              the CUDA engine on this machine: is it right, how fast' \
-  '  make cuda-mutants           breaks its kernels one by one: are the tests awake' \
-  '  make cuda-sanitize          its emulated tests under ASan and UBSan' \
+	  "  make gpu-check CHECK='--only correctness'    a part of it, and other options" \
+	  '  make cuda-mutants           breaks its kernels one by one: are the tests awake' \
+	  '  make cuda-sanitize          its emulated tests under ASan and UBSan' \
 	  '' \
 	  'upcycle-inspect --help shows more: show, diff, lineage, accept.'

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! 0  error loss num par
-//! 1  artifact config ffn io rng text
+//! 1  artifact config ffn io ranks rng text
 //! 2  image linalg pipeline tables
 //! 3  analysis cluster data eval lowrank model upcycle
 //! 4  checkpoint engine report
@@ -37,6 +37,7 @@ pub mod model;
 pub mod num;
 pub mod par;
 pub mod pipeline;
+pub mod ranks;
 pub mod report;
 pub mod rng;
 pub mod stage;

@@ -19,7 +19,7 @@ use code::Names;
 /// itself, never a sibling and never a higher floor.
 const LAYERS: &[&[&str]] = &[
     &["error", "loss", "num", "par"],
-    &["artifact", "config", "ffn", "io", "rng", "text"],
+    &["artifact", "config", "ffn", "io", "ranks", "rng", "text"],
     &["image", "linalg", "pipeline", "tables"],
     &["analysis", "cluster", "data", "eval", "lowrank", "model", "upcycle"],
     &["checkpoint", "engine", "report"],

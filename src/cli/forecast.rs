@@ -7,7 +7,6 @@
 use std::collections::BTreeSet;
 
 use crate::config::Config;
-use crate::engine::cpu::passes::LANES;
 use crate::error::Result;
 use crate::model::names::parameters;
 use crate::model::params::parameter_counts;
@@ -52,11 +51,14 @@ fn making(mixture: &ClipConfig) -> usize {
 
 /// Values that training holds for each parameter, with a teacher: weights, two moments, the
 /// lanes of gradients, and the EMA.
-pub(super) const TRAINING_COPIES: usize = 4 + LANES;
+pub(super) fn training_copies(lanes: usize) -> usize {
+    4 + lanes
+}
 
-/// [`TRAINING_COPIES`], without the EMA where no run has a teacher.
+/// [`training_copies`], without the EMA where no run has a teacher.
 fn training_buffers(config: &Config) -> usize {
-    TRAINING_COPIES - usize::from(config.runs.values().all(|run| run.eesd <= 0.0))
+    training_copies(config.train.optim.lanes)
+        - usize::from(config.runs.values().all(|run| run.eesd <= 0.0))
 }
 
 /// The models of a pipeline.

@@ -16,6 +16,7 @@ pub mod inspect;
 mod output;
 mod page;
 mod preflight;
+mod ranks;
 pub mod stage;
 
 use std::ffi::OsString;
@@ -116,9 +117,23 @@ fn parse<A: Args>(
     command: Command,
     args: impl IntoIterator<Item = OsString>,
 ) -> Result<Option<A>> {
+    parse_beside(command, None, args)
+}
+
+/// [`parse`], for a program that has a subcommand with arguments of its own. Who calls this has
+/// seen that it was not asked for; pages name it.
+fn parse_beside<A: Args>(
+    command: Command,
+    inner: Option<Command>,
+    args: impl IntoIterator<Item = OsString>,
+) -> Result<Option<A>> {
     let args: Vec<OsString> = args.into_iter().collect();
-    let command = A::augment_args(command);
-    if let Some(page) = page::asked(&command, &args)? {
+
+    // clap takes the doc comment of the arguments' struct for the description of the program.
+    let about = command.get_about().cloned().unwrap_or_default();
+    let command = A::augment_args(command).about(about).long_about(None);
+
+    if let Some(page) = page::asked(&page::with(&command, inner), &args)? {
         let mut out = std::io::stdout().lock();
         return out
             .write_all(&page)
@@ -185,8 +200,13 @@ fn report(error: &Error) {
         None => error.message().to_owned(),
         Some(_) => error.chain(),
     };
+    line(&format!("error: {text}"));
+}
+
+/// Prints a line to standard error.
+fn line(text: &str) {
     // If standard error is closed too, there is nobody left to tell.
-    let _ = writeln!(std::io::stderr().lock(), "error: {text}");
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
 /// What the store needs to know of the environment.

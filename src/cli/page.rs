@@ -29,6 +29,14 @@ pub(super) fn asked(command: &Command, args: &[OsString]) -> Result<Option<Vec<u
     }
 }
 
+/// The command as pages show it: with the subcommand that takes over the whole command line, and
+/// therefore none of the arguments beside it.
+pub(super) fn with(command: &Command, inner: Option<Command>) -> Command {
+    let Some(inner) = inner else { return command.clone() };
+    let alone = command.clone().mut_args(|arg| arg.global(false));
+    alone.disable_help_subcommand(true).subcommand(inner)
+}
+
 /// The name that a person types: that of the program, with a subcommand behind a dash.
 fn name(command: &Command) -> String {
     let name = command.get_bin_name().unwrap_or_else(|| command.get_name());
@@ -59,7 +67,7 @@ mod tests {
         Command::new("do")
             .bin_name("upcycle-do it")
             .about("Does it.")
-            .arg(clap::Arg::new("loud").long("loud").help("Say more."))
+            .arg(clap::Arg::new("loud").long("loud").global(true).help("Say more."))
     }
 
     fn page(args: &[&str]) -> Result<Option<Vec<u8>>> {
@@ -78,6 +86,20 @@ mod tests {
             assert!(text.contains("upcycle-do-it") && text.contains("loud"), "{text}");
         }
         assert_eq!(page(&["x", "--loud", "--print-man"]).unwrap(), None);
+
+        // A subcommand is named, with its own arguments and none of those beside it.
+        let inner = Command::new("on").arg(clap::Arg::new("far").long("far"));
+        let args = ["x", "--print-completion", "fish"].map(OsString::from);
+        let text = asked(&with(&command(), Some(inner)), &args).unwrap().unwrap();
+        let text = String::from_utf8(text).unwrap();
+        let of_on: Vec<&str> = text
+            .lines()
+            .filter(|line| line.contains("seen_subcommand_from on"))
+            .collect();
+        assert!(text.contains("-a \"on\""), "{text}");
+        assert!(of_on.iter().any(|line| line.contains("-l far")), "{text}");
+        assert!(!of_on.iter().any(|line| line.contains("-l loud")), "{text}");
+
         assert!(
             page(&["x", "--print-completion", "cmd"]).unwrap_err().kind().exit_code()
                 == 2

@@ -9,6 +9,9 @@ const MOST: usize = 1 << 16;
 /// As [`MOST`], for blocks.
 const MOST_LAYERS: usize = 1024;
 
+/// As [`MOST`], for lanes.
+const MOST_LANES: usize = 1024;
+
 /// A section that can say whether it can run.
 pub trait Check {
     /// Refuses impossible values, naming the key, what was found and what is expected.
@@ -200,6 +203,10 @@ impl Check for OptimConfig {
         // Groups of 16 samples are the unit of every sum (`engine/cpu`).
         let (micro, expected) = (self.micro_batch, "0 or a multiple of 16");
         require(micro.is_multiple_of(16), "micro_batch", &micro, expected)?;
+
+        // Lanes are added pairwise, and ranks share them evenly.
+        let fine = self.lanes.is_power_of_two() && self.lanes <= MOST_LANES;
+        require(fine, "lanes", &self.lanes, "a power of two from 1 to 1024")?;
 
         require(
             self.learning_rate > 0.0,

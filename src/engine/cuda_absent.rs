@@ -3,8 +3,8 @@
 //! It has the same names and signatures as the engine, and refuses to open one.
 
 use super::{
-    Engine, FfnInputs, LayerRouting, Losses, Objective, Pairs, TowerInput, Training,
-    TrainingState,
+    Engine, FfnInputs, LayerRouting, Losses, Objective, Pairs, SavedState, TowerInput,
+    Training, TrainingState,
 };
 use crate::config::Precision;
 use crate::error::{Error, Result};
@@ -116,7 +116,7 @@ impl Engine for Cuda {
         match *self {}
     }
 
-    fn restore(&mut self, _state: &TrainingState) -> Result<()> {
+    fn restore(&mut self, _state: &dyn SavedState) -> Result<()> {
         match *self {}
     }
 }

@@ -28,13 +28,16 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::config::{EesdTarget, OptimConfig};
 use crate::error::{Error, Result};
 use crate::image::Normalise;
+use crate::io::tensors::Put;
 use crate::model::names::{Parameter, ParameterId};
 use crate::model::params::Layout;
 use crate::model::{ClipConfig, Tower};
+use crate::ranks::Ranks;
 
 pub use auxiliary::{StatsGradient, auxiliary};
 pub use backend::{Backend, open, open_model};
@@ -237,6 +240,36 @@ impl LayerStats {
         self.counts.iter_mut().zip(&other.counts).for_each(|(a, b)| *a += b);
         self.probability.iter_mut().zip(&other.probability).for_each(|(a, b)| *a += b);
     }
+
+    /// All sums in a row, 5 + 2 E numbers: how they travel from rank to rank.
+    pub fn numbers(&self) -> Vec<f64> {
+        let single = [
+            self.rows,
+            self.entropy,
+            self.log_sum_square,
+            self.distance,
+            self.target_square,
+        ];
+        [&single, self.counts.as_slice(), &self.probability].concat()
+    }
+
+    /// The reverse of [`LayerStats::numbers`].
+    ///
+    /// # Panics
+    /// If there are fewer than 5 numbers.
+    pub fn of_numbers(numbers: &[f64]) -> Self {
+        let (single, by_expert) = numbers.split_at(5);
+        let (counts, probability) = by_expert.split_at(by_expert.len() / 2);
+        Self {
+            rows: single[0],
+            entropy: single[1],
+            log_sum_square: single[2],
+            distance: single[3],
+            target_square: single[4],
+            counts: counts.to_vec(),
+            probability: probability.to_vec(),
+        }
+    }
 }
 
 /// The loss of a step and its parts, not yet weighted, and the routing of each MoE layer.
@@ -290,6 +323,70 @@ pub enum StateBuffer {
     Average,
 }
 
+/// The state of a run as it was kept, of which an engine reads what it needs: the parts of a
+/// large file need not be in memory at once.
+pub trait SavedState {
+    /// Optimizer steps taken.
+    fn steps(&self) -> usize;
+
+    /// Values of a buffer; `None` if there is no such buffer.
+    fn len(&self, buffer: StateBuffer) -> Option<usize>;
+
+    /// Fills `out` with the values of a buffer from `start` on.
+    fn read(&self, buffer: StateBuffer, start: usize, out: &mut [f32]) -> Result<()>;
+}
+
+impl TrainingState {
+    /// A buffer, if there is one.
+    fn buffer(&self, buffer: StateBuffer) -> Option<&[f32]> {
+        match buffer {
+            StateBuffer::Values => Some(&self.values),
+            StateBuffer::First => Some(&self.first),
+            StateBuffer::Second => Some(&self.second),
+            StateBuffer::Average => self.average.as_deref(),
+        }
+    }
+
+    /// All of a state that was kept.
+    pub fn read_whole(saved: &dyn SavedState) -> Result<Self> {
+        let read = |buffer| -> Result<Option<Vec<f32>>> {
+            let Some(len) = saved.len(buffer) else { return Ok(None) };
+            let mut values = vec![0.0; len];
+            saved.read(buffer, 0, &mut values)?;
+            Ok(Some(values))
+        };
+        Ok(Self {
+            values: read(StateBuffer::Values)?.unwrap_or_default(),
+            first: read(StateBuffer::First)?.unwrap_or_default(),
+            second: read(StateBuffer::Second)?.unwrap_or_default(),
+            average: read(StateBuffer::Average)?,
+            steps: saved.steps(),
+        })
+    }
+}
+
+impl SavedState for TrainingState {
+    fn steps(&self) -> usize {
+        self.steps
+    }
+
+    fn len(&self, buffer: StateBuffer) -> Option<usize> {
+        self.buffer(buffer).map(<[f32]>::len)
+    }
+
+    fn read(&self, buffer: StateBuffer, start: usize, out: &mut [f32]) -> Result<()> {
+        let values = self.buffer(buffer).unwrap_or_default();
+        let found = values.get(start..start + out.len()).ok_or_else(|| {
+            let (found, expected) = (values.len(), start + out.len());
+            Error::corrupt(format!(
+                "the state has {found} values of {buffer:?}, expected {expected} or more"
+            ))
+        })?;
+        out.copy_from_slice(found);
+        Ok(())
+    }
+}
+
 /// A loss over the unit embeddings [n, P] of pictures: its value, and its gradient by them.
 pub type ImageLoss<'a> = &'a mut dyn FnMut(&[f32]) -> Result<(f64, Vec<f32>)>;
 
@@ -338,6 +435,20 @@ pub trait Engine: Debug + Send {
     /// How every MoE layer of a tower routes, blocks ascending.
     fn routing(&mut self, input: TowerInput<'_>) -> Result<Vec<LayerRouting>>;
 
+    /// Makes this engine one of several that train the same model, each in a process of its
+    /// own. From then on steps, updates and what reads the state are collectives: every rank
+    /// calls them, with its own part of the batch. Call it before [`Engine::start_training`].
+    fn join(&mut self, ranks: Arc<dyn Ranks>) -> Result<()> {
+        let (backend, count) = (self.backend(), ranks.count());
+        if count == 1 {
+            return Ok(());
+        }
+        Err(Error::usage(format!(
+            "--ranks: found {count} ranks, but the engine {backend} trains on one; set \
+             `device: cpu` or leave --ranks out"
+        )))
+    }
+
     /// Prepares to train the loaded weights: moments are zero, and the teacher starts as a copy
     /// of the weights.
     fn start_training(&mut self, training: &Training) -> Result<()>;
@@ -345,7 +456,8 @@ pub trait Engine: Debug + Send {
     /// Replaces the weights of the losses for the steps that follow.
     fn set_objective(&mut self, objective: Objective) -> Result<()>;
 
-    /// Losses and gradient of a batch at the current weights; the gradient stays inside.
+    /// Losses and gradient of a batch at the current weights; the gradient stays inside. On
+    /// several ranks, `pairs` are the own part, and losses and gradient are those of all.
     fn step(&mut self, pairs: Pairs<'_>) -> Result<Losses>;
 
     /// A loss over pictures [n, 3, S, S] alone and its gradient, at the current weights; the
@@ -383,6 +495,12 @@ pub trait Engine: Debug + Send {
         }))
     }
 
+    /// Gives `put` one buffer of [`Engine::training_state`] from its first value to its last,
+    /// in pieces; on rank 0 alone.
+    fn stream_state(&self, buffer: StateBuffer, put: &mut Put<'_>) -> Result<()> {
+        put(&self.state_buffer(buffer)?)
+    }
+
     /// Continues from a checkpoint; call [`Engine::start_training`] first.
-    fn restore(&mut self, state: &TrainingState) -> Result<()>;
+    fn restore(&mut self, state: &dyn SavedState) -> Result<()>;
 }

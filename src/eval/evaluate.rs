@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::probe::FewShot;
+use super::probe::{FewShot, Size};
 use super::tasks::{self, ZeroShot};
 use super::{Bootstrap, Bundle, Encoder, Evaluation, LabelledImages, Test, embed};
 use crate::config::EvaluateConfig;
@@ -86,10 +86,15 @@ fn probe(
         ));
     }
 
-    // Subgroups, because concepts have too few pictures to draw from.
-    let labels: Vec<usize> =
-        bundle.train.concept.iter().map(|&c| concepts[c].subgroup).collect();
-    let few = FewShot::draw(&labels, most, config.probe_draws, judges.seed);
+    // Subgroups, because concepts may have too few pictures to draw from. What is no class
+    // has no label.
+    let classes = bundle.vocabulary.classes;
+    let label = |c: usize| (c < classes).then(|| concepts[c].subgroup);
+    let labels: Vec<Option<usize>> =
+        bundle.train.concept.iter().map(|&c| label(c)).collect();
+    let size =
+        Size { shots: most, draws: config.probe_draws, classes: config.probe_classes };
+    let few = FewShot::draw(&labels, size, judges.seed);
     let found = few.classes().len();
     if found < 2 {
         let needed = FewShot::needed(most);
@@ -101,8 +106,9 @@ fn probe(
     }
 
     // A concept whose subgroup has too few pictures has no class and takes no part.
-    let class: Vec<Option<usize>> =
-        concepts.iter().map(|c| few.classes().binary_search(&c.subgroup).ok()).collect();
+    let class: Vec<Option<usize>> = (0..concepts.len())
+        .map(|c| few.classes().binary_search(&label(c)?).ok())
+        .collect();
     let batch = config.batch;
     let train = embed::images(encoder, &bundle.train, &few.pictures(), batch)?;
     let validation = embed::split(encoder, &bundle.validation, batch)?;

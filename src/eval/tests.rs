@@ -96,6 +96,7 @@ fn vocabulary() -> Vocabulary<'static> {
     };
     Vocabulary {
         concepts: (0..CONCEPTS).map(concept).collect(),
+        classes: CONCEPTS,
         templates: vec!["{}".to_owned(), "a picture of {}".to_owned()],
         tokenize: &tokenize,
     }
@@ -125,6 +126,7 @@ fn config() -> EvaluateConfig {
         recall_at: vec![1, 5],
         shots: vec![5, 10],
         probe_draws: 2,
+        probe_classes: 0,
         probe_l2: vec![1e-3, 1e-1],
         fine_tuning: tuning(20),
         bootstrap: 50,
@@ -438,4 +440,24 @@ fn examples_are_the_same_queries_for_every_model_best_first() {
         example_retrievals(&mut Toy::new(0.0), &bundle, 99, 16, 3).unwrap().len(),
         50
     );
+}
+
+/// As many concepts as the first classes, and others that no prompt names.
+#[test]
+fn pictures_of_what_is_no_class_take_no_part() {
+    let mut bundle = bundle();
+    bundle.vocabulary.classes = 40;
+    bundle.held_out = None;
+    let found = evaluate(&mut Toy::new(1.5), &bundle, &config(), 1).unwrap();
+    let count = |task: &str, split: &str| {
+        let own = found.measurements.iter().find(|m| m.task == task && m.split == split);
+        own.map(|m| m.n)
+    };
+    assert_eq!(count("concept", "pair"), Some(40), "of 50 concepts");
+    assert_eq!(count("concept", "v2"), Some(80), "of 60 concepts, two pictures each");
+    assert_eq!(count("retrieval", "pair"), Some(100), "captions need no class");
+    bundle.vocabulary.classes = CONCEPTS + 1;
+    let error =
+        evaluate(&mut Toy::new(1.5), &bundle, &config(), 1).unwrap_err().to_string();
+    assert!(error.contains("61 classes among 60 concepts"), "{error}");
 }

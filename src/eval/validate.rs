@@ -41,10 +41,11 @@ pub fn validate(
 
     let prompts = embed::texts(encoder, vocabulary, &vocabulary.prompts()?, batch)?;
     let classes: Vec<Vec<usize>> =
-        (0..vocabulary.concepts.len()).map(|c| vocabulary.rows(c).collect()).collect();
+        (0..vocabulary.classes).map(|c| vocabulary.rows(c).collect()).collect();
     let images = embed::split(encoder, validation, batch)?;
     let classifier = classifier::build(&prompts, &classes)?;
-    let found = Classified::new(&images.embeddings, &classifier, &images.concept)?;
+    let known = images.of_classes(vocabulary.classes)?;
+    let found = Classified::new(&known.embeddings, &classifier, &known.concept)?;
 
     // The first picture of each concept, in the order of the split.
     let mut seen = BTreeSet::new();
@@ -97,6 +98,7 @@ fn contrastive(pictures: &Matrix, texts: &Matrix, scale: f64) -> Result<f64> {
 mod tests {
     use super::*;
     use crate::engine::cpu::ops::contrastive::Contrastive;
+    use crate::ranks::Alone;
     use crate::rng;
 
     fn unit(name: &str) -> Matrix {
@@ -112,7 +114,8 @@ mod tests {
 
         let mut trained = Contrastive::default();
         let logit_scale = num::round_f32(scale.ln());
-        trained.run(pictures.data(), texts.data(), pictures.cols(), logit_scale);
+        let rows = (pictures.data(), texts.data());
+        trained.run(&Alone, rows, pictures.cols(), logit_scale).unwrap();
         assert!((found - trained.loss).abs() < 1e-5, "{found} {}", trained.loss);
     }
 

@@ -103,6 +103,19 @@ impl TensorFile {
             .context(place)?;
         read_values(&self.file, *offset, out).context(place)
     }
+
+    /// Reads the values of a tensor from `start` on into `out`.
+    pub fn read_part(&self, name: &str, start: usize, out: &mut [f32]) -> Result<()> {
+        let place = || format!("reading tensor {name} of {}", self.path.display());
+        let end = start.saturating_add(out.len());
+        let (_, offset) = self
+            .entries
+            .get(name)
+            .filter(|(shape, _)| end <= shape.iter().product())
+            .ok_or_else(|| Error::failed(format!("no tensor of {end} values or more")))
+            .context(place)?;
+        read_values(&self.file, *offset + 4 * start as u64, out).context(place)
+    }
 }
 
 /// The header of a safetensors file that is as long as the header says: the file, its entries,

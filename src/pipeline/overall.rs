@@ -100,11 +100,21 @@ impl Overall {
         self.inherited += 1.0;
     }
 
-    /// Seconds left, where enough is done to tell.
-    pub(super) fn left(&self) -> Option<f64> {
+    /// Nodes that are done, with what is done of those at work.
+    fn worked(&self) -> f64 {
         let partly =
             self.parts.values().map(|part| part.done as f64 / part.of.max(1) as f64);
-        let done = self.done as f64 + partly.sum::<f64>();
+        self.done as f64 + partly.sum::<f64>()
+    }
+
+    /// The fraction of the work that is done, 0 to 1.
+    pub(super) fn fraction(&self) -> f64 {
+        (self.worked() / self.of.max(1) as f64).min(1.0)
+    }
+
+    /// Seconds left, where enough is done to tell.
+    pub(super) fn left(&self) -> Option<f64> {
+        let done = self.worked();
         let own = done - self.inherited;
         let is_early = own < EARLY * self.of as f64 || own <= 0.0;
         let rate = own / self.began.elapsed().as_secs_f64();
@@ -158,6 +168,7 @@ mod tests {
         overall.set("b", 1);
         overall.set("b", 50);
         ago(&mut overall, 150);
+        assert!((overall.fraction() - 1.5 / 4.0).abs() < 1e-9);
         // One and a half of four took 150 s, so 250 s are left.
         let left = overall.left().unwrap();
         assert!((left - 250.0).abs() < 2.0, "{left}");

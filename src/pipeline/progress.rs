@@ -14,6 +14,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::events::Event;
 use super::overall::{Overall, Part};
 use super::panics::hold;
+use crate::num::truncate_usize;
 
 /// How much is said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +30,9 @@ pub enum Volume {
 /// Without a terminal, people are told how far the work is whenever this much time has passed
 /// in silence.
 const PULSE: Duration = Duration::from_secs(30);
+
+/// Positions of the bar of all nodes together: more than a terminal has columns.
+const TOTAL: u64 = 1000;
 
 /// Where messages and bars of one process go.
 #[derive(Debug, Clone)]
@@ -76,13 +80,16 @@ impl Console {
     #[must_use]
     pub(super) fn of_stage(&self, stage: &str, nodes: usize) -> Self {
         let total = self.bars.as_ref().filter(|_| nodes > 1).map(|bars| {
-            let bar = bars.add(ProgressBar::new(0).with_prefix(stage.to_owned()));
-            bar.set_style(style("{prefix:<28!} {wide_msg}"));
+            let bar = bars.add(ProgressBar::new(TOTAL).with_prefix(stage.to_owned()));
+            bar.set_style(style("{prefix:<28!} {bar:24.green/dim} {wide_msg}"));
             bar.enable_steady_tick(Duration::from_secs(1));
             bar
         });
         let overall = Arc::new(Mutex::new(Overall::new(stage, nodes)));
-        Self { overall, total, ..self.clone() }
+        let console = Self { overall, total, ..self.clone() };
+        // The first picture of the bar says already how many nodes there are.
+        console.show();
+        console
     }
 
     /// Counts a node that is done without any work.
@@ -165,7 +172,9 @@ impl Console {
     /// Shows the progress of all nodes.
     fn show(&self) {
         if let Some(total) = &self.total {
-            total.set_message(hold(&self.overall).summary());
+            let overall = hold(&self.overall);
+            total.set_position(truncate_usize(overall.fraction() * TOTAL as f64) as u64);
+            total.set_message(overall.summary());
         }
     }
 }
@@ -186,13 +195,13 @@ impl Progress {
 
     /// Begins a phase of `total` steps.
     pub fn start(&self, total: usize, what: &str) {
-        let form = "{prefix:<28!} {bar:24.cyan/dim} {pos}/{len} {eta:>4} {wide_msg:.dim}";
-        self.bar.set_style(style(form));
-
-        // The remaining time is estimated from this phase alone.
+        // The remaining time is estimated from this phase alone. The length comes before the
+        // style that shows it: a change of style draws the bar.
         self.bar.reset();
         self.bar.set_length(total as u64);
         self.bar.set_message(what.to_owned());
+        let form = "{prefix:<28!} {bar:24.cyan/dim} {pos}/{len} {eta:>4} {wide_msg:.dim}";
+        self.bar.set_style(style(form));
         if let Some((console, name)) = &self.node {
             hold(&console.overall).start(name, total, what);
         }

@@ -157,7 +157,7 @@ impl Cell {
         let Some(difference) = difference else { return Self::nothing() };
 
         let interval = difference.interval.map_or_else(
-            || "no interval".to_owned(),
+            || difference.without_interval().to_owned(),
             |(low, high)| format!("{} \u{2026} {}", signed(low, 1), signed(high, 1)),
         );
 

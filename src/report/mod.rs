@@ -9,6 +9,7 @@
 mod chart;
 mod comparison;
 mod document;
+mod evidence;
 mod find;
 mod gallery;
 mod headline;

@@ -99,6 +99,11 @@ pub enum Sign {
 }
 
 impl Difference {
+    /// Why there is no interval, in as few words as stand below a number.
+    pub fn without_interval(&self) -> &'static str {
+        if self.n < 2 { "one seed" } else { "the same in every seed" }
+    }
+
     /// What the interval says about the sign.
     pub fn sign(&self) -> Sign {
         match self.interval {

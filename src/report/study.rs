@@ -80,13 +80,21 @@ pub(super) enum Basis {
 }
 
 impl Basis {
-    /// What the brackets are.
-    pub(super) fn interval(self) -> &'static str {
+    /// What stands below a difference, as the end of a sentence.
+    pub(super) fn below(self) -> &'static str {
         match self {
-            Self::Pictures => "95 % interval over seeds, dense bases and test pictures",
-            Self::Seeds => "95 % t interval over seeds",
-            Self::Examples => "95 % paired bootstrap interval over test examples",
-            Self::Nothing => "no interval",
+            Self::Pictures => {
+                "with the 95 % interval over seeds, dense bases and test pictures below; bold where it excludes zero"
+            }
+            Self::Seeds => {
+                "with the 95 % t interval over seeds below; bold where it excludes zero"
+            }
+            Self::Examples => {
+                "with the 95 % paired bootstrap interval over test examples below; bold where it excludes zero"
+            }
+            Self::Nothing => {
+                "without an interval, because one seed does not tell the spread"
+            }
         }
     }
 }
@@ -274,7 +282,8 @@ impl<'a> Study<'a> {
     /// Whether the pictures are those that come with the program, or drawn by it: their splits
     /// have the meanings that their sources give them.
     pub(super) fn shipped_pictures(&self) -> bool {
-        matches!(self.config().dataset.source, Source::Emoji | Source::Shapes)
+        let source = self.config().dataset.source;
+        matches!(source, Source::Emoji | Source::Icons | Source::Shapes)
     }
 
     /// Whether the dense model was brought by the user instead of trained here.

@@ -50,7 +50,7 @@ fn a_win_is_claimed_only_where_the_interval_excludes_zero() {
 #[test]
 fn one_seed_claims_nothing() {
     let page = html(&inputs(&["seeds=[1]"]));
-    assert!(page.contains("One seed gives no interval"));
+    assert!(page.contains("One seed does not tell the spread"));
     assert!(!page.contains(" beats "));
     assert!(!page.contains("class=\"n best\""));
 }

@@ -56,7 +56,7 @@ pub(super) fn points(difference: &Difference) -> String {
     let mean = signed(difference.mean, 1);
     match difference.interval {
         Some((low, high)) => format!("{mean} [{}, {}]", signed(low, 1), signed(high, 1)),
-        None => format!("{mean} (no interval)"),
+        None => format!("{mean} ({})", difference.without_interval()),
     }
 }
 
@@ -139,7 +139,9 @@ mod tests {
     #[test]
     fn a_difference_without_interval_says_so() {
         let one = Difference { n: 1, mean: 0.84, interval: None, covers: None };
-        assert_eq!(points(&one), "+0.8 (no interval)");
+        assert_eq!(points(&one), "+0.8 (one seed)");
+        let alike = Difference { n: 3, ..one };
+        assert_eq!(points(&alike), "+0.8 (the same in every seed)");
         let interval = Some((-0.3, 1.98));
         let three = Difference { n: 3, mean: 0.84, interval, covers: None };
         assert_eq!(points(&three), "+0.8 [\u{2212}0.3, +2.0]");

@@ -11,13 +11,14 @@ use crate::data::Dataset;
 use crate::engine;
 use crate::error::Result;
 use crate::model::{Checkpoint, Tower};
-use crate::pipeline::{Job, Stage, Width};
+use crate::pipeline::{Job, Reach, Stage, Width};
 
 /// This stage.
 pub const STAGE: Stage = Stage {
     name: "activations",
     version: 1,
     width: Width::Shared,
+    reach: Reach::Process,
     about: "Records the FFN inputs of every layer that becomes a mixture.",
     run,
 };

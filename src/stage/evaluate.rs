@@ -25,7 +25,7 @@ use crate::linalg::Matrix;
 use crate::model::names::ParameterId;
 use crate::model::{Checkpoint, Tower};
 use crate::num::{index_u32, round_f32};
-use crate::pipeline::{Job, Stage, Width};
+use crate::pipeline::{Job, Reach, Stage, Width};
 use crate::tables::{
     self, MILLISECONDS_PER_PICTURE, MetricRow, OutcomeRow, PixelRow, ResampleRow,
     RetrievalRow, Row as _, SetMetricRow, SetResampleRow,
@@ -38,6 +38,7 @@ pub const STAGE: Stage = Stage {
     name: "evaluate",
     version: 1,
     width: Width::Shared,
+    reach: Reach::Process,
     about: "Measures trained models on pictures that were never trained on.",
     run,
 };

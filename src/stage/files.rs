@@ -164,8 +164,13 @@ impl Pictures {
             subgroup: crate::num::widen(c.subgroup),
             held_out: c.held_out,
         });
-        let templates = self.dataset.meta.layout.templates.clone();
-        eval::Vocabulary { concepts: concepts.collect(), templates, tokenize }
+        let layout = &self.dataset.meta.layout;
+        eval::Vocabulary {
+            concepts: concepts.collect(),
+            classes: layout.classes.unwrap_or(self.dataset.concepts.len()),
+            templates: layout.templates.clone(),
+            tokenize,
+        }
     }
 
     /// Texts to padded token ids.

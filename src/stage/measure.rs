@@ -115,8 +115,8 @@ fn vocabulary<'a>(task: &Task, tokenize: eval::Tokenize<'a>) -> Vocabulary<'a> {
 
     // A foreign set knows no groups of classes and holds none out: all are equal here.
     let concept = |label| Concept { label, group: 0, subgroup: 0, held_out: false };
-    let concepts = classes.into_iter().map(concept).collect();
-    Vocabulary { concepts, templates, tokenize }
+    let concepts: Vec<Concept> = classes.into_iter().map(concept).collect();
+    Vocabulary { classes: concepts.len(), concepts, templates, tokenize }
 }
 
 /// Pictures on their way to embeddings, and the embeddings so far.

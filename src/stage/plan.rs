@@ -259,8 +259,8 @@ impl<'a> Planner<'a> {
         // listed when the key is made.
         let adopted = super::adopted::files(&like);
         let externals = match dataset.source {
-            Source::Emoji => {
-                let packages = super::dataset::externals(self.cache);
+            Source::Emoji | Source::Icons => {
+                let packages = super::dataset::externals(dataset.source, self.cache);
                 Externals::Files([packages, adopted].concat())
             }
             Source::Shapes if adopted.is_empty() => Externals::None,

@@ -10,14 +10,18 @@ use std::path::Path;
 
 use super::record::Record;
 use crate::artifact::remove_tree;
-use crate::engine::{Engine, StateBuffer, Training, TrainingState};
+use crate::engine::{Engine, SavedState, StateBuffer, Training};
 use crate::error::{Context, Error, Result};
-use crate::io::tensors;
+use crate::io::tensors::{self, TensorFile};
 use crate::model::ClipConfig;
 use crate::model::params::Layout;
 
 /// The folder of the newest checkpoint.
 const FOLDER: &str = "state";
+
+/// Everything that a checkpoint may keep.
+const BUFFERS: [StateBuffer; 4] =
+    [StateBuffer::Values, StateBuffer::First, StateBuffer::Second, StateBuffer::Average];
 
 /// The folder of the checkpoint before, while it is replaced.
 const FORMER: &str = "state.old";
@@ -31,11 +35,37 @@ pub(super) struct Shape {
     average: Option<usize>,
 }
 
-/// A run as it was interrupted.
+/// A run as it was interrupted: its buffers are read from the file when they are asked for.
 #[derive(Debug)]
 pub(super) struct Resumed {
-    pub(super) state: TrainingState,
+    file: TensorFile,
+    shape: Shape,
+    pub(super) steps: usize,
     pub(super) record: Record,
+}
+
+impl SavedState for Resumed {
+    fn steps(&self) -> usize {
+        self.steps
+    }
+
+    fn len(&self, buffer: StateBuffer) -> Option<usize> {
+        self.shape.len(buffer)
+    }
+
+    fn read(&self, buffer: StateBuffer, start: usize, out: &mut [f32]) -> Result<()> {
+        self.file.read_part(name(buffer), start, out)
+    }
+}
+
+/// The tensor of a checkpoint that keeps a buffer.
+fn name(buffer: StateBuffer) -> &'static str {
+    match buffer {
+        StateBuffer::Values => "values",
+        StateBuffer::First => "first",
+        StateBuffer::Second => "second",
+        StateBuffer::Average => "average",
+    }
 }
 
 impl Shape {
@@ -49,24 +79,28 @@ impl Shape {
         }
     }
 
-    /// The tensors of a checkpoint: name, buffer of the engine and length.
+    /// The buffers of a checkpoint and their lengths, by the names of their tensors.
     fn buffers(self) -> BTreeMap<&'static str, (StateBuffer, usize)> {
-        let mut buffers = BTreeMap::from([
-            ("values", (StateBuffer::Values, self.weights)),
-            ("first", (StateBuffer::First, self.weights)),
-            ("second", (StateBuffer::Second, self.weights)),
-        ]);
-        let average = self.average.map(|len| ("average", (StateBuffer::Average, len)));
-        buffers.extend(average);
-        buffers
+        let kept = |buffer| Some((name(buffer), (buffer, self.len(buffer)?)));
+        BUFFERS.into_iter().filter_map(kept).collect()
+    }
+
+    /// Values of a buffer in a checkpoint; `None` if there is no such buffer.
+    fn len(self, buffer: StateBuffer) -> Option<usize> {
+        match buffer {
+            StateBuffer::Values | StateBuffer::First | StateBuffer::Second => {
+                Some(self.weights)
+            }
+            StateBuffer::Average => self.average,
+        }
     }
 }
 
-/// Writes the state of a run after some steps into `scratch`, replacing an earlier one.
+/// Writes the state of a run after some steps into `scratch`, replacing an earlier one. Other
+/// ranks call [`serve`] at the same time.
 pub(super) fn write(
     scratch: &Path,
-    engine: &dyn Engine,
-    shape: Shape,
+    (engine, shape): (&dyn Engine, Shape),
     (steps, record): (usize, &Record),
 ) -> Result<()> {
     let place = || format!("saving a checkpoint in {}", scratch.display());
@@ -74,12 +108,13 @@ pub(super) fn write(
     remove_tree(&fresh)?;
     fs::create_dir_all(&fresh).context(place)?;
 
-    // One buffer at a time comes back from the engine, which may be on a card.
+    // One buffer at a time comes back from the engine, which may be on a card or on
+    // several ranks.
     let buffers = shape.buffers();
-    let shapes = buffers.iter().map(|(name, (_, len))| ((*name).to_owned(), vec![*len]));
+    let kept = buffers.iter().map(|(name, (_, len))| ((*name).to_owned(), vec![*len]));
     let path = fresh.join("state.safetensors");
-    tensors::write_each(&path, shapes.collect(), |name, put| {
-        put(&engine.state_buffer(buffers[name].0)?)
+    tensors::write_each(&path, kept.collect(), |name, put| {
+        engine.stream_state(buffers[name].0, put)
     })?;
 
     let text = serde_json::to_vec(&(steps, record)).context(place)?;
@@ -100,6 +135,14 @@ pub(super) fn write(
     remove_tree(&former)
 }
 
+/// What other ranks do while rank 0 writes: they send what it does not have.
+pub(super) fn serve((engine, shape): (&dyn Engine, Shape)) -> Result<()> {
+    for (buffer, _) in shape.buffers().into_values() {
+        engine.stream_state(buffer, &mut |_| Ok(()))?;
+    }
+    Ok(())
+}
+
 /// The state of an interrupted run; `None` if there is none. A damaged checkpoint counts as
 /// none: the run then starts over and ends with the same bits.
 pub(super) fn read(scratch: &Path, shape: Shape) -> Option<Resumed> {
@@ -110,26 +153,21 @@ pub(super) fn read(scratch: &Path, shape: Shape) -> Option<Resumed> {
 /// Reads one checkpoint, and checks that it is one of this run's model.
 fn read_folder(folder: &Path, shape: Shape) -> Result<Resumed> {
     let place = || format!("reading a checkpoint in {}", folder.display());
-    let mut all = tensors::read(&folder.join("state.safetensors"))?;
+    let file = TensorFile::open(&folder.join("state.safetensors"))?;
     let text = fs::read(folder.join("record.json")).context(place)?;
     let (steps, record): (usize, Record) =
         serde_json::from_slice(&text).context(place)?;
 
-    let mut take = |name: &str, len: usize| match all.remove(name) {
-        Some(tensor) if tensor.data.len() == len => Ok(tensor.data),
-        found => {
-            let found = found.map_or(0, |tensor| tensor.data.len());
-            let text = format!("{name} has {found} values, expected {len}");
-            Err(Error::corrupt(text)).context(place)
+    let found: BTreeMap<&str, usize> =
+        file.shapes().map(|(name, shape)| (name, shape.iter().product())).collect();
+    for buffer in BUFFERS {
+        let (name, expected) = (name(buffer), shape.len(buffer));
+        let found = found.get(name).copied();
+        if found != expected {
+            let (found, expected) = (found.unwrap_or(0), expected.unwrap_or(0));
+            let text = format!("{name} has {found} values, expected {expected}");
+            return Err(Error::corrupt(text)).context(place);
         }
-    };
-
-    let state = TrainingState {
-        values: take("values", shape.weights)?,
-        first: take("first", shape.weights)?,
-        second: take("second", shape.weights)?,
-        average: shape.average.map(|len| take("average", len)).transpose()?,
-        steps,
-    };
-    Ok(Resumed { state, record })
+    }
+    Ok(Resumed { file, shape, steps, record })
 }

@@ -22,6 +22,7 @@ fn optim() -> OptimConfig {
         steps: 3,
         batch: 40,
         micro_batch: 0,
+        lanes: 4,
         learning_rate: 1e-2,
         final_learning_rate: 0.0,
         warmup: 0,
@@ -180,6 +181,53 @@ fn losses_and_every_gradient_equal_the_cpu_in_f32() {
         }
         let (off, tensor) = worst(&case.config, &gradient, &truth);
         assert!(off < 5e-5, "{name}, {tensor}: off by {off:.2e}");
+    }
+}
+
+/// Full fine-tuning: a loss over pictures alone, whose gradient by the embeddings the caller
+/// gives; here it is a sum with fixed weights.
+#[test]
+fn a_loss_over_pictures_has_the_gradient_of_the_cpu() {
+    let Some(_session) = session() else { return };
+    for moe in [false, true] {
+        let config = config(moe);
+        let (weights, batch) = (values(&config, "student"), pairs(&config, 21));
+        let slope = values(&config, "slope")[..21 * config.embed_dim].to_vec();
+        let mut loss = |unit: &[f32]| {
+            let value = wide(unit).iter().zip(wide(&slope)).map(|(a, b)| a * b).sum();
+            Ok((value, slope.clone()))
+        };
+        let mut outcome = |engine: &mut dyn Engine| {
+            engine.load(&weights).unwrap();
+            engine.start_training(&training(&config, None)).unwrap();
+            // What a step of pairs leaves behind must not reach the next gradient.
+            step(engine, &batch);
+            let value = engine.image_step(&batch.0, &mut loss).unwrap();
+            let gradient = engine.gradient().unwrap();
+            (value, gradient, engine.update(1e-3).unwrap(), step(engine, &batch).0)
+        };
+
+        let mut cuda = Cuda::open(&config, 0, Precision::F32).unwrap();
+        let (value, gradient, norm, after) = outcome(&mut cuda);
+        let (expected, truth, expected_norm, expected_after) =
+            outcome(&mut Cpu::new(&config));
+        assert!((value - expected).abs() < 1e-5 * (1.0 + expected.abs()));
+        assert!((norm / expected_norm - 1.0).abs() < 1e-5, "{norm} {expected_norm}");
+        assert!((after.total - expected_after.total).abs() < 1e-4);
+        let layout = Layout::new(&config);
+        for (parameter, range) in layout.iter() {
+            let truth = &truth[range.clone()];
+            if truth.iter().all(|v| *v == 0.0) {
+                let name = &parameter.name;
+                assert!(gradient[range].iter().all(|v| *v == 0.0), "{name} trains");
+                continue;
+            }
+            let off = gap(&gradient[range], &wide(truth));
+            assert!(off < 5e-5, "{}: off by {off:.2e}", parameter.name);
+        }
+
+        let error = cuda.image_step(&batch.0, &mut |_| Ok((0.0, vec![0.0]))).unwrap_err();
+        assert!(error.to_string().contains("1 values of gradient"), "{error}");
     }
 }
 
@@ -510,6 +558,39 @@ fn the_engine_is_chosen_by_device_and_precision() {
     let compute = Compute { device: Device::Cuda(999), precision: Precision::F32 };
     let error = Backend::choose(compute).unwrap_err().to_string();
     assert!(error.contains("cuda:999") && error.contains("set `device: cpu`"), "{error}");
+}
+
+/// `device: auto` falls back where there are no kernels for a shape, and a card that was asked
+/// for is refused with the reason.
+#[test]
+fn shapes_without_kernels_run_on_processors_or_are_refused() {
+    use upcycle::config::{Compute, Device};
+    use upcycle::engine::Backend;
+    let Some(_session) = session() else { return };
+    let choose = |device, config: &ClipConfig| {
+        let compute = Compute { device, precision: Precision::F32 };
+        Backend::choose_for(compute, config)
+    };
+
+    let (mut heads, mut wide) = (config(true), config(true));
+    heads.vision.heads = 4;
+    (wide.text.width, wide.text.heads) = (1088, 17);
+    let (mut odd, mut many) = (config(true), config(true));
+    odd.text.hidden = 44;
+    many.moe.as_mut().unwrap().experts = 33;
+    let cases = [
+        (heads, "the vision tower has heads of 8 values"),
+        (wide, "the text tower has width 1088"),
+        (odd, "hidden width 44"),
+        (many, "the model has 33 experts per layer"),
+    ];
+    for (config, reason) in cases {
+        assert_eq!(choose(Device::Auto, &config).unwrap().name(), "cpu-f32", "{reason}");
+        let error = choose(Device::Cuda(0), &config).unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+        assert!(error.ends_with("set `device: auto` or `device: cpu`"), "{error}");
+    }
+    assert_eq!(choose(Device::Auto, &config(true)).unwrap().name(), "cuda-f32");
 }
 
 #[test]

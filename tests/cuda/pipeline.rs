@@ -62,3 +62,33 @@ fn the_pipeline_on_a_card_agrees_with_the_one_on_processors() {
     assert!(own.contains("train          4 of   4 fresh   cuda-bf16"), "{own}");
     assert!(other.contains("train          0 of   4 fresh   cuda-f32"), "{other}");
 }
+
+/// A card is there, but no kernel for this model: `auto` says in a line that processors run it,
+/// and the card is refused before any stage works.
+#[test]
+fn a_model_without_kernels_runs_on_processors_and_says_so() {
+    let Some(session) = session() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let (home, artifacts) = (folder.path(), folder.path().join("artifacts"));
+    let pretrain = |device: &str| {
+        let mut own =
+            vec!["--profile", "smoke", "--artifacts", artifacts.to_str().unwrap()];
+        for set in ["model.vision.heads=4", "pretrain.optim.steps=2", "seeds=[1]", device]
+        {
+            own.extend(["--set", set]);
+        }
+        let dataset = run(&session, env!("CARGO_BIN_EXE_upcycle-dataset"), home, &own);
+        let pretrain = run(&session, env!("CARGO_BIN_EXE_upcycle-pretrain"), home, &own);
+        (dataset.status.success(), pretrain.status.success(), said(&pretrain))
+    };
+
+    let (_, works, text) = pretrain("device=cuda:0");
+    assert!(!works && text.contains("heads of 8 values"), "{text}");
+    assert!(!artifacts.join("pretrain").exists());
+
+    let (drawn, works, text) = pretrain("device=auto");
+    assert!(drawn && works, "{text}");
+    let line =
+        "runs on processors: the engine on cards has no kernels for a model of this";
+    assert_eq!(text.matches(line).count(), 1, "{text}");
+}

@@ -174,8 +174,14 @@ fn kernels_compile_for_three_generations_within_their_registers() {
             let kernels = usage(&said);
             assert!(kernels.len() > 60, "{} kernels", kernels.len());
             let most = kernels.iter().max_by_key(|own| own.1).unwrap();
+            let spilled: Vec<String> = kernels
+                .iter()
+                .filter(|own| own.2 > 0)
+                .map(|(name, _, bytes)| format!("{name} {bytes}"))
+                .collect();
             println!(
-                "sm_{architecture} {precision:?}: at most {} registers ({})",
+                "sm_{architecture} {precision:?}: at most {} registers ({}); bytes in memory \
+                 instead: {spilled:?}",
                 most.1, most.0
             );
             for (name, registers, spills) in &kernels {

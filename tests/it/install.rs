@@ -66,6 +66,12 @@ fn an_installation_has_pages_for_every_binary_and_runs_in_any_folder() {
             assert!(text.contains(&name), "{place}");
         }
     }
+    // A shell offers the subcommands that take over the whole command line.
+    for (name, inner) in [("evaluate", "on"), ("cluster", "fit"), ("subspaces", "fit")] {
+        let file = format!("fish/vendor_completions.d/upcycle-{name}.fish");
+        let text = fs::read_to_string(share.join(file)).unwrap();
+        assert!(text.contains(&format!("-a \"{inner}\"")), "{text}");
+    }
     for page in
         ["upcycle-evaluate-on.1", "upcycle-cluster-fit.1", "upcycle-subspaces-fit.1"]
     {

@@ -26,7 +26,7 @@ pub(crate) fn are_as_documented(root: &Path) {
     let headings = text.lines().filter(|line| line.ends_with(".parquet"));
     let expected = headings
         .filter_map(|line| line.strip_prefix("### "))
-        .filter(|line| !line.starts_with("fit/") && *line != "evaluate/<set>.parquet")
+        .filter(|line| !line.starts_with("fit/") && *line != "evaluate/SET.parquet")
         .filter(|line| !line.starts_with("evaluate/set_"));
     assert_eq!(kinds, expected.map(str::to_owned).collect());
 }
@@ -54,9 +54,9 @@ fn heading(root: &Path, path: &Path) -> String {
     let file = path.file_name().unwrap().to_str().unwrap();
     match stage.to_str().unwrap() {
         "dataset" if file.starts_with("samples-") => {
-            "dataset/samples-<split>.parquet".to_owned()
+            "dataset/samples-SPLIT.parquet".to_owned()
         }
-        "activations" => "activations/<tower>-<layer>.parquet".to_owned(),
+        "activations" => "activations/TOWER-LAYER.parquet".to_owned(),
         // A dense model's training is recorded like an MoE's.
         "pretrain" => format!("train/{file}"),
         // Each round of the multiplet is a training with a number.

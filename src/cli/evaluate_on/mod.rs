@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{ArgAction, Command};
+use clap::{ArgAction, Args as _, Command};
 use serde_json::json;
 
 use self::names::Found;
@@ -128,22 +128,17 @@ struct OnArgs {
 /// Runs `upcycle-evaluate`: the stage, or `on` evaluation sets.
 pub fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_none_or(|first| first != "on") {
-        return cli::stage::main(&evaluate::STAGE);
+        let inner = OnArgs::augment_args(command());
+        return cli::stage::main_beside(&evaluate::STAGE, Some(inner));
     }
 
     let panics = Panics::default();
     panics.install();
 
     let run = || {
-        let name = "upcycle-evaluate on";
-        let command = Command::new("on")
-            .bin_name(name)
-            .display_name(name)
-            .about("Measures a checkpoint on evaluation sets, as CLIP_benchmark does.")
-            .after_help(EXAMPLES);
         // The name of the program goes; `on` takes its place before the arguments.
         let args = std::env::args_os().skip(1);
-        let Some(args) = cli::parse::<OnArgs>(command, args)? else { return Ok(()) };
+        let Some(args) = cli::parse::<OnArgs>(command(), args)? else { return Ok(()) };
 
         // All parallel loops below run on this pool; without a number it has every core.
         let mut pool = rayon::ThreadPoolBuilder::new();
@@ -154,6 +149,16 @@ pub fn main() -> ExitCode {
         pool.install(|| on(&args))
     };
     cli::exit(run, &panics)
+}
+
+/// The command without its arguments.
+fn command() -> Command {
+    let name = "upcycle-evaluate on";
+    Command::new("on")
+        .bin_name(name)
+        .display_name(name)
+        .about("Measures a checkpoint on evaluation sets, as CLIP_benchmark does.")
+        .after_help(EXAMPLES)
 }
 
 /// Measures all sets. Ends with an error if one of them failed, after the others are done.

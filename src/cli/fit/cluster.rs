@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use linfa::ParamGuard as _;
 use serde_json::json;
 
-use super::{Common, brief, median, parse};
+use super::{Common, Fit, brief, command, median};
 use crate::cli;
 use crate::cli::output::Folder;
 use crate::cluster::{
@@ -35,7 +35,7 @@ Examples:
 
 /// The arguments.
 #[derive(Debug, Clone, Args)]
-struct FitArgs {
+pub(super) struct FitArgs {
     /// Vectors: Parquet (a column of f32 lists) or safetensors (F32 [rows, width]).
     #[arg(long, value_name = "FILE")]
     vectors: PathBuf,
@@ -79,11 +79,16 @@ enum Dtype {
     Bf16,
 }
 
+/// The names of this `fit`.
+pub(super) const FIT: Fit = Fit {
+    name: "upcycle-cluster fit",
+    about: "Clusters vectors of a file by spherical k-means.",
+    examples: EXAMPLES,
+};
+
 /// Runs `fit`.
 pub(super) fn run(args: Vec<OsString>) -> Result<()> {
-    let about = "Clusters vectors of a file by spherical k-means.";
-    let Some(args) = parse::<FitArgs>("upcycle-cluster fit", about, EXAMPLES, args)?
-    else {
+    let Some(args) = cli::parse::<FitArgs>(command(&FIT), args)? else {
         return Ok(());
     };
 

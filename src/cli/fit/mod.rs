@@ -18,7 +18,11 @@ use crate::pipeline::{Console, Panics, Stage, Volume};
 /// Runs a stage binary that also has `fit`.
 pub fn main(stage: &'static Stage) -> ExitCode {
     if std::env::args_os().nth(1).is_none_or(|first| first != "fit") {
-        return cli::stage::main(stage);
+        let inner = match stage.name {
+            "cluster" => cluster::FitArgs::augment_args(command(&cluster::FIT)),
+            _ => subspaces::FitArgs::augment_args(command(&subspaces::FIT)),
+        };
+        return cli::stage::main_beside(stage, Some(inner));
     }
 
     // The name of the program goes; `fit` takes its place before the arguments.
@@ -73,19 +77,21 @@ impl Common {
     }
 }
 
-/// Parses the arguments of `upcycle-<stage> fit`; `None` after help was printed.
-fn parse<A: Args>(
+/// What `--help` of a `fit` says.
+struct Fit {
+    /// `upcycle-<stage> fit`.
     name: &'static str,
     about: &'static str,
     examples: &'static str,
-    args: Vec<std::ffi::OsString>,
-) -> Result<Option<A>> {
-    let command = Command::new("fit")
-        .bin_name(name)
-        .display_name(name)
-        .about(about)
-        .after_help(examples);
-    cli::parse(command, args)
+}
+
+/// The command of a `fit` without its arguments.
+fn command(fit: &Fit) -> Command {
+    Command::new("fit")
+        .bin_name(fit.name)
+        .display_name(fit.name)
+        .about(fit.about)
+        .after_help(fit.examples)
 }
 
 /// The median; 0 of nothing.

@@ -7,7 +7,7 @@ use std::time::Instant;
 use clap::{ArgAction, ArgGroup, Args};
 use serde_json::json;
 
-use super::{Common, brief, parse};
+use super::{Common, Fit, brief, command};
 use crate::cli;
 use crate::cli::output::Folder;
 use crate::config::{Center, Directions, Labels, SubspacesConfig};
@@ -39,7 +39,7 @@ Examples:
 /// The arguments.
 #[derive(Debug, Clone, Args)]
 #[command(group(ArgGroup::new("size").required(true).args(["tau", "rank"])))]
-struct FitArgs {
+pub(super) struct FitArgs {
     /// A weight matrix, F32 [out, in]; may be repeated.
     #[arg(long, value_name = "FILE[:TENSOR]", required = true, action = ArgAction::Append)]
     weight: Vec<String>,
@@ -71,11 +71,16 @@ struct FitArgs {
     common: Common,
 }
 
+/// The names of this `fit`.
+pub(super) const FIT: Fit = Fit {
+    name: "upcycle-subspaces fit",
+    about: "Finds the data-aware subspaces of weight matrices in files.",
+    examples: EXAMPLES,
+};
+
 /// Runs `fit`.
 pub(super) fn run(args: Vec<OsString>) -> Result<()> {
-    let about = "Finds the data-aware subspaces of weight matrices in files.";
-    let Some(args) = parse::<FitArgs>("upcycle-subspaces fit", about, EXAMPLES, args)?
-    else {
+    let Some(args) = cli::parse::<FitArgs>(command(&FIT), args)? else {
         return Ok(());
     };
 

@@ -117,6 +117,7 @@ pub(super) fn training(config: &ClipConfig, losses: Losses) -> Training {
         steps: 1000,
         batch: 0,
         micro_batch: 0,
+        lanes: 4,
         learning_rate: 1e-4,
         final_learning_rate: 0.0,
         warmup: 0,

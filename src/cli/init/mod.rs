@@ -134,7 +134,7 @@ fn study(args: &InitArgs, from: &Path, data: &str, path: &Path) -> Result<Vec<St
         retrieval: census.retrieval(),
         memory: memory::free(),
         speed: cost::speed(&defaults, threads)?,
-        copies: forecast::TRAINING_COPIES,
+        lanes: defaults.train.optim.lanes,
     });
     let plan = NewConfiguration {
         title: title(from, data),

@@ -4,7 +4,8 @@
 //! A pure function, so that what it chooses can be tested. Every choice is a key that the
 //! user may change.
 
-use crate::cli::cost;
+use crate::cli::cost::{self, Length, Speed};
+use crate::cli::forecast;
 use crate::model::{ClipConfig, Moe};
 
 /// Width of the towers that published learning rates are for.
@@ -47,10 +48,10 @@ pub(super) struct Evidence<'a> {
     pub(super) retrieval: usize,
     /// Bytes of memory that are free, where the system says so.
     pub(super) memory: Option<u64>,
-    /// FLOP a second, where it is measured.
-    pub(super) speed: Option<f64>,
-    /// Values of the model's training state for each of its parameters.
-    pub(super) copies: usize,
+    /// What this machine does in a second, where it is measured.
+    pub(super) speed: Option<Speed>,
+    /// Sums of gradients side by side, of the configuration.
+    pub(super) lanes: usize,
 }
 
 /// What was chosen.
@@ -106,16 +107,17 @@ impl Recipe {
             warning,
             reasons: Vec::new(),
         };
-        recipe.seeds = recipe.affordable(&mixture, evidence.speed);
+        recipe.seeds = recipe.affordable(&mixture, evidence);
         recipe.reasons = recipe.explain(evidence);
         recipe
     }
 
     /// Three seeds where they are affordable, else one.
-    fn affordable(&self, mixture: &ClipConfig, speed: Option<f64>) -> Vec<u64> {
-        let passes = if self.micro_batch > 0 { 4.0 } else { 3.0 };
-        let run = passes * cost::forward(mixture) * (self.batch * self.steps) as f64;
-        let seconds = speed.map(|speed| run / speed * (3 * RUNS) as f64);
+    fn affordable(&self, mixture: &ClipConfig, evidence: &Evidence<'_>) -> Vec<u64> {
+        let Self { steps, batch, micro_batch, .. } = *self;
+        let length = Length { steps, batch, micro_batch, lanes: evidence.lanes };
+        let run = cost::training(mixture, &length, true);
+        let seconds = evidence.speed.map(|speed| speed.seconds(run) * (3 * RUNS) as f64);
         if seconds.is_none_or(|seconds| seconds <= THREE_SEEDS) {
             return vec![1, 2, 3];
         }
@@ -218,7 +220,7 @@ fn fit(
 ) -> (usize, Option<String>) {
     let Some(free) = evidence.memory else { return (0, None) };
     let total = crate::model::params::parameter_counts(mixture).0;
-    let state = 4 * (evidence.copies * total) as u64;
+    let state = 4 * (forecast::training_copies(evidence.lanes) * total) as u64;
     let free = free / 100 * MEMORY;
     let Some(rest) = free.checked_sub(state) else {
         let size = crate::pipeline::memory::size;
@@ -288,8 +290,8 @@ mod tests {
             trained: 160,
             retrieval: 20,
             memory: Some(64 << 30),
-            speed: Some(1e11),
-            copies: 8,
+            speed: Some(Speed { flop: 1e11, bytes: 1e10, threads: 2 }),
+            lanes: 4,
         }
     }
 

@@ -13,6 +13,7 @@ mod preprocess;
 mod show;
 mod speed;
 mod status;
+mod study;
 mod tokenize;
 
 use std::process::ExitCode;
@@ -39,6 +40,7 @@ Examples:
   upcycle-inspect gc --yes
   upcycle-inspect speed moe --threads 2        milliseconds per training step
   upcycle-inspect accept report                bless results after a cosmetic change of code
+  upcycle-inspect study --out docs/study/icons small tables of all results, to be kept
   upcycle-inspect forward --checkpoint DIR --inputs in.safetensors --output out.safetensors
   upcycle-inspect experts --ffn ffn.safetensors --init '{method: drop, ratio: 0.25}' \
       --experts 4 --output experts.safetensors
@@ -127,6 +129,8 @@ enum Ask {
         /// A stage.
         stage: String,
     },
+    /// Write the small tables of all present results as CSV, to keep them when the machine goes.
+    Study(study::Export),
     /// Run a model, dense or MoE, on given pixels and token ids.
     Forward(forward::Forward),
     /// Turn an FFN in a file into experts, by any method that makes whole ones.
@@ -236,6 +240,7 @@ impl View {
                 speed::speed(&self.config, variants, *steps, *threads)
             }
             Ask::Accept { stage } => keep::accept(self, stage),
+            Ask::Study(ask) => study::export(self, ask),
 
             // `run` answers these without a view; they are here because the list is one.
             Ask::Forward(ask) => ask.answer(),

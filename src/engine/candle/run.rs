@@ -14,7 +14,7 @@ use super::{Eesd, Eligible, MoeForm, Outputs, ReferenceClip, Routing, Terms, moe
 use crate::config::EesdTarget;
 use crate::engine::{
     Engine, FfnInputs, ImageLoss, LayerRouting, LayerStats, Losses, Objective, Pairs,
-    Pixels, TeacherPlan, TowerInput, Trainable, Training, TrainingState,
+    Pixels, SavedState, TeacherPlan, TowerInput, Trainable, Training, TrainingState,
 };
 use crate::error::{Context as _, Error, Result};
 use crate::io::tensors::Tensors;
@@ -381,7 +381,8 @@ impl Engine for Candle {
         })
     }
 
-    fn restore(&mut self, state: &TrainingState) -> Result<()> {
+    fn restore(&mut self, state: &dyn SavedState) -> Result<()> {
+        let state = TrainingState::read_whole(state)?;
         let mut run = self.run.take().ok_or_else(not_started)?;
         run.optimizer = AdamW {
             first: self.tensors(&state.first)?,

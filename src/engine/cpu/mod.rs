@@ -16,15 +16,18 @@ pub mod trace;
 mod weights;
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use super::{
-    Engine, FfnInputs, ImageLoss, LayerRouting, Losses, Objective, Pairs, StateBuffer,
-    TowerInput, Training, TrainingState,
+    Engine, FfnInputs, ImageLoss, LayerRouting, Losses, Objective, Pairs, SavedState,
+    StateBuffer, TowerInput, Training, TrainingState,
 };
 use crate::error::{Error, Result};
+use crate::io::tensors::Put;
 use crate::model::{ClipConfig, Tower};
+use crate::ranks::{Alone, Ranks};
 use clip::{Clip, GROUP, TowerState};
 use run::Run;
 use tower::{BlockState, MoeMode};
@@ -40,6 +43,7 @@ pub struct Cpu {
     config: ClipConfig,
     clip: Clip,
     weights: Weights,
+    ranks: Arc<dyn Ranks>,
     run: Option<Run>,
 }
 
@@ -50,6 +54,7 @@ impl Cpu {
             clip: Clip::new(&config.merged()),
             weights: Weights::new(config),
             config: config.clone(),
+            ranks: Arc::new(Alone),
             run: None,
         }
     }
@@ -226,8 +231,17 @@ impl Engine for Cpu {
         Ok(layers)
     }
 
+    fn join(&mut self, ranks: Arc<dyn Ranks>) -> Result<()> {
+        // Moments that are cut for another number of ranks would be of no use.
+        self.run = None;
+        self.ranks = ranks;
+        Ok(())
+    }
+
     fn start_training(&mut self, training: &Training) -> Result<()> {
-        self.run = Some(Run::new(&self.clip, &self.weights, &self.config, training)?);
+        let model = (&self.clip, &self.config);
+        let ranks = Arc::clone(&self.ranks);
+        self.run = Some(Run::new(model, &self.weights, ranks, training)?);
         Ok(())
     }
 
@@ -252,7 +266,7 @@ impl Engine for Cpu {
     }
 
     fn gradient(&self) -> Result<Vec<f32>> {
-        self.run()?.gradient().map(<[f32]>::to_vec)
+        self.run()?.whole_gradient()
     }
 
     fn training_state(&self) -> Result<TrainingState> {
@@ -260,16 +274,19 @@ impl Engine for Cpu {
     }
 
     fn state_buffer(&self, buffer: StateBuffer) -> Result<Cow<'_, [f32]>> {
-        let run = self.run()?;
-        Ok(Cow::Borrowed(match buffer {
-            StateBuffer::Values => self.weights.kept()?,
-            StateBuffer::First => run.first(),
-            StateBuffer::Second => run.second(),
-            StateBuffer::Average => run.average().unwrap_or_default(),
-        }))
+        let mut values = Vec::new();
+        self.stream_state(buffer, &mut |piece| {
+            values.extend_from_slice(piece);
+            Ok(())
+        })?;
+        Ok(Cow::Owned(values))
     }
 
-    fn restore(&mut self, state: &TrainingState) -> Result<()> {
+    fn stream_state(&self, buffer: StateBuffer, put: &mut Put<'_>) -> Result<()> {
+        self.run()?.stream(&self.weights, buffer, put)
+    }
+
+    fn restore(&mut self, state: &dyn SavedState) -> Result<()> {
         let run = self.run.as_mut().ok_or_else(not_started)?;
         run.restore(&mut self.weights, state)
     }

@@ -1,54 +1,89 @@
 //! AdamW over one flat buffer, clipping and the EMA.
 //!
 //! Which values train and which decay comes as ranges: whoever knows the roles of the tensors
-//! hands them over.
+//! hands them over. The buffer is dealt to the ranks in chunks; a rank keeps the moments of its
+//! own chunks and updates their values, which then go out to all.
 
 use std::ops::Range;
 
 use super::ops::adamw::{self, Coefficients};
 use crate::config::OptimConfig;
-use crate::engine::Trainable;
+use crate::engine::{SavedState, StateBuffer, Trainable};
+use crate::error::Result;
 use crate::num::round_f32;
 use crate::par;
+use crate::ranks::{Ranks, Shards};
 
-/// Values of a chunk that one thread updates.
+/// Values of a chunk that one thread updates, at most.
 const CHUNK: usize = 1 << 14;
 
-/// The optimizer's state: two moments per value and the number of steps taken. Moments of
-/// frozen values stay zero, in memory that is never touched.
+/// The optimizer's state: two moments per value and the number of steps taken. Frozen values
+/// have none.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdamW {
-    /// First moments.
+    /// First moments of the own values, chunk after chunk.
     pub first: Vec<f32>,
-    /// Second moments.
+    /// Second moments, as the first ones.
     pub second: Vec<f32>,
     /// Steps taken.
     pub steps: usize,
-    ranges: Vec<(Range<usize>, Trainable)>,
+    /// All that trains, cut within tensors: the same for any number of ranks.
+    chunks: Vec<Chunk>,
+    shards: Shards,
+}
+
+/// Values that train and of which all or none decay.
+#[derive(Debug, Clone, PartialEq)]
+struct Chunk {
+    range: Range<usize>,
+    decay: bool,
 }
 
 impl AdamW {
     /// A fresh state for the values of `ranges`, which cover the buffer in order.
-    pub fn new(ranges: Vec<(Range<usize>, Trainable)>) -> Self {
-        let len = ranges.last().map_or(0, |(range, _)| range.end);
-        let chunks = ranges.into_iter().flat_map(|(range, trainable)| {
-            let starts = range.clone().step_by(CHUNK);
-            starts.map(move |s| (s..(s + CHUNK).min(range.end), trainable))
+    pub fn new(ranges: Vec<(Range<usize>, Trainable)>, ranks: &dyn Ranks) -> Self {
+        let trained =
+            ranges.into_iter().filter_map(|(range, trainable)| match trainable {
+                Trainable::Train { decay } => Some((range, decay)),
+                Trainable::Frozen => None,
+            });
+        let chunks = trained.flat_map(|(range, decay)| {
+            cut(range).map(move |range| Chunk { range, decay })
         });
-        let ranges = chunks.collect();
-        Self { first: vec![0.0; len], second: vec![0.0; len], steps: 0, ranges }
+        let chunks: Vec<Chunk> = chunks.collect();
+
+        let places: Vec<Range<usize>> =
+            chunks.iter().map(|chunk| chunk.range.clone()).collect();
+        let shards = Shards::new(&places, ranks);
+        let len = shards.len();
+        Self { first: vec![0.0; len], second: vec![0.0; len], steps: 0, chunks, shards }
     }
 
-    /// One step: clips the gradient to the global norm and updates `values` in place. The
-    /// norm before clipping comes back.
+    /// Takes over the steps and the own moments of a run that was kept.
+    pub fn restore(&mut self, state: &dyn SavedState) -> Result<()> {
+        let Self { first, second, shards, .. } = self;
+        shards.read(first, |at, out| state.read(StateBuffer::First, at, out))?;
+        shards.read(second, |at, out| state.read(StateBuffer::Second, at, out))?;
+        self.steps = state.steps();
+        Ok(())
+    }
+
+    /// Who owns which values.
+    pub fn shards(&self) -> &Shards {
+        &self.shards
+    }
+
+    /// One step: clips the gradient to the global norm and updates `values` in place, those
+    /// of all ranks. The norm before clipping comes back. The own part of `gradients` is that
+    /// of the whole batch.
     pub fn step(
         &mut self,
-        values: &mut [f32],
-        gradients: &[f32],
+        ranks: &dyn Ranks,
+        (values, gradients): (&mut [f32], &[f32]),
         learning_rate: f64,
         config: &OptimConfig,
-    ) -> f64 {
-        let norm = global_norm(gradients);
+    ) -> Result<f64> {
+        let norm = self.norm(ranks, gradients)?;
         let scale = if norm > config.clip_norm { config.clip_norm / norm } else { 1.0 };
 
         // Corrections are computed in f64: in the first steps, 1 - βᵗ is a small difference of
@@ -65,30 +100,58 @@ impl AdamW {
             gradient_scale: round_f32(scale),
         };
 
+        self.update(&step, round_f32(config.weight_decay), (&mut *values, gradients));
+        self.shards.share(ranks, values)?;
+        Ok(norm)
+    }
+
+    /// Updates the own values and moments.
+    fn update(
+        &mut self,
+        step: &Coefficients,
+        decay: f32,
+        (values, gradients): (&mut [f32], &[f32]),
+    ) {
         // Each chunk of values, with what belongs to it in every other buffer.
-        let decay = round_f32(config.weight_decay);
-        let mut work = Vec::with_capacity(self.ranges.len());
-        let (mut v, mut m, mut s) =
-            (values, self.first.as_mut_slice(), self.second.as_mut_slice());
-        for (range, trainable) in &self.ranges {
-            let (own_v, own_m, own_s);
-            (own_v, v) = v.split_at_mut(range.len());
+        let own = &self.chunks[self.shards.own()];
+        let mut work = Vec::with_capacity(own.len());
+        let (mut rest, mut at) = (values, 0);
+        let (mut m, mut s) = (self.first.as_mut_slice(), self.second.as_mut_slice());
+        for Chunk { range, decay: decays } in own {
+            let (head, tail) = rest.split_at_mut(range.end - at);
+            let own_v = &mut head[range.start - at..];
+            (rest, at) = (tail, range.end);
+
+            let (own_m, own_s);
             (own_m, m) = m.split_at_mut(range.len());
             (own_s, s) = s.split_at_mut(range.len());
-
-            // Frozen values are skipped after the cut, which must cover the buffer.
-            let Trainable::Train { decay: decays } = trainable else { continue };
             let decay = if *decays { decay } else { 0.0 };
             work.push((own_v, &gradients[range.clone()], own_m, own_s, decay));
         }
 
         par::for_each_chunk(&mut work, 8, |_, chunks| {
             for (v, g, m, s, decay) in chunks {
-                adamw::update(&step, *decay, (v, g), (m, s));
+                adamw::update(step, *decay, (v, g), (m, s));
             }
         });
-        norm
     }
+
+    /// The Euclidean norm of a gradient: f64 sums of the chunks, added in their order.
+    fn norm(&self, ranks: &dyn Ranks, gradients: &[f32]) -> Result<f64> {
+        let own = &self.chunks[self.shards.own()];
+        let squares = par::map(own.len(), |index| {
+            let own = &gradients[own[index].range.clone()];
+            own.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>()
+        });
+        let all = self.shards.gather(ranks, &squares)?;
+        Ok(all.iter().sum::<f64>().sqrt())
+    }
+}
+
+/// Cuts a range into chunks.
+fn cut(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range.step_by(CHUNK).map(move |start| start..(start + CHUNK).min(end))
 }
 
 /// An exponential moving average of some ranges of a flat buffer.
@@ -101,11 +164,8 @@ pub struct Average {
 impl Average {
     /// Follows `ranges`, which ascend and do not overlap.
     pub fn new(ranges: impl IntoIterator<Item = Range<usize>>, decay: f64) -> Self {
-        let chunks = ranges.into_iter().flat_map(|range| {
-            let starts = range.clone().step_by(CHUNK);
-            starts.map(move |start| start..(start + CHUNK).min(range.end))
-        });
-        Self { chunks: chunks.collect(), decay: round_f32(decay) }
+        let chunks = ranges.into_iter().flat_map(cut).collect();
+        Self { chunks, decay: round_f32(decay) }
     }
 
     /// An average that starts at `values`: zeros where nothing is followed, memory that is
@@ -136,19 +196,29 @@ impl Average {
     }
 }
 
-/// The Euclidean norm of a flat gradient: f64 sums of fixed chunks, added in order.
-pub fn global_norm(gradients: &[f32]) -> f64 {
-    let chunks = gradients.len().div_ceil(CHUNK);
-    let squares = par::map(chunks, |chunk| {
-        let end = ((chunk + 1) * CHUNK).min(gradients.len());
-        gradients[chunk * CHUNK..end].iter().map(|g| f64::from(*g).powi(2)).sum::<f64>()
-    });
-    squares.iter().sum::<f64>().sqrt()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ranks::Alone;
+
+    #[test]
+    fn the_norm_is_that_of_all_trained_values_and_frozen_ones_stay() {
+        let len = 2 * CHUNK + 100;
+        let decay = Trainable::Train { decay: true };
+        let ranges = vec![(0..50, decay), (50..60, Trainable::Frozen), (60..len, decay)];
+        let mut optimizer = AdamW::new(ranges, &Alone);
+        assert_eq!(optimizer.first.len(), len - 10);
+        let config = crate::config::load_default(&crate::config::Overrides::default());
+        let config = config.unwrap().train.optim;
+        let (mut values, gradients) = (vec![1.0; len], vec![2.0; len]);
+        let both = (values.as_mut_slice(), gradients.as_slice());
+        let norm = optimizer.step(&Alone, both, 1e-3, &config).unwrap();
+        assert!((norm - 2.0 * ((len - 10) as f64).sqrt()).abs() < 1e-9 * norm);
+        for (index, value) in values.iter().enumerate() {
+            let frozen = (50..60).contains(&index);
+            assert_eq!(value.to_bits() == 1.0_f32.to_bits(), frozen, "{index}");
+        }
+    }
 
     #[test]
     fn an_average_follows_its_ranges_and_leaves_the_rest() {

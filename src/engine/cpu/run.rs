@@ -1,20 +1,24 @@
 //! A training run: gradient, optimizer and teacher beside the weights.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::clip::Clip;
 use super::optim::{AdamW, Average};
-use super::step::{Distillation, Request, Step};
+use super::step::{Cut, Distillation, Request, Step};
 use super::tower::Flat;
 use super::weights::Weights;
 use crate::config::EesdTarget;
 use crate::engine::{
-    ImageLoss, Losses, Objective, Pairs, TeacherPlan, Trainable, Training, TrainingState,
+    ImageLoss, Losses, Objective, Pairs, SavedState, StateBuffer, TeacherPlan, Trainable,
+    Training, TrainingState,
 };
 use crate::error::{Error, Result};
+use crate::io::tensors::Put;
 use crate::model::ClipConfig;
 use crate::model::names::ParameterId;
 use crate::model::params::Layout;
+use crate::ranks::{Ranks, Shards};
 
 /// The logarithm of the largest logit scale; the smallest is 0 (METHOD §4).
 fn largest_scale() -> f32 {
@@ -25,6 +29,7 @@ fn largest_scale() -> f32 {
 #[derive(Debug)]
 pub(super) struct Run {
     training: Training,
+    ranks: Arc<dyn Ranks>,
     optimizer: AdamW,
     teacher: Option<Teacher>,
     step: Step,
@@ -52,9 +57,9 @@ struct Teacher {
 impl Run {
     /// A run that starts at the weights as they are.
     pub(super) fn new(
-        clip: &Clip,
+        (clip, config): (&Clip, &ClipConfig),
         weights: &Weights,
-        config: &ClipConfig,
+        ranks: Arc<dyn Ranks>,
         training: &Training,
     ) -> Result<Self> {
         let whole = weights.whole()?;
@@ -82,7 +87,7 @@ impl Run {
 
         Ok(Self {
             scale: (!frozen.iter().any(|range| range.contains(&scale))).then_some(scale),
-            optimizer: AdamW::new(ranges),
+            optimizer: AdamW::new(ranges, &*ranks),
             teacher,
             step: Step::new(),
             gradient: vec![0.0; whole.len()],
@@ -90,6 +95,7 @@ impl Run {
             is_low_rank: weights.is_low_rank(),
             frozen,
             training: training.clone(),
+            ranks,
             ready: false,
         })
     }
@@ -122,11 +128,17 @@ impl Run {
             pairs,
             objective: self.training.objective,
             distillation,
-            micro_batch: self.training.optim.micro_batch,
+            cut: Cut {
+                lanes: self.training.optim.lanes / self.ranks.count(),
+                micro_batch: self.training.optim.micro_batch,
+            },
         };
+
+        // Should a rank fail, no half-made gradient may be taken for one.
+        self.ready = false;
         let mut flat = Flat { values: weights.whole()?, gradients: &mut self.gradient };
-        let losses = self.step.run(clip, &mut flat, &request);
-        self.finish(weights);
+        let losses = self.step.run(clip, &mut flat, &*self.ranks, &request)?;
+        self.finish(weights)?;
         Ok(losses)
     }
 
@@ -138,6 +150,13 @@ impl Run {
         pixels: &[f32],
         loss: ImageLoss<'_>,
     ) -> Result<f64> {
+        let count = self.ranks.count();
+        if count > 1 {
+            return Err(Error::usage(format!(
+                "a loss over pictures alone was asked of {count} ranks, expected one: \
+                 fine-tuning runs on one rank"
+            )));
+        }
         let (picture, _) = clip.sizes();
         if pixels.is_empty() || !pixels.len().is_multiple_of(picture) {
             let found = pixels.len();
@@ -150,20 +169,32 @@ impl Run {
         // Should the loss fail, no half-made gradient may be taken for one.
         self.ready = false;
         let mut flat = Flat { values: weights.whole()?, gradients: &mut self.gradient };
+        let pixels = (pixels, self.training.optim.lanes);
         let value = self.step.images(clip, &mut flat, pixels, loss)?;
-        self.finish(weights);
+        self.finish(weights)?;
         Ok(value)
     }
 
-    /// Brings the gradient into the form in which weights train, without frozen tensors.
-    fn finish(&mut self, weights: &Weights) {
-        // Frozen tensors have no part in the gradient, and so none in the norm that
-        // clips.
+    /// Adds up the gradients of all ranks and brings the sum into the form in which weights
+    /// train, without frozen tensors. A rank then has at least its own part of it.
+    fn finish(&mut self, weights: &Weights) -> Result<()> {
+        if self.is_low_rank {
+            // What a factor's gradient is made of belongs to several ranks, so the sum goes out
+            // to all, and each makes all of it.
+            let whole = Shards::of_all(self.gradient.len(), &*self.ranks);
+            whole.sum(&*self.ranks, &mut self.gradient)?;
+            whole.share(&*self.ranks, &mut self.gradient)?;
+        } else {
+            self.optimizer.shards().sum(&*self.ranks, &mut self.gradient)?;
+        }
+
+        // Frozen tensors have no part in the gradient.
         let gradient = weights.pull_back(&mut self.gradient, &mut self.low_rank_gradient);
         for range in &self.frozen {
             gradient[range.clone()].fill(0.0);
         }
         self.ready = true;
+        Ok(())
     }
 
     /// One step of the optimizer and of the teacher; the norm of the gradient comes back.
@@ -172,7 +203,7 @@ impl Run {
         weights: &mut Weights,
         learning_rate: f64,
     ) -> Result<f64> {
-        self.gradient()?;
+        self.check_ready()?;
 
         // A gradient serves one update: using it twice would be a step that no batch
         // asked for.
@@ -182,12 +213,13 @@ impl Run {
 
         let (optimizer, optim) = (&mut self.optimizer, &self.training.optim);
         let norm = weights.change(|values| {
-            let norm = optimizer.step(values, gradient, learning_rate, optim);
+            let both = (&mut *values, gradient.as_slice());
+            let norm = optimizer.step(&*self.ranks, both, learning_rate, optim);
             if let Some(scale) = self.scale {
                 values[scale] = values[scale].clamp(0.0, largest_scale());
             }
             norm
-        });
+        })?;
 
         if let Some(Teacher { average, values, .. }) = &mut self.teacher {
             average.step(values, weights.whole()?);
@@ -195,57 +227,89 @@ impl Run {
         Ok(norm)
     }
 
-    /// The gradient of the last step.
-    pub(super) fn gradient(&self) -> Result<&[f32]> {
-        if !self.ready {
-            return Err(Error::failed("there is no gradient: call step first"));
+    fn check_ready(&self) -> Result<()> {
+        if self.ready {
+            return Ok(());
         }
-        Ok(if self.is_low_rank { &self.low_rank_gradient } else { &self.gradient })
+        Err(Error::failed("there is no gradient: call step first"))
     }
 
-    pub(super) fn first(&self) -> &[f32] {
-        &self.optimizer.first
+    /// The gradient of the last step, that of all ranks.
+    pub(super) fn whole_gradient(&self) -> Result<Vec<f32>> {
+        self.check_ready()?;
+        if self.is_low_rank {
+            return Ok(self.low_rank_gradient.clone());
+        }
+        let mut whole = self.gradient.clone();
+        self.optimizer.shards().share(&*self.ranks, &mut whole)?;
+        Ok(whole)
     }
 
-    pub(super) fn second(&self) -> &[f32] {
-        &self.optimizer.second
+    /// Gives `put` a buffer of the state, in pieces, on rank 0.
+    pub(super) fn stream(
+        &self,
+        weights: &Weights,
+        buffer: StateBuffer,
+        put: &mut Put<'_>,
+    ) -> Result<()> {
+        let values = weights.kept()?;
+        let average = || self.teacher.as_ref().map(|teacher| teacher.values.as_slice());
+        let whole = match buffer {
+            StateBuffer::Values => values,
+            StateBuffer::Average => average().unwrap_or_default(),
+            StateBuffer::First | StateBuffer::Second => {
+                let AdamW { first, second, .. } = &self.optimizer;
+                let packed = if buffer == StateBuffer::First { first } else { second };
+                let moments = (packed.as_slice(), values.len());
+                return self.optimizer.shards().stream(&*self.ranks, moments, put);
+            }
+        };
+
+        // Weights and teacher are whole on every rank.
+        if self.ranks.rank() == 0 { put(whole) } else { Ok(()) }
     }
 
-    pub(super) fn average(&self) -> Option<&[f32]> {
-        self.teacher.as_ref().map(|teacher| teacher.values.as_slice())
-    }
-
-    /// A copy of the run's whole state.
+    /// A copy of the run's whole state, on rank 0.
     pub(super) fn state(&self, weights: &Weights) -> Result<TrainingState> {
+        let read = |buffer| -> Result<Vec<f32>> {
+            let mut values = Vec::new();
+            self.stream(weights, buffer, &mut |piece| {
+                values.extend_from_slice(piece);
+                Ok(())
+            })?;
+            Ok(values)
+        };
+        let average = read(StateBuffer::Average)?;
         Ok(TrainingState {
-            values: weights.kept()?.to_vec(),
-            first: self.first().to_vec(),
-            second: self.second().to_vec(),
-            average: self.average().map(<[f32]>::to_vec),
+            values: read(StateBuffer::Values)?,
+            first: read(StateBuffer::First)?,
+            second: read(StateBuffer::Second)?,
+            average: self.teacher.is_some().then_some(average),
             steps: self.optimizer.steps,
         })
     }
 
-    /// Continues from a copy.
+    /// Continues from a state that was kept.
     pub(super) fn restore(
         &mut self,
         weights: &mut Weights,
-        state: &TrainingState,
+        state: &dyn SavedState,
     ) -> Result<()> {
-        let buffers = [
-            ("first moments", &state.first, self.optimizer.first.len()),
-            ("second moments", &state.second, self.optimizer.second.len()),
-        ];
-        for (name, found, expected) in buffers {
-            same_length(name, found.len(), expected)?;
+        let expected = weights.kept()?.len();
+        for (name, buffer) in [
+            ("weights", StateBuffer::Values),
+            ("first moments", StateBuffer::First),
+            ("second moments", StateBuffer::Second),
+        ] {
+            same_length(name, state.len(buffer).unwrap_or(0), expected)?;
         }
 
         // All lengths are checked before anything is overwritten.
-        let average = state.average.as_deref();
+        let average = state.len(StateBuffer::Average);
         match (&mut self.teacher, average) {
-            (Some(teacher), Some(values)) => {
-                same_length("teacher's weights", values.len(), teacher.values.len())?;
-                teacher.values.copy_from_slice(values);
+            (Some(teacher), Some(found)) => {
+                same_length("teacher's weights", found, teacher.values.len())?;
+                state.read(StateBuffer::Average, 0, &mut teacher.values)?;
             }
             (None, None) => {}
             (teacher, _) => {
@@ -257,10 +321,8 @@ impl Run {
             }
         }
 
-        weights.replace(state.values.clone())?;
-        self.optimizer.first.copy_from_slice(&state.first);
-        self.optimizer.second.copy_from_slice(&state.second);
-        self.optimizer.steps = state.steps;
+        weights.change(|values| state.read(StateBuffer::Values, 0, values))?;
+        self.optimizer.restore(state)?;
         self.ready = false;
         Ok(())
     }

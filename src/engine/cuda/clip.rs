@@ -1,21 +1,16 @@
-//! Both towers with their inputs and heads: pixels and token ids to raw embeddings, and the
-//! gradients back.
+//! Both towers with their heads: uploaded rows to raw embeddings, and the gradients back.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::device::{
-    Arg, Buffer, Device, Extents, Grid, Incoming, Kind, Operand, Slice, Uploads,
-};
+use super::device::{Arg, Buffer, Device, Extents, Grid, Kind, Operand, Slice};
 use super::layout::Places;
 use super::ops::{self, Linear, Moments, NormBack, NormInto, Shape, Stream};
-use super::pass::{Back, Batch, Pair, Pass, Scratch, Teacher, ints, moments};
+use super::pass::{Back, Batch, Pair, Pass, Scratch, Teacher, moments};
 use super::tower::{self, TowerState, Transformer, Watch};
-use crate::engine::Pixels;
-use crate::error::{Error, Result};
+use super::uploaded::{Captions, Input, Pictures, Uploaded};
+use crate::error::Result;
 use crate::model::names::ParameterId;
 use crate::model::{ClipConfig, Tower};
-use crate::num::widen;
 
 /// Where both towers' parameters lie.
 #[derive(Debug)]
@@ -39,37 +34,6 @@ struct Head {
     embed_dim: usize,
 }
 
-/// One tower's rows over a micro-batch, uploaded.
-#[derive(Debug)]
-pub(super) struct Uploaded {
-    pub(super) batch: Batch,
-    input: Input,
-}
-
-#[derive(Debug)]
-enum Input {
-    Pictures(Box<Pictures>),
-    Captions(Box<Captions>),
-}
-
-/// Pixels, and where they are levels the lines that normalize them.
-#[derive(Debug)]
-struct Pictures {
-    pixels: Incoming,
-    lines: Option<Buffer>,
-}
-
-/// Token ids by row, their positions, and the rows sorted by id: the order in which the
-/// token embedding's gradient is summed.
-#[derive(Debug)]
-struct Captions {
-    ids: Buffer,
-    places: Buffer,
-    unique: Buffer,
-    firsts: Buffer,
-    rows: Buffer,
-}
-
 /// What a head keeps beside its blocks' states.
 #[derive(Debug)]
 pub(super) struct HeadState {
@@ -84,17 +48,6 @@ pub(super) struct HeadState {
     embedded: Buffer,
     raw: Buffer,
     pre_norm: Moments,
-}
-
-impl Uploaded {
-    /// Gives back what the next micro-batch can use, when all work that reads these rows has
-    /// been launched.
-    pub(super) fn release(self, device: &Device, uploads: &mut Uploads) -> Result<()> {
-        match self.input {
-            Input::Pictures(own) => uploads.give_back(device, own.pixels),
-            Input::Captions(_) => Ok(()),
-        }
-    }
 }
 
 impl Head {
@@ -149,11 +102,6 @@ impl Clip {
         }
     }
 
-    /// Values of one picture and of one caption.
-    pub(super) fn sizes(&self) -> (usize, usize) {
-        (3 * self.config.vision.image_size.pow(2), self.config.text.context)
-    }
-
     /// The state of a tower for a backward, or without one.
     pub(super) fn state(
         &self,
@@ -177,107 +125,6 @@ impl Clip {
             raw: float()?,
             pre_norm: moments(device)?,
         })
-    }
-
-    /// Starts the upload of pictures [n, 3, S, S].
-    pub(super) fn pictures(
-        &self,
-        device: &Device,
-        pixels: Pixels<'_>,
-        taught: Option<f64>,
-        uploads: &mut Uploads,
-    ) -> Result<Uploaded> {
-        let size = self.sizes().0;
-        if !pixels.len().is_multiple_of(size) {
-            return Err(Error::failed(format!(
-                "a batch of pictures has {} values, expected a multiple of {size}",
-                pixels.len()
-            )));
-        }
-
-        let (pixels, samples) = match pixels {
-            Pixels::Values(values) => {
-                let pixels = uploads.send(device, Kind::F32, values)?;
-                (Pictures { pixels, lines: None }, values.len() / size)
-            }
-            Pixels::Levels(levels, normalise) => {
-                let lines = [0, 1, 2].map(|c| normalise.line(c));
-                let lines: Vec<f32> = lines.iter().flat_map(|&(a, b)| [a, b]).collect();
-                let lines = Some(device.upload(Kind::F32, &lines)?);
-                let pixels = uploads.send(device, Kind::U8, levels)?;
-                (Pictures { pixels, lines }, levels.len() / size)
-            }
-        };
-
-        // Pictures have one length; their first row, the class token's, pools.
-        let tokens = self.vision.blocks.shape.tokens;
-        let starts: Vec<usize> = (0..=samples).map(|s| s * tokens).collect();
-        let counted = vec![true; samples * tokens];
-        let pooled = starts[..samples].to_vec();
-        let batch = Batch::new(device, (starts, counted), &pooled, taught)?;
-        Ok(Uploaded { batch, input: Input::Pictures(Box::new(pixels)) })
-    }
-
-    /// Uploads captions [n, T]; rows behind the end of text are left out, because they
-    /// cannot reach the embedding.
-    pub(super) fn captions(
-        &self,
-        device: &Device,
-        ids: &[u32],
-        taught: Option<f64>,
-    ) -> Result<Uploaded> {
-        let (context, vocabulary) = (self.sizes().1, self.config.text.vocabulary);
-        if !ids.len().is_multiple_of(context) {
-            return Err(Error::failed(format!(
-                "a batch of captions has {} ids, expected a multiple of {context}",
-                ids.len()
-            )));
-        }
-
-        // The kernel looks ids up unchecked: a wrong one is refused here.
-        if let Some(id) = ids.iter().find(|id| widen(**id) >= vocabulary) {
-            return Err(Error::failed(format!(
-                "a caption holds the id {id}, expected ids below {vocabulary}"
-            )));
-        }
-
-        // Rows lie packed: a caption owns those from its start token to its end of text.
-        let (mut starts, mut counted, mut pooled) = (vec![0], Vec::new(), Vec::new());
-        let (mut kept, mut places) = (Vec::new(), Vec::new());
-        for caption in ids.chunks_exact(context) {
-            let end = end_of_text(caption);
-            pooled.push(kept.len() + end);
-            for (place, &id) in caption[..=end].iter().enumerate() {
-                kept.push(widen(id));
-                places.push(place);
-                // The start token is the same in every caption: it does not count.
-                counted.push(place > 0);
-            }
-            starts.push(kept.len());
-        }
-
-        // One block of threads owns one id, whose rows ascend: every sum has one order.
-        let mut by_id: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        for (row, id) in kept.iter().enumerate() {
-            by_id.entry(*id).or_default().push(row);
-        }
-        let unique: Vec<usize> = by_id.keys().copied().collect();
-        let mut firsts = vec![0];
-        firsts.extend(by_id.values().scan(0, |sum, rows| {
-            *sum += rows.len();
-            Some(*sum)
-        }));
-        let rows: Vec<usize> = by_id.into_values().flatten().collect();
-        let upload = |values: &[usize]| device.upload(Kind::I32, &ints(values));
-        let captions = Captions {
-            ids: upload(&kept)?,
-            places: upload(&places)?,
-            unique: upload(&unique)?,
-            firsts: upload(&firsts)?,
-            rows: upload(&rows)?,
-        };
-        let batch = Batch::new(device, (starts, counted), &pooled, taught)?;
-        Ok(Uploaded { batch, input: Input::Captions(Box::new(captions)) })
     }
 
     /// Runs a tower; raw embeddings [n, P] go to `into`.
@@ -562,12 +409,6 @@ impl HeadState {
         device.fit(&mut self.norm.mean, samples)?;
         device.fit(&mut self.norm.inverse, samples)
     }
-}
-
-/// The first position of the largest id: the end-of-text token has the largest.
-fn end_of_text(caption: &[u32]) -> usize {
-    let largest = caption.iter().copied().max().unwrap_or(0);
-    caption.iter().position(|&id| id == largest).unwrap_or(0)
 }
 
 /// A pass without a teacher and without statistics.

@@ -3,10 +3,10 @@
 //! Raw embeddings go in, their gradients and the logit scale's come out; the kernels and
 //! their mathematics are in `kernels/loss.cuh`.
 
-use super::device::{Device, Extents, Grid, Operand};
+use super::device::{Device, Extents, Grid, Operand, Slice};
 use super::ops::{normalize, sum_statistics};
 use super::store::Store;
-use super::trainer::{DISTANCE, Trainer};
+use super::trainer::{Contrastive, DISTANCE, Trainer};
 use crate::config::EesdTarget;
 use crate::error::Result;
 use crate::model::ClipConfig;
@@ -108,17 +108,13 @@ fn unit_gradients(
 
 /// Gradients of the raw embeddings, with the pull towards a teacher's where embeddings are
 /// distilled.
-fn distill(
-    device: &Device,
-    trainer: &Trainer,
-    shape @ (pairs, width): (usize, usize),
-) -> Result<()> {
+fn distill(device: &Device, trainer: &Trainer, shape: (usize, usize)) -> Result<()> {
     let own = &trainer.loss;
     let plan = trainer.plan.teacher.as_ref();
     let distills = plan.is_some_and(|plan| plan.target == EesdTarget::Embedding);
 
     // The distance is a mean over both towers; its square brings the factor 2.
-    let count = 2 * pairs;
+    let count = 2 * shape.0;
     let factor = round_f32(2.0 * trainer.plan.objective.eesd / count as f64);
     for side in 0..2 {
         let taught = own.taught[side].all();
@@ -128,20 +124,8 @@ fn distill(
             normalize(device, (taught, own.log_sum[0].all(), taught), shape)?;
         }
 
-        let distance = own.distance.at(side * pairs..(side + 1) * pairs);
-        let args = [
-            (&own.draw[side]).into(),
-            distance.into(),
-            (&own.gradient[side]).into(),
-            (&own.unit[side]).into(),
-            (&own.inverse[side]).into(),
-            distills.then_some(taught).into(),
-            (if distills { factor } else { 0.0 }).into(),
-            pairs.into(),
-            width.into(),
-        ];
-
-        device.launch("unit_backward", Grid::warps(pairs), &args)?;
+        let pull = distills.then_some((taught, factor));
+        unit_backward(device, own, side, (pull, shape))?;
     }
 
     // Without a teacher the kernel writes no distances.
@@ -150,4 +134,27 @@ fn distill(
         sum_statistics(device, into, (own.distance.all(), count))?;
     }
     Ok(())
+}
+
+/// The gradient of the raw embeddings of one side from that of the unit ones, and with a
+/// teacher's embeddings the pull towards them by a factor.
+pub(super) fn unit_backward(
+    device: &Device,
+    own: &Contrastive,
+    side: usize,
+    (pull, (pairs, width)): (Option<(Slice<'_>, f32)>, (usize, usize)),
+) -> Result<()> {
+    let distance = own.distance.at(side * pairs..(side + 1) * pairs);
+    let args = [
+        (&own.draw[side]).into(),
+        distance.into(),
+        (&own.gradient[side]).into(),
+        (&own.unit[side]).into(),
+        (&own.inverse[side]).into(),
+        pull.map(|(taught, _)| taught).into(),
+        pull.map_or(0.0, |(_, factor)| factor).into(),
+        pairs.into(),
+        width.into(),
+    ];
+    device.launch("unit_backward", Grid::warps(pairs), &args)
 }

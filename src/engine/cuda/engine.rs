@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::clip::{Clip, HeadState, Uploaded};
+use super::clip::{Clip, HeadState};
 use super::device::{Buffer, Device, Kind, Uploads};
 use super::layout::Places;
 use super::ops;
@@ -13,10 +13,11 @@ use super::step::Step;
 use super::store::Store;
 use super::tower::Watch;
 use super::trainer::Trainer;
+use super::uploaded::{Uploaded, sizes};
 use crate::config::Precision;
 use crate::engine::{
-    Engine, FfnInputs, LayerRouting, Losses, Objective, Pairs, Pixels, StateBuffer,
-    TowerInput, Training, TrainingState,
+    Engine, FfnInputs, ImageLoss, LayerRouting, Losses, Objective, Pairs, Pixels,
+    SavedState, StateBuffer, TowerInput, Training, TrainingState,
 };
 use crate::error::{Error, Result};
 use crate::model::{ClipConfig, Tower};
@@ -109,21 +110,22 @@ impl Cuda {
     }
 
     fn rows(&mut self, input: TowerInput<'_>) -> Result<(Tower, Uploaded)> {
-        let (device, uploads) = (&self.device, &mut self.uploads);
+        let (device, config) = (&self.device, &self.config);
         match input {
             TowerInput::Pixels(pixels) => {
-                let pixels = Pixels::Values(pixels);
-                Ok((Tower::Vision, self.clip.pictures(device, pixels, None, uploads)?))
+                let (pixels, uploads) = (Pixels::Values(pixels), &mut self.uploads);
+                let rows = Uploaded::pictures(device, config, pixels, None, uploads)?;
+                Ok((Tower::Vision, rows))
             }
             TowerInput::Ids(ids) => {
-                Ok((Tower::Text, self.clip.captions(device, ids, None)?))
+                Ok((Tower::Text, Uploaded::captions(device, config, ids, None)?))
             }
         }
     }
 
     /// Cuts an input into pieces that run at once.
     fn pieces<'a>(&self, input: TowerInput<'a>) -> Vec<TowerInput<'a>> {
-        let (picture, caption) = self.clip.sizes();
+        let (picture, caption) = sizes(&self.config);
         match input {
             TowerInput::Pixels(pixels) => {
                 pixels.chunks(ENCODED * picture).map(TowerInput::Pixels).collect()
@@ -132,6 +134,21 @@ impl Cuda {
                 ids.chunks(ENCODED * caption).map(TowerInput::Ids).collect()
             }
         }
+    }
+
+    /// A step of the training in progress.
+    fn begin(&mut self) -> Result<Step<'_>> {
+        let trainer = self.trainer.as_mut().ok_or_else(untrained)?;
+        Ok(Step {
+            device: &self.device,
+            config: &self.config,
+            clip: &self.clip,
+            store: &self.store,
+            scratch: &mut self.scratch,
+            uploads: &mut self.uploads,
+            light: &mut self.light,
+            trainer,
+        })
     }
 
     fn trainer(&self) -> Result<&Trainer> {
@@ -246,18 +263,11 @@ impl Engine for Cuda {
     }
 
     fn step(&mut self, pairs: Pairs<'_>) -> Result<Losses> {
-        let trainer = self.trainer.as_mut().ok_or_else(untrained)?;
-        let mut step = Step {
-            device: &self.device,
-            config: &self.config,
-            clip: &self.clip,
-            store: &self.store,
-            scratch: &mut self.scratch,
-            uploads: &mut self.uploads,
-            light: &mut self.light,
-            trainer,
-        };
-        step.run(pairs)
+        self.begin()?.run(pairs)
+    }
+
+    fn image_step(&mut self, pixels: &[f32], loss: ImageLoss<'_>) -> Result<f64> {
+        self.begin()?.images(Pixels::Values(pixels), loss)
     }
 
     fn update(&mut self, learning_rate: f64) -> Result<f64> {
@@ -309,11 +319,12 @@ impl Engine for Cuda {
         self.host(self.store.trained_places(), own).map(Cow::Owned)
     }
 
-    fn restore(&mut self, state: &TrainingState) -> Result<()> {
+    fn restore(&mut self, state: &dyn SavedState) -> Result<()> {
         let trainer = self.trainer.as_mut().ok_or_else(untrained)?;
         // A checkpoint of another model is refused before anything is overwritten.
-        trainer.accept(&self.store, state)?;
+        let state = TrainingState::read_whole(state)?;
+        trainer.accept(&self.store, &state)?;
         self.store.load(&self.device, &state.values)?;
-        trainer.restore(&self.device, &self.store, state)
+        trainer.restore(&self.device, &self.store, &state)
     }
 }

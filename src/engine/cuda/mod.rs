@@ -29,6 +29,7 @@ mod step;
 mod store;
 mod tower;
 mod trainer;
+mod uploaded;
 
 pub use device::{available, require};
 pub use engine::Cuda;

@@ -9,16 +9,19 @@
 //! The host reads one block of numbers back per step, behind the backward: losses, sums over
 //! the batch, and the norm of the gradient, so that an update waits for nothing.
 
-use super::clip::{Clip, HeadState, Uploaded};
+use super::clip::{Clip, HeadState};
 use super::contrast;
 use super::device::{Device, Grid, Uploads};
-use super::ops::sum_statistics;
+use super::ops::{normalize, sum_statistics};
 use super::pass::{Back, Pass, Scratch, Teacher};
 use super::store::Store;
 use super::tower::Watch;
 use super::trainer::{DISTANCE, LAYERS, NORM, Trainer};
+use super::uploaded::{Uploaded, sizes};
 use crate::config::EesdTarget;
-use crate::engine::{LayerStats, Losses, Pairs, Pixels, Trainable, Training, auxiliary};
+use crate::engine::{
+    ImageLoss, LayerStats, Losses, Pairs, Pixels, Trainable, Training, auxiliary,
+};
 use crate::error::{Error, Result};
 use crate::model::{ClipConfig, Tower};
 
@@ -85,17 +88,76 @@ impl Step<'_> {
             self.release(rows)?;
         }
 
-        self.finish()?;
-        // The host waits here until the whole step has run.
-        let numbers = self.device.read_back(&self.trainer.numbers)?.wait::<f64>()?;
-        self.trainer.norm = numbers[NORM].sqrt();
-        self.trainer.ready = true;
+        let numbers = self.finish()?;
         Ok(self.losses(&self.trainer.plan, &numbers, count))
+    }
+
+    /// A loss over the unit embeddings of pictures alone; its gradient stays on the card.
+    ///
+    /// The loss is the caller's, so embeddings go to the host and their gradient comes back:
+    /// the host waits once more than in [`Self::run`].
+    pub(super) fn images(
+        &mut self,
+        pixels: Pixels<'_>,
+        loss: ImageLoss<'_>,
+    ) -> Result<f64> {
+        let (device, width) = (self.device, self.config.embed_dim);
+        let rows = Uploaded::pictures(device, self.config, pixels, None, self.uploads)?;
+        let count = rows.batch.samples();
+        self.trainer.loss.fit(device, count, width)?;
+
+        let value = self.image_loss(&rows, loss)?;
+        self.image_gradient(&rows)?;
+        self.release_one(rows)?;
+
+        self.finish()?;
+        Ok(value)
+    }
+
+    /// The forward of some pictures, the caller's loss, and the gradient of their raw
+    /// embeddings.
+    fn image_loss(&mut self, rows: &Uploaded, loss: ImageLoss<'_>) -> Result<f64> {
+        let (device, shape) =
+            (self.device, (rows.batch.samples(), self.config.embed_dim));
+        let Trainer { full, loss: own, .. } = &mut *self.trainer;
+
+        let raw = own.raw[0].all();
+        let pass = Pass::plain(device, &self.store.weights);
+        let buffers = (&mut full[0], &mut *self.scratch);
+        let into = (raw, Watch::Nothing);
+        self.clip.forward(pass, (Tower::Vision, rows), buffers, into)?;
+        normalize(device, (own.unit[0].all(), own.inverse[0].all(), raw), shape)?;
+
+        let (value, gradient) = loss(&device.download::<f32>(&own.unit[0])?)?;
+        let (found, expected) = (gradient.len(), shape.0 * shape.1);
+        if found != expected {
+            return Err(Error::failed(format!(
+                "a loss over pictures has {found} values of gradient, expected {expected}"
+            )));
+        }
+        device.write(&mut own.gradient[0], &gradient)?;
+        contrast::unit_backward(device, own, 0, (None, shape))?;
+        Ok(value)
+    }
+
+    /// The image tower's gradient from that of the raw embeddings; zeros everywhere else.
+    fn image_gradient(&mut self, rows: &Uploaded) -> Result<()> {
+        let device = self.device;
+        let Trainer { full, gradient, pulls, numbers, loss, .. } = &mut *self.trainer;
+
+        // No auxiliary loss pulls at a router, and sums are added to numbers.
+        for buffer in [&*gradient, &*pulls, &*numbers] {
+            device.clear(buffer.all())?;
+        }
+        let weights = &self.store.weights;
+        let back = Back { device, weights, gradient, beta: 0.0, pulls };
+        let buffers = (&mut full[0], &mut *self.scratch);
+        self.clip.backward(back, (Tower::Vision, rows), loss.draw[0].all(), buffers)
     }
 
     /// The pairs of a batch: at least one, and as many pictures as captions.
     fn count(&self, pairs: Pairs<'_>) -> Result<usize> {
-        let (picture, caption) = self.clip.sizes();
+        let (picture, caption) = sizes(self.config);
         let (pixels, ids) = (pairs.pixels.len(), pairs.ids.len());
         let count = ids / caption;
         if count > 0 && count * caption == ids && count * picture == pixels {
@@ -110,7 +172,7 @@ impl Step<'_> {
     /// Cuts a batch into micro-batches. Whole groups of distillation stay together:
     /// `micro_batch` is a multiple of theirs.
     fn chunks<'a>(&self, pairs: Pairs<'a>, count: usize) -> Vec<Chunk<'a>> {
-        let (picture, caption) = self.clip.sizes();
+        let (picture, caption) = sizes(self.config);
 
         // 0 stands for the whole batch.
         let size = match self.trainer.plan.optim.micro_batch {
@@ -130,13 +192,18 @@ impl Step<'_> {
     }
 
     fn send(&mut self, chunk: Chunk<'_>) -> Result<[Uploaded; 2]> {
-        let (device, taught) = (self.device, self.trainer.taught());
-        let pictures = self.clip.pictures(device, chunk.pixels, taught, self.uploads)?;
-        Ok([pictures, self.clip.captions(device, chunk.ids, taught)?])
+        let (device, config, taught) = (self.device, self.config, self.trainer.taught());
+        let pictures =
+            Uploaded::pictures(device, config, chunk.pixels, taught, self.uploads)?;
+        Ok([pictures, Uploaded::captions(device, config, chunk.ids, taught)?])
     }
 
     fn release(&mut self, rows: [Uploaded; 2]) -> Result<()> {
-        rows.into_iter().try_for_each(|own| own.release(self.device, self.uploads))
+        rows.into_iter().try_for_each(|own| self.release_one(own))
+    }
+
+    fn release_one(&mut self, rows: Uploaded) -> Result<()> {
+        rows.release(self.device, self.uploads)
     }
 
     /// Embeddings and sums of a micro-batch, and what its backward needs where it is to
@@ -247,9 +314,9 @@ impl Step<'_> {
     }
 
     /// Brings the gradient into the form in which weights train, clears what is frozen, and
-    /// sums the squares of the rest.
-    fn finish(&self) -> Result<()> {
-        let (device, trainer) = (self.device, &*self.trainer);
+    /// reads back the numbers of the step, the norm of the rest among them.
+    fn finish(&mut self) -> Result<Vec<f64>> {
+        let (device, trainer) = (self.device, &mut *self.trainer);
         let (places, gradient) =
             (self.store.trained_places(), trainer.trained_gradient());
         self.store.pull_back(device, gradient, &trainer.gradient)?;
@@ -266,7 +333,14 @@ impl Step<'_> {
         let blocks = places.pages().min(NORM_BLOCKS).min(partial.len());
         let args = [partial.into(), gradient.into(), places.pages().into()];
         device.launch("squared_norm", Grid::new([blocks, 1, 1], 256), &args)?;
-        sum_statistics(device, trainer.numbers.at(NORM..NORM + 1), (partial, blocks))
+        let norm = trainer.numbers.at(NORM..NORM + 1);
+        sum_statistics(device, norm, (partial, blocks))?;
+
+        // The host waits here until the whole step has run.
+        let numbers = device.read_back(&trainer.numbers)?.wait::<f64>()?;
+        trainer.norm = numbers[NORM].sqrt();
+        trainer.ready = true;
+        Ok(numbers)
     }
 
     fn experts(&self) -> usize {

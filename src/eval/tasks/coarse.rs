@@ -1,5 +1,6 @@
 //! Groups and subgroups by the prompts of their members. The name of a group says little
 //! about pictures ("Smileys & Emotion" is not a caption); its members say what they look like.
+//! A level that is one group, or whose groups are the classes themselves, is none.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +10,7 @@ use crate::eval::measurement::Row;
 use crate::eval::metrics::classification::Classified;
 use crate::eval::{Concept, Evaluation, LabelledImages, Test};
 
-/// Measures group and subgroup accuracy.
+/// Measures group and subgroup accuracy, as far as there are such levels.
 pub(crate) fn measure(
     zero_shot: &ZeroShot<'_>,
     images: &LabelledImages<Test>,
@@ -30,10 +31,16 @@ fn measure_level(
     task: &'static str,
     label: fn(&Concept) -> usize,
 ) -> Result<Evaluation> {
-    let concepts = &zero_shot.vocabulary.concepts;
+    let count = zero_shot.vocabulary.classes;
+    let concepts = &zero_shot.vocabulary.concepts[..count];
     let mut members: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for (index, concept) in concepts.iter().enumerate() {
         members.entry(label(concept)).or_default().push(index);
+    }
+
+    let images = images.of_classes(count)?;
+    if members.len() < 2 || members.len() == count || images.is_empty() {
+        return Ok(Evaluation::default());
     }
 
     // Numbers of groups may have gaps; classes do not.
@@ -49,7 +56,7 @@ fn measure_level(
     let row = Row { task, split: &images.split, n: found.len() };
     Ok(Evaluation {
         measurements: vec![row.measured("acc1", found.accuracy().acc1, &resampled[0])],
-        outcomes: hits(task, images, &found).collect(),
+        outcomes: hits(task, &images, &found).collect(),
         ..Evaluation::default()
     })
 }

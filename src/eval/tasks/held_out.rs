@@ -13,7 +13,7 @@ pub(crate) fn measure(
 ) -> Result<Evaluation> {
     let concepts = &zero_shot.vocabulary.concepts;
     let held_out: Vec<usize> =
-        (0..concepts.len()).filter(|&c| concepts[c].held_out).collect();
+        (0..zero_shot.vocabulary.classes).filter(|&c| concepts[c].held_out).collect();
 
     let split = images.split.as_str();
     let place = |(&concept, &sample): (&usize, &u32)| {

@@ -99,10 +99,7 @@ fn effects(study: &Study<'_>, headlines: &[&Headline], runs: [&String; 4]) -> Ta
     });
     Table {
         title: "Effects".to_owned(),
-        note: format!(
-            "Percentage points, paired, with the {} below; bold where the interval excludes zero, in either direction.",
-            study.basis().interval()
-        ),
+        note: format!("Percentage points, paired, {}.", study.basis().below()),
         rows: rows.collect(),
         head,
         foreign: false,

@@ -165,10 +165,7 @@ fn differences(study: &Study<'_>, headlines: &[Headline], reference: &str) -> Ta
     });
     Table {
         title: format!("Differences from {}", study.name(reference)),
-        note: format!(
-            "Percentage points after training, with the {} below; bold where the interval excludes zero, in either direction.",
-            study.basis().interval()
-        ),
+        note: format!("Percentage points after training, {}.", study.basis().below()),
         rows: rows.collect(),
         head,
         foreign: false,

@@ -3,6 +3,7 @@
 pub(super) mod ablation;
 pub(super) mod cards;
 pub(super) mod choices;
+pub(super) mod claims;
 pub(super) mod clusters;
 pub(super) mod comparison;
 pub(super) mod cost;

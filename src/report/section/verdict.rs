@@ -168,7 +168,7 @@ fn answer(study: &Study<'_>, rivals: &[Rival<'_>], all: &[Vec<Contest<'_>>]) -> 
             "Not shown to be worth it: no difference between {name} and {theirs} is beyond the noise."
         ),
         Outcome::Unknown => format!(
-            "One seed gives no interval: nothing can be claimed about {name} against {theirs}."
+            "One seed does not tell the spread: nothing can be claimed about {name} against {theirs}."
         ),
     }
 }
@@ -256,10 +256,7 @@ fn table(
     }));
     Table {
         title: "The answer in numbers".to_owned(),
-        note: format!(
-            "Percent, and percentage points ahead with the {} below; bold where it excludes zero.",
-            study.basis().interval()
-        ),
+        note: format!("Percent, and percentage points ahead {}.", study.basis().below()),
         head,
         rows,
         foreign: false,
@@ -301,7 +298,9 @@ fn sentence(contests: &[Contest<'_>], ours: &str, theirs: &str) -> String {
 
     // The clear cases get a sentence of their own.
     if unknown.len() == contests.len() {
-        return format!("Against {theirs}: no intervals, so nothing is claimed.");
+        return format!(
+            "Against {theirs}: the spread is unknown, so nothing is claimed."
+        );
     }
     if won.len() == contests.len() {
         return format!("{ours} beats {theirs} on {}.", words::list(&won));
@@ -329,7 +328,7 @@ fn sentence(contests: &[Contest<'_>], ours: &str, theirs: &str) -> String {
         parts.push(format!("on {metrics} the difference is within the noise"));
     }
     if !unknown.is_empty() {
-        parts.push(format!("on {} there is no interval", words::list(&unknown)));
+        parts.push(format!("on {} the spread is unknown", words::list(&unknown)));
     }
     format!("{}.", parts.join("; "))
 }
@@ -349,7 +348,7 @@ fn structure(study: &Study<'_>, runs: Pair<&str>) -> Option<String> {
             Sign::Above => "higher",
             Sign::Below => "lower",
             Sign::Covered => "the difference is within the noise",
-            Sign::Unknown => "no interval",
+            Sign::Unknown => "the spread is unknown",
         };
 
         // Much of a difference at the end is that of the start.

@@ -1,5 +1,9 @@
 // Token and position embeddings, pooling, and their gradients.
 //
+//     x_i = token[id_i] + position[place_i]
+//     d token[v] = sum over rows i with id_i = v of dx_i
+//     d position[t] = sum over rows i with place_i = t of dx_i
+//
 // Gradients of embeddings are sums over rows that meet in one place. Every place has one
 // owner that adds its rows in ascending order: no atomics, the same bits in every run.
 

@@ -12,6 +12,15 @@
 // Every expert's slots are a multiple of ROUNDED, so that its products come in few shapes.
 // Padding is zero where products read it; what they make of it nobody reads, and its gradient
 // is zero, so that no sum changes.
+//
+// With o_s the output of the expert of slot s without its bias b, and g the weight of a pair:
+//
+//     y = x + sum over the token's pairs of g (o_s + b)
+//     d g = <dy, o_s + b>       d o_s = g dy       d b = sum over its slots of d o_s
+//     dx = sum over the token's slots of d rows_s + dlogits Wr
+//
+// The ensemble that distills sends every row through all experts, weighted by p: its second
+// biases add sum over e of p_e b_e.
 
 // A tile of cuBLAS's products has 128 rows (src/engine/cuda/moe.rs has the same number).
 #define ROUNDED 128

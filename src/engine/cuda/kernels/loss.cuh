@@ -120,6 +120,13 @@ KERNEL(256) contrastive_finish(double* loss, float* dscale, const double* partia
 }
 
 // ---- Self-distillation of a layer: which rows, how far, and the pull. ----
+//
+//     S = the rows of each group with the highest entropy of routing
+//     E = sum over S of |y - t|² / sum over S of |t|²    y the layer's output, t the ensemble's
+//     dE/dy = 2 (y - t) / sum over S of |t|²             the teacher gets no gradient
+//
+// y is the output of the experts without the residual stream. Which rows, and in which order,
+// follows from entropies and places alone.
 
 // Floats in an order of integers: total, and equal to `total_cmp` of the CPU.
 DEVICE unsigned ordered(float v) {
@@ -230,7 +237,12 @@ KERNEL(256) distill_pull(real* dy, const float* dx, const real* difference, cons
     }
 }
 
-// Weights of each layer's auxiliary losses from its sums over the batch (src/loss/mod.rs):
+// Weights of each layer's auxiliary losses from its sums over the batch (src/loss/mod.rs). With
+// n rows, f_e the assignments of expert e and L_i the log sum of row i's logits:
+//
+//     balance = E sum over e of (f_e / sum f) (mean of p_e)    d/dp_e = E f_e / (n sum f)
+//     z = mean of L_i²                                         d/d(L_i²) = 1 / n
+//
 // pulls [layers, experts + 2] holds d loss / dp by expert, d loss / d (log sum)², and
 // d loss / d |difference|². stats [layers, 5 + 2 experts]: rows, entropy, squared log sums,
 // assignments, probabilities, squared distance, squared target. One thread per layer.

@@ -1,5 +1,10 @@
 // The optimizer over flat buffers: norm, AdamW, the teacher's average, bf16 copies.
 //
+//     g = gradient min(1, clip / |gradient|)           |.| over all values that train
+//     m = b1 m + (1 - b1) g                            s = b2 s + (1 - b2) g²
+//     w = w (1 - rate decay) - rate / (1 - b1^t) m / (sqrt(s / (1 - b2^t)) + epsilon)
+//     average = average + (1 - d) (w - average)        the teacher, Loshchilov & Hutter's AdamW
+//
 // Tensors start at multiples of PAGE values, so one flag per page says whether its values
 // decay, train without decay, or are frozen; padding is zero and stays zero.
 

@@ -35,7 +35,8 @@ DEVICE float power_of_two(float x) {
 DEVICE unsigned shared_address(const void* p) {
     return (unsigned)__cvta_generic_to_shared(p);
 }
-// D += A B of 16x16 by 16x8 (PTX ISA, "Matrix fragments for mma.m16n8k16").
+// D += A B of 16x16 by 16x8 (PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point
+// type").
 DEVICE void mma(float* d, const unsigned* a, const unsigned* b) {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "

@@ -2,6 +2,12 @@
 //
 //     p = softmax(Wr x),  S = top K of p (ties: lower index),  g_i = p_i / sum of p over S
 //
+//     dlogit_e = [e in S] g_e (dg_e - sum over S of g dg)            of the task
+//              + p_e (u_e - sum over experts of u p + 2 v L)         of balance and z-loss
+//     dWr = sum over tokens of dlogit x
+//
+// with L the log sum of the logits, u = d loss / dp and v = d loss / d(L²).
+//
 // Renormalizing is a softmax over the chosen logits, so the task's gradient reaches those
 // only; balance and z-loss reach all of them (src/engine/cpu/ops/router.rs). Routers read
 // f32 weights in both precisions: they are small, and a flipped choice is a jump. At most 32

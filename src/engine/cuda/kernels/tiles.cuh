@@ -20,8 +20,9 @@
 // four banks, so a read takes one pass. Without padding all rows of HEAD 64 would begin in
 // the same bank.
 //
-// Fragments, PTX ISA 9.7.14.5.8 ("Matrix Fragments for mma.m16n8k16 with floating point type")
-// and 9.7.14.5.15 (ldmatrix); g = lane / 4, t = lane % 4:
+// Fragments, by the PTX ISA ("Matrix Fragments for mma.m16n8k16 with floating point type" and
+// "Warp-level matrix load instruction: ldmatrix"; sections change their numbers from version to
+// version); g = lane / 4, t = lane % 4:
 //
 //     A [16, 16]   four registers of two values: (row g, g + 8, g, g + 8), columns 2t and the
 //                  next, + 8 in the last two registers
@@ -30,8 +31,8 @@
 //
 // Two neighboring pieces of C [16, 8] therefore lie as one A [16, 16] does: scores become the
 // left operand of the next product without leaving their registers. ldmatrix hands out 8 x 8
-// tiles as A wants them, and as B wants a matrix that lies transposed; where it lies straight,
-// .trans turns each tile.
+// tiles by rows, lane l two values of row l / 4: as A wants them, and as B wants a matrix that
+// lies transposed. Where B lies straight, .trans hands each tile out by columns.
 
 #ifdef REAL_BF16
 
