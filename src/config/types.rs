@@ -188,6 +188,12 @@ fn is_zero(share: &f64) -> bool {
     share.abs() <= 0.0
 }
 
+/// Whether a number is 0; such a value is left out of the key.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_none(number: &usize) -> bool {
+    *number == 0
+}
+
 /// The FFN's activation function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
@@ -647,6 +653,9 @@ pub struct EvaluateConfig {
     pub bootstrap: usize,
     /// Samples per forward pass.
     pub batch: usize,
+    /// Training pictures that the classifiers on pixels are fitted on, at most; 0 for none.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub pixels: usize,
     /// Folders of evaluation sets, as `CLIP_benchmark` stores them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sets: Vec<String>,

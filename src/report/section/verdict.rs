@@ -5,7 +5,7 @@ use crate::config::Bases;
 use crate::report::chart::forest::{Forest, ForestRow};
 use crate::report::document::{Cell, Figure, Table, Verdict};
 use crate::report::headline::{Area, Headline};
-use crate::report::section::cost;
+use crate::report::section::{cost, pixels};
 use crate::report::stats::{BySeed, COVERAGE, Difference, Sign, paired, t_quantile};
 use crate::report::study::{
     Basis, FINAL, INIT, LayerKey, Model, Study, in_points, over_seeds,
@@ -104,7 +104,10 @@ pub(in crate::report) fn verdict(study: &Study<'_>, headlines: &[Headline]) -> V
         headline: answer(study, &rivals, &all),
         advice: advice(study, &rivals, &all),
         statements,
-        caveats: caveats(study, &decisive),
+        caveats: pixels::warning(study, headlines)
+            .into_iter()
+            .chain(caveats(study, &decisive))
+            .collect(),
         figure: reference.and_then(|reference| figure(study, headlines, reference)),
         tables: vec![table(study, headlines, ours, &rivals), cost::table(study)],
     }
