@@ -1,8 +1,9 @@
 //! Two classifiers that see pixels only: what a model must beat to have learned anything.
 //!
 //! The nearest training picture by Euclidean distance, and a linear one by ridge regression on
-//! one-hot classes. Classes are the concepts with a training picture; accuracy is that of the
-//! concept task, on the same pictures and the same bootstrap resamples as that of a model.
+//! one-hot classes. Classes are those of the concept task that have a training picture; accuracy
+//! is that of the concept task, on the same pictures and the same bootstrap resamples as that of
+//! a model.
 //!
 //! Pictures of more than 32 pixels a side are averaged down to 32, because the linear classifier
 //! costs the cube of the number of values. The training split streams by in blocks: memory is
@@ -69,7 +70,7 @@ pub fn pixel_baselines(
     settings: &PixelSettings,
 ) -> Result<Option<PixelBaselines>> {
     bundle.check()?;
-    let trained = Trained::new(&bundle.train, settings);
+    let trained = Trained::new(&bundle.train, bundle.vocabulary.classes, settings);
     let validation = Judged::new(&bundle.validation, &trained)?;
     let mut tests = Vec::new();
     for name in &bundle.tests {
@@ -221,8 +222,14 @@ struct Trained<'b> {
 }
 
 impl<'b> Trained<'b> {
-    fn new(split: &'b Split<'b, Train>, settings: &PixelSettings) -> Self {
-        let mut positions: Vec<usize> = (0..split.len()).collect();
+    /// The pictures of `split` that show one of the first `classes` concepts.
+    fn new(
+        split: &'b Split<'b, Train>,
+        classes: usize,
+        settings: &PixelSettings,
+    ) -> Self {
+        let is_class = |at: &usize| split.concept[*at] < classes;
+        let mut positions: Vec<usize> = (0..split.len()).filter(is_class).collect();
 
         // A uniform draw: the first of a random permutation, in their own order.
         if positions.len() > settings.most {
@@ -357,8 +364,8 @@ type Best = Vec<(f32, usize)>;
 
 /// Whether the linear classifier is right on each picture of each split.
 ///
-/// With one-hot targets of ±1 and centered pictures, the score of class c is
-/// 2 zᵀ Σ_{i in c} (x_i - mean) + 2 n_c / n - 1, z being the solved picture.
+/// With one-hot targets of ±1 and centered pictures, the score of a class of m pictures is
+/// 2 zᵀ Σ (x - mean) + 2 m / n - 1, the sum over its pictures and z being the solved picture.
 fn linear(
     trained: &Trained<'_>,
     system: &System,
@@ -508,6 +515,7 @@ mod tests {
         Bundle {
             vocabulary: Vocabulary {
                 concepts: (0..9).map(concept).collect(),
+                classes: 9,
                 templates: vec!["{}".to_owned()],
                 tokenize,
             },
