@@ -188,12 +188,6 @@ fn is_zero(share: &f64) -> bool {
     share.abs() <= 0.0
 }
 
-/// Whether a number is 0; such a value is left out of the key.
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
-fn is_none(number: &usize) -> bool {
-    *number == 0
-}
-
 /// The FFN's activation function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
