@@ -102,7 +102,7 @@ impl Decision {
 
     /// Whether all findings lie on their side. A finding without a number or an interval
     /// leaves the claim open.
-    pub(super) fn of(findings: Vec<(Finding, Side)>) -> Self {
+    pub(super) fn of(findings: &[(Finding, Side)]) -> Self {
         let unknown = |(finding, _): &(Finding, Side)| {
             finding.difference.is_none_or(|found| found.sign() == Sign::Unknown)
         };
@@ -123,7 +123,8 @@ impl Decision {
 
     /// [`Decision::of`] findings that share a side.
     pub(super) fn all(findings: Vec<Finding>, side: Side) -> Self {
-        Self::of(findings.into_iter().map(|finding| (finding, side)).collect())
+        let sided: Vec<_> = findings.into_iter().map(|finding| (finding, side)).collect();
+        Self::of(&sided)
     }
 }
 
@@ -163,6 +164,8 @@ pub(super) fn gains(
     pair: Pair<'_>,
 ) -> Vec<Finding> {
     let model = |run| Model { run, point: FINAL };
+
+    // A headline keeps its own way of pairing: over seeds, or over pictures for one seed.
     headlines
         .iter()
         .filter(|headline| areas.contains(&headline.area))
@@ -324,6 +327,8 @@ fn mean_over_layers(
 /// standard deviation over the experts of a layer, mean over layers.
 pub(super) fn probability_spread(study: &Study<'_>, pair: Pair<'_>) -> Finding {
     let layers = study.moe_layers();
+
+    // Experts' numbers mean nothing across seeds, so the spread is taken within each seed.
     pair.finding(study, "spread of routing probability", 3, |run| {
         let of_run = study.of(run).filter_map(|inputs| {
             let spreads: Vec<f64> = layers
@@ -340,6 +345,7 @@ pub(super) fn probability_spread(study: &Study<'_>, pair: Pair<'_>) -> Finding {
                 .filter(|values| values.len() > 1)
                 .map(|values| num::std_dev(&values))
                 .collect();
+
             (!spreads.is_empty()).then(|| (inputs.seed, num::mean(&spreads)))
         });
         of_run.collect()
@@ -372,6 +378,7 @@ pub(super) fn widening_loss(
     (early, late): (Part, Part),
     pair: Pair<'_>,
 ) -> Finding {
+    // A gap is positive where the first run's loss is the lower one.
     let gap = |part| {
         let of = |run| means(study, run, part, |row: &LogRow| row.clip);
         less(&of(pair.theirs), &of(pair.ours))
@@ -394,6 +401,8 @@ pub(super) fn widening_validation(study: &Study<'_>, pair: Pair<'_>) -> Vec<Find
             let of_seed = study.of(run).filter_map(|inputs| {
                 let own: Vec<_> =
                     inputs.validation.iter().filter(|row| row.metric == metric).collect();
+
+                // The first validation may stand before the first step, where nothing differs.
                 let half = own.last()?.step / 2;
                 let mut rows = own.into_iter();
                 let row = if last {
@@ -427,6 +436,8 @@ pub(super) fn beyond(
     let of = |run: &str| -> BySeed {
         study.of(run).filter_map(|own| Some((own.seed, cost(&own.cost)?))).collect()
     };
+
+    // Seeds ran at different times of day, so each is compared with its own partner.
     let (ours, theirs) = (of(pair.ours), of(pair.theirs));
     let shares = ours.iter().filter_map(|(seed, value)| {
         Some(100.0 * (value / theirs.get(seed)? - 1.0) - claimed)
@@ -446,6 +457,7 @@ fn means(
     column: impl Fn(&LogRow) -> f64,
 ) -> BySeed {
     let of_seed = study.of(run).filter_map(|inputs| {
+        // Parts are fractions, so that runs of different budgets have the same ones.
         let steps = inputs.log.len() as f64;
         let [first, last] = [part.from, part.to]
             .map(|place| num::truncate_usize(place * steps).min(inputs.log.len()));

@@ -145,8 +145,12 @@ pub(super) fn headlines(study: &Study<'_>) -> Vec<Headline> {
 
     let mut all = Vec::new();
     let shipped = study.shipped_pictures();
-    all.extend(shift(&meta.shifts, shipped).placed(study, ""));
-    all.extend(concepts(pair, shipped).placed(study, pair));
+    let among = match meta.classes {
+        None => "all concepts".to_owned(),
+        Some(classes) => format!("the {classes} concepts that are classes"),
+    };
+    all.extend(shift(&meta.shifts, &among, shipped).placed(study, ""));
+    all.extend(concepts(pair, &among, shipped).placed(study, pair));
     all.extend(held_out_concepts().placed(study, held_out));
 
     // The strictest recall is a headline; those at larger k stand in the table of all
@@ -166,12 +170,12 @@ pub(super) fn headlines(study: &Study<'_>) -> Vec<Headline> {
     all
 }
 
-fn shift(shifts: &[String], shipped: bool) -> Headline {
+fn shift(shifts: &[String], among: &str, shipped: bool) -> Headline {
     let shifts = words::list(shifts);
     Headline {
         label: "Shift".to_owned(),
         definition: format!(
-            "mean zero-shot top-1 accuracy over all concepts on {shifts}{}",
+            "mean zero-shot top-1 accuracy over {among} on {shifts}{}",
             if shipped { ", splits of styles never trained on" } else { "" }
         ),
         area: Area::Shift,
@@ -181,8 +185,12 @@ fn shift(shifts: &[String], shipped: bool) -> Headline {
     }
 }
 
-fn concepts(pair: &str, shipped: bool) -> Headline {
-    let label = if shipped { "Pair acc@1".to_owned() } else { "Accuracy".to_owned() };
+fn concepts(pair: &str, among: &str, shipped: bool) -> Headline {
+    let label = if shipped {
+        format!("{} acc@1", words::capital(pair))
+    } else {
+        "Accuracy".to_owned()
+    };
     let unseen = if shipped {
         "unseen pictures in styles of the training data"
     } else {
@@ -191,7 +199,7 @@ fn concepts(pair: &str, shipped: bool) -> Headline {
     Headline {
         label,
         definition: format!(
-            "zero-shot top-1 accuracy over all concepts on `{pair}`: {unseen}"
+            "zero-shot top-1 accuracy over {among} on `{pair}`: {unseen}"
         ),
         area: Area::Other,
         task: "concept",

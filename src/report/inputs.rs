@@ -101,6 +101,9 @@ pub struct DatasetMeta {
     /// Split of concepts that are never trained on.
     #[serde(default)]
     pub held_out: Option<String>,
+    /// Number of classes, where not all concepts are.
+    #[serde(default)]
+    pub classes: Option<u64>,
     /// Zero-shot prompts.
     #[serde(default)]
     pub templates: Vec<String>,

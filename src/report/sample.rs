@@ -151,6 +151,7 @@ fn dataset() -> DatasetMeta {
         shifts: texts(&SHIFTS),
         retrieval: "pair".into(),
         held_out: Some("heldout".into()),
+        classes: None,
         templates: texts(&["a drawing of {}", "{}"]),
         attribution: texts(&[
             "Noto Emoji, Google, Apache-2.0",

@@ -6,10 +6,12 @@
 //! `set_resamples.parquet`. How long a picture takes depends on the machine, so it stands in
 //! the manifest alone.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::files::{self, Pictures, Timed};
+use super::files::{self, Pictures, Spread, Timed};
 use super::measure::{Model, measure};
 use crate::checkpoint::Preprocessing;
 use crate::config::{EvaluateConfig, OptimConfig};
@@ -38,7 +40,7 @@ pub const STAGE: Stage = Stage {
     name: "evaluate",
     version: 1,
     width: Width::Shared,
-    reach: Reach::Process,
+    reach: Reach::Ranks,
     about: "Measures trained models on pictures that were never trained on.",
     run,
 };
@@ -154,6 +156,7 @@ fn on_set(
     let tokenizer = Tokenizer::open(&job.input("dataset", "tokenizer.json")?)?;
     let mut model = Model {
         engine: engine::open_model(checkpoint, files::backend(job)?)?,
+        ranks: Arc::clone(&job.ranks),
         tokenizer,
         framing: pictures.framing(side)?,
         normalise: pictures.normalise(),
@@ -217,7 +220,8 @@ fn on_splits(job: &mut Job<'_>, evaluate: &EvaluateConfig, seed: u64) -> Result<
     for (point, weights, config) in points {
         let model = Checkpoint::read(files::folder(job, "train")?, weights)?;
         let mut opened = engine::open_model(model, backend)?;
-        let mut engine = Timed::new(&mut *opened);
+        let spread = Spread::new(&mut *opened, &*job.ranks);
+        let mut engine = Timed::new(spread);
         let mut found = eval::evaluate(&mut engine, &bundle, config, seed)?;
 
         // The manifest has the summary of the trained model, for `show` and `diff`.
@@ -232,8 +236,8 @@ fn on_splits(job: &mut Job<'_>, evaluate: &EvaluateConfig, seed: u64) -> Result<
             }
         }
 
-        // Last, because it changes the weights.
-        if evaluate.fine_tuning.steps > 0 {
+        // Last, because it changes the weights; a step of it is that of one rank.
+        if evaluate.fine_tuning.steps > 0 && job.ranks.leads() {
             let mut tuned = Tuned::new(opened, &evaluate.fine_tuning)?;
             match eval::fine_tune(&mut tuned, &bundle, evaluate, seed)? {
                 Some((measured, outcomes)) => {

@@ -75,6 +75,8 @@ pub(super) fn export(view: &View, ask: &Export) -> Result<Answer> {
     }
     std::fs::create_dir_all(out).context(|| format!("making {}", out.display()))?;
 
+    // A result counts as present whether or not it is fresh: what took hours is worth keeping
+    // after a change of code, and its key says what made it.
     let (mut present, mut missing) = (Vec::new(), Vec::new());
     for node in &view.nodes {
         let place = node.place.clone();
@@ -83,6 +85,7 @@ pub(super) fn export(view: &View, ask: &Export) -> Result<Answer> {
             Some(key) => view.store.manifest(&place, key)?,
             None => None,
         };
+
         match (current, manifest) {
             (Some(key), Some(manifest)) => {
                 let folder = view.store.dir(&place, &key);
@@ -93,6 +96,7 @@ pub(super) fn export(view: &View, ask: &Export) -> Result<Answer> {
     }
 
     let mut rows = BTreeMap::new();
+
     for kind in &KINDS {
         let count = copy(kind, &present, &out.join(kind.file))?;
         rows.insert(kind.file, count);
@@ -126,12 +130,14 @@ fn copy(kind: &Kind, present: &[Present], path: &Path) -> Result<usize> {
             continue;
         }
 
+        // A table is streamed, as tables may be long.
         let who = who(&result.place);
         let mut reader = TableReader::open(&file)?;
         while let Some(table) = reader.next()? {
             let names: Vec<&str> =
                 table.columns().iter().map(|(name, _)| name.as_str()).collect();
             writer.head(&names)?;
+
             for row in 0..table.rows() {
                 let cells = table.columns().iter().map(|(_, column)| cell(column, row));
                 writer.row(&who, cells)?;
@@ -165,11 +171,13 @@ fn log(present: &[Present], every: usize, path: &Path) -> Result<usize> {
             Vec::new()
         };
 
+        // One step's loss says little: batches differ. The last row may cover fewer steps.
         for chunk in rows.chunks(every) {
             let Some(last) = chunk.last() else { continue };
             let mean = |value: fn(&LogRow) -> f64| {
                 number(num::mean(&chunk.iter().map(value).collect::<Vec<_>>()))
             };
+
             let cells = [
                 last.step.to_string(),
                 last.samples.to_string(),

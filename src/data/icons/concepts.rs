@@ -58,6 +58,7 @@ impl Concepts {
             votes.into_iter().partition(|(_, own)| own.training >= CLASS);
         let count = classes.len();
 
+        // The first concepts are the classes: a number says which ones.
         let mut concepts =
             Self { list: Vec::new(), classes: count, index: BTreeMap::new() };
         for (place, (key, own)) in classes.into_iter().chain(others).enumerate() {

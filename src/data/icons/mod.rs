@@ -99,6 +99,7 @@ fn assemble(found: Found, seed: u64) -> (Collection, Vec<Skipped>) {
         .map(|icon| (icon.words.concept.as_str(), sets[icon.set].prefix.as_str()))
         .collect();
 
+    // Sets are the styles of the rule: the set that gives a concept up keeps none of it.
     let repeated = before - icons.len();
     let rules = Rules { unseen, held_out: BTreeSet::new(), retrieval: NEW };
     let splits = splits::assign(&items, &rules);
@@ -112,6 +113,7 @@ fn assemble(found: Found, seed: u64) -> (Collection, Vec<Skipped>) {
         }
     }
 
+    // Splits stand in the order in which their samples are numbered.
     let subgroups = concepts.subgroups();
     let layout = layout(&sets, concepts.classes);
     let samples = samples(icons, &splits, (&sets, &concepts), seed);
@@ -154,6 +156,7 @@ fn distinct(
         place(a).cmp(&place(b)).then_with(|| a.name.cmp(&b.name))
     });
 
+    // Of equal drawings the first keeps its place, and learns the names of the others.
     let mut first: BTreeMap<u128, usize> = BTreeMap::new();
     let mut kept: Vec<Pictured> = Vec::new();
     for icon in icons {
@@ -177,11 +180,12 @@ fn samples(
     (sets, concepts): (&[Set], &Concepts),
     seed: u64,
 ) -> Vec<Sample> {
-    let sample = |(icon, split): (Pictured, &Option<&'static str>)| {
-        let split = (*split)?;
+    let sample = |(icon, split): (Pictured, Option<&'static str>)| {
+        let split = split?;
         let concept = concepts.find(&icon.words.concept)?;
         let Set { prefix, info } = &sets[icon.set];
 
+        // Captions depend on the name alone, and not on which icons came before.
         let name = format!("dataset/captions/{prefix}/{}", icon.name);
         let mut stream = rng::stream(seed, &name);
         let kind = captions::kind(info.category.as_deref());
@@ -194,7 +198,7 @@ fn samples(
             style: prefix.clone(),
         })
     };
-    icons.into_iter().zip(splits).filter_map(sample).collect()
+    icons.into_iter().zip(splits.iter().copied()).filter_map(sample).collect()
 }
 
 fn layout(sets: &[Set], classes: usize) -> Layout {
@@ -216,6 +220,7 @@ fn layout(sets: &[Set], classes: usize) -> Layout {
 
 /// One line per license: every set with its makers, as most licenses ask for.
 fn attribution(sets: &[Set]) -> Vec<String> {
+    // Sets come in the order of the package and are listed in that of their names.
     let mut by_license: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for Set { prefix, info } in sets {
         let license = info.license.spdx.as_ref().unwrap_or(&info.license.title);

@@ -62,6 +62,10 @@ const NUMBERS: [&str; 5] = ["one", "two", "three", "four", "five"];
 /// A stem with so many numbers counts something, and `dice-3` is no third drawing of dice.
 const COUNTING: usize = 4;
 
+/// Things that are counted although many sets also draw them without a number.
+const COUNTED: [&str; 7] =
+    ["counter", "dice", "filter", "looks", "number", "numeric", "step"];
+
 /// What a name says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Words {
@@ -177,6 +181,9 @@ impl Names {
     /// Whether a number at the end only tells drawings of one thing apart.
     fn is_variant(&self, number: &str, stem: &str) -> bool {
         let of_stem = self.numbers.get(stem).map_or(0, BTreeSet::len);
+        if of_stem >= COUNTING && stem.split('-').any(|word| COUNTED.contains(&word)) {
+            return false;
+        }
         self.stems.contains(stem) || number.starts_with('0') || of_stem < COUNTING
     }
 }
@@ -259,7 +266,10 @@ mod tests {
         assert_eq!(read("home-05", &["home-01", "home-02", "home-03"], "")[1], "home");
         let dice = ["dice-1", "dice-2", "dice-4"];
         assert_eq!(read("dice-3", &dice, "")[1], "dice 3");
-        assert_eq!(read("dice-3", &[&dice[..], &["dice"]].concat(), "")[1], "dice");
+        assert_eq!(read("dice-3", &[&dice[..], &["dice"]].concat(), "")[1], "dice 3");
+        let homes = ["home-1", "home-2", "home-4"];
+        assert_eq!(read("home-3", &homes, "")[1], "home 3", "nothing tells it from dice");
+        assert_eq!(read("home-3", &[&homes[..], &["home"]].concat(), "")[1], "home");
         assert_eq!(read("search2-outline", &["search"], "")[1], "search");
         assert_eq!(read("mp3", &["search"], "")[1], "mp3");
     }

@@ -4,8 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::ops::ControlFlow;
 
-use serde::de::IgnoredAny;
-
 use super::super::packages::{self, Canvas, Drawing, Icon, IconSet, Information};
 use super::super::pairs::{Fault, Skipped};
 use super::names::{Names, Words};
@@ -89,9 +87,9 @@ impl Found {
 pub(super) fn listed(package: impl Read) -> Result<BTreeSet<String>> {
     let mut files = packages::extract(package, &[COLLECTION], PACKAGE)?;
     let list = files.remove(COLLECTION).unwrap_or_default();
-    let list: BTreeMap<String, IgnoredAny> =
+    let list: serde_json::Map<String, serde_json::Value> =
         serde_json::from_slice(&list).context(|| format!("reading {COLLECTION}"))?;
-    Ok(list.into_keys().collect())
+    Ok(list.into_iter().map(|(prefix, _)| prefix).collect())
 }
 
 /// How a package is read.
@@ -169,6 +167,7 @@ impl Found {
             }
         }
 
+        // Only what has a name to learn from is drawn: drawing takes most of the time.
         let svg = |(_, icon, _): &(&str, &Icon, Words)| icons.svg(icon);
         let drawn = packages::draw(&rows, &svg, canvas, &mut |done| told(before + done))?;
 

@@ -119,7 +119,7 @@ const CLAIMS: [Claim; 24] = [
                 change(study, metric, "rise of entropy / ln E", (WHOLE, INIT, FINAL));
             let pair = Pair { ours: WHOLE, theirs: SPARSE };
             let end = layers(study, metric, what, pair);
-            Decision::of(vec![(rise, Side::Above), (end, Side::Below)])
+            Decision::of(&[(rise, Side::Above), (end, Side::Below)])
         },
     },
     Claim {
@@ -221,7 +221,7 @@ const CLAIMS: [Claim; 24] = [
                     "the pattern needs {DEPTH} or more MoE layers in a tower; both towers together have {found} here"
                 ));
             }
-            Decision::of(seen)
+            Decision::of(&seen)
         },
     },
     Claim {
