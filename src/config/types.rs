@@ -176,16 +176,16 @@ pub struct DatasetConfig {
     pub corrupt_share: f64,
 }
 
+/// Whether a bound is none; such a value is left out of the key.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_none(bound: &usize) -> bool {
+    *bound == 0
+}
+
 /// Whether a fraction is 0; such a value is left out of the key.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
 fn is_zero(share: &f64) -> bool {
     share.abs() <= 0.0
-}
-
-/// Whether a number is 0, which means none; such a value is left out of the key.
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
-fn is_none(number: &usize) -> bool {
-    *number == 0
 }
 
 /// The FFN's activation function.

@@ -1,9 +1,8 @@
 //! Two classifiers that see pixels only: what a model must beat to have learned anything.
 //!
 //! The nearest training picture by Euclidean distance, and a linear one by ridge regression on
-//! one-hot classes. Classes are those of the concept task that have a training picture; accuracy
-//! is that of the concept task, on the same pictures and the same bootstrap resamples as that of
-//! a model.
+//! one-hot classes. Accuracy is that of the concept task, on the same pictures and the same
+//! bootstrap resamples as that of a model; a concept without a training picture is never found.
 //!
 //! Pictures of more than 32 pixels a side are averaged down to 32, because the linear classifier
 //! costs the cube of the number of values. The training split streams by in blocks: memory is
@@ -63,23 +62,24 @@ pub struct PixelBaselines {
     pub l2: f64,
 }
 
-/// Fits both and measures them on every test split that shows a trained concept. `None` where
+/// Fits both and measures them on every test split that shows a trained class. `None` where
 /// no validation picture or no test picture does.
 pub fn pixel_baselines(
     bundle: &Bundle<'_>,
     settings: &PixelSettings,
 ) -> Result<Option<PixelBaselines>> {
     bundle.check()?;
-    let trained = Trained::new(&bundle.train, bundle.vocabulary.classes, settings);
-    let validation = Judged::new(&bundle.validation, &trained)?;
+    let classes = bundle.vocabulary.classes;
+    let trained = Trained::new(&bundle.train, classes, settings);
+    let validation = Judged::new(&bundle.validation, classes, &trained)?;
     let mut tests = Vec::new();
     for name in &bundle.tests {
-        let judged = Judged::new(bundle.test(name)?, &trained)?;
-        if !judged.class.is_empty() {
+        let judged = Judged::new(bundle.test(name)?, classes, &trained)?;
+        if judged.is_possible() {
             tests.push(judged);
         }
     }
-    if validation.class.is_empty() || tests.is_empty() {
+    if !validation.is_possible() || tests.is_empty() {
         return Ok(None);
     }
 
@@ -222,14 +222,13 @@ struct Trained<'b> {
 }
 
 impl<'b> Trained<'b> {
-    /// The pictures of `split` that show one of the first `classes` concepts.
     fn new(
         split: &'b Split<'b, Train>,
         classes: usize,
         settings: &PixelSettings,
     ) -> Self {
-        let is_class = |at: &usize| split.concept[*at] < classes;
-        let mut positions: Vec<usize> = (0..split.len()).filter(is_class).collect();
+        let is_of_class = |at: &usize| split.concept[*at] < classes;
+        let mut positions: Vec<usize> = (0..split.len()).filter(is_of_class).collect();
 
         // A uniform draw: the first of a random permutation, in their own order.
         if positions.len() > settings.most {
@@ -262,23 +261,33 @@ impl<'b> Trained<'b> {
     }
 }
 
-/// Pictures that are judged, those of trained concepts.
+/// Pictures that are judged: all that show a class.
 struct Judged {
     split: String,
     pixels: Pixels,
-    class: Vec<usize>,
+    /// Their classes; none of a concept without a training picture.
+    class: Vec<Option<usize>>,
 }
 
 impl Judged {
-    fn new<R: Judging>(split: &Split<'_, R>, trained: &Trained<'_>) -> Result<Self> {
-        let class_of = |at: &usize| trained.class_of.get(&split.concept[*at]).copied();
-        let known: Vec<usize> =
-            (0..split.len()).filter(|at| class_of(at).is_some()).collect();
+    fn new<R: Judging>(
+        split: &Split<'_, R>,
+        classes: usize,
+        trained: &Trained<'_>,
+    ) -> Result<Self> {
+        let is_of_class = |at: &usize| split.concept[*at] < classes;
+        let shown: Vec<usize> = (0..split.len()).filter(is_of_class).collect();
+        let class_of = |&at: &usize| trained.class_of.get(&split.concept[at]).copied();
         Ok(Self {
             split: split.name.clone(),
-            class: known.iter().filter_map(class_of).collect(),
-            pixels: Pixels::read(split, &known)?,
+            class: shown.iter().map(class_of).collect(),
+            pixels: Pixels::read(split, &shown)?,
         })
+    }
+
+    /// Whether a classifier can be right on any of them.
+    fn is_possible(&self) -> bool {
+        self.class.iter().any(Option::is_some)
     }
 }
 
@@ -364,8 +373,8 @@ type Best = Vec<(f32, usize)>;
 
 /// Whether the linear classifier is right on each picture of each split.
 ///
-/// With one-hot targets of ±1 and centered pictures, the score of a class of m pictures is
-/// 2 zᵀ Σ (x - mean) + 2 m / n - 1, the sum over its pictures and z being the solved picture.
+/// With one-hot targets of ±1 and centered pictures, the score of class c is
+/// 2 zᵀ Σ_{i in c} (x_i - mean) + 2 n_c / n - 1, z being the solved picture.
 fn linear(
     trained: &Trained<'_>,
     system: &System,
@@ -472,7 +481,7 @@ fn start(judged: &Judged) -> Best {
 /// 1 where the best class is the picture's own.
 fn right(judged: &Judged, best: &Best) -> Vec<f64> {
     let pairs = judged.class.iter().zip(best);
-    pairs.map(|(class, (_, found))| f64::from(u8::from(class == found))).collect()
+    pairs.map(|(class, (_, found))| f64::from(u8::from(*class == Some(*found)))).collect()
 }
 
 #[cfg(test)]
