@@ -373,8 +373,8 @@ type Best = Vec<(f32, usize)>;
 
 /// Whether the linear classifier is right on each picture of each split.
 ///
-/// With one-hot targets of ±1 and centered pictures, the score of class c is
-/// 2 zᵀ Σ_{i in c} (x_i - mean) + 2 n_c / n - 1, z being the solved picture.
+/// With one-hot targets of ±1 and centered pictures, the score of a class of m pictures is
+/// 2 zᵀ Σ (x - mean) + 2 m / n - 1, the sum over its pictures and z being the solved picture.
 fn linear(
     trained: &Trained<'_>,
     system: &System,
