@@ -20,6 +20,8 @@ DEVICE    ?=
 FORCE     ?=
 THREADS   ?=
 JOBS      ?=
+RANKS     ?=
+LAUNCH    ?= mpirun -np $(RANKS) --bind-to none
 CONFIG    ?= pipeline.yaml
 ARTIFACTS ?= artifacts
 CACHE     ?= .cache/npm
@@ -32,7 +34,9 @@ PREFIX    ?= /usr/local
 DESTDIR   ?=
 
 # An installed copy of this file begins with the folder of its binaries, and builds nothing.
-BIN   := $(or $(INSTALLED),$(or $(CARGO_TARGET_DIR),target)/release)
+# With RANKS it is another program, which needs MPI, in a folder of its own.
+MPI   := $(if $(RANKS),/mpi)
+BIN   := $(or $(INSTALLED),$(or $(CARGO_TARGET_DIR),target)$(MPI)/release)
 STAMP := $(BIN)/.upcycle-built
 
 # The single-letter flags of this make; lazy on purpose, flags are complete in recipes only.
@@ -43,9 +47,13 @@ MODE = $(if $(call has,t),$(error make -t is not supported: results are made, no
 WHERE = --config '$(CONFIG)' --artifacts '$(ARTIFACTS)' --cache '$(CACHE)' $(if $(PROFILE),--profile '$(PROFILE)') $(if $(SET),--assignments '$(subst ','\'',$(SET))') $(if $(DEVICE),--set 'device=$(DEVICE)')
 FLAGS = $(MODE) $(if $(filter $@,$(FORCE)),$(if $(call has,q),,--force)) $(if $(THREADS),--threads $(THREADS)) $(if $(JOBS),--jobs $(JOBS)) $(if $(call has,q),,$(if $(JSON),--json))
 
+# Stages that several processes run together; a plan needs one.
+SPREAD   := pretrain activations train evaluate
+TOGETHER = $(if $(MODE),,$(if $(filter $@,$(SPREAD)),$(RANKS)))
+
 STAGES := dataset pretrain activations cluster subspaces multiplet upcycle train evaluate analyze report
 
-.PHONY: all build fetch install status why dag verify gc clean help test test-python bench-peers bench-scale gpu-check cuda-mutants cuda-sanitize peers $(STAGES)
+.PHONY: all build fetch install status why dag verify gc clean help test test-mpi test-python bench-peers bench-scale gpu-check cuda-mutants cuda-sanitize peers $(STAGES)
 
 all: report
 
@@ -64,7 +72,7 @@ report: dataset pretrain cluster subspaces train evaluate analyze
 
 $(STAGES): | build
 $(filter-out dataset,$(STAGES)):
-	+@$(BIN)/upcycle-$@ $(WHERE) $(FLAGS)
+	+@$(if $(TOGETHER),$(LAUNCH)) $(BIN)/upcycle-$@ $(WHERE) $(FLAGS) $(if $(TOGETHER),--ranks $(RANKS))
 
 # What later stages could not do is refused first, unless the data set alone is asked for.
 AHEAD = $(if $(filter-out build fetch dataset,$(or $(MAKECMDGOALS),all)),--ahead)
@@ -89,19 +97,19 @@ echo 'building (some minutes the first time)' >&2
 mkdir -p $(BIN)
 touch $(STAMP).begun
 quiet=; [ -t 2 ] || quiet=--quiet
-cargo build --release --locked --bins $$quiet
+cargo build --release --locked --bins $(if $(MPI),--features mpi --target-dir $(or $(CARGO_TARGET_DIR),target)/mpi) $$quiet
 mv $(STAMP).begun $(STAMP)
 endef
 
-# Packages are pinned by version and digest in src/data/emoji/packages.lock; the data set
-# stage checks the digests.
+# Packages are pinned by version and digest in the packages.lock of src/data/emoji and
+# src/data/icons; the data set stage checks the digests.
 define FETCH
 missing=$$($(BIN)/upcycle-dataset $(WHERE) --missing-packages)
 if [ -z "$$missing" ]; then exit 0; fi
 if [ -n '$(MODE)' ]; then
   echo "would fetch $$(wc -l <<< "$$missing") packages with npm" >&2; exit 0; fi
 command -v npm >/dev/null || {
-  echo 'the emoji are fetched with npm, which is missing; without it: make PROFILE=smoke' >&2
+  echo 'the pictures are fetched with npm, which is missing; without it: make PROFILE=smoke' >&2
   exit 1; }
 mkdir -p '$(CACHE)'
 while read -r name version file; do
@@ -164,6 +172,10 @@ test:
 	@command -v cargo >/dev/null || { echo 'upcycle is built with Rust: install it from https://rustup.rs' >&2; exit 1; }
 	@if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --release --locked --no-fail-fast; else cargo test --release --locked --no-fail-fast --lib --bins --tests; fi
 	@cargo test --release --locked --doc
+
+# Trainings on several processes against one, and what happens when one of them fails.
+test-mpi:
+	@cargo test --release --locked --features mpi --target-dir $(or $(CARGO_TARGET_DIR),target)/mpi --test mpi
 
 # An environment that was named on the command line is taken as it is.
 define PEERS
@@ -252,6 +264,7 @@ help:
 	  '  make FORCE=train            make the results of a stage again' \
 	  '  make DEVICE=cpu             auto, cpu or cuda:N, as the key device of pipeline.yaml' \
 	  '  make THREADS=4 JOBS=2       threads in all, runs at a time' \
+  '  make RANKS=4                training, recording and evaluation on 4 processes, through MPI (docs/scale.md)' \
 	  '  make -n | -q | -k | -j2     dry run | fresh? | go on after errors | side by side' \
 	  '' \
 	  '  make status | why           the state of every node | why each one is stale' \
@@ -262,6 +275,7 @@ help:
 	  '  make install PREFIX=DIR     binaries, shell completions and man pages' \
 	  '  make clean                  remove every result' \
 	  '  make test                   all tests' \
+  '  make test-mpi               trainings on several processes, where MPI is installed' \
 	  "  make bench-peers            compare with PyTorch, faiss, ..; ROWS='kmeans' for some" \
 	  '  make bench-scale            ViT-B from import to report: time and memory' \
 	  '  make test-python            the Python package, exports in transformers and ONNX, the notebook' \

@@ -9,7 +9,7 @@ use std::fs;
 use std::process::{Command, Stdio};
 
 /// The processor of this machine, as `Intel(R) Xeon(R) Processor, x86-64-v4`.
-pub(super) fn processor() -> String {
+pub fn processor() -> String {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = text
         .lines()

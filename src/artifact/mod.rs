@@ -44,7 +44,7 @@ pub use draft::Draft;
 pub use files::remove_tree;
 pub use inputs::{Input, Inputs};
 pub use key::{Expected, Key, Preimage, section};
-pub use machine::peak_memory;
+pub use machine::{peak_memory, processor};
 pub use manifest::{Brief, MANIFEST, Manifest, Output, Provenance};
 pub use place::{External, Place};
 pub use publish::{Notice, Outcome, Request};

@@ -109,6 +109,12 @@ impl Store {
         result.map(|()| Outcome::Ran(wall))
     }
 
+    /// A draft for a rank that works on a result which another process publishes: what is
+    /// written into `folder` is nobody's, and checkpoints are read where that process has them.
+    pub fn follow(&self, expected: &Expected, folder: &Path) -> Draft {
+        Draft::new(folder, self.scratch(expected))
+    }
+
     /// Under the lock: what another process may have done meanwhile, and damage.
     fn settled(
         &self,

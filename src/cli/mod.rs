@@ -16,6 +16,7 @@ pub mod inspect;
 mod output;
 mod page;
 mod preflight;
+mod ranks;
 pub mod stage;
 
 use std::ffi::OsString;
@@ -199,8 +200,13 @@ fn report(error: &Error) {
         None => error.message().to_owned(),
         Some(_) => error.chain(),
     };
+    line(&format!("error: {text}"));
+}
+
+/// Prints a line to standard error.
+fn line(text: &str) {
     // If standard error is closed too, there is nobody left to tell.
-    let _ = writeln!(std::io::stderr().lock(), "error: {text}");
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
 /// What the store needs to know of the environment.

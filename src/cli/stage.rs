@@ -4,16 +4,19 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Command};
 
+use super::ranks::{self, Together};
 use super::{Location, cost, exit, forecast, parse_beside, preflight, print};
 use crate::artifact::{Place, Store};
 use crate::config::Config;
 use crate::error::{Context as _, Result};
 use crate::pipeline::drive::{Drive, Mode, Orders};
 use crate::pipeline::{Console, Event, Node, Panics, Stage, Survey, Verdict, Volume};
+use crate::ranks::Ranks;
 use crate::stage::{ALL, dataset, plan, report};
 use crate::upcycle::{self, Method};
 
@@ -49,12 +52,19 @@ struct StageArgs {
     /// Exit with 75 instead of waiting for another process that is building the same result.
     #[arg(long)]
     no_wait: bool,
-    /// Number of threads [default: all cores].
+    /// Number of threads of this process [default: all cores, shared among the ranks here].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
     /// Number of runs side by side, at most [default: as many as threads and memory allow].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     jobs: Option<u16>,
+    /// Number of processes that an MPI launcher has started for this command: `mpirun -np N
+    /// .. --ranks N`.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    ranks: u16,
+    /// Seconds that a rank waits for another one before it ends the run.
+    #[arg(long, value_name = "S", default_value_t = 1800, value_parser = clap::value_parser!(u32).range(1..))]
+    patience: u32,
     /// Only this run; may be repeated.
     #[arg(long, value_name = "RUN", action = ArgAction::Append)]
     only: Vec<String>,
@@ -102,11 +112,14 @@ fn run(stage: &'static Stage, inner: Option<Command>, panics: &Panics) -> Result
         .after_help(help);
     let args = parse_beside::<StageArgs>(command, inner, std::env::args_os())?;
     let Some(args) = args else { return Ok(()) };
-    let console = args.console();
-    build(stage, &args, panics, &console).inspect_err(|error| {
-        if console.is_for_programs() {
-            console.say(&Event::Failed { error: &error.chain() }, "");
-        }
+    let patience = Duration::from_secs(args.patience.into());
+    ranks::together((args.ranks.into(), patience), panics, |together| {
+        let console = args.console(&*together.ranks);
+        build(stage, &args, (panics, together), &console).inspect_err(|error| {
+            if console.is_for_programs() {
+                console.say(&Event::Failed { error: &error.chain() }, "");
+            }
+        })
     })
 }
 
@@ -114,7 +127,7 @@ fn run(stage: &'static Stage, inner: Option<Command>, panics: &Panics) -> Result
 fn build(
     stage: &'static Stage,
     args: &StageArgs,
-    panics: &Panics,
+    (panics, together): (&Panics, &Together),
     console: &Console,
 ) -> Result<()> {
     let config = args.location.load()?;
@@ -145,19 +158,21 @@ fn build(
         console,
         orders: &Orders {
             fetches: !missing.is_empty(),
-            ..args.orders(panics, forecast::need(&config, stage.name))
+            ..args.orders(panics, forecast::need(&config, stage.name), together)
         },
     };
     let lines = drive.run();
     // What was learned about files is worth keeping although the stage failed.
-    store.save();
+    if together.ranks.leads() {
+        store.save();
+    }
     let mut lines = lines?;
 
     if args.dry_run && stage.name == "upcycle" && !lines.is_empty() {
         lines.extend(forecast::lines(&config)?);
     }
     if args.dry_run && stage.name == "report" {
-        lines.extend(time(&config, &nodes, &store, args.threads())?);
+        lines.extend(time(&config, &nodes, &store, args.threads(together))?);
     }
     if stage.name == "report" && !args.dry_run && !args.check && !args.quiet {
         lines.extend(answer(&store, console)?);
@@ -252,9 +267,9 @@ fn methods(stage: &Stage) -> String {
 }
 
 impl StageArgs {
-    /// Where messages go.
-    fn console(&self) -> Console {
-        let console = Console::new(match (self.quiet, self.json) {
+    /// Where messages go. Rank 0 speaks for all.
+    fn console(&self, ranks: &dyn Ranks) -> Console {
+        let console = Console::new(match (self.quiet || !ranks.leads(), self.json) {
             (true, _) => Volume::Quiet,
             (_, true) => Volume::Events,
             _ => Volume::Normal,
@@ -266,13 +281,14 @@ impl StageArgs {
     }
 
     /// Threads in all.
-    fn threads(&self) -> usize {
+    fn threads(&self, together: &Together) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-        self.threads.map_or_else(cores, usize::from)
+        let own = || (cores() / together.neighbors).max(1);
+        self.threads.map_or_else(own, usize::from)
     }
 
     /// What the arguments ask for; `need` is the memory in bytes that one run takes.
-    fn orders(&self, panics: &Panics, need: u64) -> Orders {
+    fn orders(&self, panics: &Panics, need: u64, together: &Together) -> Orders {
         // clap refuses both flags together, so their order here decides nothing.
         let mode = match (self.check, self.dry_run) {
             (true, _) => Mode::Check,
@@ -285,13 +301,14 @@ impl StageArgs {
             mode,
             force: self.force,
             only: self.only.clone(),
-            threads: self.threads(),
+            threads: self.threads(together),
             jobs: self.jobs.map_or(0, usize::from),
             need,
             no_wait: self.no_wait,
             verbose: self.verbose,
             fetches: false,
             panics: panics.clone(),
+            ranks: Arc::clone(&together.ranks),
         }
     }
 }

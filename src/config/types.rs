@@ -81,6 +81,8 @@ impl Config {
 pub enum Source {
     /// Emoji drawn by many vendors, from pinned npm packages.
     Emoji,
+    /// Icons of all of iconify's sets, from one pinned npm package.
+    Icons,
     /// A folder of images with a `captions.csv`, or of one folder per class.
     Folder,
     /// Tables of picture paths and captions, CSV or TSV.
@@ -100,6 +102,7 @@ impl Source {
     pub fn name(self) -> &'static str {
         match self {
             Self::Emoji => "emoji",
+            Self::Icons => "icons",
             Self::Folder => "folder",
             Self::Csv => "csv",
             Self::Parquet => "parquet",
@@ -111,7 +114,7 @@ impl Source {
 
     /// Whether it reads pairs out of the user's files.
     pub fn reads_pairs(self) -> bool {
-        !matches!(self, Self::Emoji | Self::Shapes)
+        !matches!(self, Self::Emoji | Self::Icons | Self::Shapes)
     }
 }
 
@@ -158,7 +161,7 @@ pub struct DatasetConfig {
     pub shapes: usize,
     /// Side of the stored square pictures, in pixels.
     pub image_size: usize,
-    /// Keep images with skin tones (emoji only).
+    /// Keep images with skin tones (emoji and icons only).
     pub skin_tones: bool,
     /// Entries of the BPE vocabulary trained on the training captions.
     pub vocabulary: usize,
@@ -173,10 +176,22 @@ pub struct DatasetConfig {
     pub corrupt_share: f64,
 }
 
+/// Whether a bound is none; such a value is left out of the key.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_none(bound: &usize) -> bool {
+    *bound == 0
+}
+
 /// Whether a fraction is 0; such a value is left out of the key.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
 fn is_zero(share: &f64) -> bool {
     share.abs() <= 0.0
+}
+
+/// Whether a number is 0; such a value is left out of the key.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_none(number: &usize) -> bool {
+    *number == 0
 }
 
 /// The FFN's activation function.
@@ -627,6 +642,9 @@ pub struct EvaluateConfig {
     pub shots: Vec<usize>,
     /// Draws of the few-shot training sets.
     pub probe_draws: usize,
+    /// Most classes of a probe, those with the most training pictures; 0 for all.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub probe_classes: usize,
     /// Inverse regularization is chosen among these ℓ2 weights on the validation split.
     pub probe_l2: Vec<f64>,
     /// Optimisation of the full fine-tuning; 0 steps for none.
@@ -635,6 +653,9 @@ pub struct EvaluateConfig {
     pub bootstrap: usize,
     /// Samples per forward pass.
     pub batch: usize,
+    /// Training pictures that the classifiers on pixels are fitted on, at most; 0 for none.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub pixels: usize,
     /// Folders of evaluation sets, as `CLIP_benchmark` stores them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sets: Vec<String>,

@@ -1,9 +1,10 @@
 //! Training batches as a pure function of seed and step.
 //!
 //! Resuming a run needs no state: batch `step` of seed `s` is the same whoever asks and
-//! whatever was asked before. A [`Sampler`] says which samples a batch is made of; captions
-//! and augmentation are drawn here.
+//! whatever was asked before. Ranks need no word about it either: each makes its own part. A
+//! [`Sampler`] says which samples a batch is made of; captions and augmentation are drawn here.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::read::Split;
@@ -11,7 +12,6 @@ use super::sampler::{Concepts, Sampler};
 use crate::config::Augment;
 use crate::error::{Error, Result};
 use crate::image::{Augmenter, Normalise};
-use crate::num;
 use crate::par;
 use crate::rng::{self, RngExt};
 use crate::text::Tokenizer;
@@ -25,7 +25,7 @@ pub enum BatchPixels {
     Levels(Vec<u8>, Normalise),
 }
 
-/// One batch; B samples, pictures of side S, captions of T tokens.
+/// One batch, or a part of one; B samples, pictures of side S, captions of T tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
     /// The step it belongs to.
@@ -36,6 +36,26 @@ pub struct Batch {
     pub ids: Vec<u32>,
     /// Numbers of the samples `[B]`.
     pub samples: Vec<u32>,
+}
+
+/// A part of every batch: the samples of one of several ranks, which lie together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// Which part, from 0.
+    pub rank: usize,
+    /// Number of parts; they are of equal length, and what does not divide is in none.
+    pub count: usize,
+}
+
+impl Share {
+    /// The whole batch.
+    pub const WHOLE: Self = Self { rank: 0, count: 1 };
+
+    /// The places of this part in a batch of `len` samples.
+    fn of(self, len: usize) -> Range<usize> {
+        let own = len / self.count;
+        self.rank * own..(self.rank + 1) * own
+    }
 }
 
 /// How batches are made.
@@ -118,29 +138,48 @@ impl Batches {
     /// # Errors
     /// A picture that cannot be read any more.
     pub fn batch(&self, step: usize) -> Result<Batch> {
+        self.part(step, Share::WHOLE)
+    }
+
+    /// The samples of `share` in batch number `step`: the same as in the whole batch.
+    ///
+    /// # Errors
+    /// As [`Batches::batch`].
+    pub fn part(&self, step: usize, share: Share) -> Result<Batch> {
         let rows = self.sampler.batch(step);
+        let own = share.of(rows.len());
 
         let seed = self.settings.seed;
 
         // One stream draws the captions of the whole batch, in the order of its rows.
         let mut stream = rng::stream(seed, &format!("batches/captions/{step}"));
         let context = self.settings.context;
-        let mut ids = Vec::with_capacity(rows.len() * context);
-        for &row in &rows {
+        let mut ids = Vec::with_capacity(own.len() * context);
+        for (place, &row) in rows.iter().enumerate() {
             let caption = stream.random_range(self.captions[row]..self.captions[row + 1]);
-            ids.extend_from_slice(&self.ids[caption * context..(caption + 1) * context]);
+            if own.contains(&place) {
+                let caption = caption * context..(caption + 1) * context;
+                ids.extend_from_slice(&self.ids[caption]);
+            }
         }
 
-        let pixels = self.pictures(step, &rows)?;
-        let samples = rows.iter().map(|&row| self.split.rows[row].sample).collect();
+        let pixels = self.pictures(step, (&rows[own.clone()], own.start))?;
+        let samples = rows[own].iter().map(|&row| self.split.rows[row].sample).collect();
         Ok(Batch { step, pixels, ids, samples })
     }
 
-    /// The variants of some rows' pictures in batch `step`.
-    fn pictures(&self, step: usize, rows: &[usize]) -> Result<BatchPixels> {
+    /// The variants of some rows' pictures in batch `step`, in which the first of them has
+    /// the place `first`.
+    fn pictures(
+        &self,
+        step: usize,
+        (rows, first): (&[usize], usize),
+    ) -> Result<BatchPixels> {
         let count = 3 * self.split.side() * self.split.side();
-        let stream =
-            |i| rng::stream(self.settings.seed, &format!("batches/augment/{step}/{i}"));
+        let stream = |i| {
+            let place = first + i;
+            rng::stream(self.settings.seed, &format!("batches/augment/{step}/{place}"))
+        };
         if self.augmenter.keeps_levels() {
             let mut levels = vec![0; rows.len() * count];
             par::try_for_each_chunk(&mut levels, count, |i, out| {
@@ -169,11 +208,6 @@ impl Batch {
     /// Whether there is no sample; never so for a batch of [`Batches`].
     pub fn is_empty(&self) -> bool {
         self.samples.is_empty()
-    }
-
-    /// Number of samples seen when this batch is done, from the start of the run.
-    pub fn seen(&self) -> u32 {
-        num::index_u32((self.step + 1) * self.len())
     }
 }
 
@@ -206,6 +240,33 @@ mod tests {
             assert_ne!(another.batch(0).unwrap().samples, forwards[0].samples);
             let single = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
             assert!(single.install(|| other.batch(5).unwrap()) == forwards[5]);
+        }
+    }
+
+    #[test]
+    fn the_parts_of_a_batch_are_the_batch() {
+        for augment in [Augment::None, Augment::Affine] {
+            let batches = batches(32, 1, augment);
+            for step in [0, 7] {
+                let whole = batches.batch(step).unwrap();
+                let parts =
+                    (0..4).map(|rank| batches.part(step, Share { rank, count: 4 }));
+                let parts: Vec<Batch> = parts.map(Result::unwrap).collect();
+                let ids: Vec<_> = parts.iter().map(|part| part.ids.clone()).collect();
+                let samples: Vec<_> =
+                    parts.iter().map(|part| part.samples.clone()).collect();
+                assert!(ids.concat() == whole.ids && samples.concat() == whole.samples);
+                let levels = |batch: &Batch| match &batch.pixels {
+                    BatchPixels::Values(values) => {
+                        values.iter().map(|v| v.to_bits()).collect()
+                    }
+                    BatchPixels::Levels(levels, _) => {
+                        levels.iter().map(|&level| level.into()).collect::<Vec<u32>>()
+                    }
+                };
+                let pixels: Vec<_> = parts.iter().map(levels).collect();
+                assert!(pixels.concat() == levels(&whole), "{augment:?} {step}");
+            }
         }
     }
 
@@ -246,7 +307,6 @@ mod tests {
             panic!("unchanged pictures are levels");
         };
         assert_eq!((levels.len(), made.ids.len()), (16 * values, 16 * 16));
-        assert_eq!(made.seen(), 80);
         for (i, sample) in made.samples.iter().enumerate() {
             let row =
                 batches.split.rows.iter().position(|r| r.sample == *sample).unwrap();

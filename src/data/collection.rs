@@ -74,6 +74,10 @@ pub struct Layout {
     pub retrieval: String,
     /// Split with concepts that were never trained on.
     pub held_out: Option<String>,
+    /// How many concepts, from the first on, are the classes that pictures are sorted into;
+    /// all of them where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes: Option<usize>,
     /// Prompts with `{}` in the place of the label.
     pub templates: Vec<String>,
     /// Who made the pictures and under which licence.

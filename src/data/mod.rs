@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! emoji ─┐
+//! icons ─┤
 //! shapes ┼─► Collection ─► write: Parquet, tokenizer, dataset.json ─► Dataset ─► Split ─► Batches
 //! pairs ─┘   (folder, csv, parquet, coco, webdataset)
 //! ```
@@ -11,8 +12,11 @@
 //! sources.
 
 mod batches;
+mod captions;
 mod collection;
-pub mod emoji;
+mod emoji;
+mod icons;
+pub mod packages;
 pub mod pairs;
 mod prefetch;
 mod read;
@@ -24,7 +28,7 @@ mod write;
 
 use std::path::Path;
 
-pub use batches::{Batch, BatchPixels, BatchSettings, Batches};
+pub use batches::{Batch, BatchPixels, BatchSettings, Batches, Share};
 pub use collection::{Layout, Meta, Reading};
 pub use pairs::Skipped;
 pub use prefetch::Prefetch;
@@ -38,8 +42,8 @@ use spool::Spool;
 
 /// Builds the data set of `config` in the existing folder `out` (docs/artifacts.md § dataset).
 ///
-/// `cache` holds the packages of the emoji source (see [`emoji::missing`]); the other sources
-/// do not look at it. `progress` is told pictures done and pictures in all. The bytes written
+/// `cache` holds the packages of the sources `emoji` and `icons` (see [`packages::missing`]);
+/// the other sources do not look at it. `progress` is told pictures done and pictures in all. The bytes written
 /// depend on the configuration, the source's files and `seed`, not on the thread count.
 /// Memory grows with the number of captions and not with the pictures.
 pub fn build(
@@ -54,6 +58,12 @@ pub fn build(
 
     let collection = match config.source {
         Source::Emoji => emoji::collect(config, cache, seed, (&mut spool, progress))?,
+        Source::Icons => {
+            let (collection, bad) =
+                icons::collect(config, cache, seed, (&mut spool, progress))?;
+            skipped = bad;
+            collection
+        }
         Source::Shapes => shapes::collect(config, seed, (&mut spool, progress))?,
         Source::Folder
         | Source::Csv

@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::batches::{Batch, Batches};
+use super::batches::{Batch, Batches, Share};
 use crate::error::{Context, Error, Result};
 
 /// A running producer and its queue.
@@ -23,9 +23,9 @@ pub struct Prefetch {
 }
 
 impl Prefetch {
-    /// Starts making the batches of `steps`, at most `depth` ahead of the consumer.
+    /// Starts making the parts of the batches of `steps`, at most `depth` ahead of the consumer.
     pub fn start(
-        batches: Arc<Batches>,
+        (batches, share): (Arc<Batches>, Share),
         steps: Range<usize>,
         depth: usize,
     ) -> Result<Self> {
@@ -41,7 +41,7 @@ impl Prefetch {
         let work = move || {
             for step in steps {
                 // The consumer may stop early: nothing is lost.
-                if send.send(pool.install(|| batches.batch(step))).is_err() {
+                if send.send(pool.install(|| batches.part(step, share))).is_err() {
                     return;
                 }
             }
@@ -111,7 +111,8 @@ mod tests {
     #[test]
     fn batches_come_in_order_and_end() {
         let batches = batches();
-        let mut ahead = Prefetch::start(Arc::clone(&batches), 5..25, 3).unwrap();
+        let mut ahead =
+            Prefetch::start((Arc::clone(&batches), Share::WHOLE), 5..25, 3).unwrap();
         for step in 5..25 {
             assert!(
                 ahead.take().unwrap().unwrap() == batches.batch(step).unwrap(),
@@ -124,7 +125,8 @@ mod tests {
 
     #[test]
     fn stopping_early_does_not_hang() {
-        let mut ahead = Prefetch::start(batches(), 0..1_000_000, 1).unwrap();
+        let mut ahead =
+            Prefetch::start((batches(), Share::WHOLE), 0..1_000_000, 1).unwrap();
         assert!(ahead.take().unwrap().is_some());
         drop(ahead);
     }

@@ -105,6 +105,7 @@ pub(super) fn collect(
             .filter(|c| c.held_out)
             .map(|c| c.key.as_str())
             .collect::<BTreeSet<_>>(),
+        retrieval: splits::PAIR,
     };
     let assigned = splits::assign(&items, &rules);
 
@@ -162,6 +163,7 @@ fn layout() -> Layout {
         shifts: ["v2", "3d", "sketch", "blob"].map(str::to_owned).to_vec(),
         retrieval: splits::PAIR.to_owned(),
         held_out: Some(splits::HELD_OUT.to_owned()),
+        classes: None,
         templates: TEMPLATES.map(str::to_owned).to_vec(),
         attribution: vec!["drawn by upcycle".to_owned()],
     }

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 pub(super) const TRAIN: &str = "train";
 /// Pictures for choosing hyperparameters.
 pub(super) const VAL: &str = "val";
-/// Pictures of the retrieval task, one per concept.
+/// Pictures of the retrieval task, one per concept, of the sources with styles of emoji.
 pub(super) const PAIR: &str = "pair";
 /// Pictures of concepts that are never trained on, in all styles.
 pub(super) const HELD_OUT: &str = "heldout";
@@ -33,6 +33,8 @@ pub(super) struct Rules<'a> {
     pub unseen: BTreeMap<&'a str, &'static str>,
     /// Keys of the concepts that are never trained on.
     pub held_out: BTreeSet<&'a str>,
+    /// The split of the retrieval task.
+    pub retrieval: &'static str,
 }
 
 /// The split of every (concept key, style) pair; `None` where a picture is left out: the
@@ -50,7 +52,7 @@ pub(super) fn assign(
 
     let mut given: BTreeMap<(&str, &str), &'static str> = BTreeMap::new();
     for (concept, styles) in &styles {
-        if let Some((style, split)) = gives_up(concept, styles) {
+        if let Some((style, split)) = gives_up(concept, styles, rules.retrieval) {
             given.insert((concept, style), split);
         }
     }
@@ -78,13 +80,14 @@ pub(super) fn assign(
 fn gives_up<'a>(
     concept: &str,
     styles: &BTreeSet<&'a str>,
+    retrieval: &'static str,
 ) -> Option<(&'a str, &'static str)> {
     if styles.len() < MIN_STYLES {
         return None;
     }
 
     let (split, salt) = if hash(&format!("pair:{concept}"), 3) == 0 {
-        (PAIR, "ps")
+        (retrieval, "ps")
     } else if hash(&format!("val:{concept}"), 2) == 0 {
         (VAL, "vs")
     } else {
@@ -125,6 +128,7 @@ mod tests {
         let rules = Rules {
             unseen: BTreeMap::from([("odd", "shift")]),
             held_out: keys[..10].iter().map(String::as_str).collect(),
+            retrieval: PAIR,
         };
         let splits = assign(&items, &rules);
         let of = |split: &str| -> Vec<(&str, &str)> {
@@ -149,7 +153,8 @@ mod tests {
     fn the_order_of_pictures_does_not_matter() {
         let keys: Vec<String> = (0..50).map(|i| i.to_string()).collect();
         let mut items = items(&keys);
-        let rules = Rules { unseen: BTreeMap::new(), held_out: BTreeSet::new() };
+        let rules =
+            Rules { unseen: BTreeMap::new(), held_out: BTreeSet::new(), retrieval: PAIR };
         let forwards = assign(&items, &rules);
         items.reverse();
         let mut backwards = assign(&items, &rules);

@@ -69,6 +69,26 @@ impl Draws {
         (0..n).map(|_| num::widen(self.0.random_range(0..n))).collect()
     }
 
+    /// Weights of a mean over the population that `draws` observations come from; they sum to
+    /// one. Over the draws of these weights, the weighted sum of n observations has Student's
+    /// distribution of n - 1 degrees around their mean, in units of its standard error s/√n.
+    /// It is linear in the observations, so models under the same weights stay paired. A single
+    /// observation says nothing of its spread, and has the weight 1.
+    pub fn weights(&mut self, draws: usize) -> Vec<f64> {
+        let n = draws as f64;
+        if draws < 2 {
+            return vec![1.0; draws];
+        }
+        let normal: Vec<f64> = (0..draws).map(|_| rng::normal_f64(&mut self.0)).collect();
+        let squares = (1..draws).map(|_| rng::normal_f64(&mut self.0).powi(2));
+        let spread = (squares.sum::<f64>() / (n - 1.0)).sqrt();
+
+        // Centred, the normals turn deviations from m into a normal of variance s² (n - 1).
+        let mean = num::mean(&normal);
+        let scale = 1.0 / (spread * (n * (n - 1.0)).sqrt());
+        normal.iter().map(|z| 1.0 / n + scale * (z - mean)).collect()
+    }
+
     /// A draw of Student's t: a normal over the root of a mean of `degrees` squared normals.
     pub fn student(&mut self, degrees: usize) -> f64 {
         let normal = rng::normal_f64(&mut self.0);
@@ -140,6 +160,27 @@ mod tests {
         let n = 20_000;
         let inside = (0..n).filter(|_| draws.student(2).abs() < 4.302_65).count();
         assert!((inside as f64 / f64::from(n) - 0.95).abs() < 0.005, "{inside}");
+    }
+
+    /// The mean of three draws of a normal lies within the interval of its weights as often as
+    /// it says, and weights are those of a mean.
+    #[test]
+    fn weights_cover_the_mean_of_the_population_that_few_draws_come_from() {
+        let mut inside = 0;
+        for study in 0..400 {
+            let mut stream = rng::stream(study, "study");
+            let seen: Vec<f64> = (0..3).map(|_| rng::normal_f64(&mut stream)).collect();
+            let means = Bootstrap::new(study, 400).unwrap().resample("w", 1, |draws| {
+                let weights = draws.weights(3);
+                assert!((weights.iter().sum::<f64>() - 1.0).abs() < 1e-9);
+                vec![weights.iter().zip(&seen).map(|(w, x)| w * x).sum()]
+            });
+            let Interval { low, high } = Interval::of(&means[0]);
+            inside += u32::from(low <= 0.0 && 0.0 <= high);
+        }
+        // 95 % of 400 are 380, give or take 4.4; resampling with replacement finds 240 to 300.
+        assert!((364..=396).contains(&inside), "{inside}");
+        assert_eq!(Draws(rng::stream(1, "one")).weights(1), [1.0]);
     }
 
     #[test]

@@ -47,6 +47,8 @@ pub struct Concept {
 pub struct Vocabulary<'a> {
     /// The concepts by number.
     pub concepts: Vec<Concept>,
+    /// How many of them, from the first on, are classes: those that pictures are sorted into.
+    pub classes: usize,
     /// Prompts with `{}` for the label.
     pub templates: Vec<String>,
     /// Texts to token ids.
@@ -142,7 +144,7 @@ impl<'a, R> Split<'a, R> {
 }
 
 impl Vocabulary<'_> {
-    /// All prompts, the templates of concept 0 first.
+    /// The prompts of all classes, the templates of concept 0 first.
     pub(super) fn prompts(&self) -> Result<Vec<String>> {
         let bad = self.templates.iter().find(|t| !t.contains("{}"));
         if let Some(template) = bad {
@@ -151,14 +153,22 @@ impl Vocabulary<'_> {
             )));
         }
 
-        if self.templates.is_empty() || self.concepts.is_empty() {
-            let (t, c) = (self.templates.len(), self.concepts.len());
+        let known = self.concepts.len();
+        if self.classes > known {
             return Err(Error::failed(format!(
-                "found {c} concepts and {t} templates, expected at least one of each"
+                "found {} classes among {known} concepts, expected no more classes than \
+                 concepts",
+                self.classes
+            )));
+        }
+        if self.templates.is_empty() || self.classes == 0 {
+            let (t, c) = (self.templates.len(), self.classes);
+            return Err(Error::failed(format!(
+                "found {c} classes and {t} templates, expected at least one of each"
             )));
         }
 
-        let prompts = self.concepts.iter().flat_map(|concept| {
+        let prompts = self.concepts[..self.classes].iter().flat_map(|concept| {
             self.templates.iter().map(|t| t.replace("{}", &concept.label))
         });
         Ok(prompts.collect())

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::probe::FewShot;
+use super::probe::{FewShot, Size};
 use super::tasks::{self, ZeroShot};
 use super::{Bootstrap, Bundle, Encoder, Evaluation, LabelledImages, Test, embed};
 use crate::config::EvaluateConfig;
@@ -34,13 +34,12 @@ pub fn evaluate(
     let zero_shot = ZeroShot { vocabulary, prompts: &prompts, bootstrap };
     let mut out = Evaluation::default();
     let tests = named(&embedded, bundle.tests.iter())?;
-    out.measurements.extend(tasks::concept::measure(&zero_shot, &tests, &bundle.shifts)?);
-    out.outcomes.extend(tasks::concept::outcomes(&zero_shot, &tests)?);
+    out.add(tasks::concept::measure(&zero_shot, &tests, &bundle.shifts)?);
 
     let retrieval = named(&embedded, [&bundle.retrieval])?[0];
-    out.measurements.extend(tasks::coarse::measure(&zero_shot, retrieval)?);
+    out.add(tasks::coarse::measure(&zero_shot, retrieval)?);
     for images in named(&embedded, bundle.held_out.iter())? {
-        out.measurements.extend(tasks::held_out::measure(&zero_shot, images)?);
+        out.add(tasks::held_out::measure(&zero_shot, images)?);
     }
 
     // Retrieval alone needs captions, of which a picture may have several.
@@ -48,9 +47,12 @@ pub fn evaluate(
     let all: Vec<usize> = (0..split.len()).collect();
     let (texts, owner) = embed::captions(encoder, vocabulary, split, &all, config.batch)?;
     let captions = tasks::retrieval::Captions { texts: &texts, owner: &owner };
-    let measured =
-        tasks::retrieval::measure(bootstrap, retrieval, captions, &config.recall_at)?;
-    out.measurements.extend(measured);
+    out.add(tasks::retrieval::measure(
+        bootstrap,
+        retrieval,
+        captions,
+        &config.recall_at,
+    )?);
 
     let shifts = named(&embedded, bundle.shifts.iter())?;
     let judges = Judges { shifts: &shifts, bootstrap, seed };
@@ -84,10 +86,15 @@ fn probe(
         ));
     }
 
-    // Subgroups, because concepts have too few pictures to draw from.
-    let labels: Vec<usize> =
-        bundle.train.concept.iter().map(|&c| concepts[c].subgroup).collect();
-    let few = FewShot::draw(&labels, most, config.probe_draws, judges.seed);
+    // Subgroups, because concepts may have too few pictures to draw from. What is no class
+    // has no label.
+    let classes = bundle.vocabulary.classes;
+    let label = |c: usize| (c < classes).then(|| concepts[c].subgroup);
+    let labels: Vec<Option<usize>> =
+        bundle.train.concept.iter().map(|&c| label(c)).collect();
+    let size =
+        Size { shots: most, draws: config.probe_draws, classes: config.probe_classes };
+    let few = FewShot::draw(&labels, size, judges.seed);
     let found = few.classes().len();
     if found < 2 {
         let needed = FewShot::needed(most);
@@ -99,8 +106,9 @@ fn probe(
     }
 
     // A concept whose subgroup has too few pictures has no class and takes no part.
-    let class: Vec<Option<usize>> =
-        concepts.iter().map(|c| few.classes().binary_search(&c.subgroup).ok()).collect();
+    let class: Vec<Option<usize>> = (0..concepts.len())
+        .map(|c| few.classes().binary_search(&label(c)?).ok())
+        .collect();
     let batch = config.batch;
     let train = embed::images(encoder, &bundle.train, &few.pictures(), batch)?;
     let validation = embed::split(encoder, &bundle.validation, batch)?;
@@ -114,11 +122,7 @@ fn probe(
     };
 
     match tasks::few_shot::measure(&probing, config, judges.bootstrap)? {
-        Some(found) => {
-            out.measurements.extend(found.measurements);
-            out.choices = found.choices;
-            out.outcomes.extend(found.outcomes);
-        }
+        Some(found) => out.add(found),
         None => out.notes.push(
             "there is no probe: no validation picture or no shifted picture has one of its \
              subgroups"

@@ -18,7 +18,8 @@ use super::measurement::Row;
 use super::metrics::classification::Classified;
 use super::metrics::classifier;
 use super::{
-    Bootstrap, Bundle, Encoder, LabelledImages, Measurement, Outcome, Test, embed,
+    Bootstrap, Bundle, Encoder, LabelledImages, Measurement, Outcome, Test, Vocabulary,
+    embed,
 };
 use crate::config::{EvaluateConfig, OptimConfig};
 use crate::error::{Error, Result};
@@ -76,12 +77,13 @@ struct Classes {
 
 impl Classes {
     fn of(bundle: &Bundle<'_>) -> Self {
-        let concepts = &bundle.vocabulary.concepts;
+        let Vocabulary { concepts, classes, .. } = &bundle.vocabulary;
+        let label = |c: usize| (c < *classes).then(|| concepts[c].subgroup);
         let trained: BTreeSet<usize> =
-            bundle.train.concept.iter().map(|&c| concepts[c].subgroup).collect();
+            bundle.train.concept.iter().filter_map(|&c| label(c)).collect();
         let trained: Vec<usize> = trained.into_iter().collect();
         let class: Vec<Option<usize>> =
-            concepts.iter().map(|c| trained.binary_search(&c.subgroup).ok()).collect();
+            (0..concepts.len()).map(|c| trained.binary_search(&label(c)?).ok()).collect();
         let members = (0..trained.len())
             .map(|own| (0..class.len()).filter(|&c| class[c] == Some(own)).collect());
         Self { members: members.collect(), class }
@@ -110,12 +112,14 @@ fn train(
     bundle: &Bundle<'_>,
     (classes, optim, seed): (&Classes, &OptimConfig, u64),
 ) -> Result<()> {
-    let class: Vec<usize> =
-        bundle.train.concept.iter().filter_map(|&c| classes.class[c]).collect();
-    let batch = optim.batch.min(class.len());
-    let steps_per_epoch = class.len() / batch;
+    // Pictures without a class keep their rows and are never dealt.
+    let class: Vec<Option<usize>> =
+        bundle.train.concept.iter().map(|&c| classes.class[c]).collect();
+    let mut order: Vec<usize> =
+        (0..class.len()).filter(|&row| class[row].is_some()).collect();
+    let batch = optim.batch.min(order.len());
+    let steps_per_epoch = order.len() / batch;
 
-    let mut order: Vec<usize> = (0..class.len()).collect();
     for step in 0..optim.steps {
         let (epoch, place) = (step / steps_per_epoch, step % steps_per_epoch);
         if place == 0 {
@@ -127,7 +131,7 @@ fn train(
         // Every batch is full; what is left of an epoch is dealt in another.
         let rows = &order[place * batch..(place + 1) * batch];
         let pixels = (bundle.train.pixels)(rows)?;
-        let labels: Vec<usize> = rows.iter().map(|&row| class[row]).collect();
+        let labels: Vec<usize> = rows.iter().filter_map(|&row| class[row]).collect();
 
         let loss = tuner.step(&pixels, &mut |unit| Ok(head.step(unit, &labels)))?;
         if !loss.is_finite() {

@@ -7,7 +7,9 @@ use crate::error::{Context, Result};
 pub use crate::tables::Measurement;
 
 /// How one picture fared in one metric: 1 where the model is right, 0 where it is not, and
-/// the mean of these where a metric draws several classifiers.
+/// the mean of these where a metric draws several classifiers. The mean over pictures is the
+/// metric: where a picture has several captions that ask, it counts their hits over the mean
+/// number of captions.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
     /// Task of the metric.
@@ -18,7 +20,7 @@ pub struct Outcome {
     pub metric: String,
     /// Number of the picture's sample.
     pub sample: u32,
-    /// 0 to 1.
+    /// 0 to 1, or more of a picture with more captions than most.
     pub value: f64,
 }
 
@@ -52,6 +54,14 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
+    /// Adds what a task found.
+    pub(super) fn add(&mut self, found: Self) {
+        self.measurements.extend(found.measurements);
+        self.choices.extend(found.choices);
+        self.notes.extend(found.notes);
+        self.outcomes.extend(found.outcomes);
+    }
+
     /// The content of `metrics.json`: pretty, keys in declaration order, one final newline.
     pub fn to_json(&self) -> Result<String> {
         let text = serde_json::to_string_pretty(self);

@@ -40,15 +40,22 @@ pub struct Covers {
     pub pictures: usize,
 }
 
-/// A mean difference and its interval.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// A mean difference, from which intervals of any coverage are read.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Mixed {
     /// The weighted mean difference over pictures and replicates.
     pub value: f64,
-    /// Its interval.
-    pub interval: Interval,
-    /// What the interval covers.
+    /// What its intervals cover.
     pub covers: Covers,
+    /// The mean difference in every resample.
+    resampled: Vec<f64>,
+}
+
+impl Mixed {
+    /// The interval of a coverage.
+    pub fn interval(&self, coverage: f64) -> Interval {
+        Interval::with_coverage(&self.resampled, coverage)
+    }
 }
 
 impl std::fmt::Display for Covers {
@@ -70,13 +77,12 @@ impl std::fmt::Display for Covers {
     }
 }
 
-/// The difference with an interval of the given coverage; `weights` are those of the strata,
-/// and sum to 1. `None` without replicates or pictures, or where replicates differ in shape.
+/// The difference and its resamples; `weights` are those of the strata, and sum to 1. `None`
+/// without replicates or pictures, or where replicates differ in shape.
 pub fn mixed(
     replicates: &[Replicate],
     weights: &[f64],
     (bootstrap, name): (Bootstrap, &str),
-    coverage: f64,
 ) -> Option<Mixed> {
     let sizes: Vec<usize> = replicates.first()?.strata.iter().map(Vec::len).collect();
     let fits = |r: &Replicate| r.strata.iter().map(Vec::len).eq(sizes.iter().copied());
@@ -89,7 +95,7 @@ pub fn mixed(
     let observed = units(replicates, weights, &all);
 
     // The pictures of a resample are the same for all replicates: that is what crosses them.
-    let resampled = bootstrap.resample(name, 1, |draws| {
+    let mut resampled = bootstrap.resample(name, 1, |draws| {
         let drawn: Vec<Vec<usize>> = sizes.iter().map(|&n| draws.examples(n)).collect();
         vec![population_mean(&units(replicates, weights, &drawn), draws)]
     });
@@ -97,7 +103,7 @@ pub fn mixed(
         replicates.iter().map(|r| r.base).collect();
     Some(Mixed {
         value: num::mean(&observed),
-        interval: Interval::with_coverage(&resampled[0], coverage),
+        resampled: resampled.remove(0),
         covers: Covers {
             bases: bases.len(),
             seeds: replicates.len(),
@@ -183,8 +189,8 @@ mod tests {
             let replicates = study(world, shape, number);
             let bootstrap = Bootstrap::new(number as u64, 200).unwrap();
             let weights = [0.4, 0.6];
-            let found = mixed(&replicates, &weights, (bootstrap, "test"), 0.95).unwrap();
-            let Interval { low, high } = found.interval;
+            let found = mixed(&replicates, &weights, (bootstrap, "test")).unwrap();
+            let Interval { low, high } = found.interval(0.95);
             mixed_hits += u32::from((low..=high).contains(&TRUTH));
 
             let all: [Vec<usize>; 2] = [(0..40).collect(), (0..60).collect()];
@@ -223,9 +229,12 @@ mod tests {
     fn one_seed_gives_an_interval_of_pictures_and_says_so() {
         let replicate = Replicate { base: 1, strata: vec![vec![0.0, 1.0, 0.0, 1.0]] };
         let bootstrap = Bootstrap::new(1, 500).unwrap();
-        let found = mixed(&[replicate], &[1.0], (bootstrap, "one"), 0.95).unwrap();
+        let found = mixed(&[replicate], &[1.0], (bootstrap, "one")).unwrap();
         assert!((found.value - 0.5).abs() < 1e-12);
-        assert_eq!((found.interval.low, found.interval.high), (0.0, 1.0));
+        let Interval { low, high } = found.interval(0.95);
+        assert_eq!((low, high), (0.0, 1.0));
+        let narrow = found.interval(0.5);
+        assert!(low < narrow.low && narrow.high < high, "{narrow:?}");
         assert_eq!(found.covers.to_string(), "4 test pictures, not training luck");
     }
 
@@ -233,7 +242,7 @@ mod tests {
     fn shapes_that_disagree_give_nothing() {
         let of = |values: &[f64]| Replicate { base: 1, strata: vec![values.to_vec()] };
         let bootstrap = Bootstrap::new(1, 5).unwrap();
-        let asked = |all: &[Replicate]| mixed(all, &[1.0], (bootstrap, "no"), 0.95);
+        let asked = |all: &[Replicate]| mixed(all, &[1.0], (bootstrap, "no"));
         assert!(asked(&[]).is_none());
         assert!(asked(&[of(&[])]).is_none());
         assert!(asked(&[of(&[0.1]), of(&[0.1, 0.2])]).is_none());

@@ -38,7 +38,7 @@ pub fn classification(
     let zero_shot =
         ZeroShot { vocabulary, prompts: &prompts, bootstrap: settings.bootstrap };
     let found = tasks::concept::measure(&zero_shot, &[images], &[])?;
-    Ok(named(found, CLASSIFICATION))
+    Ok(named(found.measurements, CLASSIFICATION))
 }
 
 /// Recalls both ways at every k; `captions` are those of each picture, at least one.
@@ -72,7 +72,7 @@ pub fn retrieval(
         pairs,
         &settings.recall_at,
     )?;
-    Ok(named(found, RETRIEVAL))
+    Ok(named(found.measurements, RETRIEVAL))
 }
 
 fn named(found: Vec<Measurement>, task: &str) -> Vec<Measurement> {

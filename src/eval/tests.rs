@@ -96,6 +96,7 @@ fn vocabulary() -> Vocabulary<'static> {
     };
     Vocabulary {
         concepts: (0..CONCEPTS).map(concept).collect(),
+        classes: CONCEPTS,
         templates: vec!["{}".to_owned(), "a picture of {}".to_owned()],
         tokenize: &tokenize,
     }
@@ -125,10 +126,12 @@ fn config() -> EvaluateConfig {
         recall_at: vec![1, 5],
         shots: vec![5, 10],
         probe_draws: 2,
+        probe_classes: 0,
         probe_l2: vec![1e-3, 1e-1],
         fine_tuning: tuning(20),
         bootstrap: 50,
         batch: 32,
+        pixels: 0,
         sets: Vec::new(),
     }
 }
@@ -202,18 +205,29 @@ fn fine_tuning_learns_and_is_measured_on_the_shift_splits() {
     assert_eq!(measured(60).0.0, found, "a run repeats itself");
 }
 
-/// What `acc1` is the mean of stands picture by picture.
+/// What a metric is the mean of stands picture by picture.
 #[test]
 fn outcomes_average_to_the_metrics() {
     let mut toy = Toy::new(1.0);
     let found = evaluate(&mut toy, &bundle(), &config(), 1).unwrap();
-    for split in ["pair", "v2", "sketch"] {
-        let own =
-            found.outcomes.iter().filter(|o| o.task == "concept" && o.split == split);
+    for (task, split, metric) in [
+        ("concept", "pair", "acc1"),
+        ("concept", "v2", "acc1"),
+        ("concept", "sketch", "acc1"),
+        ("group", "pair", "acc1"),
+        ("subgroup", "pair", "acc1"),
+        ("heldout", "heldout", "acc1"),
+        ("retrieval", "pair", "image_retrieval_recall@1"),
+        ("retrieval", "pair", "text_retrieval_recall@5"),
+    ] {
+        let is_it = |o: &&crate::eval::Outcome| {
+            (o.task, o.split.as_str(), o.metric.as_str()) == (task, split, metric)
+        };
+        let own = found.outcomes.iter().filter(is_it);
         let values: Vec<f64> = own.map(|outcome| outcome.value).collect();
-        let expected = found.find("concept", split, "acc1").unwrap();
-        assert_eq!(values.len(), num::widen(expected.n));
-        assert!((num::mean(&values) - expected.value).abs() < 1e-12, "{split}");
+        let expected = found.find(task, split, metric).unwrap();
+        assert!(!values.is_empty() && values.len() <= num::widen(expected.n), "{task}");
+        assert!((num::mean(&values) - expected.value).abs() < 1e-12, "{task} {split}");
     }
     for metric in ["logistic-5", "ridge-10"] {
         let own =
@@ -426,4 +440,24 @@ fn examples_are_the_same_queries_for_every_model_best_first() {
         example_retrievals(&mut Toy::new(0.0), &bundle, 99, 16, 3).unwrap().len(),
         50
     );
+}
+
+/// As many concepts as the first classes, and others that no prompt names.
+#[test]
+fn pictures_of_what_is_no_class_take_no_part() {
+    let mut bundle = bundle();
+    bundle.vocabulary.classes = 40;
+    bundle.held_out = None;
+    let found = evaluate(&mut Toy::new(1.5), &bundle, &config(), 1).unwrap();
+    let count = |task: &str, split: &str| {
+        let own = found.measurements.iter().find(|m| m.task == task && m.split == split);
+        own.map(|m| m.n)
+    };
+    assert_eq!(count("concept", "pair"), Some(40), "of 50 concepts");
+    assert_eq!(count("concept", "v2"), Some(80), "of 60 concepts, two pictures each");
+    assert_eq!(count("retrieval", "pair"), Some(100), "captions need no class");
+    bundle.vocabulary.classes = CONCEPTS + 1;
+    let error =
+        evaluate(&mut Toy::new(1.5), &bundle, &config(), 1).unwrap_err().to_string();
+    assert!(error.contains("61 classes among 60 concepts"), "{error}");
 }

@@ -41,10 +41,11 @@ pub fn validate(
 
     let prompts = embed::texts(encoder, vocabulary, &vocabulary.prompts()?, batch)?;
     let classes: Vec<Vec<usize>> =
-        (0..vocabulary.concepts.len()).map(|c| vocabulary.rows(c).collect()).collect();
+        (0..vocabulary.classes).map(|c| vocabulary.rows(c).collect()).collect();
     let images = embed::split(encoder, validation, batch)?;
     let classifier = classifier::build(&prompts, &classes)?;
-    let found = Classified::new(&images.embeddings, &classifier, &images.concept)?;
+    let known = images.of_classes(vocabulary.classes)?;
+    let found = Classified::new(&known.embeddings, &classifier, &known.concept)?;
 
     // The first picture of each concept, in the order of the split.
     let mut seen = BTreeSet::new();

@@ -4,6 +4,8 @@
 //! its size independent of the vendor. The drawing is rendered [`OVERSAMPLING`] times larger
 //! on white, cut to the box of everything not white plus a margin, made square, and reduced.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use resvg::{tiny_skia, usvg};
 
 use super::{Picture, drawing, resize};
@@ -38,8 +40,15 @@ pub fn render(svg: &str, side: usize) -> Result<Picture> {
     Ok(resize(&draw(svg, side * OVERSAMPLING)?, side, side))
 }
 
-/// Renders on white with the longer side at `extent` pixels.
+/// [`draw_unguarded`], whose panic is an error: drawings are other people's, and resvg asserts
+/// where some of them are odd.
 fn draw(svg: &str, extent: usize) -> Result<Picture> {
+    catch_unwind(AssertUnwindSafe(|| draw_unguarded(svg, extent)))
+        .unwrap_or_else(|_| Err(Error::corrupt("resvg panics at this SVG drawing")))
+}
+
+/// Renders on white with the longer side at `extent` pixels.
+fn draw_unguarded(svg: &str, extent: usize) -> Result<Picture> {
     let document = drawing::parse(svg)?;
     let tree = usvg::Tree::from_xmltree(&document, &usvg::Options::default())
         .context(|| "parsing an SVG drawing".to_owned())?;

@@ -3,6 +3,10 @@
 //! The nodes of one stage never read each other, so they may run side by side, each in a
 //! thread pool of its own. The decision which of them run comes first, on its own, and costs
 //! milliseconds.
+//!
+//! Where several ranks do the work of a node together, rank 0 drives: it decides, holds the
+//! locks and publishes. The others run the nodes that it names, and refuse one whose key is
+//! not theirs.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,9 +16,10 @@ use std::time::{Duration, Instant};
 use super::memory;
 use super::panics::{Panics, hold};
 use super::survey::{Resolved, one_line};
-use super::{Console, Event, Job, Node, Stage, Survey, Verdict, Width};
-use crate::artifact::{Draft, Notice, Outcome, Place, Request, Store};
+use super::{Console, Event, Job, Node, Progress, Reach, Stage, Survey, Verdict, Width};
+use crate::artifact::{Draft, Notice, Outcome, Place, Request, Store, processor};
 use crate::error::{Context, Error, Result, did_you_mean};
+use crate::ranks::Ranks;
 
 /// How a stage is to be driven.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +57,8 @@ pub struct Orders {
     pub fetches: bool,
     /// Where a panic leaves its message and its place in the code.
     pub panics: Panics,
+    /// The processes that work together.
+    pub ranks: Arc<dyn Ranks>,
 }
 
 /// One stage of a plan over a store.
@@ -84,6 +91,85 @@ struct Task<'a> {
 impl Drive<'_> {
     /// Does what was ordered. Lines for standard output are returned and not printed here.
     pub fn run(&self) -> Result<Vec<String>> {
+        let ranks = &*self.orders.ranks;
+        if ranks.count() == 1 {
+            return self.lead();
+        }
+
+        let (name, count) = (self.stage.name, ranks.count());
+        if self.stage.reach == Reach::Process {
+            return Err(Error::usage(format!(
+                "--ranks: found {count} ranks, but the stage {name} runs in one process; leave \
+                 --ranks out"
+            )));
+        }
+        self.compare_processors()?;
+        if !ranks.leads() {
+            return self.follow();
+        }
+
+        // An error is not told here: it ends all ranks.
+        let lines = self.lead()?;
+        ranks.tell("")?;
+        Ok(lines)
+    }
+
+    /// Says so if ranks run on different processors, whose products differ in the last bits.
+    fn compare_processors(&self) -> Result<()> {
+        let own = processor();
+        let all = self.orders.ranks.tell(&own)?;
+        if let Some(rank) = all.iter().position(|other| *other != own) {
+            let other = &all[rank];
+            self.console.line(&format!(
+                "ranks run on different processors ({own} on rank 0, {other} on rank {rank}): \
+                 the last bits of the result depend on who computed what"
+            ));
+        }
+        Ok(())
+    }
+
+    /// What every other rank does: the nodes that rank 0 names, until it names none.
+    fn follow(&self) -> Result<Vec<String>> {
+        loop {
+            let named = self.orders.ranks.tell("")?.swap_remove(0);
+            let Some((place, key)) = named.rsplit_once(' ') else {
+                return Ok(Vec::new());
+            };
+            self.follow_to(place, key)?;
+        }
+    }
+
+    /// Works on a node that rank 0 publishes.
+    fn follow_to(&self, place: &str, key: &str) -> Result<()> {
+        let rank = self.orders.ranks.rank();
+        let is_meant = |node: &&Node| node.place.to_string() == place;
+        let node = self.nodes.iter().find(is_meant).ok_or_else(|| {
+            Error::usage(format!(
+                "rank 0 makes {place}, which rank {rank} does not have: start all ranks with \
+                 the same configuration"
+            ))
+        })?;
+
+        // The keys of earlier nodes may have changed since they were looked at.
+        let survey = Survey::new(self.store, self.stages, self.nodes);
+        let resolved = survey.resolve(node)?;
+        let own = resolved.expected.key.to_string();
+        if own != key {
+            return Err(Error::usage(format!(
+                "{place} has the key {own} on rank {rank} and {key} on rank 0: start all ranks \
+                 with the same program, configuration and files"
+            )));
+        }
+
+        let folder = tempfile::tempdir()
+            .context(|| "making a folder for what is thrown away".to_owned())?;
+        let mut draft = self.store.follow(&resolved.expected, folder.path());
+        let progress = self.console.bar(place);
+        self.compute((node, &resolved), &mut draft, self.orders.threads, progress)
+    }
+
+    /// Does what was ordered, as the only rank or the first.
+    fn lead(&self) -> Result<Vec<String>> {
         let nodes = self.select()?;
         let survey = Survey::new(self.store, self.stages, self.nodes);
         match self.orders.mode {
@@ -292,6 +378,8 @@ impl Drive<'_> {
     fn workers(&self, tasks: usize) -> usize {
         let Orders { threads, jobs, need, .. } = *self.orders;
         let workers = match (self.stage.width, jobs) {
+            // All ranks work on one node, with all their threads.
+            _ if self.orders.ranks.count() > 1 => 1,
             (Width::Whole, _) => 1,
             (Width::Shared, 0) => memory::fitting(threads, need, memory::free()),
             (Width::Shared, jobs) => jobs,
@@ -318,7 +406,7 @@ impl Drive<'_> {
         let outcome = self.store.produce(
             &request,
             &|notice| notify(console, place, &notice),
-            |draft| self.compute(task, draft, threads, console),
+            |draft| self.begin(task, draft, threads, console),
         );
 
         let text = match outcome.context(|| named(place, "failed"))? {
@@ -340,8 +428,8 @@ impl Drive<'_> {
         Ok(())
     }
 
-    /// Runs the stage's own code in a thread pool of its own.
-    fn compute(
+    /// Says that a node begins, to people and to the other ranks, and works on it.
+    fn begin(
         &self,
         task: &Task<'_>,
         draft: &mut Draft,
@@ -351,18 +439,33 @@ impl Drive<'_> {
         let name = task.node.place.to_string();
         let text = task.announcement.as_str();
         console.say(&Event::Start { node: &name, text }, text);
-        let progress = console.bar(&name);
-        let bar = progress.clone();
 
-        let outside = &task.resolved.externals;
+        let ranks = &*self.orders.ranks;
+        if ranks.count() > 1 {
+            ranks.tell(&format!("{name} {}", task.resolved.expected.key))?;
+        }
+        self.compute((task.node, &task.resolved), draft, threads, console.bar(&name))
+    }
+
+    /// Runs the stage's own code in a thread pool of its own.
+    fn compute(
+        &self,
+        (node, resolved): (&Node, &Resolved),
+        draft: &mut Draft,
+        threads: usize,
+        progress: Progress,
+    ) -> Result<()> {
+        let bar = progress.clone();
+        let outside = &resolved.externals;
         let externals: Vec<_> = outside.iter().map(|(file, _)| file.clone()).collect();
         let mut job = Job {
-            node: task.node,
-            inputs: &task.resolved.inputs,
+            node,
+            inputs: &resolved.inputs,
             externals: &externals,
             draft,
             progress,
             threads,
+            ranks: Arc::clone(&self.orders.ranks),
         };
 
         let pool = rayon::ThreadPoolBuilder::new()

@@ -20,5 +20,5 @@ pub use events::Event;
 pub use node::{Externals, Files, ListPairs, Node, Upstream};
 pub use panics::Panics;
 pub use progress::{Console, Progress, Volume};
-pub use stage::{Job, Stage, Width};
+pub use stage::{Job, Reach, Stage, Width};
 pub use survey::{Survey, Verdict, one_line};

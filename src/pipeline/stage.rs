@@ -1,12 +1,14 @@
 //! What a stage is, and what it is given to do its work.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 
 use super::{Node, Progress};
 use crate::artifact::{Draft, External, Inputs};
 use crate::error::{Context as _, Error, Result};
+use crate::ranks::Ranks;
 
 /// How the nodes of a stage share the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +17,15 @@ pub enum Width {
     Shared,
     /// One node at a time with all threads.
     Whole,
+}
+
+/// Whether several processes may do the work of a node together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// One process.
+    Process,
+    /// As many ranks as were started, each with its part of the work.
+    Ranks,
 }
 
 /// One stage of the pipeline.
@@ -26,6 +37,8 @@ pub struct Stage {
     pub version: u32,
     /// How its nodes share the machine.
     pub width: Width,
+    /// Who does the work of a node.
+    pub reach: Reach,
     /// One sentence for `--help`.
     pub about: &'static str,
     /// The work.
@@ -47,6 +60,9 @@ pub struct Job<'a> {
     pub progress: Progress,
     /// Threads of the pool the work runs in; results must not depend on it.
     pub threads: usize,
+    /// The processes that do this work together; results must not depend on their number.
+    /// What is written on other ranks than the first is thrown away.
+    pub ranks: Arc<dyn Ranks>,
 }
 
 impl Job<'_> {

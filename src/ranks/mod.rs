@@ -10,15 +10,23 @@
 //! length. A number of ranks is a power of two, so that the pairwise tree of [`Shards::sum`]
 //! has no rank left over.
 
+#[cfg(feature = "mpi")]
+pub mod mpi;
+#[cfg(not(feature = "mpi"))]
+#[path = "mpi_absent.rs"]
+pub mod mpi;
 mod shards;
+mod threads;
 
 use std::fmt::Debug;
+use std::time::Duration;
 
 use bytemuck::{Pod, cast_slice, cast_slice_mut};
 
 use crate::error::Result;
 
 pub use shards::Shards;
+pub use threads::Threads;
 
 /// One rank's view of all of them: what moves bytes.
 ///
@@ -31,6 +39,13 @@ pub trait Ranks: Debug + Send + Sync {
     /// The number of ranks, a power of two.
     fn count(&self) -> usize;
 
+    /// Says what the collectives that follow belong to, such as "step 17": people are told
+    /// when a rank hangs.
+    fn enter(&self, work: &str);
+
+    /// Time that was spent in collectives so far.
+    fn spent(&self) -> Duration;
+
     /// See `gather` below.
     fn gather_bytes(&self, own: &[u8], all: &mut [u8]) -> Result<()>;
 
@@ -42,6 +57,33 @@ pub trait Ranks: Debug + Send + Sync {
 }
 
 impl dyn Ranks + '_ {
+    /// Whether this rank is the first, which tells, measures and publishes for all.
+    pub fn leads(&self) -> bool {
+        self.rank() == 0
+    }
+
+    /// The texts of all ranks, in the order of their numbers.
+    pub fn tell(&self, own: &str) -> Result<Vec<String>> {
+        let mut lengths = vec![0; self.count()];
+        self.gather(&[own.len() as u64], &mut lengths)?;
+        let lengths: Vec<usize> = lengths
+            .into_iter()
+            .map(|length| usize::try_from(length).unwrap_or(0))
+            .collect();
+
+        // Blocks are of equal length, so shorter texts are padded.
+        let longest = lengths.iter().copied().max().unwrap_or(0).max(1);
+        let mut padded = own.as_bytes().to_vec();
+        padded.resize(longest, 0);
+        let mut all = vec![0; longest * self.count()];
+        self.gather(&padded, &mut all)?;
+
+        let texts = all.chunks_exact(longest).zip(lengths);
+        Ok(texts
+            .map(|(text, len)| String::from_utf8_lossy(&text[..len]).into())
+            .collect())
+    }
+
     /// The blocks of all ranks in the order of their numbers: `all` is as long as `count`
     /// blocks of the length of `own`.
     pub fn gather<T: Pod>(&self, own: &[T], all: &mut [T]) -> Result<()> {
@@ -80,6 +122,12 @@ impl Ranks for Alone {
 
     fn count(&self) -> usize {
         1
+    }
+
+    fn enter(&self, _work: &str) {}
+
+    fn spent(&self) -> Duration {
+        Duration::ZERO
     }
 
     fn gather_bytes(&self, own: &[u8], all: &mut [u8]) -> Result<()> {

@@ -13,7 +13,7 @@
 //! A step sends every value to its owner once ([`Shards::sum`]) and the owner's back to all
 //! once ([`Shards::share`]): 2 (R-1)/R of the buffer a rank in each direction, as a ring
 //! all-reduce does. Only the owner needs what belongs to a value besides, such as the moments
-//! of an optimizer (ZeRO stage 1: Rajbhandari et al., *ZeRO: Memory optimizations toward
+//! of an optimizer (Rajbhandari et al., *ZeRO: Memory optimizations toward
 //! training trillion parameter models*, SC 2020).
 
 use std::ops::Range;
@@ -59,6 +59,14 @@ impl Shards {
 
         let values = owned.iter().map(|own| merged(&chunks[own.clone()])).collect();
         Self { rank: ranks.rank(), chunks: owned, values }
+    }
+
+    /// Deals all values of a buffer, without regard to what they are.
+    pub fn of_all(len: usize, ranks: &dyn Ranks) -> Self {
+        let count = ranks.count();
+        let chunks = (0..count).map(|rank| rank * len / count..(rank + 1) * len / count);
+        let chunks: Vec<_> = chunks.filter(|chunk| !chunk.is_empty()).collect();
+        Self::new(&chunks, ranks)
     }
 
     /// The chunks of the own rank.

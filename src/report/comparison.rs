@@ -62,6 +62,7 @@ fn filled(
 ) -> Option<ComparisonRow> {
     let summary = over_seeds(values)?;
     // Parquet has a column of numbers here, in which NaN says that there is no interval.
+    let both = mixed.as_ref().map(|own| own.interval(COVERAGE));
     let (low, high) = difference.and_then(|d| d.interval).unwrap_or((f64::NAN, f64::NAN));
 
     Some(ComparisonRow {
@@ -76,8 +77,8 @@ fn filled(
         difference: difference.map_or(f64::NAN, |d| d.mean),
         difference_low: low,
         difference_high: high,
-        mixed_low: mixed.map_or(f64::NAN, |own| own.interval.low),
-        mixed_high: mixed.map_or(f64::NAN, |own| own.interval.high),
+        mixed_low: both.map_or(f64::NAN, |own| own.low),
+        mixed_high: both.map_or(f64::NAN, |own| own.high),
         mixed_covers: mixed.map_or(String::new(), |own| own.covers.to_string()),
     })
 }

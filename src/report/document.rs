@@ -161,8 +161,10 @@ impl Cell {
             |(low, high)| format!("{} \u{2026} {}", signed(low, 1), signed(high, 1)),
         );
 
+        let covers = difference.covers.map(|covers| format!("covers {covers}"));
         Self {
             sub: interval,
+            title: covers.unwrap_or_default(),
             best: matches!(difference.sign(), Sign::Above | Sign::Below),
             ..Self::number(signed(difference.mean, 1))
         }

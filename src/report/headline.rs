@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::stats::{BySeed, Difference, over_examples, paired};
-use super::study::{Basis, MetricKey, Study, in_points};
+use super::outcomes;
+use super::stats::{BySeed, Difference, Estimate};
+use super::study::{Basis, MetricKey, Model, Study, in_points};
 use super::words;
+use crate::eval::Mixed;
 
 /// What a headline metric speaks about in the verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -17,13 +19,6 @@ pub(super) enum Area {
     Probes,
     /// In the table only.
     Other,
-}
-
-/// A model of the study: a run before or after training.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Model<'a> {
-    pub(super) run: &'a str,
-    pub(super) point: &'a str,
 }
 
 /// One column of the comparison.
@@ -58,7 +53,7 @@ impl Headline {
         means.map(|(seed, values)| (seed, crate::num::mean(&values))).collect()
     }
 
-    /// The paired difference of two models, each a run and a point, in percentage points.
+    /// The paired difference of two models in percentage points.
     pub(super) fn difference(
         &self,
         study: &Study<'_>,
@@ -66,18 +61,46 @@ impl Headline {
         theirs: Model<'_>,
         coverage: f64,
     ) -> Option<Difference> {
+        self.estimate(study, ours, theirs)?.at(coverage).map(in_points)
+    }
+
+    /// What the paired difference of two models is estimated from: pictures, seeds and bases
+    /// where single pictures are known, else seeds, else the examples of one seed.
+    pub(super) fn estimate(
+        &self,
+        study: &Study<'_>,
+        ours: Model<'_>,
+        theirs: Model<'_>,
+    ) -> Option<Estimate> {
+        if let Some(mixed) = self.contrast(study, &[(ours, 1.0), (theirs, -1.0)]) {
+            return Some(Estimate::Pictures(mixed));
+        }
+
         let values = (
             self.values(study, ours.run, ours.point),
             self.values(study, theirs.run, theirs.point),
         );
         if study.basis() != Basis::Examples {
-            return paired(&values.0, &values.1, coverage).map(in_points);
+            return Some(Estimate::over_seeds(&values.0, &values.1));
         }
         let one = |values: &BySeed| values.values().next().copied();
         let pair = (one(&values.0)?, one(&values.1)?);
         let resampled =
             self.resampled(study, ours).into_iter().zip(self.resampled(study, theirs));
-        over_examples(pair, resampled.map(|(a, b)| a - b), coverage).map(in_points)
+        Some(Estimate::Examples(pair, resampled.map(|(a, b)| a - b).collect()))
+    }
+
+    /// The weighted sum of this metric over models, picture by picture; `None` where single
+    /// pictures are not known.
+    pub(super) fn contrast(
+        &self,
+        study: &Study<'_>,
+        terms: &[(Model<'_>, f64)],
+    ) -> Option<Mixed> {
+        let splits: Vec<&str> = self.splits.iter().map(String::as_str).collect();
+        let measured =
+            outcomes::Measured { task: self.task, metric: &self.metric, splits: &splits };
+        outcomes::contrast(study, measured, terms)
     }
 
     /// The mean over the splits on every resample; nothing where a split has none.
@@ -122,8 +145,12 @@ pub(super) fn headlines(study: &Study<'_>) -> Vec<Headline> {
 
     let mut all = Vec::new();
     let shipped = study.shipped_pictures();
-    all.extend(shift(&meta.shifts, shipped).placed(study, ""));
-    all.extend(concepts(pair, shipped).placed(study, pair));
+    let among = match meta.classes {
+        None => "all concepts".to_owned(),
+        Some(classes) => format!("the {classes} concepts that are classes"),
+    };
+    all.extend(shift(&meta.shifts, &among, shipped).placed(study, ""));
+    all.extend(concepts(pair, &among, shipped).placed(study, pair));
     all.extend(held_out_concepts().placed(study, held_out));
 
     // The strictest recall is a headline; those at larger k stand in the table of all
@@ -143,12 +170,12 @@ pub(super) fn headlines(study: &Study<'_>) -> Vec<Headline> {
     all
 }
 
-fn shift(shifts: &[String], shipped: bool) -> Headline {
+fn shift(shifts: &[String], among: &str, shipped: bool) -> Headline {
     let shifts = words::list(shifts);
     Headline {
         label: "Shift".to_owned(),
         definition: format!(
-            "mean zero-shot top-1 accuracy over all concepts on {shifts}{}",
+            "mean zero-shot top-1 accuracy over {among} on {shifts}{}",
             if shipped { ", splits of styles never trained on" } else { "" }
         ),
         area: Area::Shift,
@@ -158,8 +185,12 @@ fn shift(shifts: &[String], shipped: bool) -> Headline {
     }
 }
 
-fn concepts(pair: &str, shipped: bool) -> Headline {
-    let label = if shipped { "Pair acc@1".to_owned() } else { "Accuracy".to_owned() };
+fn concepts(pair: &str, among: &str, shipped: bool) -> Headline {
+    let label = if shipped {
+        format!("{} acc@1", words::capital(pair))
+    } else {
+        "Accuracy".to_owned()
+    };
     let unseen = if shipped {
         "unseen pictures in styles of the training data"
     } else {
@@ -168,7 +199,7 @@ fn concepts(pair: &str, shipped: bool) -> Headline {
     Headline {
         label,
         definition: format!(
-            "zero-shot top-1 accuracy over all concepts on `{pair}`: {unseen}"
+            "zero-shot top-1 accuracy over {among} on `{pair}`: {unseen}"
         ),
         area: Area::Other,
         task: "concept",

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::gallery::Gallery;
 use crate::config::{Config, RunConfig};
 use crate::tables::{
-    AnalysisRow, ClusterRow, IterationRow, LogRow, MetricRow, OutcomeRow, ResampleRow,
+    AnalysisRow, ClusterRow, IterationRow, LogRow, MetricRow, PixelRow, ResampleRow,
     RetrievalRow, RoutingRow, SetMetricRow, SetResampleRow, SimilarityRow, SpectrumRow,
     SubspaceRow, ValidationRow,
 };
@@ -34,6 +34,8 @@ pub struct ReportInputs {
     pub pictures: BTreeMap<u32, Vec<u8>>,
     /// What models made of single validation samples.
     pub gallery: Gallery,
+    /// Classifiers on pixels: `pixels.parquet`; empty where they are not asked for.
+    pub pixels: Vec<PixelRow>,
     /// Trainings of section `sweep`, one entry per factor and value, in their order.
     pub sweep: Vec<SweepInputs>,
     /// Measurements on the sets of `evaluate.sets`, one entry per model and set.
@@ -99,6 +101,9 @@ pub struct DatasetMeta {
     /// Split of concepts that are never trained on.
     #[serde(default)]
     pub held_out: Option<String>,
+    /// Number of classes, where not all concepts are.
+    #[serde(default)]
+    pub classes: Option<u64>,
     /// Zero-shot prompts.
     #[serde(default)]
     pub templates: Vec<String>,
@@ -106,6 +111,23 @@ pub struct DatasetMeta {
     #[serde(default)]
     pub attribution: Vec<String>,
 }
+
+/// What an outcome is one of.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OutcomeKey {
+    /// `init` (before training) or `final`.
+    pub point: String,
+    /// Task.
+    pub task: String,
+    /// Metric.
+    pub metric: String,
+    /// Split.
+    pub split: String,
+}
+
+/// The samples of pictures, ascending, and how each fared. The table has a row for every
+/// picture and metric: millions, which do not fit into memory as rows.
+pub type Outcomes = BTreeMap<OutcomeKey, Vec<(u32, f32)>>;
 
 /// All tables of one run at one seed.
 #[derive(Debug, Clone, Default)]
@@ -126,8 +148,8 @@ pub struct RunInputs {
     pub validation: Vec<ValidationRow>,
     /// `metrics.parquet`.
     pub metrics: Vec<MetricRow>,
-    /// `outcomes.parquet`.
-    pub outcomes: Vec<OutcomeRow>,
+    /// `outcomes.parquet`, gathered.
+    pub outcomes: Outcomes,
     /// `resamples.parquet`, where the report has one seed.
     pub resamples: Vec<ResampleRow>,
     /// `analysis.parquet`; empty for a dense run.

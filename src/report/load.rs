@@ -11,8 +11,8 @@ use serde_json::Value;
 use super::find::Find;
 use super::gallery;
 use super::inputs::{
-    Clustering, Cost, DatasetMeta, Facts, ReportInputs, RunInputs, SetInputs, Subspaces,
-    SweepInputs, Swept, is_dense,
+    Clustering, Cost, DatasetMeta, Facts, OutcomeKey, Outcomes, ReportInputs, RunInputs,
+    SetInputs, Subspaces, SweepInputs, Swept, is_dense,
 };
 use crate::artifact::MANIFEST;
 use crate::config::{Config, EvaluateConfig, RunConfig};
@@ -20,8 +20,10 @@ use crate::error::{Context, Error, Result};
 use crate::io::table::TableReader;
 use crate::model::ClipConfig;
 use crate::model::params::parameter_counts;
+use crate::num::round_f32;
 use crate::tables::{
-    self, MILLISECONDS_PER_PICTURE, PictureRow, RetrievalRow, SampleRow,
+    self, MILLISECONDS_PER_PICTURE, OutcomeRow, PictureRow, PixelRow, RetrievalRow,
+    Row as _, SampleRow,
 };
 
 /// Reads everything that the report shows.
@@ -56,9 +58,18 @@ pub fn load(config: &Config, find: &Find<'_>) -> Result<ReportInputs> {
         subspaces: subspaces(config, &variants, find)?,
         retrievals,
         pictures,
+        pixels: pixels(config, find)?,
         sweep: sweep(config, find)?,
         sets: sets(config, find)?,
     })
+}
+
+/// The classifiers on pixels, where they are asked for.
+fn pixels(config: &Config, find: &Find<'_>) -> Result<Vec<PixelRow>> {
+    match config.evaluate.pixels {
+        0 => Ok(Vec::new()),
+        _ => tables::read(&find("evaluate", "pixels")?),
+    }
 }
 
 /// Every value of every factor of section `sweep`.
@@ -132,7 +143,7 @@ fn load_run(
         log: tables::read(&train)?,
         validation: tables::read(&train)?,
         metrics: tables::read(&find("evaluate", &key)?)?,
-        outcomes: tables::read(&find("evaluate", &key)?)?,
+        outcomes: outcomes(&find("evaluate", &key)?)?,
         ..RunInputs::default()
     };
 
@@ -149,6 +160,26 @@ fn load_run(
         inputs.similarity = tables::read(&analyze)?;
     }
     Ok(inputs)
+}
+
+/// The outcomes of a run; the table is streamed, and its rows are gathered by what they are of.
+fn outcomes(folder: &Path) -> Result<Outcomes> {
+    let path = folder.join(OutcomeRow::FILE);
+    let context = || format!("reading {}", path.display());
+    let mut reader = TableReader::open(&path).context(context)?;
+
+    let mut found = Outcomes::new();
+    while let Some(part) = reader.next().context(context)? {
+        let rows: Vec<OutcomeRow> = tables::from_table(part).context(context)?;
+        for OutcomeRow { point, task, split, metric, sample, value } in rows {
+            let key = OutcomeKey { point, task, metric, split };
+            found.entry(key).or_default().push((sample, round_f32(value)));
+        }
+    }
+    for pictures in found.values_mut() {
+        pictures.sort_by_key(|(sample, _)| *sample);
+    }
+    Ok(found)
 }
 
 /// What the manifests of a run say about its cost; a folder without one says nothing.

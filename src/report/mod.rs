@@ -3,11 +3,13 @@
 //!
 //! [`load()`] reads the tables of all stages into [`ReportInputs`]. [`render()`] is a pure
 //! function of these: it knows no clock, host, path or network. It claims a difference only
-//! where the 95 % interval of the paired difference over seeds excludes zero.
+//! where the 95 % interval of the paired difference over seeds, bases and test pictures
+//! excludes zero.
 
 mod chart;
 mod comparison;
 mod document;
+mod evidence;
 mod find;
 mod gallery;
 mod headline;
@@ -32,8 +34,8 @@ mod words;
 pub use find::Find;
 pub use gallery::{Gallery, GallerySample};
 pub use inputs::{
-    Clustering, Cost, DatasetMeta, Facts, ReportInputs, RunInputs, SetInputs, Subspaces,
-    SweepInputs, Swept,
+    Clustering, Cost, DatasetMeta, Facts, OutcomeKey, Outcomes, ReportInputs, RunInputs,
+    SetInputs, Subspaces, SweepInputs, Swept,
 };
 pub use load::load;
 pub use render::{Rendered, render};

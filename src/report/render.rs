@@ -87,6 +87,7 @@ fn document(study: &Study<'_>) -> Document {
     sections.extend(section::clusters::section(study));
     sections.extend(section::retrieval::section(study));
     sections.push(section::choices::section(study));
+    sections.push(section::claims::section(study, &headlines));
     sections.push(section::paper::section());
 
     Document {
@@ -106,6 +107,7 @@ fn title(study: &Study<'_>) -> String {
     }
     let pictures = match study.config().dataset.source {
         Source::Emoji => "emoji",
+        Source::Icons => "icons",
         Source::Shapes => "drawn shapes",
         _ => "your own pictures",
     };

@@ -1,5 +1,5 @@
-//! Means, spreads and paired intervals over training seeds, and over examples where there is
-//! one seed.
+//! Means, spreads and paired intervals: over training seeds, bases and test pictures at once
+//! where single pictures are known, else over seeds, and over examples where there is one.
 //!
 //! The report's claims rest on this file, so it is small and tested against printed tables.
 //! Values that are not finite are left out, and the n that remains is returned with every
@@ -8,6 +8,8 @@
 use std::collections::BTreeMap;
 
 use statrs::distribution::{ContinuousCDF as _, StudentsT};
+
+use crate::eval::{Covers, Mixed};
 
 /// Values of one metric, one per seed.
 pub type BySeed = BTreeMap<u64, f64>;
@@ -36,6 +38,51 @@ pub struct Difference {
     /// The interval at [`COVERAGE`]. `None` where a spread cannot be estimated: below two
     /// seeds, or when all differences agree to the last digit without being zero.
     pub interval: Option<(f64, f64)>,
+    /// What an interval over seeds, bases and pictures covers; `None` for the others.
+    pub covers: Option<Covers>,
+}
+
+/// What a difference between two models is estimated from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Estimate {
+    /// Pictures one by one, at every seed.
+    Pictures(Mixed),
+    /// The differences of the shared seeds.
+    Seeds(Vec<f64>),
+    /// The values of one seed, and their difference on paired resamples of the examples.
+    Examples((f64, f64), Vec<f64>),
+}
+
+impl Estimate {
+    /// The difference with an interval of the given coverage; `None` without a finite value.
+    pub fn at(&self, coverage: f64) -> Option<Difference> {
+        match self {
+            Self::Seeds(differences) => one_sample(differences.iter().copied(), coverage),
+            Self::Examples(pair, resampled) => {
+                over_examples(*pair, resampled.iter().copied(), coverage)
+            }
+            Self::Pictures(mixed) => Some(over_pictures(mixed, coverage)),
+        }
+    }
+
+    /// The differences over the seeds that both sides have.
+    pub fn over_seeds(a: &BySeed, b: &BySeed) -> Self {
+        Self::Seeds(shared(a, b))
+    }
+}
+
+/// A difference over seeds, bases and pictures.
+fn over_pictures(mixed: &Mixed, coverage: f64) -> Difference {
+    let (mean, ends) = (mixed.value, mixed.interval(coverage));
+
+    // Where no resample moves there is no spread to tell anything about.
+    let spread = ends.high > ends.low || mean == 0.0;
+    Difference {
+        n: mixed.covers.seeds,
+        mean,
+        interval: spread.then_some((ends.low, ends.high)),
+        covers: Some(mixed.covers),
+    }
 }
 
 /// What an interval lets us say about the sign of a difference.
@@ -83,8 +130,12 @@ pub fn summary(values: impl IntoIterator<Item = f64>) -> Option<Summary> {
 
 /// Paired difference `a - b` over shared seeds, with a t interval of the given coverage.
 pub fn paired(a: &BySeed, b: &BySeed, coverage: f64) -> Option<Difference> {
-    let shared = a.iter().filter_map(|(seed, x)| b.get(seed).map(|y| x - y));
-    one_sample(shared, coverage)
+    one_sample(shared(a, b), coverage)
+}
+
+/// The differences over shared seeds.
+fn shared(a: &BySeed, b: &BySeed) -> Vec<f64> {
+    a.iter().filter_map(|(seed, x)| b.get(seed).map(|y| x - y)).collect()
 }
 
 /// The difference `a - b` of one seed, with the percentile interval of the given coverage over
@@ -104,7 +155,7 @@ pub fn over_examples(
     // Models that agree on every example tell nothing about how far they may differ.
     let spread = ends.1 > ends.0 || mean == 0.0;
     let interval = ends.0.is_finite().then_some(ends).filter(|_| spread);
-    mean.is_finite().then_some(Difference { n: 1, mean, interval })
+    mean.is_finite().then_some(Difference { n: 1, mean, interval, covers: None })
 }
 
 /// Linear interpolation between order statistics; NaN without a value.
@@ -129,7 +180,7 @@ pub fn one_sample(
         let half = t_quantile(0.5 + coverage / 2.0, n - 1) * std / (n as f64).sqrt();
         (mean - half, mean + half)
     });
-    Some(Difference { n, mean, interval })
+    Some(Difference { n, mean, interval, covers: None })
 }
 
 /// Quantile of Student's t for a probability in (0.5, 1); infinite below one degree of

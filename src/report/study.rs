@@ -40,6 +40,13 @@ const COLORS: [(&str, &str); 18] = [
     ("random-subspace-energy", "c6 dashed"),
 ];
 
+/// A model of the study: a run before or after training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Model<'a> {
+    pub(super) run: &'a str,
+    pub(super) point: &'a str,
+}
+
 /// What one value of `metrics.parquet` measures, apart from the seed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct MetricKey<'a> {
@@ -62,6 +69,8 @@ pub(super) struct LayerKey<'a> {
 /// What an interval is taken over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Basis {
+    /// Training seeds, dense bases and test pictures at once.
+    Pictures,
     /// Training seeds.
     Seeds,
     /// Test examples of one seed.
@@ -74,6 +83,9 @@ impl Basis {
     /// What stands below a difference, as the end of a sentence.
     pub(super) fn below(self) -> &'static str {
         match self {
+            Self::Pictures => {
+                "with the 95 % interval over seeds, dense bases and test pictures below; bold where it excludes zero"
+            }
             Self::Seeds => {
                 "with the 95 % t interval over seeds below; bold where it excludes zero"
             }
@@ -190,10 +202,14 @@ impl<'a> Study<'a> {
 
     /// What the intervals of differences are taken over.
     pub(super) fn basis(&self) -> Basis {
-        match (self.most_seeds(), self.resamples.is_empty()) {
-            (2.., _) => Basis::Seeds,
-            (_, false) => Basis::Examples,
-            (_, true) => Basis::Nothing,
+        let pictures = self.inputs.runs.iter().any(|run| !run.outcomes.is_empty());
+        let resampled = !self.resamples.is_empty();
+        match self.most_seeds() {
+            2.. if pictures => Basis::Pictures,
+            2.. => Basis::Seeds,
+            // Of one seed, single pictures and resamples say the same.
+            _ if pictures || resampled => Basis::Examples,
+            _ => Basis::Nothing,
         }
     }
 
@@ -266,7 +282,8 @@ impl<'a> Study<'a> {
     /// Whether the pictures are those that come with the program, or drawn by it: their splits
     /// have the meanings that their sources give them.
     pub(super) fn shipped_pictures(&self) -> bool {
-        matches!(self.config().dataset.source, Source::Emoji | Source::Shapes)
+        let source = self.config().dataset.source;
+        matches!(source, Source::Emoji | Source::Icons | Source::Shapes)
     }
 
     /// Whether the dense model was brought by the user instead of trained here.

@@ -285,3 +285,82 @@ fn a_sweep_shows_its_default_and_says_what_matters() {
         assert!(page.contains(text), "{text}");
     }
 }
+
+/// Makes up the pictures of the shift splits: of each split a hundred, of which every run has
+/// forty right. The showcase has `ours` more of them, and three others than the rest, the same
+/// at every seed.
+fn pictured(ours: u32) -> ReportInputs {
+    let mut inputs = inputs(&["evaluate.bootstrap=200"]);
+    let mut share = BTreeMap::new();
+    for run in &mut inputs.runs {
+        let right = if run.run == "cluster-aware-eesd" { 3..43 + ours } else { 0..40 };
+        for point in ["init", "final"] {
+            for split in ["v2", "3d", "sketch", "blob"] {
+                let key = super::OutcomeKey {
+                    point: point.to_owned(),
+                    task: "concept".to_owned(),
+                    metric: "acc1".to_owned(),
+                    split: split.to_owned(),
+                };
+                let value = |sample: u32| f32::from(u8::from(right.contains(&sample)));
+                run.outcomes.insert(key, (0..100).map(|s| (s, value(s))).collect());
+            }
+        }
+        share.insert((run.run.clone(), run.seed), right.len() as f64 / 100.0);
+    }
+    for name in inputs.config.runs.keys().cloned().collect::<Vec<_>>() {
+        let of_run = share.iter().filter(|((run, _), _)| *run == name);
+        let values = of_run.map(|((_, seed), value)| (*seed, *value)).collect();
+        set(&mut inputs, &name, "shift", &values);
+    }
+    inputs
+}
+
+/// Three seeds that agree do not make sixteen pictures won and twelve lost a win: other
+/// pictures might have been drawn. An interval over seeds could not know that.
+#[test]
+fn the_verdict_covers_the_pictures_and_names_what_each_interval_covers() {
+    let page = html(&pictured(1));
+    assert!(!page.contains("beats Sparse on shift"));
+    let clear = html(&pictured(20));
+    assert!(clear.contains("beats Sparse on shift"));
+    for text in [
+        "95 % interval over seeds, dense bases and test pictures below",
+        "shift: 400 test pictures and the training luck of 3 seeds, not that of the one dense base",
+    ] {
+        assert!(clear.contains(text), "{text}");
+    }
+}
+
+/// A dense model that pixels alone beat is no base to judge experts on.
+#[test]
+fn a_dense_model_that_does_not_beat_pixels_is_warned_of() {
+    let warning = "does not clearly beat classifiers that see pixels only";
+    let mut study = inputs(&[]);
+    assert!(!html(&study).contains("classifiers on pixels"));
+    study.pixels = super::sample::pixels(0.02);
+    let weak = html(&study);
+    assert!(weak.contains("1-nearest neighbor on pixels") && !weak.contains(warning));
+    study.pixels = super::sample::pixels(0.9);
+    let strong = html(&study);
+    for text in [
+        warning,
+        "of the linear classifier on pixels on shift",
+        "9,270 training pictures",
+    ] {
+        assert!(strong.contains(text), "{text}");
+    }
+}
+
+#[test]
+fn pooled_tokens_have_a_line_of_their_own() {
+    let page = html(&inputs(&[]));
+    for text in [
+        "vision block 3: 2.0 dead experts over pooled tokens against 0.0 over all, and the busiest two of 4 take 98.0 % of the pooled assignments",
+        "Pooled: dead experts",
+        "Loss gap",
+        "Metric gap",
+    ] {
+        assert!(page.contains(text), "{text}");
+    }
+}

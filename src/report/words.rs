@@ -138,11 +138,12 @@ mod tests {
 
     #[test]
     fn a_difference_without_interval_says_so() {
-        let one = Difference { n: 1, mean: 0.84, interval: None };
+        let one = Difference { n: 1, mean: 0.84, interval: None, covers: None };
         assert_eq!(points(&one), "+0.8 (one seed)");
         let alike = Difference { n: 3, ..one };
         assert_eq!(points(&alike), "+0.8 (the same in every seed)");
-        let three = Difference { n: 3, mean: 0.84, interval: Some((-0.3, 1.98)) };
+        let interval = Some((-0.3, 1.98));
+        let three = Difference { n: 3, mean: 0.84, interval, covers: None };
         assert_eq!(points(&three), "+0.8 [\u{2212}0.3, +2.0]");
     }
 }

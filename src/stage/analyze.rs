@@ -16,7 +16,7 @@ use crate::linalg::Matrix;
 use crate::model::layers::{FfnTensors, MoeTensors};
 use crate::model::{Checkpoint, ClipConfig, Tower};
 use crate::num::{index_u32, round_f32, widen};
-use crate::pipeline::{Job, Stage, Width};
+use crate::pipeline::{Job, Reach, Stage, Width};
 use crate::tables::{
     self, AnalysisRow, EmbeddingRow, Layer, RoutedTokenRow, Row as _, SimilarityRow,
     WHOLE_LAYER,
@@ -28,6 +28,7 @@ pub const STAGE: Stage = Stage {
     name: "analyze",
     version: 1,
     width: Width::Shared,
+    reach: Reach::Process,
     about: "Analyzes experts, routing and embeddings at initialization and after training.",
     run,
 };

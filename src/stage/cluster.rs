@@ -14,7 +14,7 @@ use crate::io::table::Table;
 use crate::io::tensors::{self, Tensor, Tensors};
 use crate::model::Tower;
 use crate::num::index_u32;
-use crate::pipeline::{Job, Stage, Width};
+use crate::pipeline::{Job, Reach, Stage, Width};
 use crate::tables::{
     self, Activations, AssignmentRow, ClusterRow, IterationRow, Layer, Row as _, TokenRow,
 };
@@ -24,6 +24,7 @@ pub const STAGE: Stage = Stage {
     name: "cluster",
     version: 1,
     width: Width::Shared,
+    reach: Reach::Process,
     about: "Clusters the activations of each layer by spherical k-means.",
     run,
 };

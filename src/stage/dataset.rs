@@ -10,15 +10,17 @@ use serde::{Deserialize, Serialize};
 use super::adopted::Adopted;
 use crate::artifact::External;
 use crate::config::{DatasetConfig, Source};
-use crate::data::{self, Reading, Summary, emoji};
+use crate::data::packages::{self, Package};
+use crate::data::{self, Reading, Summary};
 use crate::error::{Context as _, Result};
-use crate::pipeline::{Job, Stage, Width};
+use crate::pipeline::{Job, Reach, Stage, Width};
 
 /// This stage.
 pub const STAGE: Stage = Stage {
     name: "dataset",
     version: 1,
     width: Width::Whole,
+    reach: Reach::Process,
     about: "Builds the picture-text data set: samples, concepts, labels, tokenizer.",
     run,
 };
@@ -76,7 +78,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     for (split, count) in &summary.splits {
         job.draft.metric(&format!("pictures_{split}"), *count as f64);
     }
-    if params.dataset.source.reads_pairs() {
+    if params.dataset.source.reads_pairs() || params.dataset.source == Source::Icons {
         job.draft.metric("pictures_skipped", summary.skipped.len() as f64);
     }
     job.draft.metric("concepts", summary.concepts as f64);
@@ -115,13 +117,13 @@ fn counts(summary: &Summary) -> String {
     line
 }
 
-/// The files from outside that `source: emoji` reads: the package archives in `cache`.
-pub fn externals(cache: &Path) -> Vec<External> {
-    let file = |package: &emoji::Package| External {
+/// The files from outside that a source reads whose packages are in `cache`: their archives.
+pub fn externals(source: Source, cache: &Path) -> Vec<External> {
+    let file = |package: &Package| External {
         name: package.file.clone(),
         path: cache.join(&package.file),
     };
-    emoji::packages().iter().map(file).collect()
+    packages::of(source).iter().map(file).collect()
 }
 
 /// The files from outside that a source of pairs reads.
@@ -133,9 +135,6 @@ pub fn pairs(config: &DatasetConfig) -> Result<Vec<External>> {
 
 /// The packages that must be fetched before this stage can run: `name version file` each.
 pub fn missing_packages(config: &DatasetConfig, cache: &Path) -> Vec<String> {
-    if config.source != Source::Emoji {
-        return Vec::new();
-    }
-    let line = |p: emoji::Package| format!("{} {} {}", p.name, p.version, p.file);
-    emoji::missing(cache).into_iter().map(line).collect()
+    let line = |p: Package| format!("{} {} {}", p.name, p.version, p.file);
+    packages::missing(config.source, cache).into_iter().map(line).collect()
 }

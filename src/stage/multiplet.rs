@@ -27,7 +27,8 @@ use crate::linalg::Matrix;
 use crate::model::names::{ParameterId, Part};
 use crate::model::{Checkpoint, Tower};
 use crate::num::{index_u32, widen};
-use crate::pipeline::{Job, Stage, Width};
+use crate::pipeline::{Job, Reach, Stage, Width};
+use crate::ranks::Alone;
 use crate::rng::{self, RngExt};
 use crate::tables::{self, GroupRow, Row as _};
 use crate::train::{self, Trained, Watcher};
@@ -37,6 +38,7 @@ pub const STAGE: Stage = Stage {
     name: "multiplet",
     version: 1,
     width: Width::Whole,
+    reach: Reach::Process,
     about: "Fine-tunes FFNs on samples that look alike: the experts of CLIP-MoE.",
     run,
 };
@@ -281,7 +283,7 @@ fn fine_tune(
         },
         teacher: None,
     };
-    let plan = train::Plan { training, backend, scratch };
+    let plan = train::Plan { training, backend, scratch, ranks: Arc::new(Alone) };
     train::train(dense.clone(), &Arc::new(batches), &plan, watcher)
 }
 

@@ -4,6 +4,7 @@
 //! when it trains `log.parquet` and `validation.parquet`.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +15,7 @@ use crate::engine::{Objective, Trainable, Training};
 use crate::error::{Error, Result};
 use crate::model::params::Layout;
 use crate::model::{Checkpoint, ClipConfig, TextConfig, VisionConfig, init};
-use crate::pipeline::{Job, Stage, Width};
+use crate::pipeline::{Job, Reach, Stage, Width};
 use crate::train;
 
 /// This stage.
@@ -22,6 +23,7 @@ pub const STAGE: Stage = Stage {
     name: "pretrain",
     version: 1,
     width: Width::Whole,
+    reach: Reach::Ranks,
     about: "Trains the dense model from scratch, or takes over a checkpoint.",
     run,
 };
@@ -49,7 +51,9 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
         PretrainParams::Train { model, optim, seed } => {
             train_dense(job, &model, *optim, seed)
         }
-        PretrainParams::Import {} => take_over(job),
+        // There is nothing in it for other ranks to do.
+        PretrainParams::Import {} if job.ranks.leads() => take_over(job),
+        PretrainParams::Import {} => Ok(()),
     }
 }
 
@@ -74,16 +78,15 @@ fn train_dense(
         teacher: None,
     };
     let backend = files::backend(job)?;
-    let plan = train::Plan { training, backend, scratch: Some(job.draft.scratch()?) };
+    let scratch = Some(job.draft.scratch()?);
+    let plan = train::Plan { training, backend, scratch, ranks: Arc::clone(&job.ranks) };
 
     let mut watch = training::Watch::new(&pictures, job.progress.clone(), steps);
     let start = init::dense(&config, seed);
     let trained = train::train(start, &batches, &plan, &mut watch)?;
 
     job.draft.metric("parameters", trained.checkpoint.values.len() as f64);
-    job.draft.metric("data_wait_share", trained.waited);
-    training::write_record(job, &trained.record)?;
-    files::write_model(job, &trained.checkpoint, "model.safetensors")
+    training::write(job, &trained)
 }
 
 /// The dense architecture: the configuration's towers over the picture size, the context and

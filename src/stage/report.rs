@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::config::Config;
 use crate::error::{Context as _, Result};
-use crate::pipeline::{Job, Stage, Width};
+use crate::pipeline::{Job, Reach, Stage, Width};
 use crate::report;
 use crate::tables::{self, ComparisonRow, Row as _, SetComparisonRow, SweepRow};
 
@@ -20,6 +20,7 @@ pub const STAGE: Stage = Stage {
     name: "report",
     version: 1,
     width: Width::Whole,
+    reach: Reach::Process,
     about: "Compares all runs in one report.",
     run,
 };

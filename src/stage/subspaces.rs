@@ -15,7 +15,7 @@ use crate::io::tensors::{self, Tensor, Tensors};
 use crate::lowrank::{ExpertSubspaces, FfnFunction, LayerMoments};
 use crate::model::{Checkpoint, Tower};
 use crate::num::index_u32;
-use crate::pipeline::{Job, Stage, Width};
+use crate::pipeline::{Job, Reach, Stage, Width};
 use crate::rng::{self, SliceRandom};
 use crate::tables::{
     self, Activations, AssignmentRow, Layer, Row as _, SpectrumRow, SubspaceRow,
@@ -26,6 +26,7 @@ pub const STAGE: Stage = Stage {
     name: "subspaces",
     version: 1,
     width: Width::Shared,
+    reach: Reach::Process,
     about: "Finds the data-aware subspaces of every expert's matrices.",
     run,
 };

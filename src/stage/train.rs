@@ -3,6 +3,8 @@
 //! Writes `model.safetensors`, `init.safetensors`, `config.json`, `log.parquet`,
 //! `validation.parquet` and, for MoE models, `routing.parquet`.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::{files, training};
@@ -11,7 +13,7 @@ use crate::engine::{Objective, TeacherPlan, Trainable, Training};
 use crate::error::Result;
 use crate::model::names::{ParameterId, Part};
 use crate::model::{Checkpoint, ClipConfig};
-use crate::pipeline::{Job, Stage, Width};
+use crate::pipeline::{Job, Reach, Stage, Width};
 use crate::train;
 
 /// This stage.
@@ -19,6 +21,7 @@ pub const STAGE: Stage = Stage {
     name: "train",
     version: 1,
     width: Width::Shared,
+    reach: Reach::Ranks,
     about: "Trains the upcycled models.",
     run,
 };
@@ -69,19 +72,20 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
         teacher: distills.then_some(teacher),
     };
     let backend = files::backend(job)?;
-    let plan = train::Plan { training, backend, scratch: Some(job.draft.scratch()?) };
+    let scratch = Some(job.draft.scratch()?);
+    let plan = train::Plan { training, backend, scratch, ranks: Arc::clone(&job.ranks) };
 
     // The start is kept beside the end, because evaluation and analysis compare the two.
-    files::write_model(job, &start, "init.safetensors")?;
+    if job.ranks.leads() {
+        files::write_model(job, &start, "init.safetensors")?;
+    }
     let mut watch = training::Watch::new(&pictures, job.progress.clone(), steps);
     let trained = train::train(start, &batches, &plan, &mut watch)?;
 
     let (total, active) = trained.checkpoint.counts();
     job.draft.metric("parameters_total", total as f64);
     job.draft.metric("parameters_active", active as f64);
-    job.draft.metric("data_wait_share", trained.waited);
-    training::write_record(job, &trained.record)?;
-    files::write_model(job, &trained.checkpoint, "model.safetensors")
+    training::write(job, &trained)
 }
 
 /// One entry per tensor of the model.

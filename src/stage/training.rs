@@ -11,7 +11,7 @@ use crate::eval;
 use crate::model::names::ParameterId;
 use crate::model::params::Layout;
 use crate::pipeline::{Job, Progress, grouped};
-use crate::train::{Record, Watcher};
+use crate::train::{Trained, Watcher};
 
 /// Number of pictures that a validation embeds at a time.
 const VALIDATION_BATCH: usize = 256;
@@ -99,9 +99,20 @@ fn logit_scale(engine: &dyn Engine) -> Result<f32> {
     Ok(values[range.start])
 }
 
-/// Writes the tables of a record, and its last loss as a metric.
-pub(super) fn write_record(job: &mut Job<'_>, record: &Record) -> Result<()> {
+/// Writes the model, the tables of its record, and what was measured on the way; on rank 0,
+/// whose record is whole.
+pub(super) fn write(job: &mut Job<'_>, trained: &Trained) -> Result<()> {
+    if !job.ranks.leads() {
+        return Ok(());
+    }
+
+    let Trained { checkpoint, record, waited, collectives } = trained;
     record.write(|file| job.output(file))?;
     job.draft.metric("loss", record.recent_loss(50));
-    Ok(())
+    job.draft.metric("data_wait_share", *waited);
+    if job.ranks.count() > 1 {
+        job.draft.metric("ranks", job.ranks.count() as f64);
+        job.draft.metric("collective_seconds", *collectives);
+    }
+    super::files::write_model(job, checkpoint, "model.safetensors")
 }

@@ -13,7 +13,7 @@ use crate::linalg::Matrix;
 use crate::model::layers::{Mixture, MoeLayer};
 use crate::model::params::parameter_counts;
 use crate::model::{Checkpoint, ClipConfig, Moe, Tower};
-use crate::pipeline::{Job, Stage, Width};
+use crate::pipeline::{Job, Reach, Stage, Width};
 use crate::upcycle::{
     self, Evidence, ExpertSpaces, KeptSpace, LayerInput, Method, Needs, Settings,
     Streams, Upcycled,
@@ -24,6 +24,7 @@ pub const STAGE: Stage = Stage {
     name: "upcycle",
     version: 1,
     width: Width::Shared,
+    reach: Reach::Process,
     about: "Turns the dense model into a mixture of experts, one way or another.",
     run,
 };

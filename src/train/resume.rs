@@ -79,6 +79,12 @@ impl Shape {
         }
     }
 
+    /// The buffers of a checkpoint and their lengths, by the names of their tensors.
+    fn buffers(self) -> BTreeMap<&'static str, (StateBuffer, usize)> {
+        let kept = |buffer| Some((name(buffer), (buffer, self.len(buffer)?)));
+        BUFFERS.into_iter().filter_map(kept).collect()
+    }
+
     /// Values of a buffer in a checkpoint; `None` if there is no such buffer.
     fn len(self, buffer: StateBuffer) -> Option<usize> {
         match buffer {
@@ -90,11 +96,11 @@ impl Shape {
     }
 }
 
-/// Writes the state of a run after some steps into `scratch`, replacing an earlier one.
+/// Writes the state of a run after some steps into `scratch`, replacing an earlier one. Other
+/// ranks call [`serve`] at the same time.
 pub(super) fn write(
     scratch: &Path,
-    engine: &dyn Engine,
-    shape: Shape,
+    (engine, shape): (&dyn Engine, Shape),
     (steps, record): (usize, &Record),
 ) -> Result<()> {
     let place = || format!("saving a checkpoint in {}", scratch.display());
@@ -104,14 +110,11 @@ pub(super) fn write(
 
     // One buffer at a time comes back from the engine, which may be on a card or on
     // several ranks.
-    let buffers = BUFFERS.map(|buffer| (name(buffer).to_owned(), buffer));
-    let buffers = BTreeMap::from(buffers);
-    let kept = buffers
-        .iter()
-        .filter_map(|(name, buffer)| Some((name.clone(), vec![shape.len(*buffer)?])));
+    let buffers = shape.buffers();
+    let kept = buffers.iter().map(|(name, (_, len))| ((*name).to_owned(), vec![*len]));
     let path = fresh.join("state.safetensors");
     tensors::write_each(&path, kept.collect(), |name, put| {
-        engine.stream_state(buffers[name], put)
+        engine.stream_state(buffers[name].0, put)
     })?;
 
     let text = serde_json::to_vec(&(steps, record)).context(place)?;
@@ -130,6 +133,14 @@ pub(super) fn write(
     }
     fs::rename(&fresh, &current).context(place)?;
     remove_tree(&former)
+}
+
+/// What other ranks do while rank 0 writes: they send what it does not have.
+pub(super) fn serve((engine, shape): (&dyn Engine, Shape)) -> Result<()> {
+    for (buffer, _) in shape.buffers().into_values() {
+        engine.stream_state(buffer, &mut |_| Ok(()))?;
+    }
+    Ok(())
 }
 
 /// The state of an interrupted run; `None` if there is none. A damaged checkpoint counts as

@@ -1,4 +1,8 @@
 //! The training loop: batches in, steps, validation through a hook, resumable.
+//!
+//! The loop is the same on one rank and on several. Every rank makes its own part of a batch
+//! and takes every step; what is told, measured and kept comes from rank 0. Bits do not depend
+//! on the number of ranks, and a run may be resumed on another number.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,13 +11,18 @@ use super::ratio;
 use super::record::{Facts, Record};
 use super::resume;
 use super::schedule::Schedule;
-use crate::data::{BatchPixels, Batches, Prefetch};
+use crate::config::OptimConfig;
+use crate::data::{BatchPixels, Batches, Prefetch, Share};
 use crate::engine::{self, Backend, Engine, Pairs, Pixels, Training};
 use crate::error::{Error, Result};
 use crate::model::Checkpoint;
+use crate::ranks::Ranks;
 
 /// Number of batches that are made ahead of the step that uses them.
 const AHEAD: usize = 4;
+
+/// Pairs of a group, the smallest unit of every sum: no two ranks share one.
+const GROUP: usize = 16;
 
 /// What is trained and how.
 #[derive(Debug, Clone)]
@@ -22,8 +31,10 @@ pub struct Plan {
     pub training: Training,
     /// What runs the model.
     pub backend: Backend,
-    /// Where checkpoints go; `None` for none.
+    /// Where checkpoints go, a folder that all ranks see; `None` for none.
     pub scratch: Option<PathBuf>,
+    /// Who trains together.
+    pub ranks: Arc<dyn Ranks>,
 }
 
 /// What the loop tells the outside, and asks of it.
@@ -32,11 +43,11 @@ pub trait Watcher {
     fn resumed(&mut self, done: usize);
     /// Called after each step with the number of steps done and the loss.
     fn stepped(&mut self, done: usize, loss: f64);
-    /// Measures the model in training on the validation split.
+    /// Measures the model in training on the validation split; on rank 0 alone.
     fn validate(&mut self, engine: &mut dyn Engine) -> Result<Vec<(String, f64)>>;
 }
 
-/// A trained model and what was recorded on the way.
+/// A trained model and what was recorded on the way; the record is whole on rank 0.
 #[derive(Debug)]
 pub struct Trained {
     /// The model.
@@ -45,29 +56,40 @@ pub struct Trained {
     pub record: Record,
     /// Fraction of the time that the loop waited for data.
     pub waited: f64,
+    /// Seconds that this rank spent in collectives.
+    pub collectives: f64,
 }
 
 /// Trains `start` for the steps of the plan, from the newest checkpoint in `scratch` if there is
-/// one. The result has the same bits whether or not the run was interrupted.
+/// one. The result has the same bits whether or not the run was interrupted, and on any number
+/// of ranks.
 pub fn train(
     start: Checkpoint,
     batches: &Arc<Batches>,
     plan: &Plan,
     watcher: &mut dyn Watcher,
 ) -> Result<Trained> {
+    let ranks = &*plan.ranks;
+    let leads = ranks.leads();
+    check_cut(&plan.training.optim, ranks.count())?;
+    let before = ranks.spent();
+
     let config = start.config.clone();
     let mut engine = engine::open_model(start, plan.backend)?;
+    engine.join(Arc::clone(&plan.ranks))?;
     engine.start_training(&plan.training)?;
 
     // A run that resumes has its first validation in the record already.
     let scratch = plan.scratch.as_deref();
     let shape = resume::Shape::of(&config, &plan.training);
     let (mut first, mut record) = (0, Record::default());
-    if let Some(resumed) = scratch.and_then(|folder| resume::read(folder, shape)) {
+    let resumed = scratch.and_then(|folder| resume::read(folder, shape));
+    agree(ranks, resumed.as_ref().map_or(0, |resumed| resumed.steps))?;
+    if let Some(resumed) = resumed {
         engine.restore(&resumed)?;
         (first, record) = (resumed.steps, resumed.record);
         watcher.resumed(first);
-    } else {
+    } else if leads {
         record.validation(0, watcher.validate(&mut *engine)?);
     }
 
@@ -75,8 +97,11 @@ pub fn train(
     let schedule = Schedule::new(optim);
 
     // Batches depend on the seed and their step alone, so the queue may begin anywhere.
-    let mut queue = Prefetch::start(Arc::clone(batches), first..optim.steps, AHEAD)?;
+    let share = Share { rank: ranks.rank(), count: ranks.count() };
+    let parts = (Arc::clone(batches), share);
+    let mut queue = Prefetch::start(parts, first..optim.steps, AHEAD)?;
     while let Some(batch) = queue.take()? {
+        ranks.enter(&format!("step {}", batch.step));
         let pixels = match &batch.pixels {
             BatchPixels::Values(values) => Pixels::Values(values),
             BatchPixels::Levels(levels, normalise) => Pixels::Levels(levels, *normalise),
@@ -106,7 +131,7 @@ pub fn train(
         record.step(facts, &losses);
         watcher.stepped(done, losses.total);
 
-        if done == optim.steps || is_multiple(done, optim.validate_every) {
+        if leads && (done == optim.steps || is_multiple(done, optim.validate_every)) {
             record.validation(done, watcher.validate(&mut *engine)?);
         }
 
@@ -115,13 +140,54 @@ pub fn train(
             && done < optim.steps
             && is_multiple(done, optim.checkpoint_every)
         {
-            resume::write(folder, &*engine, shape, (done, &record))?;
+            ranks.enter(&format!("the checkpoint after step {}", batch.step));
+            let state = (&*engine, shape);
+            if leads {
+                resume::write(folder, state, (done, &record))?;
+            } else {
+                resume::serve(state)?;
+            }
         }
     }
 
     let waited = queue.waited_share();
     let checkpoint = Checkpoint { config, values: engine.into_values()? };
-    Ok(Trained { checkpoint, record, waited })
+    let collectives = ranks.spent().as_secs_f64() - before.as_secs_f64();
+    Ok(Trained { checkpoint, record, waited, collectives })
+}
+
+/// Refuses a batch that ranks cannot share evenly, and more ranks than there are lanes.
+fn check_cut(optim: &OptimConfig, ranks: usize) -> Result<()> {
+    let OptimConfig { batch, lanes, .. } = *optim;
+    if ranks > 1 && !batch.is_multiple_of(GROUP * ranks) {
+        let expected = GROUP * ranks;
+        return Err(Error::usage(format!(
+            "optim.batch: found {batch} pairs, which {ranks} ranks cannot share evenly in groups \
+             of {GROUP}; expected a multiple of {expected}, or fewer ranks"
+        )));
+    }
+    if ranks > lanes {
+        return Err(Error::usage(format!(
+            "optim.lanes: found {lanes}, which {ranks} ranks cannot share; expected {ranks} or \
+             more, which trains another model in its last bits, or fewer ranks"
+        )));
+    }
+    Ok(())
+}
+
+/// Refuses ranks that found checkpoints of different steps.
+fn agree(ranks: &dyn Ranks, steps: usize) -> Result<()> {
+    ranks.enter("the start of the training");
+    let mut all = vec![0; ranks.count()];
+    ranks.gather(&[steps as u64], &mut all)?;
+    match all.iter().position(|found| *found != all[0]) {
+        None => Ok(()),
+        Some(rank) => Err(Error::failed(format!(
+            "rank {rank} found a checkpoint after {} steps, rank 0 one after {}; all ranks must \
+             see the same files: put --artifacts on a shared file system",
+            all[rank], all[0]
+        ))),
+    }
 }
 
 /// Refuses a loss that is not a finite number.

@@ -201,3 +201,52 @@ fn the_speed_of_a_training_step_can_be_asked_for() {
     let output = run(INSPECT, &["speed", "--steps", "0"]);
     assert!(errors(&output).contains("--steps must be positive"), "{output:?}");
 }
+
+#[test]
+fn a_study_is_exported_as_far_as_it_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = "seeds=[1] pretrain.optim.steps=7 pretrain.optim.warmup=1 \
+                 pretrain.optim.validate_every=7 pretrain.optim.checkpoint_every=7";
+    let run = |program: &str, args: &[&str]| {
+        let output = Command::new(program)
+            .args(args)
+            .args(["--config", concat!(env!("CARGO_MANIFEST_DIR"), "/pipeline.yaml")])
+            .args(["--profile", "smoke", "--assignments", small])
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let table = |name: &str| {
+        let text = std::fs::read_to_string(folder.path().join("study").join(name));
+        text.unwrap().lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let export = ["study", "--out", "study", "--every", "4"];
+
+    let said = run(INSPECT, &export);
+    assert!(said.contains("without a result yet: dataset, pretrain/s1"), "{said}");
+    assert_eq!(table("log.csv").len(), 1, "the names of the columns");
+
+    run(env!("CARGO_BIN_EXE_upcycle-dataset"), &[]);
+    run(env!("CARGO_BIN_EXE_upcycle-pretrain"), &[]);
+    let said = run(INSPECT, &export);
+    assert!(said.contains("without a result yet: activations/s1"), "{said}");
+
+    let log = table("log.csv");
+    assert!(log[0].starts_with("run,seed,step,samples,learning_rate,loss,clip"));
+    assert_eq!(log.len(), 1 + 2, "seven steps in rows of four");
+    assert!(log[1].starts_with("pretrain,1,3,128,"), "{}", log[1]);
+    assert!(log[2].starts_with("pretrain,1,6,224,"), "{}", log[2]);
+    let validation = table("validation.csv");
+    assert_eq!(validation[0], "run,seed,step,metric,value");
+    assert!(validation[1..].iter().all(|row| row.starts_with("pretrain,1,")));
+    assert!(validation.iter().any(|row| row.contains(",7,concept/acc1,")));
+
+    let about: serde_json::Value =
+        serde_json::from_str(&table("study.json").join("\n")).unwrap();
+    assert_eq!(about["config"]["pretrain"]["optim"]["steps"], 7);
+    let results = about["results"].as_object().unwrap();
+    assert_eq!(results.keys().collect::<Vec<_>>(), ["dataset", "pretrain/s1"]);
+    assert!(!about.to_string().contains(&*folder.path().to_string_lossy()));
+}

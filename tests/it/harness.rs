@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -15,11 +16,19 @@ use upcycle::config::Compute;
 use upcycle::error::{Error, Result};
 use upcycle::pipeline::drive::{Drive, Mode, Orders};
 use upcycle::pipeline::{
-    Console, Externals, Files, Job, Node, Panics, Stage, Upstream, Volume, Width,
+    Console, Externals, Files, Job, Node, Panics, Reach, Stage, Upstream, Volume, Width,
 };
+use upcycle::ranks::Alone;
 
 const fn stage(name: &'static str, run: fn(&mut Job<'_>) -> Result<()>) -> Stage {
-    Stage { name, version: 1, width: Width::Shared, about: "", run }
+    Stage {
+        name,
+        version: 1,
+        width: Width::Shared,
+        reach: Reach::Process,
+        about: "",
+        run,
+    }
 }
 
 pub(crate) const STAGES: &[Stage] =
@@ -215,6 +224,7 @@ pub(crate) fn orders() -> Orders {
         verbose: false,
         fetches: false,
         panics: Panics::default(),
+        ranks: Arc::new(Alone),
     }
 }
 

@@ -8,10 +8,12 @@ mod experts;
 mod forward;
 mod keep;
 mod metrics;
+mod moe;
 mod preprocess;
 mod show;
 mod speed;
 mod status;
+mod study;
 mod tokenize;
 
 use std::process::ExitCode;
@@ -38,9 +40,12 @@ Examples:
   upcycle-inspect gc --yes
   upcycle-inspect speed moe --threads 2        milliseconds per training step
   upcycle-inspect accept report                bless results after a cosmetic change of code
+  upcycle-inspect study --out docs/study/icons small tables of all results, to be kept
   upcycle-inspect forward --checkpoint DIR --inputs in.safetensors --output out.safetensors
   upcycle-inspect experts --ffn ffn.safetensors --init '{method: drop, ratio: 0.25}' \
       --experts 4 --output experts.safetensors
+  upcycle-inspect moe --layer experts.safetensors --rows rows.safetensors \
+      --output moe.safetensors
   upcycle-inspect metrics --embeddings embeddings.safetensors
   upcycle-inspect tokenize --tokenizer bpe_simple_vocab_16e6.txt.gz 'a photo of a cat'
   upcycle-inspect preprocess --image cat.jpg --size 224 --output cat.safetensors";
@@ -124,10 +129,14 @@ enum Ask {
         /// A stage.
         stage: String,
     },
+    /// Write the small tables of all present results as CSV, to keep them when the machine goes.
+    Study(study::Export),
     /// Run a model, dense or MoE, on given pixels and token ids.
     Forward(forward::Forward),
     /// Turn an FFN in a file into experts, by any method that makes whole ones.
     Experts(experts::MakeExperts),
+    /// Run one MoE layer on rows in a file: routing, gates and outputs.
+    Moe(moe::MoeLayer),
     /// Measure embeddings in a file: classification and retrieval.
     Metrics(metrics::Metrics),
     /// Turn texts into token ids, one JSON list per line.
@@ -182,6 +191,7 @@ fn run() -> Result<()> {
     let answer = match &args.ask {
         Ask::Forward(forward) => forward.answer()?,
         Ask::Experts(experts) => experts.answer()?,
+        Ask::Moe(layer) => layer.answer()?,
         Ask::Metrics(metrics) => metrics.answer()?,
         Ask::Tokenize(tokenize) => tokenize.answer()?,
         Ask::Preprocess(preprocess) => preprocess.answer()?,
@@ -230,10 +240,12 @@ impl View {
                 speed::speed(&self.config, variants, *steps, *threads)
             }
             Ask::Accept { stage } => keep::accept(self, stage),
+            Ask::Study(ask) => study::export(self, ask),
 
             // `run` answers these without a view; they are here because the list is one.
             Ask::Forward(ask) => ask.answer(),
             Ask::Experts(ask) => ask.answer(),
+            Ask::Moe(ask) => ask.answer(),
             Ask::Metrics(ask) => ask.answer(),
             Ask::Tokenize(ask) => ask.answer(),
             Ask::Preprocess(ask) => ask.answer(),

@@ -1,16 +1,12 @@
 //! Captions of an emoji, as varied as people write them.
-//!
-//! Words are joined by spaces: a comma would cost a token of the short context each time.
 
+use super::super::captions::{joined, other_tags, wrap};
 use super::super::collection::Concept;
 use crate::rng::{RngExt, SliceRandom, Stream};
 
 /// Prompts of the classification tasks; the later ones also wrap training captions.
 pub(super) const TEMPLATES: [&str; 4] =
     ["{}", "an emoji of {}", "a picture of {}", "a drawing of {}"];
-
-/// Fraction of captions wrapped in a template.
-const WRAPPED: f64 = 0.3;
 
 /// Training captions: the label, the vendor's name, label with tags, label with the words of
 /// its subgroup; about a third of them inside a template.
@@ -34,27 +30,11 @@ pub(super) fn captions(
     captions.push(format!("{label} {subgroup}"));
     captions.push(label.clone());
 
-    for caption in &mut captions {
-        if stream.random::<f64>() < WRAPPED {
-            let template = TEMPLATES[stream.random_range(1..TEMPLATES.len())];
-            *caption = template.replace("{}", caption);
-        }
-    }
+    wrap(&mut captions, &TEMPLATES, stream);
 
     // A vendor's name may have no words, and an empty caption says nothing.
     captions.retain(|caption| !caption.is_empty());
     captions
-}
-
-/// Captions of the retrieval task: the label; the label and its first three tags.
-pub(super) fn names(concept: &Concept) -> Vec<String> {
-    let tags: Vec<&str> = other_tags(concept).take(3).collect();
-    vec![concept.label.clone(), joined(&concept.label, &tags)]
-}
-
-/// Tags that say more than the label.
-fn other_tags(concept: &Concept) -> impl Iterator<Item = &str> {
-    concept.tags.iter().map(String::as_str).filter(|tag| *tag != concept.label)
 }
 
 fn some_tags<'a>(
@@ -66,12 +46,6 @@ fn some_tags<'a>(
     tags.shuffle(stream);
     tags.truncate(count);
     tags
-}
-
-fn joined(label: &str, tags: &[&str]) -> String {
-    let mut words = vec![label];
-    words.extend(tags);
-    words.join(" ")
 }
 
 /// The vendor's name in words, without the number of a variant.
@@ -86,6 +60,7 @@ fn words(icon: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::captions::names;
     use super::*;
     use crate::rng;
 

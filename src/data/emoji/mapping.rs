@@ -8,10 +8,8 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
-
+use super::super::packages::IconSet;
 use super::concepts::{Concepts, has_tone};
-use crate::error::{Context, Result};
 
 /// Sets whose `chars.json` is a table from code points to icon names, in order of trust.
 pub(super) const CHARTED: [&str; 5] =
@@ -25,64 +23,6 @@ const CARELESS: [&str; 3] = ["fxemoji", "streamline-emojis", "emojione-v1"];
 const RENAMES: &str = include_str!("renames.tsv");
 /// Target of a name that must not be read.
 const UNREADABLE: &str = "-";
-
-/// `icons.json` of an icon set.
-#[derive(Deserialize)]
-pub(super) struct IconSet {
-    pub icons: BTreeMap<String, Icon>,
-    #[serde(default)]
-    aliases: BTreeMap<String, Alias>,
-    #[serde(default = "default_extent")]
-    width: f64,
-    #[serde(default = "default_extent")]
-    height: f64,
-}
-
-/// One drawing.
-#[derive(Deserialize)]
-pub(super) struct Icon {
-    body: String,
-    width: Option<f64>,
-    height: Option<f64>,
-    #[serde(default)]
-    left: f64,
-    #[serde(default)]
-    top: f64,
-    #[serde(default)]
-    hidden: bool,
-}
-
-#[derive(Deserialize)]
-struct Alias {
-    parent: String,
-    #[serde(default, rename = "hFlip")]
-    flipped: bool,
-}
-
-/// iconify's default for sets that do not say.
-fn default_extent() -> f64 {
-    16.0
-}
-
-impl IconSet {
-    /// Reads `icons.json`.
-    pub(super) fn parse(json: &[u8], set: &str) -> Result<Self> {
-        serde_json::from_slice(json).context(|| format!("reading icons.json of {set}"))
-    }
-
-    /// The icon as an SVG document.
-    pub(super) fn svg(&self, icon: &Icon) -> String {
-        let (left, top) = (icon.left, icon.top);
-        let width = icon.width.unwrap_or(self.width);
-        let height = icon.height.unwrap_or(self.height);
-        format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" \
-             xmlns:xlink=\"http://www.w3.org/1999/xlink\" \
-             viewBox=\"{left} {top} {width} {height}\">{}</svg>",
-            icon.body
-        )
-    }
-}
 
 /// An icon that was recognised.
 #[derive(Debug, PartialEq, Eq)]
@@ -128,7 +68,9 @@ impl Names {
         let mut foreign = Table::new();
         for (set, _, icons) in charted.iter().filter(|(set, ..)| ALIASED.contains(set)) {
             debug_assert!(CHARTED.contains(set), "aliases come from charted sets");
-            for (old, alias) in icons.aliases.iter().filter(|(_, alias)| !alias.flipped) {
+            for (old, alias) in
+                icons.aliases.iter().filter(|(_, alias)| alias.is_same_drawing())
+            {
                 if let Some(sequence) = direct.get(&alias.parent) {
                     foreign.entry(old.clone()).or_insert_with(|| sequence.clone());
                 }
@@ -161,7 +103,9 @@ impl Names {
         }
 
         let mut aliases: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for (name, alias) in icons.aliases.iter().filter(|(_, alias)| !alias.flipped) {
+        for (name, alias) in
+            icons.aliases.iter().filter(|(_, alias)| alias.is_same_drawing())
+        {
             aliases.entry(&alias.parent).or_default().push(name);
         }
 

@@ -4,26 +4,22 @@
 //! The counts of mapped icons are pinned: a new version of a package shows as an error and
 //! not as a silently different data set.
 
-mod archive;
 mod captions;
 mod concepts;
 mod mapping;
-mod packages;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-pub use packages::{Package, missing, packages, verify};
-
 use self::concepts::Concepts;
-use self::mapping::{CHARTED, IconSet, Names, Row};
+use self::mapping::{CHARTED, Names, Row};
+use super::captions::names;
 use super::collection::{Collection, Layout, Reading, Sample};
+use super::packages::{self, Canvas, IconSet};
 use super::splits::{self, Rules};
 use super::spool::{Spool, Stored};
-use crate::config::DatasetConfig;
+use crate::config::{DatasetConfig, Source};
 use crate::error::{Context, Error, Result};
-use crate::image;
-use crate::par;
 use crate::rng;
 
 /// A style: the icon set, its split if it is never trained on, and the pinned numbers of
@@ -75,9 +71,6 @@ const SPLITS: [&str; 8] = [
     "blob",
 ];
 
-/// Pictures rendered between two reports of progress.
-const CHUNK: usize = 256;
-
 const ATTRIBUTION: [&str; 9] = [
     "Noto Emoji by Google, Apache-2.0 (sets noto, noto-v1)",
     "Firefox OS Emoji by Mozilla, Apache-2.0 (set fxemoji)",
@@ -97,7 +90,7 @@ pub(super) fn collect(
     seed: u64,
     (spool, progress): (&mut Spool, &mut dyn FnMut(usize, usize)),
 ) -> Result<Collection> {
-    require(cache)?;
+    packages::require(Source::Emoji, cache)?;
     let labels = unpack(
         "emojibase-data",
         cache,
@@ -159,23 +152,6 @@ pub(super) fn collect(
     Ok(collection)
 }
 
-/// All packages are there, or the error says how to get them.
-fn require(cache: &Path) -> Result<()> {
-    let missing = missing(cache);
-    if missing.is_empty() {
-        return Ok(());
-    }
-
-    let specs: Vec<_> =
-        missing.iter().map(|p| format!("{}@{}", p.name, p.version)).collect();
-    let place = cache.display();
-    Err(Error::failed(format!(
-        "{} packages are not in {place}: npm pack --pack-destination {place} {}",
-        missing.len(),
-        specs.join(" ")
-    )))
-}
-
 /// Counts that differ from the pinned ones.
 #[derive(Default)]
 struct Changed(Vec<String>);
@@ -199,11 +175,7 @@ impl Changed {
 }
 
 fn unpack(name: &str, cache: &Path, files: &[&str]) -> Result<BTreeMap<String, Vec<u8>>> {
-    let package = packages()
-        .iter()
-        .find(|p| p.name == name)
-        .ok_or_else(|| Error::failed(format!("packages.lock has no entry for {name}")))?;
-    archive::extract(&packages::read(package, cache)?, files, name)
+    packages::extract(packages::open(Source::Emoji, name, cache)?, files, name)
 }
 
 /// An icon set and its table from code points to names, empty for most.
@@ -222,25 +194,20 @@ fn render(
     rows: &[(&Style, Row)],
     (spool, progress): (&mut Spool, &mut dyn FnMut(usize, usize)),
 ) -> Result<Vec<Option<Stored>>> {
-    let mut pngs = Vec::with_capacity(rows.len());
-    for chunk in rows.chunks(CHUNK) {
-        // Chunks are drawn in parallel and stored in order: samples follow the order of
-        // rows.
-        let drawn = par::try_map(chunk.len(), |i| {
-            let (style, row) = &chunk[i];
-            let (icons, _) = &sets[style.set];
-            let place = || format!("rendering {}:{}", style.set, row.name);
-            let svg = icons.svg(&icons.icons[&row.name]);
-            let picture = image::rasterise(&svg, config.image_size).context(place)?;
-            picture.map(|picture| image::encode_png(&picture)).transpose()
-        })?;
+    let svg = |(style, row): &(&Style, Row)| {
+        let (icons, _) = &sets[style.set];
+        icons.svg(&icons.icons[&row.name])
+    };
+    let mut canvas = Canvas { side: config.image_size, spool };
+    let drawn =
+        packages::draw(rows, &svg, &mut canvas, &mut |done| progress(done, rows.len()))?;
 
-        for png in drawn {
-            pngs.push(png.map(|png| spool.store(&png)).transpose()?);
-        }
-        progress(pngs.len(), rows.len());
-    }
-    Ok(pngs)
+    // Every drawing of the pinned sets can be drawn: one that cannot is an error here.
+    let pngs = rows.iter().zip(drawn).map(|((style, row), drawing)| {
+        let place = || format!("rendering {}:{}", style.set, row.name);
+        Ok(drawing.context(place)?.map(|drawing| drawing.png))
+    });
+    pngs.collect()
 }
 
 /// Assigns splits and writes captions.
@@ -258,6 +225,7 @@ fn split(
     let rules = Rules {
         unseen: STYLES.iter().filter_map(|s| Some((s.set, s.split?))).collect(),
         held_out: list.iter().filter(|c| c.held_out).map(|c| c.key.as_str()).collect(),
+        retrieval: splits::PAIR,
     };
 
     let assigned = splits::assign(&items, &rules);
@@ -273,7 +241,7 @@ fn split(
             split: split.to_owned(),
             png,
             captions: captions::captions(concept, subgroup, &row.name, &mut stream),
-            names: captions::names(concept),
+            names: names(concept),
             concept: row.concept,
             style: style.set.to_owned(),
         });
@@ -297,6 +265,7 @@ fn layout() -> Layout {
         shifts: owned(&["v2", "3d", "sketch", "blob"]),
         retrieval: splits::PAIR.to_owned(),
         held_out: Some(splits::HELD_OUT.to_owned()),
+        classes: None,
         templates: owned(&captions::TEMPLATES),
         attribution: owned(&ATTRIBUTION),
     }

@@ -248,6 +248,7 @@ fn assemble(entries: Vec<Entry>, source: &str) -> Collection {
             shifts: tests.clone(),
             tests,
             held_out: None,
+            classes: None,
             templates: ["{}", "a photo of {}", "a picture of {}"]
                 .map(str::to_owned)
                 .to_vec(),

@@ -176,7 +176,7 @@ pub fn open(config: &DatasetConfig) -> Result<Option<Box<dyn Stream>>> {
     }
 
     let stream: Box<dyn Stream> = match config.source {
-        Source::Emoji | Source::Shapes => return Ok(None),
+        Source::Emoji | Source::Icons | Source::Shapes => return Ok(None),
         Source::Folder if config.folder.is_empty() => {
             return Err(needed("dataset.folder"));
         }

@@ -181,7 +181,7 @@ impl Run {
         if self.is_low_rank {
             // What a factor's gradient is made of belongs to several ranks, so the sum goes out
             // to all, and each makes all of it.
-            let whole = Shards::new(&[0..self.gradient.len()], &*self.ranks);
+            let whole = Shards::of_all(self.gradient.len(), &*self.ranks);
             whole.sum(&*self.ranks, &mut self.gradient)?;
             whole.share(&*self.ranks, &mut self.gradient)?;
         } else {

@@ -252,7 +252,9 @@ impl Step {
 
             for (sum, own) in distances.iter_mut().zip(raw.chunks_mut(group)) {
                 *sum += own.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
-                own.iter_mut().for_each(|v| *v *= factor);
+                for v in own {
+                    *v *= factor;
+                }
             }
         }
         self.contrastive.finish(Some((&images, &texts)), width);

@@ -89,6 +89,23 @@ impl Retrieval {
         }
         f64::from(hits) / f64::from(n)
     }
+    /// What the captions of each image add to `image_retrieval_recall@k`: their hits over the
+    /// mean number of captions, so that the mean over images is the recall.
+    pub(in super::super) fn caption_hits(&self, k: usize) -> Vec<f64> {
+        let mean = self.texts() as f64 / self.images() as f64;
+        let hits = |captions: &Vec<usize>| -> f64 {
+            let hit = |&caption: &usize| u32::from(within(self.text_query[caption], k));
+            f64::from(captions.iter().map(hit).sum::<u32>()) / mean
+        };
+        self.captions.iter().map(hits).collect()
+    }
+
+    /// Whether one of each image's captions is among the first k: its mean over images is
+    /// `text_retrieval_recall@k`.
+    pub(in super::super) fn image_hits(&self, k: usize) -> Vec<f64> {
+        let hit = |&rank: &u32| f64::from(u8::from(within(rank, k)));
+        self.image_query.iter().map(hit).collect()
+    }
 }
 
 /// Refuses a `k` that every query would pass, or none.

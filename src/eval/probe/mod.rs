@@ -15,7 +15,7 @@ mod logistic;
 mod ridge;
 mod standardize;
 
-pub use draw::FewShot;
+pub use draw::{FewShot, Size};
 pub use logistic::Logistic;
 pub use ridge::Ridge;
 pub use standardize::Standardized;

@@ -1,34 +1,12 @@
-//! Classification among all concepts on every test split, and its mean over the shift splits,
-//! the score with the least noise.
+//! Classification among all classes on every test split, and its mean over the shift splits,
+//! the score with the least noise. Pictures of other concepts take no part.
 
-use super::ZeroShot;
+use super::{ZeroShot, hits};
 use crate::error::Result;
 use crate::eval::measurement::Row;
 use crate::eval::metrics::classification::Classified;
-use crate::eval::{LabelledImages, Measurement, Outcome, Test};
+use crate::eval::{Evaluation, LabelledImages, Test};
 use crate::num;
-
-/// Whether each picture of each split is classified rightly: what `acc1` is the mean of.
-pub(crate) fn outcomes(
-    zero_shot: &ZeroShot<'_>,
-    splits: &[&LabelledImages<Test>],
-) -> Result<Vec<Outcome>> {
-    let concepts = zero_shot.vocabulary.concepts.len();
-    let classes: Vec<Vec<usize>> = (0..concepts).map(|c| vec![c]).collect();
-    let classifier = zero_shot.classifier(&classes)?;
-    let mut out = Vec::new();
-    for images in splits {
-        let found = Classified::new(&images.embeddings, &classifier, &images.concept)?;
-        out.extend(images.sample.iter().enumerate().map(|(index, &sample)| Outcome {
-            task: "concept",
-            split: images.split.clone(),
-            metric: "acc1".to_owned(),
-            sample,
-            value: f64::from(u8::from(found.hit(index))),
-        }));
-    }
-    Ok(out)
-}
 
 /// Measures every split; `shifts` names those that the summary averages. A resample of the
 /// summary is the mean of the splits' own resamples, which are independent: pictures are
@@ -37,17 +15,24 @@ pub(crate) fn measure(
     zero_shot: &ZeroShot<'_>,
     splits: &[&LabelledImages<Test>],
     shifts: &[String],
-) -> Result<Vec<Measurement>> {
-    let concepts = zero_shot.vocabulary.concepts.len();
-    let classes: Vec<Vec<usize>> = (0..concepts).map(|c| vec![c]).collect();
+) -> Result<Evaluation> {
+    let count = zero_shot.vocabulary.classes;
+    let classes: Vec<Vec<usize>> = (0..count).map(|c| vec![c]).collect();
     let classifier = zero_shot.classifier(&classes)?;
 
-    let mut out = Vec::new();
+    let (mut out, mut outcomes) = (Vec::new(), Vec::new());
     let (mut values, mut resamples, mut n) = (Vec::new(), Vec::new(), 0);
     for images in splits {
+        let images = images.of_classes(count)?;
         let split = images.split.as_str();
+
+        // A split may hold other concepts alone; there is nothing to measure on it then.
+        if images.is_empty() {
+            continue;
+        }
         let found = Classified::new(&images.embeddings, &classifier, &images.concept)?;
         let accuracy = found.accuracy();
+        outcomes.extend(hits("concept", &images, &found));
 
         let mut resampled = zero_shot.resampled(&format!("concept/{split}"), &found);
         let row = Row { task: "concept", split, n: found.len() };
@@ -75,5 +60,5 @@ pub(crate) fn measure(
         let row = Row { task: "summary", split: "shift", n };
         out.push(row.measured("shift", num::mean(&values), &means));
     }
-    Ok(out)
+    Ok(Evaluation { measurements: out, outcomes, ..Evaluation::default() })
 }

@@ -3,13 +3,15 @@
 
 use crate::config::EvaluateConfig;
 use crate::error::Result;
+#[cfg(doc)]
+use crate::eval::Draws;
 use crate::eval::measurement::Row;
 use crate::eval::metrics::classification::Classified;
 use crate::eval::probe::{
     FewShot, Linear, Logistic, Probe, Ridge, Standardized, with_constant,
 };
 use crate::eval::{
-    Bootstrap, Choice, LabelledImages, Measurement, Outcome, Test, Train, Validation,
+    Bootstrap, Choice, Evaluation, LabelledImages, Outcome, Test, Train, Validation,
 };
 use crate::linalg::Matrix;
 use crate::num;
@@ -44,24 +46,18 @@ struct Setting<'a> {
     shots: usize,
 }
 
-/// What was found out by probes.
-#[derive(Debug)]
-pub(crate) struct Probed {
-    pub(crate) measurements: Vec<Measurement>,
-    pub(crate) choices: Vec<Choice>,
-    pub(crate) outcomes: Vec<Outcome>,
-}
-
 /// Fits, chooses and measures. `None` if no validation picture or no test picture has a
 /// class.
 ///
 /// An interval covers both the luck of the draw and the test pictures: every resample draws
-/// few-shot sets with replacement, and pictures with replacement within each split.
+/// pictures with replacement within each split, and a mean over the population that the
+/// few-shot sets come from ([`Draws::weights`]). Drawing three sets with replacement instead
+/// would miss a third of their variance.
 pub(crate) fn measure(
     probing: &Probing<'_>,
     config: &EvaluateConfig,
     bootstrap: Bootstrap,
-) -> Result<Option<Probed>> {
+) -> Result<Option<Evaluation>> {
     let validation = judged(&[probing.validation], probing.class)?;
     let sizes: Vec<usize> =
         probing.tests.iter().map(|t| with_class(t, probing.class).len()).collect();
@@ -95,28 +91,29 @@ pub(crate) fn measure(
 
     // One resample serves all probes, so their differences are paired.
     let resampled = bootstrap.resample("probe/shift", settings.len(), |resample| {
-        let drawn = resample.examples(draws);
+        let weights = resample.weights(draws);
         let pictures = within_splits(&sizes, |n| resample.examples(n));
-        hits.iter().map(|hits| accuracy(hits, &drawn, &pictures)).collect()
+        hits.iter().map(|hits| accuracy(hits, &weights, &pictures)).collect()
     });
 
     // The value itself counts every draw and every picture once.
-    let every_draw: Vec<usize> = (0..draws).collect();
+    let evenly = vec![1.0 / draws as f64; draws];
     let every_picture: Vec<usize> = (0..test.class.len()).collect();
     let row = Row { task: "probe", split: "shift", n: draws };
     let measurements =
         settings.iter().zip(&hits).zip(&resampled).map(|((setting, hits), resampled)| {
             let metric = format!("{}-{}", setting.probe.name(), setting.shots);
-            row.measured(&metric, accuracy(hits, &every_draw, &every_picture), resampled)
+            row.measured(&metric, accuracy(hits, &evenly, &every_picture), resampled)
         });
     let outcomes = settings.iter().zip(&hits).flat_map(|(setting, hits)| {
         let metric = format!("{}-{}", setting.probe.name(), setting.shots);
         outcomes(probing, &metric, hits)
     });
-    Ok(Some(Probed {
+    Ok(Some(Evaluation {
         measurements: measurements.collect(),
         outcomes: outcomes.collect(),
         choices,
+        notes: Vec::new(),
     }))
 }
 
@@ -206,16 +203,13 @@ fn test_hits(classifiers: &[&Matrix], test: &Judged) -> Result<Vec<Vec<bool>>> {
     classifiers.iter().map(right).collect()
 }
 
-/// Mean over the listed draws of the fraction of hits among the listed pictures.
-fn accuracy(hits: &[Vec<bool>], draws: &[usize], pictures: &[usize]) -> f64 {
+/// The weighted sum over draws of the fraction of hits among the listed pictures.
+fn accuracy(hits: &[Vec<bool>], weights: &[f64], pictures: &[usize]) -> f64 {
     let right = |draw: &Vec<bool>| -> u32 {
         pictures.iter().map(|&picture| u32::from(draw[picture])).sum()
     };
-
-    // Resamples repeat draws: each is counted once and then summed as often as it occurs.
-    let counts: Vec<u32> = hits.iter().map(right).collect();
-    let total: f64 = draws.iter().map(|&draw| f64::from(counts[draw])).sum();
-    total / (draws.len() * pictures.len()) as f64
+    let total = hits.iter().zip(weights).map(|(draw, w)| w * f64::from(right(draw)));
+    total.sum::<f64>() / pictures.len() as f64
 }
 
 /// Positions drawn within each of several consecutive ranges of these sizes.

@@ -1,19 +1,19 @@
 //! Classification among the concepts that are never trained on: zero-shot in the strict sense.
 
-use super::ZeroShot;
+use super::{ZeroShot, hits};
 use crate::error::{Error, Result};
 use crate::eval::measurement::Row;
 use crate::eval::metrics::classification::Classified;
-use crate::eval::{LabelledImages, Measurement, Test};
+use crate::eval::{Evaluation, LabelledImages, Test};
 
 /// Measures accuracy among the held-out concepts; every picture must show one of them.
 pub(crate) fn measure(
     zero_shot: &ZeroShot<'_>,
     images: &LabelledImages<Test>,
-) -> Result<Vec<Measurement>> {
+) -> Result<Evaluation> {
     let concepts = &zero_shot.vocabulary.concepts;
     let held_out: Vec<usize> =
-        (0..concepts.len()).filter(|&c| concepts[c].held_out).collect();
+        (0..zero_shot.vocabulary.classes).filter(|&c| concepts[c].held_out).collect();
 
     let split = images.split.as_str();
     let place = |(&concept, &sample): (&usize, &u32)| {
@@ -40,5 +40,6 @@ pub(crate) fn measure(
     if let Some(acc5) = accuracy.acc5 {
         out.push(row.measured("acc5", acc5, &resampled[1]));
     }
-    Ok(out)
+    let outcomes = hits("heldout", images, &found).collect();
+    Ok(Evaluation { measurements: out, outcomes, ..Evaluation::default() })
 }

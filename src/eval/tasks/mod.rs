@@ -8,7 +8,7 @@ pub(super) mod retrieval;
 
 use super::metrics::classification::Classified;
 use super::metrics::classifier;
-use super::{Bootstrap, Vocabulary};
+use super::{Bootstrap, LabelledImages, Outcome, Test, Vocabulary};
 use crate::error::Result;
 use crate::linalg::Matrix;
 
@@ -19,6 +19,21 @@ pub(super) struct ZeroShot<'a> {
     /// Embeddings of [`Vocabulary::prompts`].
     pub(super) prompts: &'a Matrix,
     pub(super) bootstrap: Bootstrap,
+}
+
+/// Whether each picture is classified rightly: what `acc1` is the mean of.
+fn hits(
+    task: &'static str,
+    images: &LabelledImages<Test>,
+    found: &Classified,
+) -> impl Iterator<Item = Outcome> {
+    images.sample.iter().enumerate().map(move |(index, &sample)| Outcome {
+        task,
+        split: images.split.clone(),
+        metric: "acc1".to_owned(),
+        sample,
+        value: f64::from(u8::from(found.hit(index))),
+    })
 }
 
 impl ZeroShot<'_> {

@@ -4,7 +4,7 @@
 use crate::error::Result;
 use crate::eval::measurement::Row;
 use crate::eval::metrics::retrieval::Retrieval;
-use crate::eval::{Bootstrap, LabelledImages, Measurement, Test};
+use crate::eval::{Bootstrap, Evaluation, LabelledImages, Outcome, Test};
 use crate::linalg::Matrix;
 
 /// Embedded captions.
@@ -23,7 +23,7 @@ pub(crate) fn measure(
     images: &LabelledImages<Test>,
     captions: Captions<'_>,
     recall_at: &[usize],
-) -> Result<Vec<Measurement>> {
+) -> Result<Evaluation> {
     let found = Retrieval::new(&images.embeddings, captions.texts, captions.owner)?;
 
     let split = images.split.as_str();
@@ -43,14 +43,32 @@ pub(crate) fn measure(
         recall_at.iter().flat_map(both).collect()
     });
 
-    let mut out = Vec::new();
+    let (mut out, mut outcomes) = (Vec::new(), Vec::new());
     for (index, (&k, &(image, text))) in recall_at.iter().zip(&points).enumerate() {
         let row = Row { task: "retrieval", split, n: found.texts() };
         let metric = format!("image_retrieval_recall@{k}");
         out.push(row.measured(&metric, image, &resampled[2 * index]));
+        outcomes.extend(of_pictures(images, &metric, &found.caption_hits(k)));
         let row = Row { task: "retrieval", split, n: found.images() };
         let metric = format!("text_retrieval_recall@{k}");
         out.push(row.measured(&metric, text, &resampled[2 * index + 1]));
+        outcomes.extend(of_pictures(images, &metric, &found.image_hits(k)));
     }
-    Ok(out)
+    Ok(Evaluation { measurements: out, outcomes, ..Evaluation::default() })
+}
+
+/// One outcome per picture.
+fn of_pictures(
+    images: &LabelledImages<Test>,
+    metric: &str,
+    values: &[f64],
+) -> Vec<Outcome> {
+    let outcome = |(&sample, &value): (&u32, &f64)| Outcome {
+        task: "retrieval",
+        split: images.split.clone(),
+        metric: metric.to_owned(),
+        sample,
+        value,
+    };
+    images.sample.iter().zip(values).map(outcome).collect()
 }

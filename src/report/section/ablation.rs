@@ -3,8 +3,8 @@
 use crate::report::document::{Block, Cell, Section, Table};
 use crate::report::headline::{Area, Headline};
 use crate::report::section::paper;
-use crate::report::stats::{BySeed, COVERAGE, one_sample};
-use crate::report::study::{FINAL, Study, in_points, over_seeds};
+use crate::report::stats::{BySeed, COVERAGE, Difference, Estimate, one_sample};
+use crate::report::study::{FINAL, Model, Study, in_points, over_seeds};
 use crate::report::words;
 
 /// The ablation, if all four of its runs have data.
@@ -93,19 +93,33 @@ fn effects(study: &Study<'_>, headlines: &[&Headline], runs: [&String; 4]) -> Ta
     let rows = contrasts.into_iter().map(|(name, weights)| {
         let mut row = vec![Cell::words(name)];
         row.extend(headlines.iter().map(|headline| {
-            let values = runs.map(|run| headline.values(study, run, FINAL));
-            let effect = one_sample(contrast(&values, weights), COVERAGE);
-            Cell::difference(effect.map(in_points))
+            Cell::difference(effect(study, headline, runs, weights).map(in_points))
         }));
         row
     });
     Table {
         title: "Effects".to_owned(),
-        note: "Percentage points, paired over seeds, with the 95 % t interval below; bold where the interval excludes zero, in either direction.".to_owned(),
+        note: format!("Percentage points, paired, {}.", study.basis().below()),
         rows: rows.collect(),
         head,
         foreign: false,
     }
+}
+
+/// One effect on one metric: over pictures too where they are known one by one.
+fn effect(
+    study: &Study<'_>,
+    headline: &Headline,
+    runs: [&String; 4],
+    weights: [f64; 4],
+) -> Option<Difference> {
+    let models = runs.map(|run| Model { run, point: FINAL });
+    let terms: Vec<_> = models.into_iter().zip(weights).collect();
+    if let Some(mixed) = headline.contrast(study, &terms) {
+        return Estimate::Pictures(mixed).at(COVERAGE);
+    }
+    let values = runs.map(|run| headline.values(study, run, FINAL));
+    one_sample(contrast(&values, weights), COVERAGE)
 }
 
 /// The weighted sum of one metric of the four runs, for every seed that all four have.

@@ -4,10 +4,12 @@
 use crate::config::Bases;
 use crate::report::chart::forest::{Forest, ForestRow};
 use crate::report::document::{Cell, Figure, Table, Verdict};
-use crate::report::headline::{Area, Headline, Model};
-use crate::report::section::cost;
+use crate::report::headline::{Area, Headline};
+use crate::report::section::{cost, pixels};
 use crate::report::stats::{BySeed, COVERAGE, Difference, Sign, paired, t_quantile};
-use crate::report::study::{Basis, FINAL, INIT, LayerKey, Study, over_seeds};
+use crate::report::study::{
+    Basis, FINAL, INIT, LayerKey, Model, Study, in_points, over_seeds,
+};
 use crate::report::words;
 
 /// The two sides of a comparison.
@@ -102,7 +104,10 @@ pub(in crate::report) fn verdict(study: &Study<'_>, headlines: &[Headline]) -> V
         headline: answer(study, &rivals, &all),
         advice: advice(study, &rivals, &all),
         statements,
-        caveats: caveats(study, &decisive),
+        caveats: pixels::warning(study, headlines)
+            .into_iter()
+            .chain(caveats(study, &decisive))
+            .collect(),
         figure: reference.and_then(|reference| figure(study, headlines, reference)),
         tables: vec![table(study, headlines, ours, &rivals), cost::table(study)],
     }
@@ -277,8 +282,9 @@ fn contests<'h>(
     contested
         .into_iter()
         .filter_map(|headline| {
-            let corrected = headline.difference(study, ours, theirs, strict)?.sign();
-            let difference = headline.difference(study, ours, theirs, COVERAGE)?;
+            let estimate = headline.estimate(study, ours, theirs)?;
+            let corrected = estimate.at(strict)?.sign();
+            let difference = in_points(estimate.at(COVERAGE)?);
             Some(Contest { headline, difference, corrected })
         })
         .collect()
@@ -385,10 +391,17 @@ fn caveats(study: &Study<'_>, contests: &[&Contest<'_>]) -> Vec<String> {
     let n = contests.iter().map(|c| c.difference.n).min().unwrap_or(0);
     let mut out = Vec::new();
     match study.basis() {
+        Basis::Pictures if n > 1 => {
+            out.push(format!(
+                "Differences are paired by seed and by picture; brackets are 95 % intervals that cover the luck of training and which test pictures were drawn (docs/method.md, section 6). What each covers: {}.",
+                covered(contests)
+            ));
+            out.extend(correction(contests));
+        }
         Basis::Seeds if n > 1 => {
             let quantile = t_quantile(0.5 + COVERAGE / 2.0, n - 1);
             out.push(format!(
-                "Differences are paired by seed; brackets are 95 % t intervals over n = {n} seeds (factor {quantile:.2} on the standard error). They cover the luck of training after upcycling, and not which test examples were drawn; comparison.parquet has intervals that cover both."
+                "Differences are paired by seed; brackets are 95 % t intervals over n = {n} seeds (factor {quantile:.2} on the standard error). They cover the luck of training after upcycling, and not which test examples were drawn."
             ));
             out.extend(correction(contests));
         }
@@ -411,6 +424,30 @@ fn caveats(study: &Study<'_>, contests: &[&Contest<'_>]) -> Vec<String> {
         );
     }
     out
+}
+
+/// What the interval of each metric covers, metrics that cover the same together.
+fn covered(contests: &[&Contest<'_>]) -> String {
+    let mut all: Vec<(String, Vec<String>)> = Vec::new();
+    for contest in contests {
+        let covers = match contest.difference.covers {
+            Some(covers) => covers.to_string(),
+            None => format!(
+                "the training luck of {} seeds, not the test pictures",
+                contest.difference.n
+            ),
+        };
+        let label = words::lower(&contest.headline.label);
+        match all.iter_mut().find(|(known, _)| *known == covers) {
+            Some((_, labels)) if labels.contains(&label) => {}
+            Some((_, labels)) => labels.push(label),
+            None => all.push((covers, vec![label])),
+        }
+    }
+    let part = |(covers, labels): &(String, Vec<String>)| {
+        format!("{}: {covers}", words::list(labels))
+    };
+    all.iter().map(part).collect::<Vec<_>>().join("; ")
 }
 
 /// How many differences remain when the number of comparisons is taken into account.

@@ -15,7 +15,7 @@
 //! Several ranks hold a part of the pairs each. Unit embeddings are gathered, then a rank
 //! computes the rows of S and of Sᵀ that are its own, in strips of 16. Of a row of the other
 //! matrix the gradient needs nothing but the row's largest value and its sum of exponentials,
-//! which are gathered too: q_ji follows from S_ij and the numbers of row j. So the gradient is
+//! which are gathered too: `q_ji` follows from `S_ij` and the numbers of row j. So the gradient is
 //! that of the loss over the whole batch, and none has to flow back through a gather. Strips
 //! have the same shape, and the sums over them the same order, for any number of ranks.
 
