@@ -130,6 +130,7 @@ fn measured(
             let values: Vec<f64> = drawn.map(|picture| right[picture]).collect();
             vec![num::mean(&values)]
         });
+
         let row = Row { task: "concept", split: &test.split, n: right.len() };
         let found = row.measured("acc1", num::mean(right), &resampled[0]);
         if bundle.shifts.contains(&test.split) {
@@ -350,6 +351,7 @@ impl System {
         let solver = Cholesky::new(ridged.as_ref())
             .context(|| format!("the linear classifier on pixels at ridge {l2}"))?;
 
+        // One decomposition serves all pictures; they are solved for in blocks side by side.
         let mut data = vec![0.0; pixels.data.len()];
         par::for_each_chunk(&mut data, JUDGED * width, |chunk, out| {
             let from = chunk * JUDGED;
@@ -383,6 +385,7 @@ fn linear(
 ) -> Result<Vec<Vec<f64>>> {
     let mut best: Vec<Best> = judged.iter().map(|own| start(own)).collect();
     let mut waiting = Sums { first: 0, counts: Vec::new(), rows: Vec::new() };
+
     trained.each(|classes, block| {
         for ((class, _), row) in classes.iter().zip(block.rows()) {
             if *class == waiting.first + waiting.counts.len() {
@@ -398,6 +401,8 @@ fn linear(
         }
         Ok(())
     })?;
+
+    // The last classes are usually fewer.
     compare(&waiting, system, solved, &mut best);
     Ok(judged.iter().zip(&best).map(|(own, best)| right(own, best)).collect())
 }
@@ -427,12 +432,15 @@ fn compare(sums: &Sums, system: &System, solved: &[Pixels], best: &mut [Best]) {
     let classes: Vec<f32> = sums.rows.iter().map(|sum| round_f32(*sum)).collect();
     let prior: Vec<f32> =
         sums.counts.iter().map(|&count| round_f32(count as f64 / n)).collect();
+
+    // Judged pictures side by side: each compares its own scores, whatever the threads.
     for (solved, best) in solved.iter().zip(best) {
         par::for_each_chunk(best, JUDGED, |chunk, best| {
             let z = solved.part(chunk * JUDGED, best.len());
             let mut scores = vec![0.0; best.len() * prior.len()];
             let by_class = Rows::new(&classes, solved.width);
             gemm::a_bt(&mut scores, z, by_class, Write::Replace);
+
             for (best, scores) in best.iter_mut().zip(scores.chunks_exact(prior.len())) {
                 for (class, (score, prior)) in scores.iter().zip(&prior).enumerate() {
                     if score + prior > best.0 {
@@ -447,18 +455,22 @@ fn compare(sums: &Sums, system: &System, solved: &[Pixels], best: &mut [Best]) {
 /// Whether the class of the nearest training picture is right, for each picture of each split.
 fn nearest(trained: &Trained<'_>, judged: &[&Judged]) -> Result<Vec<Vec<f64>>> {
     let mut best: Vec<Best> = judged.iter().map(|own| start(own)).collect();
+
     trained.each(|classes, block| {
         // ‖x - y‖² = ‖x‖² - 2 xᵀy + ‖y‖², and ‖x‖² is the same for all y.
         let half: Vec<f32> = block
             .rows()
             .map(|row| 0.5 * row.iter().map(|v| v * v).sum::<f32>())
             .collect();
+
         for (own, best) in judged.iter().zip(&mut best) {
             par::for_each_chunk(best, JUDGED, |chunk, best| {
                 let x = own.pixels.part(chunk * JUDGED, best.len());
                 let mut scores = vec![0.0; best.len() * half.len()];
                 let y = Rows::new(&block.data, block.width);
                 gemm::a_bt(&mut scores, x, y, Write::Replace);
+
+                // Only a smaller distance takes the place: ties stay with the earlier picture.
                 for (best, dots) in best.iter_mut().zip(scores.chunks_exact(half.len())) {
                     for ((dot, half), (class, _)) in dots.iter().zip(&half).zip(classes) {
                         if dot - half > best.0 {

@@ -122,10 +122,12 @@ fn sweep(config: &Config, cache: &Path, nodes: &mut Vec<Node>) -> Result<Vec<Ups
             upcycle::check_inits(&point.config.inits, &point.config.subspaces)
                 .map_err(about)?;
 
+            // All points start from one dense model: another one would be another factor.
             let planner = Planner::new(&point.config, cache, base)?;
             let found = planner.training(&[&factor.run], &config.sweep.seeds)?;
             let named = if point.is_default { DEFAULT } else { &point.name };
             let places = shared::add(nodes, found, named)?;
+
             for &seed in &config.sweep.seeds {
                 let place = Place::new("train", run_name(&factor.run, seed));
                 read.push(Upstream {

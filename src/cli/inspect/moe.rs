@@ -69,9 +69,11 @@ impl MoeLayer {
             )));
         }
 
+        // The operators of training, without its groups: a row does not depend on others.
         let x = rows.data.as_slice();
         let mut routing = Routing::default();
         router::forward(&mut routing, x, &layer.router, d, self.top_k);
+
         let mut y = vec![0.0; x.len()];
         let shape = Shape { experts: e, width: d, hidden, activation: self.activation };
         let layer = (shape, layer.weights());
@@ -116,6 +118,7 @@ impl Layer {
         let first = given.get("0.fc1").and_then(|tensor| tensor.shape.first());
         let hidden = first.copied().unwrap_or_default();
 
+        // The operators want each part of all experts in one buffer.
         let mut stacked = [const { Vec::new() }; 4];
         for expert in 0..experts {
             let parts = [
