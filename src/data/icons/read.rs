@@ -220,10 +220,15 @@ fn has_tone(name: &str, icons: &IconSet) -> bool {
     let called = name.contains(whole)
         || after.any(|rest| rest.starts_with(|digit| ('1'..='5').contains(&digit)));
 
-    // A shade alone is a tone only where the set has the emoji without it.
+    // A shade alone is a tone only where the set has the emoji without it and in another
+    // shade: `police-car-light` is no police car.
     let is_emoji = icons.info.as_ref().is_some_and(Information::is_of_emoji);
+    let shaded = |bare: &str| {
+        let other = format!("{bare}{}", SHADES[0]);
+        icons.icons.contains_key(bare) && icons.icons.contains_key(&other)
+    };
     let bare = SHADES.iter().find_map(|shade| name.strip_suffix(shade));
-    called || (is_emoji && bare.is_some_and(|bare| icons.icons.contains_key(bare)))
+    called || (is_emoji && bare.is_some_and(shaded))
 }
 
 #[cfg(test)]
@@ -234,7 +239,8 @@ mod tests {
     fn skin_tones_are_told_from_other_tones() {
         let set = |name: &str| {
             let json = format!(
-                r#"{{"icons": {{"mage": {{"body": ""}}}}, "info": {{"name": "{name}",
+                r#"{{"icons": {{"mage": {{"body": ""}}, "mage-medium-light": {{"body": ""}},
+                    "car": {{"body": ""}}}}, "info": {{"name": "{name}",
                     "author": {{"name": "x"}}, "license": {{"title": "MIT"}}}}}}"#
             );
             IconSet::parse(json.as_bytes(), "x").unwrap()
@@ -243,8 +249,7 @@ mod tests {
         for name in ["hand-dark-skin-tone", "boy-tone3", "people-tone1-tone2"] {
             assert!(has_tone(name, &other), "{name}");
         }
-        for name in ["dial-tone", "two-tone-heart", "stone-1", "tone-2", "new-moon-dark"]
-        {
+        for name in ["dial-tone", "stone-1", "tone-2", "new-moon-dark", "car-light"] {
             assert!(!has_tone(name, &emoji), "{name}");
         }
         assert!(has_tone("mage-medium-dark", &emoji));
