@@ -48,7 +48,7 @@ WHERE = --config '$(CONFIG)' --artifacts '$(ARTIFACTS)' --cache '$(CACHE)' $(if 
 FLAGS = $(MODE) $(if $(filter $@,$(FORCE)),$(if $(call has,q),,--force)) $(if $(THREADS),--threads $(THREADS)) $(if $(JOBS),--jobs $(JOBS)) $(if $(call has,q),,$(if $(JSON),--json))
 
 # Stages that several processes run together; a plan needs one.
-SPREAD   := pretrain train
+SPREAD   := pretrain activations train evaluate
 TOGETHER = $(if $(MODE),,$(if $(filter $@,$(SPREAD)),$(RANKS)))
 
 STAGES := dataset pretrain activations cluster subspaces multiplet upcycle train evaluate analyze report
@@ -264,7 +264,7 @@ help:
 	  '  make FORCE=train            make the results of a stage again' \
 	  '  make DEVICE=cpu             auto, cpu or cuda:N, as the key device of pipeline.yaml' \
 	  '  make THREADS=4 JOBS=2       threads in all, runs at a time' \
-  '  make RANKS=4                pretrain and train on 4 processes, through MPI (docs/scale.md)' \
+  '  make RANKS=4                training, recording and evaluation on 4 processes, through MPI (docs/scale.md)' \
 	  '  make -n | -q | -k | -j2     dry run | fresh? | go on after errors | side by side' \
 	  '' \
 	  '  make status | why           the state of every node | why each one is stale' \

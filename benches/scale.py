@@ -22,6 +22,7 @@ STAGES = ["dataset", "pretrain", "activations", "cluster", "subspaces", "upcycle
 # Of the profile `trial` of the configurations.
 STEPS, BATCH, PICTURES, CALIBRATION = 2, 16, 640, 256
 PAPER_SAMPLES = 1.3e9
+MANY = "## Many machines"
 # Dense half-precision peak of the data sheet, and the share of it that open_clip's trainings
 # of this size are usually seen to use.
 HARDWARE = {"8 x A100 80 GB": (8 * 312e12, 0.3), "8 x H100 SXM": (8 * 989e12, 0.3)}
@@ -33,16 +34,19 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=["vit-b-32", "vit-b-16"])
     parser.add_argument("--out", type=Path, default=ROOT / "docs/scale.md")
     args = parser.parse_args()
+    # The section on many machines is benches/ranks.py's.
+    former = args.out.read_text() if args.out.exists() else ""
+    kept = former[former.find(MANY):] if MANY in former else ""
     parts = [HEAD]
     for model in args.models:
         with tempfile.TemporaryDirectory(prefix="upcycle-scale-") as scratch:
             parts.append(section(model, args.binaries.resolve(), Path(scratch)))
-        args.out.write_text("\n".join(parts) + "\n")
+        args.out.write_text("\n".join(parts) + "\n" + kept)
 
 
 HEAD = f"""# At full size
 
-Written by `make bench-scale`; do not edit.
+Written by `make bench-scale`, the tables of "Many machines" by `benches/ranks.py`; do not edit them.
 `configs/vit-b-32.yaml` and `configs/vit-b-16.yaml` are the paper's setting as far as it is known, every choice of ours marked.
 Here each is run end to end, from a Hugging Face checkpoint with random weights to a report, on {PICTURES} drawn pictures of 224 x 224 with CLIP's own tokenizer and 77 tokens of context: {CALIBRATION} samples of calibration, {STEPS} training steps of {BATCH} pairs for each of two runs.
 Random weights make the accuracies meaningless and the figures below right: no cost depends on the values.

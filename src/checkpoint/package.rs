@@ -183,8 +183,15 @@ fn compared(row: &ComparisonRow) -> [String; 4] {
     };
     let difference =
         if row.difference.is_finite() { signed(row.difference) } else { "-".to_owned() };
-    let interval = if row.difference_low.is_finite() {
-        format!("{} to {}", signed(row.difference_low), signed(row.difference_high))
+
+    // The interval that covers pictures too decides, where there is one.
+    let (low, high) = if row.mixed_covers.is_empty() {
+        (row.difference_low, row.difference_high)
+    } else {
+        (row.mixed_low, row.mixed_high)
+    };
+    let interval = if low.is_finite() {
+        format!("{} to {}", signed(low), signed(high))
     } else {
         "-".to_owned()
     };
@@ -449,6 +456,13 @@ mod tests {
         assert!(is_telling(&row));
         let expected = ["concept acc1 on pair", "40.7 ± 1.4", "+0.6", "-0.4 to +1.6"];
         assert_eq!(compared(&row), expected);
+        let pictured = ComparisonRow {
+            mixed_low: -0.012,
+            mixed_high: 0.024,
+            mixed_covers: "455 test pictures".to_owned(),
+            ..row.clone()
+        };
+        assert_eq!(compared(&pictured)[3], "-1.2 to +2.4");
         let alone = ComparisonRow {
             std: f64::NAN,
             difference: f64::NAN,

@@ -92,10 +92,8 @@ mod tests {
         let args = ["x", "--print-completion", "fish"].map(OsString::from);
         let text = asked(&with(&command(), Some(inner)), &args).unwrap().unwrap();
         let text = String::from_utf8(text).unwrap();
-        let of_on: Vec<&str> = text
-            .lines()
-            .filter(|line| line.contains("seen_subcommand_from on"))
-            .collect();
+        let of_on: Vec<&str> =
+            text.lines().filter(|line| line.contains("using_subcommand on\"")).collect();
         assert!(text.contains("-a \"on\""), "{text}");
         assert!(of_on.iter().any(|line| line.contains("-l far")), "{text}");
         assert!(!of_on.iter().any(|line| line.contains("-l loud")), "{text}");

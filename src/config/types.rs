@@ -647,6 +647,9 @@ pub struct EvaluateConfig {
     pub bootstrap: usize,
     /// Samples per forward pass.
     pub batch: usize,
+    /// Training pictures that the classifiers on pixels are fitted on, at most; 0 for none.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub pixels: usize,
     /// Folders of evaluation sets, as `CLIP_benchmark` stores them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sets: Vec<String>,

@@ -156,8 +156,12 @@ mod tests {
     fn the_order_of_pictures_does_not_matter() {
         let keys: Vec<String> = (0..50).map(|i| i.to_string()).collect();
         let mut items = items(&keys);
-        let rules =
-            Rules { unseen: BTreeMap::new(), held_out: BTreeSet::new(), retrieval: PAIR };
+        let rules = Rules {
+            unseen: BTreeMap::new(),
+            held_out: BTreeSet::new(),
+            retrieval: PAIR,
+            one_in: 3,
+        };
         let forwards = assign(&items, &rules);
         items.reverse();
         let mut backwards = assign(&items, &rules);

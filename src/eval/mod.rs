@@ -17,6 +17,7 @@ mod fine_tuning;
 mod measurement;
 pub mod metrics;
 mod mixed;
+mod pixels;
 pub mod probe;
 pub mod ranking;
 pub mod sets;
@@ -34,6 +35,7 @@ pub use examples::{Example, Retrieved, example_retrievals};
 pub use fine_tuning::{EmbeddingLoss, Tuner, fine_tune};
 pub use measurement::{Choice, Evaluation, Measurement, Outcome};
 pub use mixed::{Covers, Mixed, Replicate, mixed};
+pub use pixels::{PixelBaselines, PixelSettings, pixel_baselines};
 pub use validate::{CONTRASTIVE, ValidationSettings, validate};
 
 use crate::error::Result;

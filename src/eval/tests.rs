@@ -131,6 +131,7 @@ fn config() -> EvaluateConfig {
         fine_tuning: tuning(20),
         bootstrap: 50,
         batch: 32,
+        pixels: 0,
         sets: Vec::new(),
     }
 }

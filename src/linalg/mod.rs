@@ -2,6 +2,7 @@
 //!
 //! Sits below everything that knows a model; knows no layer, token or expert.
 
+pub mod cholesky;
 pub mod eigen;
 pub mod gemm;
 mod matrix;

@@ -10,9 +10,9 @@ use serde::Deserialize;
 use super::gallery::Gallery;
 use crate::config::{Config, RunConfig};
 use crate::tables::{
-    AnalysisRow, ClusterRow, IterationRow, LogRow, MetricRow, ResampleRow, RetrievalRow,
-    RoutingRow, SetMetricRow, SetResampleRow, SimilarityRow, SpectrumRow, SubspaceRow,
-    ValidationRow,
+    AnalysisRow, ClusterRow, IterationRow, LogRow, MetricRow, PixelRow, ResampleRow,
+    RetrievalRow, RoutingRow, SetMetricRow, SetResampleRow, SimilarityRow, SpectrumRow,
+    SubspaceRow, ValidationRow,
 };
 
 /// Everything the report shows.
@@ -34,6 +34,8 @@ pub struct ReportInputs {
     pub pictures: BTreeMap<u32, Vec<u8>>,
     /// What models made of single validation samples.
     pub gallery: Gallery,
+    /// Classifiers on pixels: `pixels.parquet`; empty where they are not asked for.
+    pub pixels: Vec<PixelRow>,
     /// Trainings of section `sweep`, one entry per factor and value, in their order.
     pub sweep: Vec<SweepInputs>,
     /// Measurements on the sets of `evaluate.sets`, one entry per model and set.

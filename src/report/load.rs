@@ -22,8 +22,8 @@ use crate::model::ClipConfig;
 use crate::model::params::parameter_counts;
 use crate::num::round_f32;
 use crate::tables::{
-    self, MILLISECONDS_PER_PICTURE, OutcomeRow, PictureRow, RetrievalRow, Row as _,
-    SampleRow,
+    self, MILLISECONDS_PER_PICTURE, OutcomeRow, PictureRow, PixelRow, RetrievalRow,
+    Row as _, SampleRow,
 };
 
 /// Reads everything that the report shows.
@@ -58,9 +58,18 @@ pub fn load(config: &Config, find: &Find<'_>) -> Result<ReportInputs> {
         subspaces: subspaces(config, &variants, find)?,
         retrievals,
         pictures,
+        pixels: pixels(config, find)?,
         sweep: sweep(config, find)?,
         sets: sets(config, find)?,
     })
+}
+
+/// The classifiers on pixels, where they are asked for.
+fn pixels(config: &Config, find: &Find<'_>) -> Result<Vec<PixelRow>> {
+    match config.evaluate.pixels {
+        0 => Ok(Vec::new()),
+        _ => tables::read(&find("evaluate", "pixels")?),
+    }
 }
 
 /// Every value of every factor of section `sweep`.

@@ -125,6 +125,27 @@ fn write_gallery(root: &Path, inputs: &ReportInputs) {
     write(&folder, &names.collect::<Vec<_>>());
 }
 
+/// The section that [`super::sample::swept`] is the result of.
+fn swept_config() -> crate::config::SweepConfig {
+    let set = [
+        "sweep.seeds=[1, 2, 3]",
+        "sweep.factors.tau={run: cluster-aware, values: [subspaces.paper.tau=0.9, subspaces.paper.tau=0.99, subspaces.paper.tau=0.999]}",
+    ];
+    let set = set.iter().map(|&s| s.to_owned()).collect();
+    let overrides = crate::config::Overrides { profile: None, set };
+    crate::config::load_default(&overrides).unwrap().sweep
+}
+
+fn write_sweep(root: &Path, inputs: &ReportInputs) {
+    for (index, value) in inputs.sweep.iter().enumerate() {
+        for (seed, own) in &value.seeds {
+            let folder = root.join("sweep/tau").join(format!("{index}-s{seed}"));
+            write(&folder, &own.log);
+            write(&folder, &own.validation);
+        }
+    }
+}
+
 fn write_pictures(root: &Path, inputs: &ReportInputs) {
     write(&root.join("evaluate/cluster-aware-eesd-s1"), &inputs.retrievals);
 
@@ -164,6 +185,11 @@ fn what_the_stages_wrote_renders_like_the_rows_it_came_from() {
     write_evidence(root, &inputs);
     write_pictures(root, &inputs);
     write_gallery(root, &inputs);
+    inputs.pixels = super::sample::pixels(0.2);
+    write(&root.join("evaluate/pixels"), &inputs.pixels);
+    inputs.config.sweep = swept_config();
+    inputs.sweep = super::sample::swept();
+    write_sweep(root, &inputs);
     let loaded = load_from(root, &inputs.config).unwrap();
     let (found, expected) = (render(&loaded).unwrap(), render(&inputs).unwrap());
     assert!(found.html == expected.html && found.markdown == expected.markdown);

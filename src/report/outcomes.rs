@@ -58,6 +58,7 @@ pub(super) fn contrast(
             .map(|(model, _)| study.of(model.run).find(|other| other.seed == own.seed));
         let Some(others) = others.collect::<Option<Vec<_>>>() else { continue };
 
+        // The sum is taken on each picture before any picture is drawn: that pairs the models.
         let runs = std::iter::once(own).chain(others);
         let sides: Vec<Side<'_>> = runs
             .zip(terms)
@@ -67,6 +68,7 @@ pub(super) fn contrast(
                 weight: *weight,
             })
             .collect();
+
         let strata = measured.splits.iter().map(|split| {
             let pictures = sides.iter().map(|side| side.pictures(measured, split));
             summed(&pictures.collect::<Option<Vec<_>>>()?)
@@ -82,6 +84,8 @@ pub(super) fn contrast(
         Weighing::Pictures => size as f64 / total as f64,
     };
     let weights: Vec<f64> = sizes.iter().map(|&size| weight(size)).collect();
+
+    // One name for all pairs of runs: their pictures are drawn alike.
     let bootstrap = Bootstrap::new(0, study.config().evaluate.bootstrap).ok()?;
     let Measured { task, metric, splits } = measured;
     let name = format!("{task}/{}/{metric}", splits.join("+"));

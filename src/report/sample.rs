@@ -10,8 +10,8 @@ use crate::config::{Config, Overrides, load_default};
 use crate::num::{index_u32, round_f32};
 use crate::tables::{
     AnalysisRow, ClusterRow, EmbeddingRow, IterationRow, Layer, LogRow, Measurement,
-    MetricRow, RetrievalRow, RoutedTokenRow, RoutingRow, SimilarityRow, SpectrumRow,
-    SubspaceFigures, SubspaceRow, ValidationRow, WHOLE_LAYER,
+    MetricRow, PixelRow, RetrievalRow, RoutedTokenRow, RoutingRow, SimilarityRow,
+    SpectrumRow, SubspaceFigures, SubspaceRow, ValidationRow, WHOLE_LAYER,
 };
 
 /// The MoE layers of the default configuration.
@@ -62,10 +62,35 @@ pub(super) fn from_config(config: Config) -> ReportInputs {
         retrievals: retrievals(),
         gallery: gallery(&config),
         pictures: (0..60).map(|sample| (sample, picture(sample))).collect(),
+        pixels: Vec::new(),
         sweep: Vec::new(),
         sets: Vec::new(),
         config,
     }
+}
+
+/// Both classifiers on pixels, at this accuracy on every split.
+pub(super) fn pixels(accuracy: f64) -> Vec<PixelRow> {
+    let tasks = [("summary", "shift", "shift"), ("concept", "pair", "acc1")];
+    let of = |classifier: &str| {
+        let classifier = classifier.to_owned();
+        let row = move |(task, split, metric): (&str, &str, &str)| PixelRow {
+            classifier: classifier.clone(),
+            pictures: 9_270,
+            measured: Measurement {
+                task: task.to_owned(),
+                split: split.to_owned(),
+                metric: metric.to_owned(),
+                value: accuracy,
+                low: accuracy - 0.01,
+                high: accuracy + 0.01,
+                n: 400,
+                resampled: vec![],
+            },
+        };
+        tasks.map(row)
+    };
+    [of("nearest"), of("linear")].concat()
 }
 
 /// A factor of three values over three seeds: the lowest loses most, and the highest gains.
@@ -271,11 +296,13 @@ fn curves(
     for step in (0..=steps).step_by(config.train.optim.validate_every.max(1)) {
         let done = step as f64 / steps as f64;
         let value = 0.19 + 0.06 * done.sqrt() + 0.003 * noise(rng);
-        out.validation.push(ValidationRow {
-            step: index_u32(step),
-            metric: "acc1".into(),
-            value,
-        });
+        for metric in ["acc1", "retrieval/image_retrieval_recall@1"] {
+            out.validation.push(ValidationRow {
+                step: index_u32(step),
+                metric: metric.to_owned(),
+                value,
+            });
+        }
     }
 }
 
@@ -322,6 +349,10 @@ fn analyze(
             );
             push("utilisation_cv", WHOLE_LAYER, 0.18);
             push("dead_experts", WHOLE_LAYER, 0.0);
+            push("pooled_dead_experts", WHOLE_LAYER, 2.0);
+            for (expert, load) in [0.5, 0.48, 0.02, 0.0].into_iter().enumerate() {
+                push("pooled_utilisation", index_u32(expert), load);
+            }
             push(
                 "compactness",
                 WHOLE_LAYER,

@@ -23,6 +23,8 @@ pub(super) fn rows(inputs: &ReportInputs) -> Vec<SweepRow> {
         let metrics: BTreeSet<&str> = siblings.flat_map(metrics).collect();
         for metric in metrics {
             let own = by_seed(value, metric);
+
+            // The default has nothing to be compared with but itself.
             let theirs = default.filter(|other| !std::ptr::eq(*other, value));
             let theirs = theirs.map(|other| by_seed(other, metric));
             let difference = theirs.and_then(|theirs| paired(&own, &theirs, COVERAGE));

@@ -8,17 +8,18 @@ use super::files;
 use crate::activations::{self, Recording};
 use crate::config::ActivationsConfig;
 use crate::data::Dataset;
-use crate::engine;
+use crate::engine::{self, Engine};
 use crate::error::Result;
 use crate::model::{Checkpoint, Tower};
 use crate::pipeline::{Job, Reach, Stage, Width};
+use crate::ranks::Ranks;
 
 /// This stage.
 pub const STAGE: Stage = Stage {
     name: "activations",
     version: 1,
     width: Width::Shared,
-    reach: Reach::Process,
+    reach: Reach::Ranks,
     about: "Records the FFN inputs of every layer that becomes a mixture.",
     run,
 };
@@ -63,7 +64,8 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
     // Rows go to the files as they come: all of them together may not fit into memory.
     let out = job.draft.folder().to_owned();
     let mut engine = engine::open_model(model, files::backend(job)?)?;
-    let rows = activations::record(&mut *engine, &data, &recording, &out, &mut |done| {
+    let who: (&mut dyn Engine, &dyn Ranks) = (&mut *engine, &*job.ranks);
+    let rows = activations::record(who, &data, &recording, &out, &mut |done| {
         progress.set(done);
     })?;
 

@@ -1,14 +1,17 @@
 //! Stage `evaluate`: a trained model and its initialization on the held-out splits.
 //!
 //! Writes `metrics.parquet`, `outcomes.parquet`, `metrics.json`, `resamples.parquet` and
-//! `retrievals.parquet`; on a set of `evaluate.sets`, `set_metrics.parquet` and
+//! `retrievals.parquet`; of the classifiers on pixels, `pixels.parquet`; on a set of
+//! `evaluate.sets`, `set_metrics.parquet` and
 //! `set_resamples.parquet`. How long a picture takes depends on the machine, so it stands in
 //! the manifest alone.
+
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::files::{self, Pictures, Timed};
+use super::files::{self, Pictures, Spread, Timed};
 use super::measure::{Model, measure};
 use crate::checkpoint::Preprocessing;
 use crate::config::{EvaluateConfig, OptimConfig};
@@ -18,7 +21,7 @@ use crate::error::{Context as _, Result};
 use crate::eval::sets::Settings;
 use crate::eval::{
     self, Bootstrap, Bundle, EmbeddingLoss, Encoder, Evaluation, Example, Measurement,
-    Tuner,
+    PixelSettings, Tuner,
 };
 use crate::linalg::Matrix;
 use crate::model::names::ParameterId;
@@ -26,8 +29,8 @@ use crate::model::{Checkpoint, Tower};
 use crate::num::{index_u32, round_f32};
 use crate::pipeline::{Job, Reach, Stage, Width};
 use crate::tables::{
-    self, MILLISECONDS_PER_PICTURE, MetricRow, OutcomeRow, ResampleRow, RetrievalRow,
-    Row as _, SetMetricRow, SetResampleRow,
+    self, MILLISECONDS_PER_PICTURE, MetricRow, OutcomeRow, PixelRow, ResampleRow,
+    RetrievalRow, Row as _, SetMetricRow, SetResampleRow,
 };
 use crate::text::Tokenizer;
 use crate::train::Schedule;
@@ -37,7 +40,7 @@ pub const STAGE: Stage = Stage {
     name: "evaluate",
     version: 1,
     width: Width::Shared,
-    reach: Reach::Process,
+    reach: Reach::Ranks,
     about: "Measures trained models on pictures that were never trained on.",
     run,
 };
@@ -51,6 +54,17 @@ pub enum EvaluateParams {
         /// Section `evaluate`, without its sets.
         evaluate: EvaluateConfig,
         /// Seed of this run.
+        seed: u64,
+    },
+    /// Classifiers on pixels, on the held-out splits.
+    Pixels {
+        /// `evaluate.pixels`.
+        pixels: usize,
+        /// `evaluate.probe_l2`.
+        probe_l2: Vec<f64>,
+        /// `evaluate.bootstrap`.
+        bootstrap: usize,
+        /// Seed of the resamples, the first of the comparison.
         seed: u64,
     },
     /// The set at `path("set")`.
@@ -71,6 +85,9 @@ pub enum EvaluateParams {
 /// The split of every set that is measured on.
 pub const SPLIT: &str = "test";
 
+/// The run of the classifiers on pixels.
+pub const PIXELS: &str = "pixels";
+
 /// Number of example retrievals that are kept; the report shows as many as it is asked for.
 const EXAMPLES: usize = 32;
 
@@ -78,6 +95,10 @@ const EXAMPLES: usize = 32;
 pub fn run(job: &mut Job<'_>) -> Result<()> {
     match job.params()? {
         EvaluateParams::Splits { evaluate, seed } => on_splits(job, &evaluate, seed),
+        EvaluateParams::Pixels { pixels, probe_l2, bootstrap, seed } => {
+            let bootstrap = Bootstrap::new(seed, bootstrap)?;
+            on_pixels(job, &PixelSettings { most: pixels, l2: probe_l2, bootstrap, seed })
+        }
         EvaluateParams::Set { set, recall_at, bootstrap, batch, corrupt_share } => {
             let settings = Settings {
                 batch,
@@ -88,6 +109,32 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
             on_set(job, &set, &settings, corrupt_share)
         }
     }
+}
+
+/// Measures the classifiers that see pixels only.
+fn on_pixels(job: &mut Job<'_>, settings: &PixelSettings) -> Result<()> {
+    let pictures = open(job)?;
+    let tokenize = |texts: &[String]| pictures.tokenize(texts);
+    let bundle = bundle(&pictures, &tokenize)?;
+    let found = eval::pixel_baselines(&bundle, settings)?;
+    if let Some(found) = &found {
+        job.draft.metric("training_pictures", found.pictures as f64);
+        job.draft.metric("l2", found.l2);
+    } else {
+        job.progress.line("no classifier on pixels: no test picture shows a concept of the training or validation pictures");
+    }
+
+    let rows = found.iter().flat_map(|found| {
+        let nearest = found.nearest.iter().map(|m| ("nearest", m));
+        nearest.chain(found.linear.iter().map(|m| ("linear", m))).map(|(name, m)| {
+            PixelRow {
+                classifier: name.to_owned(),
+                pictures: index_u32(found.pictures),
+                measured: m.clone(),
+            }
+        })
+    });
+    tables::write(&job.output(PixelRow::FILE), rows.collect())
 }
 
 /// Measures one model on one set of others.
@@ -109,6 +156,7 @@ fn on_set(
     let tokenizer = Tokenizer::open(&job.input("dataset", "tokenizer.json")?)?;
     let mut model = Model {
         engine: engine::open_model(checkpoint, files::backend(job)?)?,
+        ranks: Arc::clone(&job.ranks),
         tokenizer,
         framing: pictures.framing(side)?,
         normalise: pictures.normalise(),
@@ -172,7 +220,8 @@ fn on_splits(job: &mut Job<'_>, evaluate: &EvaluateConfig, seed: u64) -> Result<
     for (point, weights, config) in points {
         let model = Checkpoint::read(files::folder(job, "train")?, weights)?;
         let mut opened = engine::open_model(model, backend)?;
-        let mut engine = Timed::new(&mut *opened);
+        let spread = Spread::new(&mut *opened, &*job.ranks);
+        let mut engine = Timed::new(spread);
         let mut found = eval::evaluate(&mut engine, &bundle, config, seed)?;
 
         // The manifest has the summary of the trained model, for `show` and `diff`.
@@ -187,8 +236,8 @@ fn on_splits(job: &mut Job<'_>, evaluate: &EvaluateConfig, seed: u64) -> Result<
             }
         }
 
-        // Last, because it changes the weights.
-        if evaluate.fine_tuning.steps > 0 {
+        // Last, because it changes the weights; a step of it is that of one rank.
+        if evaluate.fine_tuning.steps > 0 && job.ranks.leads() {
             let mut tuned = Tuned::new(opened, &evaluate.fine_tuning)?;
             match eval::fine_tune(&mut tuned, &bundle, evaluate, seed)? {
                 Some((measured, outcomes)) => {

@@ -12,6 +12,7 @@ use crate::eval::{self, Encoder};
 use crate::linalg::Matrix;
 use crate::model::{Checkpoint, ClipConfig, Tower};
 use crate::pipeline::Job;
+use crate::ranks::Ranks;
 
 /// Writes `config.json` and the weights of a model under the given file name.
 pub(crate) fn write_model(
@@ -75,16 +76,73 @@ impl Encoder for &mut (dyn Engine + '_) {
     }
 }
 
+/// Samples that fall into the same chunks of a tower wherever they are cut apart: every chunk
+/// divides it (`engine::cpu`), so parts that are multiples of it have the bits of the whole.
+const CUT: usize = 16;
+
+/// An engine as several ranks see it: each embeds its part, and all have the whole.
+#[derive(Debug)]
+pub(crate) struct Spread<'a> {
+    engine: &'a mut dyn Engine,
+    ranks: &'a dyn Ranks,
+}
+
+impl<'a> Spread<'a> {
+    pub(crate) fn new(engine: &'a mut dyn Engine, ranks: &'a dyn Ranks) -> Self {
+        Self { engine, ranks }
+    }
+
+    /// The rows [n, P] of `n` inputs, of which this rank encodes its own.
+    fn rows<T>(
+        &mut self,
+        inputs: &[T],
+        n: usize,
+        encode: impl FnOnce(&mut dyn Engine, &[T]) -> Result<Vec<f32>>,
+    ) -> Result<Matrix> {
+        let (rank, count) = (self.ranks.rank(), self.ranks.count());
+        let width = self.engine.config().embed_dim;
+        let each = inputs.len() / n.max(1);
+
+        // Blocks are of equal length, so that the last ones may be short or empty.
+        let block = n.div_ceil(count).next_multiple_of(CUT);
+        let own = (rank * block).min(n) * each..((rank + 1) * block).min(n) * each;
+        let mut rows = Vec::new();
+        if !own.is_empty() {
+            rows = encode(self.engine, &inputs[own])?;
+        }
+
+        rows.resize(block * width, 0.0);
+        let mut all = vec![0.0; count * block * width];
+        self.ranks.gather(&rows, &mut all)?;
+        all.truncate(n * width);
+        Matrix::new(n, width, all)
+    }
+}
+
+impl Encoder for Spread<'_> {
+    fn embed_dim(&self) -> usize {
+        self.engine.config().embed_dim
+    }
+
+    fn images(&mut self, pixels: &[f32], n: usize) -> Result<Matrix> {
+        self.rows(pixels, n, |engine, own| engine.encode_images(own))
+    }
+
+    fn texts(&mut self, ids: &[u32], n: usize) -> Result<Matrix> {
+        self.rows(ids, n, |engine, own| engine.encode_texts(own))
+    }
+}
+
 /// An encoder under a clock, which counts the pictures that pass through it.
 #[derive(Debug)]
 pub(crate) struct Timed<'a> {
-    inner: &'a mut dyn Engine,
+    inner: Spread<'a>,
     pictures: usize,
     time: Duration,
 }
 
 impl<'a> Timed<'a> {
-    pub(crate) fn new(inner: &'a mut dyn Engine) -> Self {
+    pub(crate) fn new(inner: Spread<'a>) -> Self {
         Self { inner, pictures: 0, time: Duration::ZERO }
     }
 
@@ -96,19 +154,19 @@ impl<'a> Timed<'a> {
 
 impl Encoder for Timed<'_> {
     fn embed_dim(&self) -> usize {
-        self.inner.config().embed_dim
+        self.inner.embed_dim()
     }
 
     fn images(&mut self, pixels: &[f32], n: usize) -> Result<Matrix> {
         let clock = Instant::now();
-        let found = Encoder::images(&mut self.inner, pixels, n)?;
+        let found = self.inner.images(pixels, n)?;
         self.time += clock.elapsed();
         self.pictures += n;
         Ok(found)
     }
 
     fn texts(&mut self, ids: &[u32], n: usize) -> Result<Matrix> {
-        Encoder::texts(&mut self.inner, ids, n)
+        self.inner.texts(ids, n)
     }
 }
 
@@ -177,5 +235,58 @@ impl Pictures {
     pub(crate) fn tokenize(&self, texts: &[String]) -> Result<Vec<u32>> {
         let context = self.dataset.meta.context;
         self.dataset.tokenizer.encode_all(texts, context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Activation;
+    use crate::engine::open_model;
+    use crate::model::{TextConfig, VisionConfig, init};
+    use crate::ranks::Threads;
+
+    /// Embeddings of an odd number of inputs are those of one rank, bit for bit, on every
+    /// rank.
+    #[test]
+    fn ranks_embed_what_one_embeds() {
+        let (width, layers, heads, hidden) = (16, 1, 2, 32);
+        let config = ClipConfig {
+            embed_dim: 8,
+            activation: Activation::Gelu,
+            vision: VisionConfig {
+                image_size: 8,
+                patch: 4,
+                width,
+                layers,
+                heads,
+                hidden,
+            },
+            text: TextConfig { context: 6, vocabulary: 40, width, layers, heads, hidden },
+            moe: None,
+        };
+        let model = init::dense(&config, 1);
+        let n = 37;
+        let mut pixels = vec![0.0; n * 3 * 8 * 8];
+        crate::rng::fill_normal(&mut crate::rng::stream(1, "p"), 1.0, &mut pixels);
+        let ids: Vec<u32> = (0..n).flat_map(|_| [1, 5, 9, 39, 0, 0]).collect();
+
+        let mut alone = open_model(model.clone(), Backend::Cpu).unwrap();
+        let images = alone.encode_images(&pixels).unwrap();
+        let texts = alone.encode_texts(&ids).unwrap();
+        for count in [1, 2, 4] {
+            std::thread::scope(|scope| {
+                for ranks in Threads::new(count) {
+                    let (model, pixels, ids) = (model.clone(), &pixels, &ids);
+                    let (images, texts) = (&images, &texts);
+                    scope.spawn(move || {
+                        let mut engine = open_model(model, Backend::Cpu).unwrap();
+                        let mut spread = Spread::new(&mut *engine, &ranks);
+                        assert!(spread.images(pixels, n).unwrap().into_data() == *images);
+                        assert!(spread.texts(ids, n).unwrap().into_data() == *texts);
+                    });
+                }
+            });
+        }
     }
 }

@@ -2,23 +2,29 @@
 //!
 //! Memory is one batch of pictures and one vector per picture, whatever the size of the set.
 
+use std::sync::Arc;
+
+use super::files::Spread;
 use crate::data::Skipped;
 use crate::data::pairs::{EvaluationSet, Fault, Found, Pair, Task, Tolerance};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::eval::sets::{self, Settings};
 use crate::eval::{
-    self, Concept, Encoder as _, LabelledImages, Measurement, Test, Vocabulary,
+    self, Concept, Encoder, LabelledImages, Measurement, Test, Vocabulary,
 };
 use crate::image::{Framing, Normalise};
 use crate::linalg::Matrix;
 use crate::par;
+use crate::ranks::Ranks;
 use crate::text::Tokenizer;
 
 /// A model, with what turns pictures and texts into its inputs.
 #[derive(Debug)]
 pub(crate) struct Model {
     pub engine: Box<dyn Engine>,
+    /// Who embeds together.
+    pub ranks: Arc<dyn Ranks>,
     pub tokenizer: Tokenizer,
     pub framing: Framing,
     pub normalise: Normalise,
@@ -45,13 +51,13 @@ pub(crate) fn measure(
     settings: &Settings,
     tolerance: Tolerance,
 ) -> Result<Report> {
-    let mut encoder = &mut *model.engine;
-    let context = encoder.config().text.context;
+    let context = model.engine.config().text.context;
+    let mut encoder = Spread::new(&mut *model.engine, &*model.ranks);
     let mut gathered = Gathered {
         set,
         framing: model.framing,
         normalise: model.normalise,
-        encoder: &mut *encoder,
+        encoder: &mut encoder,
         tolerance,
         waiting: Vec::new(),
         rows: Vec::new(),
@@ -124,7 +130,7 @@ struct Gathered<'a> {
     set: &'a EvaluationSet,
     framing: Framing,
     normalise: Normalise,
-    encoder: &'a mut dyn Engine,
+    encoder: &'a mut dyn Encoder,
     tolerance: Tolerance,
     /// Pairs that are not embedded yet, fewer than a batch.
     waiting: Vec<Pair>,
@@ -201,7 +207,7 @@ impl Gathered<'_> {
         }
 
         if n > 0 {
-            let rows = eval::embed_pictures(&mut &mut *self.encoder, &pixels, n)?;
+            let rows = eval::embed_pictures(self.encoder, &pixels, n)?;
             self.rows.extend(rows.into_data());
         }
         Ok(())

@@ -13,7 +13,7 @@ use super::activations::ActivationsParams;
 use super::analyze::AnalyzeParams;
 use super::cluster::ClusterParams;
 use super::dataset::DatasetParams;
-use super::evaluate::EvaluateParams;
+use super::evaluate::{self, EvaluateParams};
 use super::multiplet::MultipletParams;
 use super::pretrain::{self, PretrainParams};
 use super::report::{IMPORTED, ReportParams};
@@ -93,6 +93,7 @@ pub fn plan(config: &Config, cache: &Path) -> Result<Vec<Node>> {
             }
         }
     }
+    nodes.extend(planner.evaluate_pixels()?);
     nodes.extend(planner.evaluate_sets()?);
 
     // The report reads what all the others write, so it comes last.
@@ -121,10 +122,12 @@ fn sweep(config: &Config, cache: &Path, nodes: &mut Vec<Node>) -> Result<Vec<Ups
             upcycle::check_inits(&point.config.inits, &point.config.subspaces)
                 .map_err(about)?;
 
+            // All points start from one dense model: another one would be another factor.
             let planner = Planner::new(&point.config, cache, base)?;
             let found = planner.training(&[&factor.run], &config.sweep.seeds)?;
             let named = if point.is_default { DEFAULT } else { &point.name };
             let places = shared::add(nodes, found, named)?;
+
             for &seed in &config.sweep.seeds {
                 let place = Place::new("train", run_name(&factor.run, seed));
                 read.push(Upstream {
@@ -427,10 +430,26 @@ impl<'a> Planner<'a> {
     fn evaluate(&self, run: &str, seed: u64) -> Result<Node> {
         let named = run_name(run, seed);
         let evaluate =
-            EvaluateConfig { sets: Vec::new(), ..self.config.evaluate.clone() };
+            EvaluateConfig { sets: vec![], pixels: 0, ..self.config.evaluate.clone() };
         let params = EvaluateParams::Splits { evaluate, seed };
         let inputs = vec![all("dataset", None), input("train", named.clone(), TRAINED)];
         Ok(self.with_engine(node("evaluate", named, &params, inputs)?))
+    }
+
+    /// Classifiers on pixels, which no model takes part in: one node for all runs.
+    fn evaluate_pixels(&self) -> Result<Option<Node>> {
+        let evaluate = &self.config.evaluate;
+        if evaluate.pixels == 0 {
+            return Ok(None);
+        }
+        let params = EvaluateParams::Pixels {
+            pixels: evaluate.pixels,
+            probe_l2: evaluate.probe_l2.clone(),
+            bootstrap: evaluate.bootstrap,
+            seed: self.config.seeds.first().copied().unwrap_or(1),
+        };
+        let run = Some(evaluate::PIXELS.to_owned());
+        node("evaluate", run, &params, vec![all("dataset", None)]).map(Some)
     }
 
     /// Every model on every set of others: the dense models before they are touched, and the

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::files::Pictures;
 use crate::config::OptimConfig;
 use crate::data::{BatchSettings, Batches};
-use crate::engine::{Engine, StateBuffer};
+use crate::engine::Engine;
 use crate::error::Result;
 use crate::eval;
 use crate::model::names::ParameterId;
@@ -95,8 +95,7 @@ impl Watcher for Watch<'_> {
 /// The logarithm of the scale of a model in training.
 fn logit_scale(engine: &dyn Engine) -> Result<f32> {
     let range = Layout::new(engine.config()).range(ParameterId::LogitScale);
-    let values = engine.state_buffer(StateBuffer::Values)?;
-    Ok(values[range.start])
+    Ok(engine.values()?[range.start])
 }
 
 /// Writes the model, the tables of its record, and what was measured on the way; on rank 0,

@@ -70,6 +70,30 @@ impl Row for MetricRow {
     }
 }
 
+/// One measurement of a classifier that sees pixels only.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct PixelRow {
+    /// `nearest` (the nearest training picture) or `linear` (ridge regression).
+    pub classifier: String,
+    /// Training pictures that it was fitted on.
+    pub pictures: u32,
+    /// What was measured.
+    pub measured: Measurement,
+}
+
+impl Row for PixelRow {
+    const FILE: &'static str = "pixels.parquet";
+
+    fn columns() -> Vec<Field<Self>> {
+        let mut columns = vec![
+            Field::new("classifier", |row: &mut Self| &mut row.classifier),
+            Field::new("pictures", |row| &mut row.pictures),
+        ];
+        columns.extend(Measurement::columns_of(|row: &mut Self| &mut row.measured));
+        columns
+    }
+}
+
 /// How one picture fared in one metric.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct OutcomeRow {

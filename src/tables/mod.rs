@@ -45,7 +45,7 @@ pub use analyze::{
 pub use cluster::{AssignmentRow, ClusterRow, IterationRow};
 pub use dataset::{ConceptRow, LabelRow, PictureRow, SampleRow};
 pub use evaluate::{
-    MILLISECONDS_PER_PICTURE, Measurement, MetricRow, OutcomeRow, ResampleRow,
+    MILLISECONDS_PER_PICTURE, Measurement, MetricRow, OutcomeRow, PixelRow, ResampleRow,
     RetrievalRow, SetMetricRow, SetResampleRow, SetRow,
 };
 pub use field::{Field, Value};

@@ -40,6 +40,7 @@ fn structs() -> Vec<(&'static str, &'static str, Columns)> {
         of::<MetricRow>("evaluate"),
         of::<OutcomeRow>("evaluate"),
         of::<ResampleRow>("evaluate"),
+        of::<PixelRow>("evaluate"),
         of::<RetrievalRow>("evaluate"),
         of::<SetMetricRow>("evaluate"),
         of::<SetResampleRow>("evaluate"),

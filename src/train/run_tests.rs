@@ -264,6 +264,12 @@ fn the_number_of_ranks_changes_no_bit() {
     }
 }
 
+/// A record in words, digit by digit: the ratio of a run that trains no expert is not a number,
+/// and as such not equal to itself.
+fn text(record: &Record) -> String {
+    format!("{record:?}")
+}
+
 fn same_on_any_ranks(
     config: &ClipConfig,
     optim: &OptimConfig,
@@ -299,7 +305,7 @@ fn same_on_any_ranks(
     for count in [2, 4] {
         let own = on_ranks(count, &start, batches, (&plan(None), never)).unwrap();
         assert!(bits(&own.checkpoint) == bits(&whole.checkpoint), "{count} ranks");
-        assert_eq!(own.record, whole.record, "{count} ranks");
+        assert_eq!(text(&own.record), text(&whole.record), "{count} ranks");
     }
 
     let scratch = tempfile::tempdir().unwrap();
@@ -308,7 +314,7 @@ fn same_on_any_ranks(
     assert!(on_ranks(2, &start, batches, (&plan, 2)).is_err());
     let own = on_ranks(1, &start, batches, (&plan, never)).unwrap();
     assert!(bits(&own.checkpoint) == bits(&whole.checkpoint), "resumed");
-    assert_eq!(own.record, whole.record, "resumed");
+    assert_eq!(text(&own.record), text(&whole.record), "resumed");
 }
 
 #[test]

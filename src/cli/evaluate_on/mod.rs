@@ -11,6 +11,7 @@ mod table;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{ArgAction, Args as _, Command};
 use serde_json::json;
@@ -29,6 +30,7 @@ use crate::eval::Bootstrap;
 use crate::eval::sets::Settings;
 use crate::model::Checkpoint;
 use crate::pipeline::{Console, Panics, Volume, source};
+use crate::ranks::Alone;
 use crate::stage::evaluate;
 use crate::stage::measure::{Model, Report, measure};
 use crate::text::Tokenizer;
@@ -297,7 +299,8 @@ impl<'a> Work<'a> {
         let backend = Backend::choose_for(compute, &checkpoint.config)?;
         let key = key(args, (&checkpoint, backend), (&tokenizer, &pictures))?;
         let engine = engine::open_model(checkpoint, backend)?;
-        let model = Model { engine, tokenizer, framing, normalise };
+        let ranks = Arc::new(Alone);
+        let model = Model { engine, ranks, tokenizer, framing, normalise };
         Ok(Self { args, checkpoint: path, out, console, model, settings, key })
     }
 

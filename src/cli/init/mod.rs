@@ -23,7 +23,7 @@ use crate::config::{self, ColumnNames, DatasetConfig, EvaluateConfig, Overrides}
 use crate::data::pairs::{self, Census, Detected};
 use crate::error::{Context as _, Error, Result};
 use crate::pipeline::{grouped, memory};
-use crate::stage::plan;
+use crate::stage::{self, plan};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -269,13 +269,30 @@ fn say(
     lines.extend(told.iter().map(indent));
     lines.extend(recipe.warning.iter().map(|text| format!("  warning: {text}")));
 
-    // In the folder of the sources there is a Makefile, elsewhere the installed one.
-    let make = if Path::new("Makefile").is_file() { "make" } else { "upcycle-make" };
-    let artifacts = args.out.join("artifacts");
-    let (place, artifacts) = (path.display(), artifacts.display());
-    lines.push(format!("wrote {place}; next:"));
-    lines.push(format!("  {make} CONFIG={place} ARTIFACTS={artifacts}"));
+    lines.push(format!("wrote {}; next:", path.display()));
+    lines.push(format!("  {}", next(path, &args.out.join("artifacts"))));
     lines
+}
+
+/// The command line that runs the pipeline.
+fn next(config: &Path, artifacts: &Path) -> String {
+    let (config, artifacts) = (config.display(), artifacts.display());
+
+    // In the folder of the sources there is a Makefile, and `make install` leaves one with this
+    // program. `cargo install` leaves programs alone.
+    let program = std::env::current_exe().unwrap_or_default();
+    if Path::new("Makefile").is_file() {
+        return format!("make CONFIG={config} ARTIFACTS={artifacts}");
+    }
+    if program.with_file_name("upcycle-make").is_file() {
+        return format!("upcycle-make CONFIG={config} ARTIFACTS={artifacts}");
+    }
+    let stages: Vec<&str> = stage::names().collect();
+    format!(
+        "for stage in {}; do upcycle-$stage --config {config} --artifacts {artifacts} || \
+         break; done",
+        stages.join(" ")
+    )
 }
 
 /// The names of sets, for the comments of the configuration.

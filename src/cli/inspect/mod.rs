@@ -8,6 +8,7 @@ mod experts;
 mod forward;
 mod keep;
 mod metrics;
+mod moe;
 mod preprocess;
 mod show;
 mod speed;
@@ -43,6 +44,8 @@ Examples:
   upcycle-inspect forward --checkpoint DIR --inputs in.safetensors --output out.safetensors
   upcycle-inspect experts --ffn ffn.safetensors --init '{method: drop, ratio: 0.25}' \
       --experts 4 --output experts.safetensors
+  upcycle-inspect moe --layer experts.safetensors --rows rows.safetensors \
+      --output moe.safetensors
   upcycle-inspect metrics --embeddings embeddings.safetensors
   upcycle-inspect tokenize --tokenizer bpe_simple_vocab_16e6.txt.gz 'a photo of a cat'
   upcycle-inspect preprocess --image cat.jpg --size 224 --output cat.safetensors";
@@ -132,6 +135,8 @@ enum Ask {
     Forward(forward::Forward),
     /// Turn an FFN in a file into experts, by any method that makes whole ones.
     Experts(experts::MakeExperts),
+    /// Run one MoE layer on rows in a file: routing, gates and outputs.
+    Moe(moe::MoeLayer),
     /// Measure embeddings in a file: classification and retrieval.
     Metrics(metrics::Metrics),
     /// Turn texts into token ids, one JSON list per line.
@@ -186,6 +191,7 @@ fn run() -> Result<()> {
     let answer = match &args.ask {
         Ask::Forward(forward) => forward.answer()?,
         Ask::Experts(experts) => experts.answer()?,
+        Ask::Moe(layer) => layer.answer()?,
         Ask::Metrics(metrics) => metrics.answer()?,
         Ask::Tokenize(tokenize) => tokenize.answer()?,
         Ask::Preprocess(preprocess) => preprocess.answer()?,
@@ -239,6 +245,7 @@ impl View {
             // `run` answers these without a view; they are here because the list is one.
             Ask::Forward(ask) => ask.answer(),
             Ask::Experts(ask) => ask.answer(),
+            Ask::Moe(ask) => ask.answer(),
             Ask::Metrics(ask) => ask.answer(),
             Ask::Tokenize(ask) => ask.answer(),
             Ask::Preprocess(ask) => ask.answer(),

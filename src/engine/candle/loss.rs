@@ -7,6 +7,7 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::{Outputs, layers, moe};
+use crate::engine::cpu::clip::GROUP;
 use crate::io::tensors::Tensors;
 use crate::model::{ClipConfig, Tower};
 
@@ -27,6 +28,20 @@ impl Eligible {
         let position =
             |end: usize| (0..config.text.context).map(move |t| t > 0 && t <= end);
         Self { vision, text: pooled.iter().flat_map(|&end| position(end)).collect() }
+    }
+
+    /// The eligible rows of a tower of `samples` samples, each list those of 16 samples.
+    pub fn groups(&self, tower: Tower, samples: usize) -> Vec<Vec<usize>> {
+        let flags = match tower {
+            Tower::Vision => &self.vision,
+            Tower::Text => &self.text,
+        };
+        let group = GROUP * (flags.len() / samples.max(1)).max(1);
+        let mut groups = vec![Vec::new(); flags.len().div_ceil(group)];
+        for row in self.rows(tower) {
+            groups[row / group].push(row);
+        }
+        groups
     }
 
     /// The eligible rows of a tower, ascending.
@@ -103,7 +118,8 @@ pub(super) fn losses(
         // them.
         if let (Some(eesd_terms), Some(teachers)) = (&terms.eesd, teachers) {
             let fraction = eesd_terms.fraction;
-            let rows = moe::most_uncertain(&routing.entropies()?, &rows, fraction);
+            let groups = eligible.groups(*tower, outputs.pooled.len());
+            let rows = moe::most_uncertain(&routing.entropies()?, &groups, fraction);
             let [distance, target] = routing.squares(&teachers[layer], &rows)?;
             eesd.push((*tower, (&distance / &target)?));
             distances.push([distance, target]);

@@ -131,15 +131,26 @@ impl Routing {
     }
 }
 
-/// The round(fraction × n) of the n `rows` with the highest entropy, at least one; equal
-/// entropies go to the lower row. The result is ascending.
-pub fn most_uncertain(entropies: &[f64], rows: &[usize], fraction: f64) -> Vec<usize> {
-    let kept = truncate_usize(fraction * rows.len() as f64 + 0.5).max(1);
-    let mut order = rows.to_vec();
-    order.sort_by(|&a, &b| entropies[b].total_cmp(&entropies[a]).then(a.cmp(&b)));
-    order.truncate(kept);
-    order.sort_unstable();
-    order
+/// Of each group of rows the ceil(fraction × n) of its n with the highest entropy; equal
+/// entropies go to the lower row. The result is ascending. As in the product, the groups are
+/// [`super::Eligible::groups`], so that the choice is local.
+pub fn most_uncertain(
+    entropies: &[f64],
+    groups: &[Vec<usize>],
+    fraction: f64,
+) -> Vec<usize> {
+    let mut chosen: Vec<usize> = groups
+        .iter()
+        .flat_map(|rows| {
+            let kept = truncate_usize((fraction * rows.len() as f64).ceil());
+            let mut order = rows.clone();
+            order.sort_by(|&a, &b| entropies[b].total_cmp(&entropies[a]).then(a.cmp(&b)));
+            order.truncate(kept);
+            order
+        })
+        .collect();
+    chosen.sort_unstable();
+    chosen
 }
 
 /// The `top_k` largest of each row, best first, ties to the lower index.

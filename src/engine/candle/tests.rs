@@ -422,8 +422,12 @@ fn ties_go_to_the_lower_index() {
     let routing = experts.forward(&zeros((3, 2)).unwrap(), 2, Activation::Gelu).unwrap();
     assert_eq!(routing.chosen, vec![vec![0, 1]; 3]);
     let entropies = routing.entropies().unwrap();
-    assert_eq!(super::most_uncertain(&entropies, &[0, 1, 2], 0.67), [0, 1]);
-    assert_eq!(super::most_uncertain(&[1.0, 3.0, 2.0], &[0, 2], 0.1), [2]);
+    // The ceiling of 0.34 × 3 rows is two; each group chooses for itself.
+    assert_eq!(super::most_uncertain(&entropies, &[vec![0, 1, 2]], 0.34), [0, 1]);
+    assert_eq!(super::most_uncertain(&[1.0, 3.0, 2.0], &[vec![0, 2]], 0.1), [2]);
+    let groups = [vec![0], vec![1, 2]];
+    assert_eq!(super::most_uncertain(&[1.0, 3.0, 2.0], &groups, 0.5), [0, 1]);
+    assert!(super::most_uncertain(&[1.0], &[vec![0]], 0.0).is_empty());
 }
 
 #[test]

@@ -66,7 +66,7 @@ fn step(engine: &mut Cpu, pairs: Pairs<'_>) -> (Losses, Vec<f32>) {
 fn losses_and_all_gradients_equal_the_references() {
     let objective =
         Objective { balance: 0.5, router_z: 0.3, eesd: 0.7, label_smoothing: 0.1 };
-    for (moe, n) in [(false, 5), (true, 5), (true, 16)] {
+    for (moe, n) in [(false, 5), (true, 5), (true, 16), (true, 40)] {
         let config = config(moe);
         let values = random_values(&config, "student");
         let teacher = random_values(&config, "teacher");

@@ -3,6 +3,7 @@
 use crate::config::Bases;
 use crate::report::document::{Block, Cell, Section, Table};
 use crate::report::headline::Headline;
+use crate::report::section::pixels;
 use crate::report::stats::{COVERAGE, Sign, Summary};
 use crate::report::study::{FINAL, INIT, MetricKey, Model, Study, over_seeds};
 use crate::report::words;
@@ -14,6 +15,7 @@ pub(in crate::report) fn section(study: &Study<'_>, headlines: &[Headline]) -> S
         Block::Table(main_table(study, headlines)),
         Block::List { items: definitions.collect() },
     ];
+    blocks.extend(pixels::block(study, headlines));
     if let Some(reference) = study.reference() {
         blocks.push(details(
             "Differences from the reference, paired",

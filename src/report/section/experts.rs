@@ -107,8 +107,48 @@ pub(in crate::report) fn section(study: &Study<'_>) -> Option<Section> {
     Some(Section {
         id: "experts",
         title: "Experts and routing".to_owned(),
-        lead: vec!["Measured on validation samples. Hollow marks and dashed lines are the models before training, filled marks and solid lines after it. All are means over seeds.".to_owned()],
+        lead: std::iter::once("Measured on validation samples. Hollow marks and dashed lines are the models before training, filled marks and solid lines after it. All are means over seeds.".to_owned()).chain(pooled(study, &layers)).collect(),
         blocks,
+    })
+}
+
+/// What becomes of the pooled tokens in the last MoE layer of each tower: in a last block only
+/// they reach the loss, and over all tokens they hardly show.
+fn pooled(study: &Study<'_>, layers: &[Layer]) -> Option<String> {
+    let pair = study.pair();
+    let run = pair.last()?;
+    let mean = |layer, metric| {
+        let key = LayerKey { run, point: FINAL, layer, metric };
+        over_seeds(&study.layer(key)).map(|summary| summary.mean)
+    };
+
+    let of_tower = |tower: &str| -> Option<String> {
+        let layer = layers.iter().rfind(|layer| layer.tower == tower)?;
+        let (all, own) =
+            (mean(layer, "dead_experts")?, mean(layer, "pooled_dead_experts")?);
+        let load = study.ranked_experts(LayerKey {
+            run,
+            point: FINAL,
+            layer,
+            metric: "pooled_utilisation",
+        });
+        Some(format!(
+            "{tower} block {}: {} dead experts over pooled tokens against {} over all, and the busiest two of {} take {} % of the pooled assignments",
+            layer.block,
+            words::number(own, 1),
+            words::number(all, 1),
+            load.len(),
+            words::percent(load.iter().take(2).sum()),
+        ))
+    };
+    let towers: Vec<String> =
+        ["vision", "text"].into_iter().filter_map(of_tower).collect();
+    (!towers.is_empty()).then(|| {
+        format!(
+            "Pooled tokens, one per sample, are all that a last block tells the loss. {}: {}.",
+            study.name(run),
+            towers.join("; ")
+        )
     })
 }
 
@@ -237,6 +277,9 @@ fn table(study: &Study<'_>, layers: &[Layer]) -> Table {
         ("entropy_normalised", "Entropy / ln E", 3),
         ("utilisation_cv", "Load variation", 2),
         ("dead_experts", "Dead experts", 1),
+        ("pooled_entropy_normalised", "Pooled: entropy / ln E", 3),
+        ("pooled_utilisation_cv", "Pooled: load variation", 2),
+        ("pooled_dead_experts", "Pooled: dead experts", 1),
         ("compactness", "Compactness", 2),
         ("compactness_trace_ratio", "tr S_W / tr S_B", 2),
         ("compactness_within_share", "Within fraction", 3),
@@ -267,7 +310,7 @@ fn table(study: &Study<'_>, layers: &[Layer]) -> Table {
     });
     Table {
         title: "Experts and routing, all runs".to_owned(),
-        note: "Mean over layers of both towers, \u{b1} standard deviation over seeds, after training; below, the mean at initialization. Load variation is the coefficient of variation of utilization. An expert is dead if it gets at most a tenth of the even fraction 1/E of the assignments. The within fraction is tr S_W / tr(S_W + S_B).".to_owned(),
+        note: "Mean over layers of both towers, \u{b1} standard deviation over seeds, after training; below, the mean at initialization. Load variation is the coefficient of variation of utilization. An expert is dead if it gets at most a tenth of the even fraction 1/E of the assignments. Pooled columns count only the tokens that become embeddings, one per sample. The within fraction is tr S_W / tr(S_W + S_B).".to_owned(),
         rows: rows.collect(),
         head,
         foreign: false,

@@ -10,6 +10,7 @@ pub(super) mod cost;
 pub(super) mod experts;
 pub(super) mod paper;
 pub(super) mod pictures;
+pub(super) mod pixels;
 pub(super) mod retrieval;
 pub(super) mod sets;
 pub(super) mod sweep;

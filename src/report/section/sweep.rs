@@ -54,6 +54,8 @@ pub(in crate::report) fn section(study: &Study<'_>) -> Option<Section> {
         "One factor at a time around the default, on the validation split alone: no test picture was seen. {} of their own, all on one dense model; differences are from the default of the same seed, which sees the same batches. The training loss is the contrastive loss over the last tenth of the steps.",
         words::capital(&seeds)
     )];
+
+    // The sentence that a reader in a hurry needs.
     let factors: Vec<Vec<&SweepRow>> = factors.into_iter().map(of_factor).collect();
     lead.extend(what_matters(&factors));
     Some(Section {
@@ -88,6 +90,7 @@ fn table(study: &Study<'_>, factor: &str, rows: &[&SweepRow]) -> Table {
         line
     };
 
+    // All values of a factor train one run.
     let run = rows.first().map_or("", |row| row.run.as_str());
     Table {
         title: format!("{}: {factor}", study.name(run)),

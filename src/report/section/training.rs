@@ -25,6 +25,8 @@ pub(in crate::report) fn section(study: &Study<'_>) -> Section {
 
     figures.extend(loss(study, &focus));
     figures.extend(validation(study, &focus));
+    figures.extend(loss_gap(study));
+    figures.extend(metric_gap(study));
     figures.extend(routing(study, &focus, Routed::Entropy));
     figures.extend(routing(study, &focus, Routed::Load));
 
@@ -70,6 +72,103 @@ fn loss(study: &Study<'_>, runs: &[String]) -> Option<Figure> {
 fn loss_series(study: &Study<'_>, run: &str) -> Series {
     let curves: Vec<Curve> = study.of(run).map(|r| binned(&r.log)).collect();
     series(study, run, &curves)
+}
+
+/// The runs whose gaps to the reference are drawn.
+fn rivals(study: &Study<'_>) -> Vec<String> {
+    let focus = study.focus().into_iter();
+    focus.filter(|run| Some(run.as_str()) != study.reference()).collect()
+}
+
+/// The contrastive loss less that of the reference on the same batches.
+fn loss_gap(study: &Study<'_>) -> Option<Figure> {
+    let reference = study.reference()?;
+    let of_run = |run: &String| {
+        let curves: Vec<Curve> = pairs(study, run, reference)
+            .map(|(ours, theirs)| gap(&by_samples(&ours.log), &by_samples(&theirs.log)))
+            .collect();
+        series(study, run, &curves)
+    };
+    let all: Vec<Series> = rivals(study).iter().map(of_run).collect();
+    let theirs = study.name(reference);
+    let chart = LineChart {
+        title: format!("Contrastive loss less that of {theirs}"),
+        x_label: "samples seen".to_owned(),
+        y_label: "loss gap (nats)".to_owned(),
+        y_domain: settled(&all),
+        series: all,
+        rule: Some((0.0, theirs.clone())),
+        size: SIZE,
+        ..LineChart::default()
+    };
+    let caption = format!(
+        "Contrastive loss less that of {theirs} at the same seed, which sees the same batches, mean within at most {BINS} equal bins: below zero is better. Nothing else measured is as sensitive."
+    );
+    Figure::new("Loss gap", &caption, chart.draw())
+}
+
+/// The retrieval on validation pictures less that of the reference.
+fn metric_gap(study: &Study<'_>) -> Option<Figure> {
+    let reference = study.reference()?;
+    let batch = study.config().train.optim.batch as f64;
+    let curve = |run: &RunInputs| -> Curve {
+        let mut steps: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
+        for row in run.validation.iter().filter(|row| row.metric.contains("recall")) {
+            steps.entry(row.step).or_default().push(100.0 * row.value);
+        }
+        let mean = |(step, values): (u32, Vec<f64>)| {
+            (batch * f64::from(step), crate::num::mean(&values))
+        };
+        steps.into_iter().map(mean).collect()
+    };
+    let of_run = |run: &String| {
+        let both = pairs(study, run, reference);
+        let curves: Vec<Curve> =
+            both.map(|(ours, theirs)| gap(&curve(ours), &curve(theirs))).collect();
+        series(study, run, &curves)
+    };
+
+    let theirs = study.name(reference);
+    let chart = LineChart {
+        title: format!("Validation R@1 less that of {theirs}"),
+        x_label: "samples seen".to_owned(),
+        y_label: "R@1 gap (points)".to_owned(),
+        series: rivals(study).iter().map(of_run).collect(),
+        rule: Some((0.0, theirs.clone())),
+        size: SIZE,
+        ..LineChart::default()
+    };
+    let caption = format!(
+        "Recall at 1 on the validation split, mean of both ways, less that of {theirs} at the same seed: above zero is better."
+    );
+    Figure::new("Metric gap", &caption, chart.draw())
+}
+
+/// A run and another one at each seed that both have.
+fn pairs<'a>(
+    study: &'a Study<'_>,
+    run: &'a str,
+    other: &'a str,
+) -> impl Iterator<Item = (&'a RunInputs, &'a RunInputs)> {
+    study.of(run).filter_map(move |ours| {
+        let theirs = study.of(other).find(|theirs| theirs.seed == ours.seed)?;
+        Some((ours, theirs))
+    })
+}
+
+/// [`binned`], over samples seen instead of steps.
+fn by_samples(log: &[LogRow]) -> Curve {
+    let batch = log.first().map_or(0.0, |row| f64::from(row.samples));
+    binned(log).into_iter().map(|(step, loss)| (batch * (step + 1.0), loss)).collect()
+}
+
+/// One curve less another, where they have points at the same place.
+fn gap(ours: &Curve, theirs: &Curve) -> Curve {
+    let same = |(x, value): &(f64, f64)| {
+        let other = theirs.iter().find(|(other, _)| other.to_bits() == x.to_bits())?;
+        Some((*x, value - other.1))
+    };
+    ours.iter().filter_map(same).collect()
 }
 
 fn series(study: &Study<'_>, run: &str, curves: &[Curve]) -> Series {
@@ -306,6 +405,21 @@ mod tests {
         let bins = binned(&log);
         assert_eq!(bins.len(), BINS);
         assert_eq!(bins[0], (4.5, 4.5));
+    }
+
+    #[test]
+    fn a_gap_is_taken_at_the_same_samples() {
+        let row = |step: u32, clip| LogRow {
+            step,
+            samples: 32 * (step + 1),
+            clip,
+            ..LogRow::default()
+        };
+        let ours: Vec<_> = (0..6).map(|step| row(step, 1.0)).collect();
+        let theirs: Vec<_> = (0..4).map(|step| row(step, 1.5)).collect();
+        let found = gap(&by_samples(&ours), &by_samples(&theirs));
+        let expected: Curve = (1..5).map(|n| (32.0 * f64::from(n), -0.5)).collect();
+        assert_eq!(found, expected);
     }
 
     #[test]

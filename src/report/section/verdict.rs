@@ -5,7 +5,7 @@ use crate::config::Bases;
 use crate::report::chart::forest::{Forest, ForestRow};
 use crate::report::document::{Cell, Figure, Table, Verdict};
 use crate::report::headline::{Area, Headline};
-use crate::report::section::cost;
+use crate::report::section::{cost, pixels};
 use crate::report::stats::{BySeed, COVERAGE, Difference, Sign, paired, t_quantile};
 use crate::report::study::{
     Basis, FINAL, INIT, LayerKey, Model, Study, in_points, over_seeds,
@@ -104,7 +104,10 @@ pub(in crate::report) fn verdict(study: &Study<'_>, headlines: &[Headline]) -> V
         headline: answer(study, &rivals, &all),
         advice: advice(study, &rivals, &all),
         statements,
-        caveats: caveats(study, &decisive),
+        caveats: pixels::warning(study, headlines)
+            .into_iter()
+            .chain(caveats(study, &decisive))
+            .collect(),
         figure: reference.and_then(|reference| figure(study, headlines, reference)),
         tables: vec![table(study, headlines, ours, &rivals), cost::table(study)],
     }
@@ -162,7 +165,7 @@ fn answer(study: &Study<'_>, rivals: &[Rival<'_>], all: &[Vec<Contest<'_>>]) -> 
             "It depends: {name} is better than {theirs} on {better}, and worse on {worse}."
         ),
         Outcome::Level => format!(
-            "Not shown to be worth it: no difference between {name} and {theirs} is beyond the noise."
+            "Not shown to be worth it: no difference between {name} and {theirs} is shown to be more than noise."
         ),
         Outcome::Unknown => format!(
             "One seed does not tell the spread: nothing can be claimed about {name} against {theirs}."
@@ -302,7 +305,7 @@ fn sentence(contests: &[Contest<'_>], ours: &str, theirs: &str) -> String {
     if won.len() == contests.len() {
         return format!("{ours} beats {theirs} on {}.", words::list(&won));
     }
-    if won.is_empty() && lost.is_empty() {
+    if won.is_empty() && lost.is_empty() && unknown.is_empty() {
         return format!(
             "No difference between {ours} and {theirs} is shown: all are within the noise."
         );
@@ -327,7 +330,11 @@ fn sentence(contests: &[Contest<'_>], ours: &str, theirs: &str) -> String {
     if !unknown.is_empty() {
         parts.push(format!("on {} the spread is unknown", words::list(&unknown)));
     }
-    format!("{}.", parts.join("; "))
+
+    // Who is compared stands in the first part only where somebody won or lost.
+    let neither = won.is_empty() && lost.is_empty();
+    let against = if neither { format!("Against {theirs}: ") } else { String::new() };
+    format!("{against}{}.", parts.join("; "))
 }
 
 /// Expert similarity and routing entropy, each as a mean over layers.
