@@ -6,6 +6,7 @@
 
 mod watch;
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +26,6 @@ use watch::{Say, Watch};
 const PRECEDENCE: Duration = Duration::from_secs(1);
 
 /// The time in which this process is a rank.
-#[derive(Debug)]
 pub struct Session {
     ranks: Arc<Mpi>,
     neighbors: usize,
@@ -95,6 +95,15 @@ impl Session {
         }
         tell();
         SimpleCommunicator::world().abort(code.into())
+    }
+}
+
+/// MPI's own part has nothing to show.
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { ranks, neighbors, .. } = self;
+        let mut shown = f.debug_struct("Session");
+        shown.field("ranks", ranks).field("neighbors", neighbors).finish_non_exhaustive()
     }
 }
 
