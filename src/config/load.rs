@@ -324,10 +324,12 @@ fn lay_over(
     Ok(())
 }
 
-/// Lays one free map over another.
+/// Lays one free map over another. An assignment of no entries empties it: there is no other
+/// way to take an entry out.
 fn lay_over_free(base: &mut Map<String, Value>, key: String, value: Value, reach: Reach) {
+    let empties = value.as_object().is_some_and(Map::is_empty);
     match base.get_mut(&key) {
-        Some(slot) if reach == Reach::Entry => deep_merge(slot, value),
+        Some(slot) if reach == Reach::Entry && !empties => deep_merge(slot, value),
         _ => {
             base.insert(key, value);
         }
@@ -384,6 +386,15 @@ mod tests {
         assert!((config.train.balance - 0.5).abs() < 1e-12);
         assert!((config.runs["sparse"].eesd - 0.3).abs() < 1e-12);
         assert!(config.runs.contains_key("dense"));
+
+        // Nothing is left of a free map that is given no entries.
+        let overrides = |set: &[&str]| Overrides {
+            profile: Some("smoke".to_owned()),
+            set: set.iter().map(|&s| s.to_owned()).collect(),
+        };
+        assert!(!load_default(&overrides(&[])).unwrap().sweep.factors.is_empty());
+        let emptied = load_default(&overrides(&["sweep.factors={}"])).unwrap();
+        assert!(emptied.sweep.factors.is_empty());
     }
 
     #[test]

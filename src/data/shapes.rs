@@ -106,6 +106,7 @@ pub(super) fn collect(
             .map(|c| c.key.as_str())
             .collect::<BTreeSet<_>>(),
         retrieval: splits::PAIR,
+        one_in: 3,
     };
     let assigned = splits::assign(&items, &rules);
 

@@ -1,6 +1,6 @@
 //! Which picture belongs to which split, decided by hashes of names alone.
 //!
-//! Unseen styles and held-out concepts are whole splits. From the rest, a third of the
+//! Unseen styles and held-out concepts are whole splits. From the rest, a fraction of the
 //! concepts with enough styles give up one style for the retrieval pairs, and half of the
 //! others give up one for validation: a split so made has one picture per concept, and
 //! its
@@ -35,6 +35,8 @@ pub(super) struct Rules<'a> {
     pub held_out: BTreeSet<&'a str>,
     /// The split of the retrieval task.
     pub retrieval: &'static str,
+    /// One in so many concepts gives up a style for it.
+    pub one_in: u32,
 }
 
 /// The split of every (concept key, style) pair; `None` where a picture is left out: the
@@ -52,7 +54,7 @@ pub(super) fn assign(
 
     let mut given: BTreeMap<(&str, &str), &'static str> = BTreeMap::new();
     for (concept, styles) in &styles {
-        if let Some((style, split)) = gives_up(concept, styles, rules.retrieval) {
+        if let Some((style, split)) = gives_up(concept, styles, rules) {
             given.insert((concept, style), split);
         }
     }
@@ -80,14 +82,14 @@ pub(super) fn assign(
 fn gives_up<'a>(
     concept: &str,
     styles: &BTreeSet<&'a str>,
-    retrieval: &'static str,
+    rules: &Rules<'_>,
 ) -> Option<(&'a str, &'static str)> {
     if styles.len() < MIN_STYLES {
         return None;
     }
 
-    let (split, salt) = if hash(&format!("pair:{concept}"), 3) == 0 {
-        (retrieval, "ps")
+    let (split, salt) = if hash(&format!("pair:{concept}"), rules.one_in) == 0 {
+        (rules.retrieval, "ps")
     } else if hash(&format!("val:{concept}"), 2) == 0 {
         (VAL, "vs")
     } else {
@@ -129,6 +131,7 @@ mod tests {
             unseen: BTreeMap::from([("odd", "shift")]),
             held_out: keys[..10].iter().map(String::as_str).collect(),
             retrieval: PAIR,
+            one_in: 3,
         };
         let splits = assign(&items, &rules);
         let of = |split: &str| -> Vec<(&str, &str)> {
@@ -153,8 +156,12 @@ mod tests {
     fn the_order_of_pictures_does_not_matter() {
         let keys: Vec<String> = (0..50).map(|i| i.to_string()).collect();
         let mut items = items(&keys);
-        let rules =
-            Rules { unseen: BTreeMap::new(), held_out: BTreeSet::new(), retrieval: PAIR };
+        let rules = Rules {
+            unseen: BTreeMap::new(),
+            held_out: BTreeSet::new(),
+            retrieval: PAIR,
+            one_in: 3,
+        };
         let forwards = assign(&items, &rules);
         items.reverse();
         let mut backwards = assign(&items, &rules);

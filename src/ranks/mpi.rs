@@ -6,6 +6,7 @@
 
 mod watch;
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +26,6 @@ use watch::{Say, Watch};
 const PRECEDENCE: Duration = Duration::from_secs(1);
 
 /// The time in which this process is a rank.
-#[derive(Debug)]
 pub struct Session {
     ranks: Arc<Mpi>,
     neighbors: usize,
@@ -37,12 +37,6 @@ impl Session {
     /// Makes this process one of `count` ranks, which an MPI launcher has started. A rank that
     /// waits for the others is announced with `say`, and ends all of them after `patience`.
     pub fn join(count: usize, patience: Duration, say: Say) -> Result<Self> {
-        if !count.is_power_of_two() {
-            return Err(Error::usage(format!(
-                "--ranks: found {count}, expected a power of two, because sums are formed over \
-                 pairs of ranks"
-            )));
-        }
         let started = mpi::initialize_with_threading(Threading::Multiple);
         let (universe, threading) = started.ok_or_else(|| {
             Error::failed("MPI was started twice in one process, which is a defect")
@@ -56,16 +50,12 @@ impl Session {
 
         let world = universe.world();
         let (rank, found) = (index(world.rank()), index(world.size()));
-        if found != count {
+        if let Err(error) = check_count(count, found) {
             // All ranks find the same, and one of them says so.
             if rank > 0 {
                 std::thread::sleep(PRECEDENCE);
             }
-            return Err(Error::usage(format!(
-                "--ranks: found {count}, but MPI started {found} together; start as many with \
-                 `mpirun -np {count}` or `srun --mpi=pmix -n {count}` (srun without PMIx starts \
-                 every process alone)"
-            )));
+            return Err(error);
         }
 
         let neighbors = index(world.split_shared(world.rank()).size());
@@ -95,6 +85,15 @@ impl Session {
         }
         tell();
         SimpleCommunicator::world().abort(code.into())
+    }
+}
+
+/// MPI's own part has nothing to show.
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { ranks, neighbors, .. } = self;
+        let mut shown = f.debug_struct("Session");
+        shown.field("ranks", ranks).field("neighbors", neighbors).finish_non_exhaustive()
     }
 }
 
@@ -160,6 +159,24 @@ impl Ranks for Mpi {
         });
         Ok(())
     }
+}
+
+/// Refuses another number of ranks than MPI started, and one that is no power of two.
+fn check_count(count: usize, found: usize) -> Result<()> {
+    if found != count {
+        return Err(Error::usage(format!(
+            "--ranks: found {count}, but MPI started {found} as one group; start as many with \
+             `mpirun -np {count}` or `srun --mpi=pmix -n {count}` (srun without PMIx starts \
+             every process alone)"
+        )));
+    }
+    if count.is_power_of_two() {
+        return Ok(());
+    }
+    Err(Error::usage(format!(
+        "--ranks: found {count}, expected a power of two, because sums are formed over pairs of \
+         ranks"
+    )))
 }
 
 /// MPI counts in 32 bits.

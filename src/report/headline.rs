@@ -72,22 +72,30 @@ impl Headline {
         ours: Model<'_>,
         theirs: Model<'_>,
     ) -> Option<Estimate> {
-        if let Some(mixed) = self.contrast(study, &[(ours, 1.0), (theirs, -1.0)]) {
-            return Some(Estimate::Pictures(mixed));
-        }
-
         let values = (
             self.values(study, ours.run, ours.point),
             self.values(study, theirs.run, theirs.point),
         );
-        if study.basis() != Basis::Examples {
-            return Some(Estimate::over_seeds(&values.0, &values.1));
+
+        // With one seed, resamples know the luck of few-shot sets, which single pictures do
+        // not: their outcomes are means over the sets.
+        let resampled: Vec<f64> = self
+            .resampled(study, ours)
+            .into_iter()
+            .zip(self.resampled(study, theirs))
+            .map(|(a, b)| a - b)
+            .collect();
+        if study.basis() == Basis::Examples && !resampled.is_empty() {
+            let one = |values: &BySeed| values.values().next().copied();
+            return Some(Estimate::Examples(
+                (one(&values.0)?, one(&values.1)?),
+                resampled,
+            ));
         }
-        let one = |values: &BySeed| values.values().next().copied();
-        let pair = (one(&values.0)?, one(&values.1)?);
-        let resampled =
-            self.resampled(study, ours).into_iter().zip(self.resampled(study, theirs));
-        Some(Estimate::Examples(pair, resampled.map(|(a, b)| a - b).collect()))
+
+        let mixed = self.contrast(study, &[(ours, 1.0), (theirs, -1.0)]);
+        let over_seeds = || Estimate::over_seeds(&values.0, &values.1);
+        Some(mixed.map_or_else(over_seeds, Estimate::Pictures))
     }
 
     /// The weighted sum of this metric over models, picture by picture; `None` where single

@@ -31,7 +31,8 @@ pub(super) fn undistilled(
 }
 
 /// Length of the distillation's gradient on the experts over that of all other losses, from
-/// the gradient that the engine holds and that of the same batch without distillation.
+/// the gradient that the engine holds and that of the same batch without distillation; 0 where
+/// the experts are frozen.
 pub(super) fn eesd_ratio(engine: &dyn Engine, without: &[f32]) -> Result<f64> {
     let with = engine.gradient()?;
 
@@ -46,5 +47,5 @@ pub(super) fn eesd_ratio(engine: &dyn Engine, without: &[f32]) -> Result<f64> {
             other += f64::from(*without).powi(2);
         }
     }
-    Ok((distilled / other).sqrt())
+    Ok(if distilled > 0.0 { (distilled / other).sqrt() } else { 0.0 })
 }

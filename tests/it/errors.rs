@@ -93,6 +93,8 @@ fn errors_of_the_configuration() {
             (INSPECT, &["show", "train"]),
             (INSPECT, &["show", "dataset"]),
             (CLUSTER, &["--threads", "0"]),
+            (CLUSTER, &["--set", "train.optim.lanes=3"]),
+            (CLUSTER, &["--ranks", "2"]),
         ],
     );
     insta::assert_snapshot!(text);

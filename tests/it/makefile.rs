@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use upcycle::pipeline::Reach;
 use upcycle::stage::ALL;
 
 use crate::plan::{MULTIPLET, nodes};
@@ -147,6 +148,25 @@ fn variables_reach_the_stages_they_name() {
             "{line}"
         );
     }
+}
+
+/// The stages that the Makefile starts with a launcher are those that several processes run; a
+/// plan needs one process.
+#[test]
+fn ranks_reach_the_stages_that_several_processes_run() {
+    let spread = |line: &String| {
+        let name = line.split(' ').next().unwrap().trim_start_matches("upcycle-");
+        ALL.iter().any(|stage| stage.name == name && stage.reach == Reach::Ranks)
+    };
+    let launched = lines(&make(&["RANKS=2", "LAUNCH=env"]));
+    assert_eq!(launched.len(), ALL.len());
+    assert!(launched.iter().any(spread));
+    for line in &launched {
+        assert_eq!(line.contains("--ranks 2"), spread(line), "{line}");
+    }
+    let planned = lines(&make(&["-n", "RANKS=2", "LAUNCH=false"]));
+    assert_eq!(planned.len(), ALL.len());
+    assert!(planned.iter().all(|line| !line.contains("--ranks")), "{planned:?}");
 }
 
 /// Quotes, blanks and commas of a value pass make and the shell as they were typed.

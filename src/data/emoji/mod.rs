@@ -226,6 +226,7 @@ fn split(
         unseen: STYLES.iter().filter_map(|s| Some((s.set, s.split?))).collect(),
         held_out: list.iter().filter(|c| c.held_out).map(|c| c.key.as_str()).collect(),
         retrieval: splits::PAIR,
+        one_in: 3,
     };
 
     let assigned = splits::assign(&items, &rules);

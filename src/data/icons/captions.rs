@@ -1,6 +1,7 @@
 //! Captions of an icon: what it shows, in every word that some set has for it.
 
 use super::super::captions::wrap;
+use super::super::packages::Information;
 use super::names::Words;
 use crate::rng::Stream;
 
@@ -26,17 +27,21 @@ pub(super) fn captions(
         "" => label.clone(),
         style => format!("{label} {style}"),
     });
-    captions.push(format!("{label} {kind}"));
+    captions.push(if label.ends_with(kind) {
+        label.clone()
+    } else {
+        format!("{label} {kind}")
+    });
     captions.extend(further.iter().take(FURTHER).cloned());
 
     wrap(&mut captions, &TEMPLATES, stream);
     captions
 }
 
-/// What people call a picture of a set of this category.
-pub(super) fn kind(category: Option<&str>) -> &'static str {
-    match category {
-        Some("Emoji") => "emoji",
+/// What people call a picture of a set.
+pub(super) fn kind(info: &Information) -> &'static str {
+    match info.category.as_deref() {
+        _ if info.is_of_emoji() => "emoji",
         Some("Logos") => "logo",
         Some("Flags / Maps") => "map symbol",
         Some("Programming") => "developer icon",

@@ -63,8 +63,11 @@ const NUMBERS: [&str; 5] = ["one", "two", "three", "four", "five"];
 const COUNTING: usize = 4;
 
 /// Things that are counted although many sets also draw them without a number.
-const COUNTED: [&str; 7] =
-    ["counter", "dice", "filter", "looks", "number", "numeric", "step"];
+const COUNTED: [&str; 8] =
+    ["counter", "dice", "filter", "heading", "looks", "number", "numeric", "step"];
+
+/// Abbreviations of a set's own name that begin some of its names.
+const OWN_NAMES: [&str; 3] = ["bx", "bxl", "bxs"];
 
 /// What a name says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,6 +148,9 @@ impl Names {
         }
 
         words.retain(|word| !word.is_empty());
+        if words.len() > 1 && OWN_NAMES.contains(&words[0]) {
+            words.remove(0);
+        }
         if words.is_empty() {
             return None;
         }
@@ -250,6 +256,7 @@ mod tests {
         );
         assert_eq!(read("home-outline", &[], ""), ["home", "home", "outline"]);
 
+        assert_eq!(read("bx-home", &[], "")[1], "home");
         assert_eq!(read("traffic-light", &["a", "b"], "")[1], "traffic light");
         assert_eq!(read("moon-light", &["a-light", "b-light"], "")[1], "moon");
         assert_eq!(

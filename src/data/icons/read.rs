@@ -27,6 +27,9 @@ const UNDRAWABLE: &str = "drawing that cannot be rendered";
 /// What marks a skin tone in names; a digit follows the second.
 const TONES: [&str; 2] = ["skin-tone", "-tone"];
 
+/// What ends the names of skin tones in emoji sets that do not call them so.
+const SHADES: [&str; 5] = ["-medium-light", "-medium-dark", "-light", "-medium", "-dark"];
+
 /// An icon set without its drawings.
 #[derive(Debug)]
 pub(super) struct Set {
@@ -161,7 +164,7 @@ impl Found {
         for (name, icon) in icons.icons.iter().filter(|(_, icon)| !icon.hidden) {
             self.read += 1;
             match names.read(name) {
-                _ if !skin_tones && has_tone(name) => self.leave_out(SKIN_TONE),
+                _ if !skin_tones && has_tone(name, icons) => self.leave_out(SKIN_TONE),
                 None => self.leave_out(NO_WORDS),
                 Some(words) => rows.push((name, icon, words)),
             }
@@ -211,11 +214,21 @@ fn aliases(icons: &IconSet) -> BTreeMap<&str, Vec<&str>> {
 }
 
 /// Whether a name is that of an emoji with a skin tone.
-fn has_tone(name: &str) -> bool {
+fn has_tone(name: &str, icons: &IconSet) -> bool {
     let [whole, numbered] = TONES;
     let mut after = name.split(numbered).skip(1);
-    name.contains(whole)
-        || after.any(|rest| rest.starts_with(|digit| ('1'..='5').contains(&digit)))
+    let called = name.contains(whole)
+        || after.any(|rest| rest.starts_with(|digit| ('1'..='5').contains(&digit)));
+
+    // A shade alone is a tone only where the set has the emoji without it and in another
+    // shade: `police-car-light` is no police car.
+    let is_emoji = icons.info.as_ref().is_some_and(Information::is_of_emoji);
+    let shaded = |bare: &str| {
+        let other = format!("{bare}{}", SHADES[0]);
+        icons.icons.contains_key(bare) && icons.icons.contains_key(&other)
+    };
+    let bare = SHADES.iter().find_map(|shade| name.strip_suffix(shade));
+    called || (is_emoji && bare.is_some_and(shaded))
 }
 
 #[cfg(test)]
@@ -224,11 +237,22 @@ mod tests {
 
     #[test]
     fn skin_tones_are_told_from_other_tones() {
+        let set = |name: &str| {
+            let json = format!(
+                r#"{{"icons": {{"mage": {{"body": ""}}, "mage-medium-light": {{"body": ""}},
+                    "car": {{"body": ""}}}}, "info": {{"name": "{name}",
+                    "author": {{"name": "x"}}, "license": {{"title": "MIT"}}}}}}"#
+            );
+            IconSet::parse(json.as_bytes(), "x").unwrap()
+        };
+        let (emoji, other) = (set("Fluent Emoji"), set("Solar"));
         for name in ["hand-dark-skin-tone", "boy-tone3", "people-tone1-tone2"] {
-            assert!(has_tone(name), "{name}");
+            assert!(has_tone(name, &other), "{name}");
         }
-        for name in ["dial-tone", "two-tone-heart", "stone-1", "tone-2"] {
-            assert!(!has_tone(name), "{name}");
+        for name in ["dial-tone", "stone-1", "tone-2", "new-moon-dark", "car-light"] {
+            assert!(!has_tone(name, &emoji), "{name}");
         }
+        assert!(has_tone("mage-medium-dark", &emoji));
+        assert!(!has_tone("mage-dark", &other), "a style of other sets");
     }
 }

@@ -78,6 +78,13 @@ pub(in crate::data) struct Information {
     pub category: Option<String>,
 }
 
+impl Information {
+    /// Whether the set draws emoji; one that iconify has given up has no category.
+    pub(in crate::data) fn is_of_emoji(&self) -> bool {
+        self.category.as_deref() == Some("Emoji") || self.name.contains("Emoji")
+    }
+}
+
 /// The makers of a set.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(in crate::data) struct Author {
