@@ -175,7 +175,7 @@ def run(binary, mutant):
                 ASAN_OPTIONS="detect_leaks=0",
             )
         done = subprocess.run(
-            [binary, tests], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600,
+            [binary, tests], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=3600,
         )
     if "the emulator does not build" in done.stdout + done.stderr:
         raise SystemExit(f"{mutant[:3]} does not compile:\n{done.stdout}{done.stderr}")
