@@ -3,6 +3,12 @@
 //! This program is the driver of the tests and, started by `mpirun`, each of the ranks. Open
 //! MPI's `mpirun` is expected on the path; where it is missing, one line says so.
 
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a driver of tests, and ranks that it listens to"
+)]
+
 mod driver;
 mod rank;
 

@@ -41,7 +41,7 @@ fn act(scenario: &str, ranks: Arc<dyn Ranks>, folder: &Path) -> ExitCode {
         }
         "hang" => {
             if ranks.rank() == 1 {
-                std::thread::sleep(Duration::from_secs(600));
+                std::thread::sleep(Duration::from_mins(10));
             }
             ranks.enter("step 7");
             ranks.gather(&[1.0], &mut vec![0.0; ranks.count()]).expect("a gather");

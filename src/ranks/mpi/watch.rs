@@ -15,10 +15,10 @@ use mpi::traits::Communicator as _;
 use crate::error::{Context as _, Result};
 
 /// How people are told.
-pub type Say = Box<dyn Fn(&str) + Send>;
+pub(super) type Say = Box<dyn Fn(&str) + Send>;
 
 /// The first note.
-const FIRST: Duration = Duration::from_secs(60);
+const FIRST: Duration = Duration::from_mins(1);
 
 /// How often the state is looked at.
 const PULSE: Duration = Duration::from_millis(200);
