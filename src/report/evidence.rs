@@ -92,12 +92,15 @@ impl Finding {
 pub(super) struct Decision {
     pub(super) verdict: Verdict,
     pub(super) evidence: Vec<String>,
+    /// Whether it rests on times or memory of a machine, and may differ on another.
+    pub(super) measured: bool,
 }
 
 impl Decision {
     /// Nothing of this size can tell, and why.
     pub(super) fn not_testable(why: &str) -> Self {
-        Self { verdict: Verdict::NotTestable, evidence: vec![why.to_owned()] }
+        let evidence = vec![why.to_owned()];
+        Self { verdict: Verdict::NotTestable, evidence, measured: false }
     }
 
     /// Whether all findings lie on their side. A finding without a number or an interval
@@ -118,7 +121,12 @@ impl Decision {
             Verdict::NotConfirmed
         };
         let evidence = findings.iter().map(|(finding, _)| finding.words());
-        Self { verdict, evidence: evidence.collect() }
+        Self { verdict, evidence: evidence.collect(), measured: false }
+    }
+
+    /// The decision as one that rests on what a machine took.
+    pub(super) fn measured(self) -> Self {
+        Self { measured: true, ..self }
     }
 
     /// [`Decision::of`] findings that share a side.

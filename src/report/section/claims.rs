@@ -138,7 +138,7 @@ const CLAIMS: [Claim; 24] = [
             let pair = Pair { ours: WHOLE, theirs: INIT_ALONE };
             let time =
                 beyond(study, "training time", EESD_TIME, pair, |cost| cost.training);
-            Decision::all(vec![time], Side::NotAbove)
+            Decision::all(vec![time], Side::NotAbove).measured()
         },
     },
     Claim {
@@ -147,7 +147,7 @@ const CLAIMS: [Claim; 24] = [
         decide: |study, _| {
             let pair = Pair { ours: WHOLE, theirs: INIT_ALONE };
             let memory = beyond(study, "memory", EESD_MEMORY, pair, |cost| cost.memory);
-            Decision::all(vec![memory], Side::NotAbove)
+            Decision::all(vec![memory], Side::NotAbove).measured()
         },
     },
     Claim {
@@ -272,12 +272,13 @@ fn analysis(study: &Study<'_>, metric: &str, what: &str, side: Side) -> Decision
 pub(in crate::report) fn section(study: &Study<'_>, headlines: &[Headline]) -> Section {
     let head = ["Where", "What the paper says", "What we see", "Number"];
     let rows = CLAIMS.iter().map(|claim| {
-        let Decision { verdict, evidence } = (claim.decide)(study, headlines);
+        let Decision { verdict, evidence, measured } = (claim.decide)(study, headlines);
+        let seen = |text: String| Cell { measured, ..Cell::words(text) };
         vec![
             Cell::words(claim.place),
             Cell::words(claim.text),
-            Cell::words(verdict.words()),
-            Cell::words(evidence.join("; ")),
+            seen(verdict.words().to_owned()),
+            seen(evidence.join("; ")),
         ]
     });
 
