@@ -1,10 +1,9 @@
 //! `upcycle-inspect experts`: what a method makes of one FFN in a file, to check it from
 //! outside.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::Answer;
-use crate::cli::output;
 use crate::config::InitConfig;
 use crate::error::{Context as _, Error, Result};
 use crate::ffn::FfnTensors;
@@ -49,15 +48,7 @@ impl MakeExperts {
 
         let made = self.made(&init, &tensors::read(&self.ffn)?);
         let made = made.context(|| format!("FFN {}", self.ffn.display()))?;
-        output::file(&self.output, |path: &Path| tensors::write(path, &made))?;
-
-        // The weights are in the file; what is said are their names and shapes.
-        let line =
-            |(name, tensor): (&String, &Tensor)| format!("{name} {:?}", tensor.shape);
-        let shapes =
-            made.iter().map(|(name, t)| (name.clone(), serde_json::json!(t.shape)));
-        let json = serde_json::Value::Object(shapes.collect());
-        Ok(Answer::new(made.iter().map(line).collect(), json))
+        Answer::written(&made, &self.output)
     }
 
     fn made(&self, init: &InitConfig, given: &Tensors) -> Result<Tensors> {

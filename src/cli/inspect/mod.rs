@@ -16,15 +16,17 @@ mod status;
 mod study;
 mod tokenize;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Command, Subcommand};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::artifact::{Manifest, Place, Store};
-use crate::cli::{self, Location};
+use crate::cli::{self, Location, output};
 use crate::config::Config;
 use crate::error::{Error, Result, did_you_mean};
+use crate::io::tensors::{self, Tensor, Tensors};
 use crate::pipeline::{Node, Panics, Survey};
 use crate::stage::{ALL, plan};
 
@@ -158,6 +160,16 @@ impl Answer {
     /// An answer without trouble.
     fn new(lines: Vec<String>, json: Value) -> Self {
         Self { lines, json, trouble: None }
+    }
+
+    /// Writes tensors to a file; what is said are their names and shapes.
+    fn written(made: &Tensors, file: &Path) -> Result<Self> {
+        output::file(file, |path: &Path| tensors::write(path, made))?;
+
+        let line =
+            |(name, tensor): (&String, &Tensor)| format!("{name} {:?}", tensor.shape);
+        let shapes = made.iter().map(|(name, t)| (name.clone(), json!(t.shape)));
+        Ok(Self::new(made.iter().map(line).collect(), Value::Object(shapes.collect())))
     }
 }
 

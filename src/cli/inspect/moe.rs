@@ -1,10 +1,9 @@
 //! `upcycle-inspect moe`: one MoE layer on rows in a file, to check routing and experts from
 //! outside.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::Answer;
-use crate::cli::output;
 use crate::config::Activation;
 use crate::engine::cpu::ops::experts::{self, Shape, Weights, Workspace};
 use crate::engine::cpu::ops::router::{self, Routing};
@@ -40,14 +39,7 @@ impl MoeLayer {
         let rows = tensors::read(&self.rows)?;
         let made = self.made(&layer, &rows);
         let made = made.context(|| format!("rows {}", self.rows.display()))?;
-        output::file(&self.output, |path: &Path| tensors::write(path, &made))?;
-
-        let line =
-            |(name, tensor): (&String, &Tensor)| format!("{name} {:?}", tensor.shape);
-        let shapes =
-            made.iter().map(|(name, t)| (name.clone(), serde_json::json!(t.shape)));
-        let json = serde_json::Value::Object(shapes.collect());
-        Ok(Answer::new(made.iter().map(line).collect(), json))
+        Answer::written(&made, &self.output)
     }
 
     /// The layer's forward pass by the operators of the engine on processors.
