@@ -23,23 +23,36 @@ def markdown(results: dict) -> str:
         "",
         "Written by `make bench-peers`; do not edit.",
         "Each row runs all contenders in turns in one run, on the same data and threads.",
+        "Every row keeps one table for each processor that it ran on.",
         "Times are medians with the smallest and the largest; a ratio is the median over rounds of the peer's time by the contender's, so above 1 is faster than the peer.",
         "`docs/benchmarks.json` holds the same figures.",
         "",
     ]
-    for name, row in results["rows"].items():
-        out += [f"## {row['title']}", "", row["note"], taken_on(row), ""]
-        out += table(row) if row["kind"] == "row" else scaling(row)
-        out.append("")
+    for processors in results["rows"].values():
+        # What a row measures may have been said better since an older processor ran it.
+        newest = max(processors.values(), key=lambda row: row.get("date", ""))
+        out += [f"## {newest['title']}", "", newest["note"], ""]
+        for row in processors.values():
+            if row["note"] != newest["note"]:
+                out += ["Measured earlier and otherwise:", row["note"], ""]
+            out += [taken_on(row), ""]
+            out += table(row) if row["kind"] == "row" else scaling(row)
+            out.append("")
     return "\n".join(out).rstrip() + "\n"
+
+
+def processor(machine: dict) -> str:
+    """What tells one machine's figures from another's."""
+    vectors = f", {machine['vectors'][0].upper()}" if machine["vectors"] else ""
+    return f"{machine['cores']} cores of {machine['processor']}{vectors}"
 
 
 def taken_on(row: dict) -> str:
     machine = row["machine"]
-    vectors = f", {machine['vectors'][0].upper()}" if machine["vectors"] else ""
+    date = f", {row['date']}" if "date" in row else ""
     return (
-        f"{row['rounds']} rounds, {row['threads']} threads on {machine['cores']} cores of "
-        f"{machine['processor']}{vectors}; load before the row: {machine['load_before']:.1f}."
+        f"{row['rounds']} rounds, {row['threads']} threads on {processor(machine)}{date}; "
+        f"load before the row: {machine['load_before']:.1f}."
     )
 
 

@@ -1,10 +1,12 @@
 """Our binaries and their peers, side by side: `make bench-peers`.
 
 Runs every file of `rows/` (or those named with --rows) and writes docs/benchmarks.json and
-docs/benchmarks.md. Rows that are not run keep their earlier figures.
+docs/benchmarks.md. Rows that are not run keep their earlier figures, and so do other
+processors: a row has a table for each.
 """
 
 import argparse
+import datetime
 import importlib
 import json
 import os
@@ -53,8 +55,10 @@ def main() -> None:
                     result = harness.run_scaling(row, args.rounds, say)
                 else:
                     result = harness.run_row(row, args.rounds, say)
-                result.update(machine=machine, threads=args.threads)
-                results["rows"][row.name] = result
+                today = datetime.date.today().isoformat()
+                result.update(machine=machine, threads=args.threads, date=today)
+                known = results["rows"].setdefault(row.name, {})
+                known[render.processor(machine)] = result
                 # After every row: what was measured is never lost to a later failure.
                 results["rows"] = dict(sorted(results["rows"].items()))
                 path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")

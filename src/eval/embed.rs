@@ -28,6 +28,20 @@ pub struct LabelledImages<R> {
 }
 
 impl<R> LabelledImages<R> {
+    /// Pictures that were embedded as they streamed by; their positions become their sample
+    /// numbers.
+    pub fn embedded(
+        split: &str,
+        embeddings: Matrix,
+        concept: Vec<usize>,
+    ) -> Result<Self> {
+        let n = concept.len();
+        whole(embeddings.rows(), n, "embeddings")?;
+        let sample = (0..n).map(crate::num::index_u32).collect();
+        let split = split.to_owned();
+        Ok(Self { split, embeddings, concept, sample, role: PhantomData })
+    }
+
     /// Number of pictures.
     pub fn len(&self) -> usize {
         self.sample.len()
@@ -51,22 +65,6 @@ impl<R> LabelledImages<R> {
             sample: rows.iter().map(|&row| self.sample[row]).collect(),
             role: PhantomData,
         })
-    }
-}
-
-impl LabelledImages<super::Test> {
-    /// Pictures that were embedded as they streamed by; their positions become their sample
-    /// numbers.
-    pub fn embedded(
-        split: &str,
-        embeddings: Matrix,
-        concept: Vec<usize>,
-    ) -> Result<Self> {
-        let n = concept.len();
-        whole(embeddings.rows(), n, "embeddings")?;
-        let sample = (0..n).map(crate::num::index_u32).collect();
-        let split = split.to_owned();
-        Ok(Self { split, embeddings, concept, sample, role: PhantomData })
     }
 }
 

@@ -119,9 +119,11 @@ fn probe(
         validation: &validation,
         tests: judges.shifts,
         class: &class,
+        shots: &config.shots,
+        l2: &config.probe_l2,
     };
 
-    match tasks::few_shot::measure(&probing, config, judges.bootstrap)? {
+    match tasks::few_shot::measure(&probing, judges.bootstrap)? {
         Some(found) => out.add(found),
         None => out.notes.push(
             "there is no probe: no validation picture or no shifted picture has one of its \

@@ -4,11 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::headline::{Area, Headline};
-use super::stats::{BySeed, COVERAGE, Difference, Sign, one_sample, paired};
+use super::outcomes;
+use super::stats::{BySeed, COVERAGE, Difference, Estimate, Sign, one_sample, paired};
 use super::study::{FINAL, LayerKey, MetricKey, Model, Study, in_points};
 use super::words;
 use crate::num;
 use crate::tables::{Layer, LogRow, WHOLE_LAYER};
+
+/// Accuracy of full fine-tuning; the run is that of whoever asks.
+const FINE_TUNING: MetricKey<'static> =
+    MetricKey { run: "", point: FINAL, task: "finetune", split: "shift", metric: "acc1" };
 
 /// What is decided about a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -190,8 +195,15 @@ pub(super) fn gains(
 
 /// The gain of a pair in full fine-tuning, in percentage points.
 pub(super) fn fine_tuned(study: &Study<'_>, pair: Pair<'_>) -> Finding {
-    let mut finding =
-        pair.finding(study, "full fine-tuning", 1, |run| fine_tuning(study, run));
+    let what = "full fine-tuning";
+    let key = MetricKey { run: pair.ours, ..FINE_TUNING };
+
+    // Single pictures are known where the stage wrote them; else seeds alone give an interval.
+    let pictures = outcomes::difference(study, key, pair.theirs);
+    let mut finding = pair.finding(study, what, 1, |run| fine_tuning(study, run));
+    if let Some(mixed) = pictures {
+        finding.difference = Estimate::Pictures(mixed).at(COVERAGE);
+    }
     finding.difference = finding.difference.map(in_points);
     finding
 }
@@ -214,8 +226,7 @@ pub(super) fn few_shot_over_full(
 }
 
 fn fine_tuning(study: &Study<'_>, run: &str) -> BySeed {
-    let (task, split, metric) = ("finetune", "shift", "acc1");
-    study.metric(MetricKey { run, point: FINAL, task, split, metric })
+    study.metric(MetricKey { run, ..FINE_TUNING })
 }
 
 /// The difference of a pair in an analysis of layers, mean over all of them.

@@ -163,7 +163,8 @@ fn on_set(
     };
 
     let tolerance = Tolerance::new(corrupt_share, "dataset.corrupt_share");
-    let found = measure(&mut model, &set, name, settings, tolerance).context(about)?;
+    let found =
+        measure(&mut model, (&set, name), None, settings, tolerance).context(about)?;
     for bad in &found.skipped {
         job.progress.line(&format!("skipped {}: {}", bad.key, bad.reason));
     }

@@ -8,8 +8,8 @@ use super::files::Spread;
 use crate::data::Skipped;
 use crate::data::pairs::{EvaluationSet, Fault, Found, Pair, Task, Tolerance};
 use crate::engine::Engine;
-use crate::error::{Error, Result};
-use crate::eval::sets::{self, Settings};
+use crate::error::{Context as _, Error, Result};
+use crate::eval::sets::{self, ProbePictures, Probes, Settings};
 use crate::eval::{
     self, Concept, Encoder, LabelledImages, Measurement, Test, Vocabulary,
 };
@@ -39,19 +39,111 @@ pub(crate) struct Report {
     pub skipped: Vec<Skipped>,
 }
 
-/// Measures `set`, known as `name`, with the model.
+/// Few-shot probes of a set, fitted on another of its splits.
+#[derive(Debug)]
+pub(crate) struct Probing<'a> {
+    /// The training pictures.
+    pub train: &'a EvaluationSet,
+    pub probes: &'a Probes,
+}
+
+/// Measures `set`, known as `name`, with the model. Probes are for sets with classes alone.
 ///
 /// # Errors
 /// Where more pictures cannot be used than are tolerated, where none can, or where a label has
-/// no class name.
+/// no class name; for probes also where two splits disagree on the classes, a drawn picture
+/// cannot be used, or too few classes have enough pictures.
 pub(crate) fn measure(
     model: &mut Model,
-    set: &EvaluationSet,
-    name: &str,
+    (set, name): (&EvaluationSet, &str),
+    probing: Option<Probing<'_>>,
     settings: &Settings,
     tolerance: Tolerance,
 ) -> Result<Report> {
+    let embedded = embed(model, set, None, (settings.batch, tolerance))?;
+    let Embedded { embeddings, labels, captions, skipped } = embedded;
+    let pictures = labels.len();
+    let images = LabelledImages::<Test>::embedded(name, embeddings, labels)?;
+
     let context = model.engine.config().text.context;
+    let tokenize = |texts: &[String]| model.tokenizer.encode_all(texts, context);
+    let vocabulary = vocabulary(set.task(), &tokenize);
+    let mut encoder = Spread::new(&mut *model.engine, &*model.ranks);
+
+    let (task, mut measurements) = match set.task() {
+        Task::Classification { .. } => {
+            let found =
+                sets::classification(&mut encoder, &vocabulary, &images, settings)?;
+            (sets::CLASSIFICATION, found)
+        }
+        Task::Retrieval => {
+            let found =
+                sets::retrieval(&mut encoder, &vocabulary, &images, &captions, settings)?;
+            (sets::RETRIEVAL, found)
+        }
+    };
+
+    if let (Some(probing), Task::Classification { .. }) = (probing, set.task()) {
+        let found = few_shot(model, (set, &images), &probing, settings)
+            .context(|| "few-shot probes".to_owned())?;
+        measurements.extend(found);
+    }
+    Ok(Report { task, pictures, measurements, skipped })
+}
+
+/// Fits probes on drawn training pictures and measures them on the embedded test pictures.
+fn few_shot(
+    model: &mut Model,
+    (set, images): (&EvaluationSet, &LabelledImages<Test>),
+    probing: &Probing<'_>,
+    settings: &Settings,
+) -> Result<Vec<Measurement>> {
+    let train = probing.train;
+    let classes = match (set.task(), train.task()) {
+        (
+            Task::Classification { classes, .. },
+            Task::Classification { classes: known, .. },
+        ) if classes == known => classes.len(),
+        _ => return Err(Error::failed("the training split has other classes")),
+    };
+
+    // Labels come first: only the drawn pictures are decoded and embedded, in a second pass.
+    let mut labels = Vec::new();
+    train.each(&mut |found| {
+        labels.push(match found {
+            Found::Pair(pair) => pair.label.filter(|&label| label < classes),
+            Found::Bad(_) => None,
+        });
+        Ok(())
+    })?;
+    let drawn = ProbePictures::draw(labels, probing.probes)?;
+
+    // A draw that misses a picture is another draw, so none may be skipped.
+    let tolerance = Tolerance::new(0.0, "the training split");
+    let positions = drawn.positions();
+    let found = embed(model, train, Some(&positions), (settings.batch, tolerance))?;
+    let test = (images, classes);
+    let (probes, bootstrap) = (probing.probes, settings.bootstrap);
+    sets::few_shot(&drawn, &found.embeddings, test, probes, bootstrap)
+}
+
+/// The usable pictures of a set: a unit embedding, a label and the captions of each.
+struct Embedded {
+    /// Unit embeddings [n, P].
+    embeddings: Matrix,
+    labels: Vec<usize>,
+    captions: Vec<Vec<String>>,
+    skipped: Vec<Skipped>,
+}
+
+/// Streams a set through the image tower, `batch` pictures at a time: all of it, or those at
+/// these positions, ascending.
+fn embed(
+    model: &mut Model,
+    set: &EvaluationSet,
+    positions: Option<&[usize]>,
+    (batch, tolerance): (usize, Tolerance),
+) -> Result<Embedded> {
     let mut encoder = Spread::new(&mut *model.engine, &*model.ranks);
     let mut gathered = Gathered {
         set,
@@ -66,12 +158,18 @@ pub(crate) fn measure(
     };
 
     // The pictures pass once, a batch at a time; only their embeddings are kept.
+    let mut position = 0;
     set.each(&mut |found| {
+        let asked = positions.is_none_or(|all| all.binary_search(&position).is_ok());
+        position += 1;
+        if !asked {
+            return Ok(());
+        }
         match found {
             Found::Bad(bad) => gathered.tolerance.reject(bad)?,
             Found::Pair(pair) => gathered.receive(pair)?,
         }
-        if gathered.waiting.len() == settings.batch {
+        if gathered.waiting.len() == batch {
             gathered.embed()?;
         }
         Ok(())
@@ -86,28 +184,8 @@ pub(crate) fn measure(
     if labels.is_empty() {
         return Err(Error::failed("the set has no picture that can be used"));
     }
-
-    let pictures = labels.len();
-    let embeddings = Matrix::new(pictures, encoder.embed_dim(), rows)?;
-    let images = LabelledImages::<Test>::embedded(name, embeddings, labels)?;
-
-    let tokenize = |texts: &[String]| model.tokenizer.encode_all(texts, context);
-    let vocabulary = vocabulary(set.task(), &tokenize);
-
-    let (task, measurements) = match set.task() {
-        Task::Classification { .. } => {
-            let found =
-                sets::classification(&mut encoder, &vocabulary, &images, settings)?;
-            (sets::CLASSIFICATION, found)
-        }
-        Task::Retrieval => {
-            let found =
-                sets::retrieval(&mut encoder, &vocabulary, &images, &captions, settings)?;
-            (sets::RETRIEVAL, found)
-        }
-    };
-
-    Ok(Report { task, pictures, measurements, skipped })
+    let embeddings = Matrix::new(labels.len(), encoder.embed_dim(), rows)?;
+    Ok(Embedded { embeddings, labels, captions, skipped })
 }
 
 /// The texts that stand for classes; retrieval asks with captions and has none.

@@ -335,6 +335,99 @@ fn a_damaged_set_is_named_and_does_not_take_the_others_with_it() {
     assert!(error.contains("give --preprocess"), "{error}");
 }
 
+/// 40 pictures of two colors to train on, 20 a class, and ten to test on.
+fn two_colors(folder: &Path) {
+    let png = |label: usize, index: usize| {
+        let level = |i: usize| u8::try_from((i * (7 + index) + i * i / 5) % 40).unwrap();
+        let rgb = (0..20 * 20 * 3).map(|i| {
+            // Class 0 is red and class 1 is blue, with texture that differs by picture.
+            if i % 3 == 2 * label { 200 + level(i) } else { level(i) }
+        });
+        image::encode_png(&Picture { width: 20, height: 20, rgb: rgb.collect() }).unwrap()
+    };
+    for (split, count) in [("train", 40), ("test", 10)] {
+        let members: Vec<_> = (0..count)
+            .flat_map(|i| {
+                let label = i % 2;
+                let picture = png(label, i + 100 * usize::from(split == "test"));
+                let class = label.to_string().into_bytes();
+                [(format!("s{i:04}.png"), picture), (format!("s{i:04}.cls"), class)]
+            })
+            .collect();
+        shard(&folder.join(format!("{split}/0.tar")), &members);
+        fs::write(folder.join(format!("{split}/nshards.txt")), "1\n").unwrap();
+    }
+    fs::write(folder.join("classnames.txt"), "red\nblue\n").unwrap();
+}
+
+#[test]
+fn probes_learn_what_few_pictures_show_and_refuse_what_is_too_few() {
+    let base = tempfile::tempdir().unwrap();
+    let here = base.path();
+    checkpoints(here);
+    two_colors(&here.join("colors"));
+    retrieval(&here.join("captions"));
+    let on = |more: &[&'static str]| {
+        let mut args = vec!["on", "--checkpoint", "dense", "--out", "out"];
+        args.extend(["--bootstrap", "20", "--set", "colors"]);
+        args.extend(more);
+        args
+    };
+
+    // Red and blue are one direction apart even in a model that learned nothing.
+    let lines = good(
+        here,
+        EVALUATE,
+        &on(&["--shots", "2,5", "--set", "captions", "--batch", "3"]),
+    );
+    assert!(lines.contains("logistic-5 1.0000"), "{lines}");
+    let metrics = &result(here, "out/colors.json")["metrics"];
+    for probe in ["logistic-2", "logistic-5", "ridge-2", "ridge-5"] {
+        assert!(metrics[probe].as_f64().unwrap() > 0.9, "{probe}: {metrics}");
+    }
+    let table = Table::read(&here.join("out/colors.parquet")).unwrap();
+    let Column::Text(task) = table.column("task").unwrap() else { panic!() };
+    assert_eq!(task.iter().filter(|task| *task == "few_shot").count(), 4);
+    let retrieved = result(here, "out/captions.json");
+    assert!(retrieved["metrics"].get("logistic-5").is_none());
+
+    // Other shots are another result; without any, a set needs no training split.
+    let again = good(here, EVALUATE, &on(&["--shots", "2", "--skip-existing"]));
+    assert!(again.contains("logistic-2") && !again.contains("logistic-5"), "{again}");
+
+    for (args, why) in [
+        (&["--shots", "20"][..], "0 classes have 30 training pictures"),
+        (&["--shots", "2", "--train-split", "test"], "are both test"),
+        (&["--shots", "2", "--train-split", "val"], "--train-split val"),
+        (&["--shots", "2", "--probe-l2", "0"], "expected numbers above 0"),
+    ] {
+        let (_, error) = bad(here, EVALUATE, &on(args));
+        assert!(error.contains(why), "{args:?}: {error}");
+    }
+
+    // A training label that is wrong shows: the probe learns the opposite.
+    let tar = here.join("colors/train/0.tar");
+    let bytes = fs::read(&tar).unwrap();
+    let mut archive = tar::Archive::new(bytes.as_slice());
+    let members: Vec<(String, Vec<u8>)> = archive
+        .entries()
+        .unwrap()
+        .map(|entry| {
+            let mut entry = entry.unwrap();
+            let name = entry.path().unwrap().display().to_string();
+            let mut bytes = Vec::new();
+            std::io::Read::read_to_end(&mut entry, &mut bytes).unwrap();
+            if Path::new(&name).extension().is_some_and(|kind| kind == "cls") {
+                bytes[0] ^= 1;
+            }
+            (name, bytes)
+        })
+        .collect();
+    shard(&tar, &members);
+    let lines = good(here, EVALUATE, &on(&["--shots", "5"]));
+    assert!(lines.contains("logistic-5 0.0000"), "{lines}");
+}
+
 /// The stage `dataset` on the same pairs as a table, as Parquet and as shards.
 #[test]
 fn a_data_set_is_built_from_tables_parquet_and_shards_and_sees_its_files_change() {

@@ -23,16 +23,16 @@ use crate::artifact::Digest;
 use crate::checkpoint::{self, Hints, Preprocessing};
 use crate::cli;
 use crate::config::{Compute, Device, Precision};
-use crate::data::pairs::{EvaluationSet, Tolerance};
+use crate::data::pairs::{EvaluationSet, Task, Tolerance};
 use crate::engine::{self, Backend};
 use crate::error::{Context as _, Error, Result};
 use crate::eval::Bootstrap;
-use crate::eval::sets::Settings;
+use crate::eval::sets::{Probes, Settings};
 use crate::model::Checkpoint;
 use crate::pipeline::{Console, Panics, Volume, source};
 use crate::ranks::Alone;
 use crate::stage::evaluate;
-use crate::stage::measure::{Model, Report, measure};
+use crate::stage::measure::{Model, Probing, Report, measure};
 use crate::text::Tokenizer;
 
 const EXAMPLES: &str = "\
@@ -42,6 +42,8 @@ Examples:
       --tokenizer artifacts/dataset/current \\
       --preprocess artifacts/dataset/current/dataset.json \\
       --set sets/wds_flickr30k --set vtab-natural --sets-root sets --out results --skip-existing
+  upcycle-evaluate on --checkpoint dense moe --set vtab-natural --sets-root sets --shots 5,10 \\
+      --out results
 
 Collections: imagenet-robustness, vtab-natural, retrieval. Members that are missing are named.
 A set is a folder: tar shards as CLIP_benchmark stores them (SPLIT/0.tar, nshards.txt,
@@ -98,6 +100,26 @@ struct OnArgs {
     /// The k of the recalls.
     #[arg(long, value_name = "K,K", value_delimiter = ',', default_values_t = [1, 5, 10])]
     recall_at: Vec<u16>,
+    /// Few-shot probes with these numbers of training pictures of each class, on sets with
+    /// classes [default: none].
+    #[arg(long, value_name = "K,K", value_delimiter = ',',
+          value_parser = clap::value_parser!(u16).range(1..))]
+    shots: Vec<u16>,
+    /// The split that probes are fitted on; five pictures of each class are set aside in it to
+    /// choose their ℓ2 weight on.
+    #[arg(long, value_name = "NAME", default_value = "train")]
+    train_split: String,
+    /// Training sets drawn for each number of shots: the value is their mean, and the interval
+    /// covers their luck.
+    #[arg(long, value_name = "N", default_value_t = 5,
+          value_parser = clap::value_parser!(u16).range(1..))]
+    probe_draws: u16,
+    /// Most classes of a probe, those with the most training pictures; 0 for all.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    probe_classes: u16,
+    /// The ℓ2 weights to choose from.
+    #[arg(long, value_name = "X,X", value_delimiter = ',', default_values_t = [0.01, 0.1, 1.0])]
+    probe_l2: Vec<f64>,
     /// Fraction of unreadable pictures that is named and skipped instead of refused.
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     corrupt_share: f64,
@@ -248,6 +270,8 @@ struct Work<'a> {
     console: &'a Console,
     model: Model,
     settings: Settings,
+    /// The few-shot probes, if there are any.
+    probes: Option<Probes>,
     key: String,
 }
 
@@ -301,7 +325,8 @@ impl<'a> Work<'a> {
         let engine = engine::open_model(checkpoint, backend)?;
         let ranks = Arc::new(Alone);
         let model = Model { engine, ranks, tokenizer, framing, normalise };
-        Ok(Self { args, checkpoint: path, out, console, model, settings, key })
+        let probes = probes(args)?;
+        Ok(Self { args, checkpoint: path, out, console, model, settings, probes, key })
     }
 
     /// Measures a set, unless `--skip-existing` finds that it was measured before.
@@ -331,8 +356,13 @@ impl<'a> Work<'a> {
 
         let (name, share) = (&found.name, args.corrupt_share);
         let tolerance = Tolerance::new(share, "--corrupt-share");
-        let report = measure(&mut self.model, &set, name, &self.settings, tolerance)
-            .context(about)?;
+        let train = self.train(found, &set)?;
+        let probing = train.as_ref().zip(self.probes.as_ref());
+        let probing = probing.map(|(train, probes)| Probing { train, probes });
+        let set_and_name = (&set, name.as_str());
+        let report =
+            measure(&mut self.model, set_and_name, probing, &self.settings, tolerance)
+                .context(about)?;
 
         let outcome = self.outcome(name, &set, &report);
         files.write(&outcome, &report.measurements)?;
@@ -346,6 +376,26 @@ impl<'a> Work<'a> {
         }
         self.say(&line(name, &outcome))?;
         Ok(outcome)
+    }
+
+    /// The training pictures of a set that has probes.
+    fn train(&self, found: &Found, set: &EvaluationSet) -> Result<Option<EvaluationSet>> {
+        if self.probes.is_none() {
+            return Ok(None);
+        }
+        if matches!(set.task(), Task::Retrieval) {
+            let name = &found.name;
+            self.console.line(&format!("{name}: no probe, because it has no classes"));
+            return Ok(None);
+        }
+        let (folder, split) = (&found.folder, &self.args.train_split);
+        let place = folder.display();
+        let mut train = EvaluationSet::open(folder, split)
+            .context(|| format!("probes on {place} with --train-split {split}"))?;
+        train
+            .rename(self.args.classnames.as_deref(), None)
+            .context(|| "--classnames".to_owned())?;
+        Ok(Some(train))
     }
 
     /// The content of the result's JSON.
@@ -385,6 +435,33 @@ impl<'a> Work<'a> {
     fn say(&self, line: &str) -> Result<()> {
         if self.args.quiet { Ok(()) } else { cli::print(&[line.to_owned()]) }
     }
+}
+
+/// The few-shot probes that were asked for.
+fn probes(args: &OnArgs) -> Result<Option<Probes>> {
+    if args.shots.is_empty() {
+        return Ok(None);
+    }
+    if args.train_split == args.split {
+        return Err(Error::usage(format!(
+            "--train-split and --split are both {}: probes would be tested on the pictures \
+             they were fitted on",
+            args.split
+        )));
+    }
+    if let Some(bad) = args.probe_l2.iter().find(|l2| !(l2.is_finite() && **l2 > 0.0)) {
+        return Err(Error::usage(format!(
+            "--probe-l2 holds {bad}, expected numbers above 0"
+        )));
+    }
+    let widened = |value: u16| usize::from(value);
+    Ok(Some(Probes {
+        shots: args.shots.iter().copied().map(widened).collect(),
+        draws: widened(args.probe_draws),
+        classes: widened(args.probe_classes),
+        l2: args.probe_l2.clone(),
+        seed: args.seed,
+    }))
 }
 
 /// The folder of a checkpoint, where its own tokenizer would be.
@@ -429,6 +506,11 @@ fn key(
         "source": source::of_stage(evaluate::STAGE.name, backend.name()),
         "split": args.split,
         "recall_at": args.recall_at,
+        "shots": args.shots,
+        "train_split": args.train_split,
+        "probe_draws": args.probe_draws,
+        "probe_classes": args.probe_classes,
+        "probe_l2": args.probe_l2,
         "templates": text(&args.templates)?,
         "classnames": text(&args.classnames)?,
         "corrupt_share": args.corrupt_share,

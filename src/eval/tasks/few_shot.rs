@@ -1,7 +1,6 @@
 //! Few-shot probes: fitted on training pictures, tuned on validation pictures and tested on
 //! all shift splits together. The label of a picture is its subgroup.
 
-use crate::config::EvaluateConfig;
 use crate::error::Result;
 #[cfg(doc)]
 use crate::eval::Draws;
@@ -30,6 +29,10 @@ pub(crate) struct Probing<'a> {
     pub(crate) tests: &'a [&'a LabelledImages<Test>],
     /// Class of each concept; a concept without one takes no part.
     pub(crate) class: &'a [Option<usize>],
+    /// Pictures of each class, a probe for each number.
+    pub(crate) shots: &'a [usize],
+    /// The ℓ2 weights to choose from.
+    pub(crate) l2: &'a [f64],
 }
 
 /// Pictures with a class, ready for every probe.
@@ -55,7 +58,6 @@ struct Setting<'a> {
 /// would miss a third of their variance.
 pub(crate) fn measure(
     probing: &Probing<'_>,
-    config: &EvaluateConfig,
     bootstrap: Bootstrap,
 ) -> Result<Option<Evaluation>> {
     let validation = judged(&[probing.validation], probing.class)?;
@@ -71,19 +73,19 @@ pub(crate) fn measure(
     let settings: Vec<Setting<'_>> = probes
         .iter()
         .flat_map(|&probe| {
-            config.shots.iter().map(move |&shots| Setting { probe, shots })
+            probing.shots.iter().map(move |&shots| Setting { probe, shots })
         })
         .collect();
 
     // Fits are independent of each other: all probes, shots and draws run side by side.
     let draws = probing.few.draws();
     let paths = par::try_map(settings.len() * draws, |job| {
-        fit(probing, settings[job / draws], job % draws, &config.probe_l2)
+        fit(probing, settings[job / draws], job % draws, probing.l2)
     })?;
 
     let (mut choices, mut hits) = (Vec::new(), Vec::new());
     for (setting, paths) in settings.iter().zip(paths.chunks(draws)) {
-        let (choice, best) = choose(*setting, paths, &config.probe_l2, &validation)?;
+        let (choice, best) = choose(*setting, paths, probing.l2, &validation)?;
         choices.push(choice);
         let chosen: Vec<&Matrix> = paths.iter().map(|path| &path[best]).collect();
         hits.push(test_hits(&chosen, &test)?);

@@ -284,7 +284,7 @@ pub(in crate::report) fn section(study: &Study<'_>, headlines: &[Headline]) -> S
 
     let table = Table {
         title: "Claims".to_owned(),
-        note: "Differences of a run from another, paired over seeds, with their 95 % intervals; accuracies and recalls in percentage points, after training. A claim is confirmed where every interval lies where it says, and not confirmed where one does not: the difference may be absent, or too small for this many seeds. Claims are decided one by one, without a correction for their number.".to_owned(),
+        note: "Differences of a run from another with their 95 % intervals. Those of accuracies and recalls, in percentage points and after training, are paired by seed and by picture and cover the luck of both; those of losses, experts and routing are paired by seed and have Student\u{2019}s tails. A claim is confirmed where every interval lies where it says, and not confirmed where one does not: the difference may be absent, or too small for this many seeds. Claims are decided one by one, without a correction for their number.".to_owned(),
         head: head.map(Cell::words).into(),
         rows: rows.collect(),
         foreign: false,
