@@ -53,6 +53,8 @@ pub fn evaluate(
         captions,
         &config.recall_at,
     )?);
+    let scale = encoder.scale()?;
+    out.add(tasks::contrastive::measure(bootstrap, retrieval, captions, scale)?);
 
     let shifts = named(&embedded, bundle.shifts.iter())?;
     let judges = Judges { shifts: &shifts, bootstrap, seed };

@@ -6,7 +6,6 @@
 use super::ranking::{rank_of, top_k};
 use super::{Bundle, Encoder, embed, similarity};
 use crate::error::Result;
-use crate::linalg::Matrix;
 use crate::rng::{self, SliceRandom};
 
 /// Pictures shown for a query.
@@ -55,8 +54,7 @@ pub fn example_retrievals(
     // first time.
     let first: Vec<usize> =
         (0..order.len()).map(|i| owner.partition_point(|&o| o < i)).collect();
-    let rows = first.iter().flat_map(|&row| texts.row(row).to_vec()).collect();
-    let queries = Matrix::new(order.len(), texts.cols(), rows)?;
+    let queries = texts.select(&first)?;
 
     let captions = split.captions.as_slice();
     similarity::map_rows(&queries, &images.embeddings, |query, scores| {

@@ -36,7 +36,8 @@ pub use fine_tuning::{EmbeddingLoss, Tuner, fine_tune};
 pub use measurement::{Choice, Evaluation, Measurement, Outcome};
 pub use mixed::{Covers, Mixed, Replicate, mixed};
 pub use pixels::{PixelBaselines, PixelSettings, pixel_baselines};
-pub use validate::{CONTRASTIVE, ValidationSettings, validate};
+pub use tasks::contrastive::TASK as CONTRASTIVE_TASK;
+pub use validate::{CONTRASTIVE, validate};
 
 use crate::error::Result;
 use crate::linalg::Matrix;
@@ -45,6 +46,9 @@ use crate::linalg::Matrix;
 pub trait Encoder {
     /// Width P of the embeddings.
     fn embed_dim(&self) -> usize;
+
+    /// What the contrastive loss multiplies cosines with: e to the model's logit scale.
+    fn scale(&self) -> Result<f64>;
 
     /// Unit embeddings [n, P] of `n` normalized pictures, `pixels` [n, 3, S, S].
     fn images(&mut self, pixels: &[f32], n: usize) -> Result<Matrix>;

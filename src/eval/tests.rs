@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::error::Context;
-use crate::eval::{CONTRASTIVE, ValidationSettings, example_retrievals};
+use crate::eval::{CONTRASTIVE, CONTRASTIVE_TASK, example_retrievals};
 use crate::eval::{Concept, Pixels, Split, Train, Validation, Vocabulary};
 use crate::eval::{fine_tune, similarity, validate};
 use crate::linalg::Matrix;
@@ -40,6 +40,10 @@ impl Toy {
 impl Encoder for Toy {
     fn embed_dim(&self) -> usize {
         WIDTH
+    }
+
+    fn scale(&self) -> Result<f64> {
+        Ok(50.0)
     }
 
     fn images(&mut self, pixels: &[f32], n: usize) -> Result<Matrix> {
@@ -153,6 +157,10 @@ impl Encoder for Tuned {
         self.toy.embed_dim()
     }
 
+    fn scale(&self) -> Result<f64> {
+        self.toy.scale()
+    }
+
     fn images(&mut self, pixels: &[f32], n: usize) -> Result<Matrix> {
         self.toy.images(pixels, n)
     }
@@ -219,6 +227,7 @@ fn outcomes_average_to_the_metrics() {
         ("heldout", "heldout", "acc1"),
         ("retrieval", "pair", "image_retrieval_recall@1"),
         ("retrieval", "pair", "text_retrieval_recall@5"),
+        (CONTRASTIVE_TASK, "pair", "loss"),
     ] {
         let is_it = |o: &&crate::eval::Outcome| {
             (o.task, o.split.as_str(), o.metric.as_str()) == (task, split, metric)
@@ -382,6 +391,9 @@ fn an_encoder_that_breaks_its_word_is_refused() {
         fn embed_dim(&self) -> usize {
             WIDTH
         }
+        fn scale(&self) -> Result<f64> {
+            self.0.scale()
+        }
         fn images(&mut self, pixels: &[f32], n: usize) -> Result<Matrix> {
             let mut found = self.0.images(pixels, n)?;
             found.row_mut(0)[0] = f32::NAN;
@@ -410,10 +422,9 @@ fn data_without_enough_pictures_for_a_probe_get_a_note() {
 #[test]
 fn validation_of_a_perfect_model_is_one_and_shared_captions_do_not_count_against_it() {
     let bundle = bundle();
-    let settings = ValidationSettings { batch: 7, scale: 50.0 };
     let mut toy = Toy::new(0.0);
     let mut found =
-        validate(&mut toy, &bundle.vocabulary, &bundle.validation, settings).unwrap();
+        validate(&mut toy, &bundle.vocabulary, &bundle.validation, 7).unwrap();
     let (name, loss) = found.pop().unwrap();
     assert!(name == CONTRASTIVE && (0.0..0.1).contains(&loss), "{name} {loss}");
     assert_eq!(found.len(), 3);

@@ -68,6 +68,12 @@ impl Matrix {
         self.data.chunks_exact(self.cols.max(1))
     }
 
+    /// The rows at these positions, in that order.
+    pub fn select(&self, rows: &[usize]) -> Result<Self> {
+        let data = rows.iter().flat_map(|&row| self.row(row).iter().copied());
+        Self::new(rows.len(), self.cols, data.collect())
+    }
+
     /// The transpose, copied.
     #[must_use]
     pub fn transposed(&self) -> Self {

@@ -8,6 +8,7 @@ use super::outcomes;
 use super::stats::{BySeed, COVERAGE, Difference, Estimate, Sign, one_sample, paired};
 use super::study::{FINAL, LayerKey, MetricKey, Model, Study, in_points};
 use super::words;
+use crate::eval::CONTRASTIVE;
 use crate::num;
 use crate::tables::{Layer, LogRow, WHOLE_LAYER};
 
@@ -409,8 +410,8 @@ pub(super) fn widening_loss(
     }
 }
 
-/// How much the first run's lead in validation grows from half of the training to its end, in
-/// percentage points, for every metric of validation.
+/// How much the first run's lead in validation grows from half of the training to its end, for
+/// every metric of validation: in percentage points, and of the loss in nats.
 pub(super) fn widening_validation(study: &Study<'_>, pair: Pair<'_>) -> Vec<Finding> {
     let rows = study.of(pair.ours).flat_map(|inputs| &inputs.validation);
     let metrics: BTreeSet<&str> = rows.map(|row| row.metric.as_str()).collect();
@@ -433,11 +434,17 @@ pub(super) fn widening_validation(study: &Study<'_>, pair: Pair<'_>) -> Vec<Find
             });
             of_seed.collect()
         };
-        let lead = |last| less(&at(pair.ours, last), &at(pair.theirs, last));
+
+        // Who leads in a loss is below.
+        let is_loss = metric == CONTRASTIVE;
+        let (ahead, behind) =
+            if is_loss { (pair.theirs, pair.ours) } else { (pair.ours, pair.theirs) };
+        let lead = |last| less(&at(ahead, last), &at(behind, last));
+        let grown = paired(&lead(true), &lead(false), COVERAGE);
         Finding {
             what: pair.title(study, &format!("growth of the lead in `{metric}`")),
-            difference: paired(&lead(true), &lead(false), COVERAGE).map(in_points),
-            decimals: 1,
+            difference: if is_loss { grown } else { grown.map(in_points) },
+            decimals: if is_loss { 4 } else { 1 },
         }
     };
     metrics.into_iter().map(finding).collect()

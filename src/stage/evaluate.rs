@@ -321,6 +321,10 @@ impl Encoder for Tuned {
         self.engine.config().embed_dim
     }
 
+    fn scale(&self) -> Result<f64> {
+        files::scale(&*self.engine)
+    }
+
     fn images(&mut self, pixels: &[f32], n: usize) -> Result<Matrix> {
         (&mut *self.engine).images(pixels, n)
     }

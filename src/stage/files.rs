@@ -10,6 +10,8 @@ use crate::engine::{Backend, Engine};
 use crate::error::{Context as _, Result};
 use crate::eval::{self, Encoder};
 use crate::linalg::Matrix;
+use crate::model::names::ParameterId;
+use crate::model::params::Layout;
 use crate::model::{Checkpoint, ClipConfig, Tower};
 use crate::pipeline::Job;
 use crate::ranks::Ranks;
@@ -61,10 +63,20 @@ pub(crate) fn backend(job: &Job<'_>) -> Result<Backend> {
     Ok(backend)
 }
 
+/// What a model multiplies cosines with.
+pub(super) fn scale(engine: &dyn Engine) -> Result<f64> {
+    let range = Layout::new(engine.config()).range(ParameterId::LogitScale);
+    Ok(f64::from(engine.values()?[range.start]).exp())
+}
+
 /// Evaluation asks any engine for embeddings.
 impl Encoder for &mut (dyn Engine + '_) {
     fn embed_dim(&self) -> usize {
         self.config().embed_dim
+    }
+
+    fn scale(&self) -> Result<f64> {
+        scale(&**self)
     }
 
     fn images(&mut self, pixels: &[f32], n: usize) -> Result<Matrix> {
@@ -124,6 +136,10 @@ impl Encoder for Spread<'_> {
         self.engine.config().embed_dim
     }
 
+    fn scale(&self) -> Result<f64> {
+        scale(self.engine)
+    }
+
     fn images(&mut self, pixels: &[f32], n: usize) -> Result<Matrix> {
         self.rows(pixels, n, |engine, own| engine.encode_images(own))
     }
@@ -155,6 +171,10 @@ impl<'a> Timed<'a> {
 impl Encoder for Timed<'_> {
     fn embed_dim(&self) -> usize {
         self.inner.embed_dim()
+    }
+
+    fn scale(&self) -> Result<f64> {
+        self.inner.scale()
     }
 
     fn images(&mut self, pixels: &[f32], n: usize) -> Result<Matrix> {

@@ -8,8 +8,6 @@ use crate::data::{BatchSettings, Batches};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::eval;
-use crate::model::names::ParameterId;
-use crate::model::params::Layout;
 use crate::pipeline::{Job, Progress, grouped};
 use crate::train::{Trained, Watcher};
 
@@ -83,19 +81,12 @@ impl Watcher for Watch<'_> {
 
         // The role is a type: this split can be used for choices, and a test split cannot.
         let validation = self.pictures.role::<eval::Validation>(VALIDATION)?;
-        let scale = f64::from(logit_scale(engine)?).exp();
-        let settings = eval::ValidationSettings { batch: VALIDATION_BATCH, scale };
-        let metrics = eval::validate(&mut engine, &vocabulary, &validation, settings)?;
+        let batch = VALIDATION_BATCH;
+        let metrics = eval::validate(&mut engine, &vocabulary, &validation, batch)?;
 
         self.accuracy = metrics.first().map(|(_, value)| *value);
         Ok(metrics)
     }
-}
-
-/// The logarithm of the scale of a model in training.
-fn logit_scale(engine: &dyn Engine) -> Result<f32> {
-    let range = Layout::new(engine.config()).range(ParameterId::LogitScale);
-    Ok(engine.values()?[range.start])
 }
 
 /// Writes the model, the tables of its record, and what was measured on the way; on rank 0,

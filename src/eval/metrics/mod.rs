@@ -2,6 +2,7 @@
 
 pub mod classification;
 pub mod classifier;
+pub mod contrastive;
 pub mod precision;
 pub mod retrieval;
 

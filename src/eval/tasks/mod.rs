@@ -2,6 +2,7 @@
 
 pub(super) mod coarse;
 pub(super) mod concept;
+pub(crate) mod contrastive;
 pub(super) mod few_shot;
 pub(super) mod held_out;
 pub(super) mod retrieval;

@@ -1,6 +1,7 @@
 //! All runs against all headline metrics, before and after training.
 
 use crate::config::Bases;
+use crate::eval::CONTRASTIVE_TASK;
 use crate::report::document::{Block, Cell, Section, Table};
 use crate::report::headline::Headline;
 use crate::report::section::pixels;
@@ -191,6 +192,12 @@ fn everything(study: &Study<'_>) -> Table {
         row.extend(study.runs.iter().map(|run| {
             let key = MetricKey { run, point: FINAL, task, split, metric };
             let found = over_seeds(&study.metric(key));
+
+            // A loss is no fraction.
+            if task == CONTRASTIVE_TASK {
+                let mean = found.map(|summary| words::number(summary.mean, 4));
+                return Cell::number(mean.unwrap_or_else(|| words::NOTHING.to_owned()));
+            }
             Cell::number(words::mean_percent(found))
                 .with_title(words::spread_percent(found))
         }));
@@ -198,7 +205,7 @@ fn everything(study: &Study<'_>) -> Table {
     });
     Table {
         title: "All metrics".to_owned(),
-        note: "Percent after training, mean over seeds; `comparison.parquet` holds the same before and after training, with spreads and paired differences.".to_owned(),
+        note: "Percent after training, and nats of the contrastive loss, mean over seeds; `comparison.parquet` holds the same before and after training, with spreads and paired differences.".to_owned(),
         rows: rows.collect(),
         head,
         foreign: false,

@@ -2,13 +2,15 @@
 //! do not show.
 
 use crate::config::Bases;
+use crate::eval::{CONTRASTIVE_TASK, Interval};
 use crate::report::chart::forest::{Forest, ForestRow};
 use crate::report::document::{Cell, Figure, Table, Verdict};
 use crate::report::headline::{Area, Headline};
+use crate::report::outcomes;
 use crate::report::section::{cost, pixels};
 use crate::report::stats::{BySeed, COVERAGE, Difference, Sign, paired, t_quantile};
 use crate::report::study::{
-    Basis, FINAL, INIT, LayerKey, Model, Study, in_points, over_seeds,
+    Basis, FINAL, INIT, LayerKey, MetricKey, Model, Study, in_points, over_seeds,
 };
 use crate::report::words;
 
@@ -97,6 +99,7 @@ pub(in crate::report) fn verdict(study: &Study<'_>, headlines: &[Headline]) -> V
     let mut statements: Vec<String> =
         faced().map(|(rival, contests)| sentence(contests, &name, &rival.name)).collect();
 
+    statements.extend(loss(study, ours, &rivals));
     let against_reference = reference.map(|theirs| Pair { ours: showcase, theirs });
     statements.extend(against_reference.and_then(|pair| structure(study, pair)));
     let decisive: Vec<&Contest<'_>> = all.iter().flatten().collect();
@@ -335,6 +338,34 @@ fn sentence(contests: &[Contest<'_>], ours: &str, theirs: &str) -> String {
     let neither = won.is_empty() && lost.is_empty();
     let against = if neither { format!("Against {theirs}: ") } else { String::new() };
     format!("{against}{}.", parts.join("; "))
+}
+
+/// The contrastive loss on held-out pairs against each rival that trained on: it moves with
+/// every pair, and so shows differences that accuracies are too coarse for.
+fn loss(study: &Study<'_>, ours: Model<'_>, rivals: &[Rival<'_>]) -> Option<String> {
+    let (task, metric) = (CONTRASTIVE_TASK, "loss");
+    let split = study.inputs.dataset.retrieval.as_str();
+    let Model { run, point } = ours;
+    let key = MetricKey { run, point, task, split, metric };
+    let part = |rival: &Rival<'_>| {
+        let pictures = outcomes::difference(study, key, rival.model.run)?;
+        let Interval { low, high } = pictures.interval(COVERAGE);
+        let by = words::number(pictures.value.abs(), 3);
+        let side = if pictures.value < 0.0 { "below" } else { "above" };
+        let interval = format!("[{}, {}]", words::signed(low, 3), words::signed(high, 3));
+        Some(format!("{by} {side} {} {interval}", rival.name))
+    };
+    let trained = rivals.iter().filter(|rival| rival.model.point == FINAL);
+    let parts: Vec<String> = trained.filter_map(part).collect();
+    let own = over_seeds(&study.metric(key))?;
+    (!parts.is_empty()).then(|| {
+        format!(
+            "Contrastive loss on `{split}`, the most sensitive measure: {} {}, {}.",
+            study.name(ours.run),
+            words::number(own.mean, 3),
+            words::list(&parts)
+        )
+    })
 }
 
 /// Expert similarity and routing entropy, each as a mean over layers.
