@@ -216,9 +216,9 @@ mod tests {
         let mixture = dense(&config).unwrap();
         let (plain, _) = parameter_counts(&mixture);
         assert!(text.contains(&format!("dense model: {plain} parameters")), "{text}");
-        assert!(text.contains("(2 of 4 experts)"), "{text}");
-        assert!(text.contains("vision.3: moe.router.weight [4, 64]"), "{text}");
-        assert!(text.contains("moe.experts.c_proj.bias [4, 64]"), "{text}");
+        assert!(text.contains("(2 of 8 experts)"), "{text}");
+        assert!(text.contains("vision.3: moe.router.weight [8, 64]"), "{text}");
+        assert!(text.contains("moe.experts.c_proj.bias [8, 64]"), "{text}");
         assert!(text.contains("disk: ") && text.contains("memory: "), "{text}");
     }
 

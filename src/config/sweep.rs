@@ -142,9 +142,9 @@ mod tests {
 
     #[test]
     fn every_factor_has_its_default_once_and_each_value_changes_what_it_says() {
-        let found = points("[subspaces.paper.tau=0.9, subspaces.paper.tau=0.99]");
+        let found = points("[subspaces.paper.tau=0.9, subspaces.paper.tau=0.999]");
         let names: Vec<_> = found.iter().map(|p| (&*p.name, p.is_default)).collect();
-        assert_eq!(names, [("it-0.9", false), ("it-0.99", true)]);
+        assert_eq!(names, [("it-0.9", false), ("it-0.999", true)]);
         assert!((found[0].config.subspaces["paper"].tau - 0.9).abs() < 1e-12);
 
         // A default that is not listed comes first, and a value may assign several keys.

@@ -176,12 +176,6 @@ pub struct DatasetConfig {
     pub corrupt_share: f64,
 }
 
-/// Whether a bound is none; such a value is left out of the key.
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
-fn is_none(bound: &usize) -> bool {
-    *bound == 0
-}
-
 /// Whether a fraction is 0; such a value is left out of the key.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
 fn is_zero(share: &f64) -> bool {
@@ -637,7 +631,7 @@ pub struct EvaluateConfig {
     /// Draws of the few-shot training sets.
     pub probe_draws: usize,
     /// Most classes of a probe, those with the most training pictures; 0 for all.
-    #[serde(default, skip_serializing_if = "is_none")]
+    #[serde(default)]
     pub probe_classes: usize,
     /// Inverse regularization is chosen among these ℓ2 weights on the validation split.
     pub probe_l2: Vec<f64>,
@@ -648,7 +642,7 @@ pub struct EvaluateConfig {
     /// Samples per forward pass.
     pub batch: usize,
     /// Training pictures that the classifiers on pixels are fitted on, at most; 0 for none.
-    #[serde(default, skip_serializing_if = "is_none")]
+    #[serde(default)]
     pub pixels: usize,
     /// Folders of evaluation sets, as `CLIP_benchmark` stores them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

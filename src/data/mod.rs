@@ -226,7 +226,8 @@ mod tests {
     #[test]
     fn without_its_packages_the_emoji_source_says_how_to_get_them() {
         let folder = tempfile::tempdir().unwrap();
-        let config = load_default(&Overrides::default()).unwrap().dataset;
+        let overrides = Overrides { profile: Some("emoji".to_owned()), set: vec![] };
+        let config = load_default(&overrides).unwrap().dataset;
         let error = build(&config, folder.path(), 1, folder.path(), &mut |_, _| ())
             .unwrap_err()
             .to_string();

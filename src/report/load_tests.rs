@@ -132,7 +132,7 @@ fn swept_config() -> crate::config::SweepConfig {
         "sweep.factors.tau={run: cluster-aware, values: [subspaces.paper.tau=0.9, subspaces.paper.tau=0.99, subspaces.paper.tau=0.999]}",
     ];
     let set = set.iter().map(|&s| s.to_owned()).collect();
-    let overrides = crate::config::Overrides { profile: None, set };
+    let overrides = crate::config::Overrides { profile: Some("emoji".to_owned()), set };
     crate::config::load_default(&overrides).unwrap().sweep
 }
 

@@ -120,7 +120,11 @@ mod tests {
 
     #[test]
     fn the_written_configuration_says_the_same_as_the_one_it_came_from() {
-        let set = ["seeds=[3]", "report.title='It''s: \"mine\" # and yours'"];
+        let set = [
+            "seeds=[3]",
+            "evaluate.pixels=0",
+            "report.title='It''s: \"mine\" # and yours'",
+        ];
         let set = set.iter().map(|&s| s.to_owned()).collect();
         let overrides = Overrides { profile: Some("full".to_owned()), set };
         let config = load_default(&overrides).unwrap();
