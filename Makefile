@@ -96,7 +96,13 @@ command -v cargo >/dev/null || {
 echo 'building (some minutes the first time)' >&2
 mkdir -p $(BIN)
 touch $(STAMP).begun
-quiet=; [ -t 2 ] || quiet=--quiet
+# Cargo has a bar on a terminal; elsewhere a line a minute says that something happens.
+quiet=
+if [ ! -t 2 ]; then
+  quiet=--quiet
+  (while sleep 60 >/dev/null 2>&1; do echo "building, $$((SECONDS / 60)) min so far" >&2; done) & beat=$$!
+  trap 'kill $$beat 2>/dev/null' EXIT
+fi
 cargo build --release --locked --bins $(if $(MPI),--features mpi --target-dir $(or $(CARGO_TARGET_DIR),target)/mpi) $$quiet
 mv $(STAMP).begun $(STAMP)
 endef

@@ -110,7 +110,7 @@ impl Decision {
     }
 
     /// Whether all findings lie on their side. A finding without a number or an interval
-    /// leaves the claim open.
+    /// leaves the claim open, unless another one lies on the wrong side.
     pub(super) fn of(findings: &[(Finding, Side)]) -> Self {
         let unknown = |(finding, _): &(Finding, Side)| {
             finding.difference.is_none_or(|found| found.sign() == Sign::Unknown)
@@ -119,12 +119,14 @@ impl Decision {
             finding.difference.is_some_and(|found| side.holds(found.sign()))
         };
 
-        let verdict = if findings.is_empty() || findings.iter().any(unknown) {
-            Verdict::NotTested
-        } else if findings.iter().all(holds) {
-            Verdict::Confirmed
-        } else {
+        // One difference on the wrong side is enough, whatever else is missing.
+        let fails = |own: &(Finding, Side)| !unknown(own) && !holds(own);
+        let verdict = if findings.iter().any(fails) {
             Verdict::NotConfirmed
+        } else if findings.is_empty() || findings.iter().any(unknown) {
+            Verdict::NotTested
+        } else {
+            Verdict::Confirmed
         };
         let evidence = findings.iter().map(|(finding, _)| finding.words());
         Self { verdict, evidence: evidence.collect(), measured: false }
@@ -526,7 +528,14 @@ mod tests {
         assert_eq!(verdict(vec![]), Verdict::NotTested);
         assert_eq!(verdict(vec![finding(None)]), Verdict::NotTested);
         let none = Finding { difference: None, ..finding(None) };
-        assert_eq!(verdict(vec![finding(Some((0.5, 1.5))), none]), Verdict::NotTested);
+        assert_eq!(
+            verdict(vec![finding(Some((0.5, 1.5))), none.clone()]),
+            Verdict::NotTested
+        );
+        assert_eq!(
+            verdict(vec![finding(Some((-0.5, 1.5))), none]),
+            Verdict::NotConfirmed
+        );
     }
 
     #[test]
