@@ -99,7 +99,7 @@ pub(in crate::report) fn verdict(study: &Study<'_>, headlines: &[Headline]) -> V
     let mut statements: Vec<String> =
         faced().map(|(rival, contests)| sentence(contests, &name, &rival.name)).collect();
 
-    statements.extend(loss(study, ours, &rivals));
+    statements.extend(loss(study, showcase, &rivals));
     let against_reference = reference.map(|theirs| Pair { ours: showcase, theirs });
     statements.extend(against_reference.and_then(|pair| structure(study, pair)));
     let decisive: Vec<&Contest<'_>> = all.iter().flatten().collect();
@@ -166,6 +166,10 @@ fn answer(study: &Study<'_>, rivals: &[Rival<'_>], all: &[Vec<Contest<'_>>]) -> 
         ),
         Outcome::Mixed => format!(
             "It depends: {name} is better than {theirs} on {better}, and worse on {worse}."
+        ),
+        // A loss that is lower says that something was learned, and not that it pays yet.
+        Outcome::Level if lower_loss(study, rival) => format!(
+            "Not shown to be worth it yet: the loss of {name} on held-out pairs is below that of {theirs}, but no difference in accuracy or recall is shown to be more than noise."
         ),
         Outcome::Level => format!(
             "Not shown to be worth it: no difference between {name} and {theirs} is shown to be more than noise."
@@ -310,7 +314,7 @@ fn sentence(contests: &[Contest<'_>], ours: &str, theirs: &str) -> String {
     }
     if won.is_empty() && lost.is_empty() && unknown.is_empty() {
         return format!(
-            "No difference between {ours} and {theirs} is shown: all are within the noise."
+            "On all metrics that count pictures, the differences between {ours} and {theirs} are within the noise."
         );
     }
 
@@ -340,13 +344,25 @@ fn sentence(contests: &[Contest<'_>], ours: &str, theirs: &str) -> String {
     format!("{against}{}.", parts.join("; "))
 }
 
+/// The contrastive loss on held-out pairs of a model after training.
+fn held_out_loss<'a>(study: &'a Study<'_>, run: &'a str) -> MetricKey<'a> {
+    let split = study.inputs.dataset.retrieval.as_str();
+    MetricKey { run, point: FINAL, task: CONTRASTIVE_TASK, split, metric: "loss" }
+}
+
+/// Whether the showcase run's loss on held-out pairs is shown to be below a rival's.
+fn lower_loss(study: &Study<'_>, rival: &Rival<'_>) -> bool {
+    let key = held_out_loss(study, &study.config().report.showcase);
+    let pictures = outcomes::difference(study, key, rival.model.run);
+    rival.model.point == FINAL
+        && pictures.is_some_and(|found| found.interval(COVERAGE).high < 0.0)
+}
+
 /// The contrastive loss on held-out pairs against each rival that trained on: it moves with
 /// every pair, and so shows differences that accuracies are too coarse for.
-fn loss(study: &Study<'_>, ours: Model<'_>, rivals: &[Rival<'_>]) -> Option<String> {
-    let (task, metric) = (CONTRASTIVE_TASK, "loss");
-    let split = study.inputs.dataset.retrieval.as_str();
-    let Model { run, point } = ours;
-    let key = MetricKey { run, point, task, split, metric };
+fn loss(study: &Study<'_>, run: &str, rivals: &[Rival<'_>]) -> Option<String> {
+    let key = held_out_loss(study, run);
+    let split = key.split;
     let part = |rival: &Rival<'_>| {
         let pictures = outcomes::difference(study, key, rival.model.run)?;
         let Interval { low, high } = pictures.interval(COVERAGE);
@@ -361,7 +377,7 @@ fn loss(study: &Study<'_>, ours: Model<'_>, rivals: &[Rival<'_>]) -> Option<Stri
     (!parts.is_empty()).then(|| {
         format!(
             "Contrastive loss on `{split}`, the most sensitive measure: {} {}, {}.",
-            study.name(ours.run),
+            study.name(run),
             words::number(own.mean, 3),
             words::list(&parts)
         )
