@@ -56,11 +56,9 @@ impl<R> LabelledImages<R> {
     pub fn of_classes(&self, classes: usize) -> Result<Self> {
         let rows: Vec<usize> =
             (0..self.len()).filter(|&row| self.concept[row] < classes).collect();
-        let width = self.embeddings.cols();
-        let data = rows.iter().flat_map(|&row| self.embeddings.row(row).to_vec());
         Ok(Self {
             split: self.split.clone(),
-            embeddings: Matrix::new(rows.len(), width, data.collect())?,
+            embeddings: self.embeddings.select(&rows)?,
             concept: rows.iter().map(|&row| self.concept[row]).collect(),
             sample: rows.iter().map(|&row| self.sample[row]).collect(),
             role: PhantomData,

@@ -150,6 +150,12 @@ impl ProbePictures {
                  for fewer --shots"
             )));
         }
+
+        // Of a class that is no class of the probe, no picture has to be embedded.
+        chosen_on.retain(|&position| {
+            labels[position]
+                .is_some_and(|label| few.classes().binary_search(&label).is_ok())
+        });
         Ok(Self { few, chosen_on, labels })
     }
 
@@ -170,11 +176,9 @@ impl ProbePictures {
         embeddings: &Matrix,
     ) -> Result<LabelledImages<R>> {
         let all = self.positions();
-        let mut data = Vec::with_capacity(positions.len() * embeddings.cols());
-        for position in positions {
-            data.extend_from_slice(embeddings.row(all.partition_point(|p| p < position)));
-        }
-        let embeddings = Matrix::new(positions.len(), embeddings.cols(), data)?;
+        let row = |position: &usize| all.partition_point(|p| p < position);
+        let rows: Vec<usize> = positions.iter().map(row).collect();
+        let embeddings = embeddings.select(&rows)?;
         let labels = positions.iter().filter_map(|&position| self.labels[position]);
         LabelledImages::embedded(split, embeddings, labels.collect())
     }

@@ -282,6 +282,7 @@ impl<'a> Work<'a> {
         console: &'a Console,
         (path, out): (&'a Path, PathBuf),
     ) -> Result<Self> {
+        let probes = probes(args)?;
         let checkpoint = checkpoint::read(path, &args.hints)?;
         let place = path.display();
         let tokenizer = match &args.tokenizer {
@@ -325,7 +326,6 @@ impl<'a> Work<'a> {
         let engine = engine::open_model(checkpoint, backend)?;
         let ranks = Arc::new(Alone);
         let model = Model { engine, ranks, tokenizer, framing, normalise };
-        let probes = probes(args)?;
         Ok(Self { args, checkpoint: path, out, console, model, settings, probes, key })
     }
 
@@ -454,11 +454,10 @@ fn probes(args: &OnArgs) -> Result<Option<Probes>> {
             "--probe-l2 holds {bad}, expected numbers above 0"
         )));
     }
-    let widened = |value: u16| usize::from(value);
     Ok(Some(Probes {
-        shots: args.shots.iter().copied().map(widened).collect(),
-        draws: widened(args.probe_draws),
-        classes: widened(args.probe_classes),
+        shots: args.shots.iter().copied().map(usize::from).collect(),
+        draws: usize::from(args.probe_draws),
+        classes: usize::from(args.probe_classes),
         l2: args.probe_l2.clone(),
         seed: args.seed,
     }))
