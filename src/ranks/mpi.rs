@@ -22,8 +22,8 @@ use crate::error::{Error, Result};
 use watch::{Say, Watch};
 
 /// How long a rank that is not the first waits before it says what a failure all ranks share
-/// already said.
-const PRECEDENCE: Duration = Duration::from_secs(1);
+/// already said; on a busy machine ranks come to the same failure more than a second apart.
+const PRECEDENCE: Duration = Duration::from_secs(3);
 
 /// The time in which this process is a rank.
 pub struct Session {

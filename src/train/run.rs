@@ -71,7 +71,10 @@ pub fn train(
 ) -> Result<Trained> {
     let ranks = &*plan.ranks;
     let leads = ranks.leads();
-    check_cut(&plan.training.optim, ranks.count())?;
+    // All ranks would find the same: the first says it once, while the others wait for it.
+    if leads {
+        check_cut(&plan.training.optim, ranks.count())?;
+    }
     let before = ranks.spent();
 
     let config = start.config.clone();
