@@ -172,8 +172,9 @@ pub(super) fn headlines(study: &Study<'_>) -> Vec<Headline> {
     if shipped {
         all.extend(subgroups().placed(study, pair));
     }
-    for &shots in &study.config().evaluate.shots {
-        all.extend(probe(shots).placed(study, ""));
+    let evaluate = &study.config().evaluate;
+    for &shots in &evaluate.shots {
+        all.extend(probe(shots, evaluate.probe_classes).placed(study, ""));
     }
     all
 }
@@ -270,12 +271,17 @@ fn subgroups() -> Headline {
     }
 }
 
-fn probe(shots: usize) -> Headline {
+/// Few-shot accuracy over at most `bound` classes, or over all where it is 0.
+fn probe(shots: usize, bound: usize) -> Headline {
+    let among = match bound {
+        0 => "all classes".to_owned(),
+        _ => format!("at most {bound} classes, those with the most training pictures"),
+    };
     Headline {
         label: format!("{shots}-shot"),
         definition: format!(
             "`logistic-{shots}`: logistic regression on frozen features with {shots} \
-             pictures per class, mean over draws"
+             pictures per class, over {among}; mean over draws"
         ),
         area: Area::Probes,
         task: "probe",

@@ -376,7 +376,7 @@ fn loss(study: &Study<'_>, run: &str, rivals: &[Rival<'_>]) -> Option<String> {
     let own = over_seeds(&study.metric(key))?;
     (!parts.is_empty()).then(|| {
         format!(
-            "Contrastive loss on `{split}`, the most sensitive measure: {} {}, {}.",
+            "Contrastive loss on `{split}` in nats, the most sensitive measure: {} {}, {}.",
             study.name(run),
             words::number(own.mean, 3),
             words::list(&parts)
