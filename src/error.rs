@@ -72,7 +72,7 @@ impl Error {
         Self::new(Kind::Usage, message)
     }
 
-    /// A file's content contradicts its digest, its format or its neighbours.
+    /// A file's content contradicts its digest, its format or its neighbors.
     pub fn corrupt(message: impl Into<String>) -> Self {
         Self::new(Kind::Corrupt, message)
     }

@@ -102,13 +102,13 @@ impl Taps {
         let scale = from as f64 / to as f64;
         let stretch = scale.max(1.0);
 
-        // Without corner alignment, positions are the centres of cells, half a cell in.
-        let centre = (at as f64 + 0.5) * scale;
-        let start = truncate_usize(centre - 2.0 * stretch + 0.5);
-        let end = truncate_usize(centre + 2.0 * stretch + 0.5).min(from);
+        // Without corner alignment, positions are the centers of cells, half a cell in.
+        let center = (at as f64 + 0.5) * scale;
+        let start = truncate_usize(center - 2.0 * stretch + 0.5);
+        let end = truncate_usize(center + 2.0 * stretch + 0.5).min(from);
 
         // What would lie beyond the border is left out, and the other weights make up for it.
-        let weight = |j: usize| cubic((j as f64 - centre + 0.5) / stretch);
+        let weight = |j: usize| cubic((j as f64 - center + 0.5) / stretch);
         let raw: Vec<f64> = (start..end).map(weight).collect();
         let total: f64 = raw.iter().sum();
         Self { start, weights: raw.iter().map(|w| w / total).collect() }

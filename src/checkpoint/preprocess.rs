@@ -22,7 +22,7 @@ pub struct Preprocessing {
     /// Side of the square, in pixels; the model's if the file does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<usize>,
-    /// Side that pictures are resized to before the centre is cut out; `size` if absent.
+    /// Side that pictures are resized to before the center is cut out; `size` if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resized: Option<usize>,
     /// How the aspect is treated.
@@ -107,7 +107,7 @@ impl Preprocessing {
     }
 
     /// Refuses a way of framing that the stage `dataset` does not have: it resizes the
-    /// shortest side to the picture's size, bicubic, and cuts the centre out.
+    /// shortest side to the picture's size, bicubic, and cuts the center out.
     pub fn check_usual(&self) -> Result<()> {
         let (mode, filter) = (self.resize_mode, self.interpolation);
         if self.is_whole() && mode == Fit::Shortest && filter == Filter::Bicubic {

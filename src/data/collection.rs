@@ -80,7 +80,7 @@ pub struct Layout {
     pub classes: Option<usize>,
     /// Prompts with `{}` in the place of the label.
     pub templates: Vec<String>,
-    /// Who made the pictures and under which licence.
+    /// Who made the pictures and under which license.
     pub attribution: Vec<String>,
 }
 

@@ -1,9 +1,9 @@
-//! A small picture set drawn here: coloured shapes in eight styles, for tests and trials
+//! A small picture set drawn here: colored shapes in eight styles, for tests and trials
 //! without a network.
 //!
 //! It has the structure of the emoji data: concepts with group and subgroup, styles that are
-//! never trained on, concepts held out (each shape and each colour of which is known from
-//! others), pairs and validation by the same rules. Shape and colour are learnt by a tiny
+//! never trained on, concepts held out (each shape and each color of which is known from
+//! others), pairs and validation by the same rules. Shape and color are learnt by a tiny
 //! model within some 150 steps.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,8 +36,8 @@ const SHAPES: [(&str, &str, usize, &str); 8] = [
 
 const GROUPS: [&str; 3] = ["round", "straight", "pointed"];
 
-/// Name, tag, and the colour.
-const COLOURS: [(&str, &str, [u8; 3]); 8] = [
+/// Name, tag, and the color.
+const COLORS: [(&str, &str, [u8; 3]); 8] = [
     ("red", "crimson", [215, 35, 35]),
     ("green", "grass", [40, 150, 50]),
     ("blue", "navy", [40, 70, 205]),
@@ -69,7 +69,7 @@ pub(super) fn collect(
     seed: u64,
     (spool, progress): (&mut Spool, &mut dyn FnMut(usize, usize)),
 ) -> Result<Collection> {
-    let n_concepts = SHAPES.len() * COLOURS.len();
+    let n_concepts = SHAPES.len() * COLORS.len();
     let least = n_concepts * STYLES.len();
     if config.shapes < least {
         return Err(Error::usage(format!(
@@ -170,19 +170,19 @@ fn layout() -> Layout {
     }
 }
 
-/// Concept `index` is shape `index / 8` in colour `index % 8`; one in sixteen is held out,
-/// no shape and no colour twice.
+/// Concept `index` is shape `index / 8` in color `index % 8`; one in sixteen is held out,
+/// no shape and no color twice.
 fn concept(index: usize) -> Concept {
-    let (shape, colour) = (index / COLOURS.len(), index % COLOURS.len());
+    let (shape, color) = (index / COLORS.len(), index % COLORS.len());
     let (name, tag, group, _) = SHAPES[shape];
-    let (hue, hue_tag, _) = COLOURS[colour];
+    let (hue, hue_tag, _) = COLORS[color];
     Concept {
         key: format!("{name}-{hue}"),
         label: format!("{hue} {name}"),
         tags: vec![tag.to_owned(), hue_tag.to_owned(), GROUPS[group].to_owned()],
         group,
         subgroup: shape,
-        held_out: shape % 2 == 1 && colour == (shape + 2) % COLOURS.len(),
+        held_out: shape % 2 == 1 && color == (shape + 2) % COLORS.len(),
     }
 }
 
@@ -199,10 +199,10 @@ fn captions(concept: &Concept, stream: &mut Stream) -> Vec<String> {
     captions
 }
 
-/// One drawing: shape and colour are the concept's, the rest is the style's or luck.
+/// One drawing: shape and color are the concept's, the rest is the style's or luck.
 fn svg(concept: usize, style: &str, stream: &mut Stream) -> String {
-    let (_, _, _, path) = SHAPES[concept / COLOURS.len()];
-    let (_, _, [r, g, b]) = COLOURS[concept % COLOURS.len()];
+    let (_, _, _, path) = SHAPES[concept / COLORS.len()];
+    let (_, _, [r, g, b]) = COLORS[concept % COLORS.len()];
 
     let scale = stream.random_range(0.62..0.85);
     let (x, y) = (stream.random_range(-0.12..0.12), stream.random_range(-0.12..0.12));
@@ -210,22 +210,20 @@ fn svg(concept: usize, style: &str, stream: &mut Stream) -> String {
     let [tr, tg, tb] = tint;
     let tilt = if style == "tilted" { stream.random_range(-25.0..25.0) } else { 0.0 };
 
-    let colour = format!("rgb({r},{g},{b})");
+    let color = format!("rgb({r},{g},{b})");
     let (paper, fill, stroke) = match style {
-        "outlined" => {
-            ("white".to_owned(), colour, "stroke=\"#222\" stroke-width=\".12\"")
-        }
+        "outlined" => ("white".to_owned(), color, "stroke=\"#222\" stroke-width=\".12\""),
 
-        "tinted" => (format!("rgb({tr},{tg},{tb})"), colour, ""),
-        "framed" => ("white".to_owned(), colour, "stroke=\"#bbb\" stroke-width=\".25\""),
+        "tinted" => (format!("rgb({tr},{tg},{tb})"), color, ""),
+        "framed" => ("white".to_owned(), color, "stroke=\"#bbb\" stroke-width=\".25\""),
         "shaded" => ("white".to_owned(), "url(#s)".to_owned(), ""),
         "drawn" => (
             "white".to_owned(),
             format!("rgb({r},{g},{b})"),
             "fill-opacity=\".35\" stroke=\"#444\" stroke-width=\".1\"",
         ),
-        "soft" => ("rgb(240,240,245)".to_owned(), colour, "fill-opacity=\".7\""),
-        _ => ("white".to_owned(), colour, ""),
+        "soft" => ("rgb(240,240,245)".to_owned(), color, "fill-opacity=\".7\""),
+        _ => ("white".to_owned(), color, ""),
     };
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"-1.2 -1.2 2.4 2.4\"><defs>\
@@ -242,12 +240,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn held_out_concepts_leave_every_shape_and_colour_in_training() {
+    fn held_out_concepts_leave_every_shape_and_color_in_training() {
         let held: Vec<usize> = (0..64).filter(|&i| concept(i).held_out).collect();
         assert_eq!(held.len(), 4);
         let shapes: BTreeSet<_> = held.iter().map(|i| i / 8).collect();
-        let colours: BTreeSet<_> = held.iter().map(|i| i % 8).collect();
-        assert_eq!((shapes.len(), colours.len()), (4, 4));
+        let colors: BTreeSet<_> = held.iter().map(|i| i % 8).collect();
+        assert_eq!((shapes.len(), colors.len()), (4, 4));
     }
 
     #[test]

@@ -225,10 +225,10 @@ fn moments(samples: &[&Sample]) -> Result<([f32; 3], [f32; 3])> {
         let first: u64 = sums.iter().map(|s| s[c][0]).sum();
         let second: u64 = sums.iter().map(|s| s[c][1]).sum();
 
-        let centre = first as f64 / pixels as f64;
-        let variance = second as f64 / pixels as f64 - centre * centre;
-        mean[c] = num::round_f32(centre / 255.0);
-        // A data set of one flat colour must not divide by zero.
+        let center = first as f64 / pixels as f64;
+        let variance = second as f64 / pixels as f64 - center * center;
+        mean[c] = num::round_f32(center / 255.0);
+        // A data set of one flat color must not divide by zero.
         std[c] = num::round_f32((variance.max(1.0)).sqrt() / 255.0);
     }
     Ok((mean, std))

@@ -1,4 +1,4 @@
-//! Random changes of training pictures and their normalisation, from bytes to the batch.
+//! Random changes of training pictures and their normalization, from bytes to the batch.
 //!
 //! A picture comes as three planes of bytes and leaves as three planes of floats,
 //! `(value / 255 - mean) / std`. Every draw comes from the stream that is handed in, so a
@@ -142,7 +142,7 @@ impl Augmenter {
         // Contrast is about the picture's mean grey, as in torchvision; the sum is kept
         // in f64.
         let grey: f64 = pixels.iter().map(|&pixel| f64::from(luma(pixel))).sum();
-        let centre = num::round_f32(grey / (side * side) as f64);
+        let center = num::round_f32(grey / (side * side) as f64);
 
         let (area, contrast) = (side * side, draw.contrast);
         let lines = [0, 1, 2].map(|c| self.normalise.line(c));
@@ -153,8 +153,8 @@ impl Augmenter {
         for (&pixel, ((r, g), b)) in pixels.iter().zip(planes) {
             let grey = luma(pixel);
             let change = |c: usize| {
-                let coloured = draw.saturation * (pixel[c] - grey) + grey;
-                let contrasted = contrast * (coloured - centre) + centre;
+                let colored = draw.saturation * (pixel[c] - grey) + grey;
+                let contrasted = contrast * (colored - center) + center;
                 contrasted.clamp(0.0, 255.0) * lines[c].0 + lines[c].1
             };
             (*r, *g, *b) = (change(0), change(1), change(2));
@@ -192,9 +192,9 @@ fn uniform(stream: &mut Stream, low: f32, high: f32) -> f32 {
     (high - low) * stream.random::<f32>() + low
 }
 
-/// One draw of the affine and colour parameters.
+/// One draw of the affine and color parameters.
 struct AffineDraw {
-    /// Rows of the map from output to input offsets about the centre.
+    /// Rows of the map from output to input offsets about the center.
     matrix: [[f32; 2]; 2],
     /// Shift as a fraction of the side.
     shift: [f32; 2],
@@ -227,16 +227,16 @@ impl AffineDraw {
     /// Samples bilinearly; the paper around the picture is white.
     fn warp(&self, paper: &Paper, side: usize) -> Vec<[f32; 4]> {
         let extent = side as f32;
-        let centre = 0.5 * (extent - 1.0);
+        let center = 0.5 * (extent - 1.0);
         let [dx, dy] = self.shift.map(|share| share * extent);
         let [[xx, xy], [yx, yy]] = self.matrix;
 
         let mut out = Vec::with_capacity(side * side);
         for row in 0..side {
-            let v = row as f32 - centre - dy;
-            let (from_x, from_y) = (xy * v + centre, yy * v + centre);
+            let v = row as f32 - center - dy;
+            let (from_x, from_y) = (xy * v + center, yy * v + center);
             for column in 0..side {
-                let u = column as f32 - centre - dx;
+                let u = column as f32 - center - dx;
                 out.push(paper.sample(xx * u + from_x, yx * u + from_y));
             }
         }
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn normalising_is_the_line_of_its_definition() {
+    fn normalizing_is_the_line_of_its_definition() {
         let normalise = Normalise { mean: [0.5, 0.25, 0.1], std: [0.2, 0.3, 0.4] };
         let planes = noise(4);
         let mut out = vec![0.0; planes.len()];

@@ -32,10 +32,10 @@ pub struct Picture {
 }
 
 impl Picture {
-    /// A picture of one colour.
+    /// A picture of one color.
     #[must_use]
-    pub fn filled(width: usize, height: usize, colour: [u8; 3]) -> Self {
-        Self { width, height, rgb: colour.repeat(width * height) }
+    pub fn filled(width: usize, height: usize, color: [u8; 3]) -> Self {
+        Self { width, height, rgb: color.repeat(width * height) }
     }
 
     /// The part that starts at (`left`, `top`); what lies outside is white.

@@ -87,7 +87,7 @@ fn bounds(picture: &Picture) -> Option<[usize; 4]> {
     found
 }
 
-/// Cuts out the box with its margin, centred in a white square.
+/// Cuts out the box with its margin, centered in a white square.
 fn squared(picture: &Picture, &[left, top, right, bottom]: &[usize; 4]) -> Picture {
     let (width, height) = (right - left, bottom - top);
 
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn empty_drawings_are_recognised() {
+    fn empty_drawings_are_recognized() {
         assert_eq!(rasterise(&svg(""), 16).unwrap(), None);
         let white = svg(r##"<rect width="64" height="64" fill="#fff"/>"##);
         assert_eq!(rasterise(&white, 16).unwrap(), None);

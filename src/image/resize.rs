@@ -2,7 +2,7 @@
 //!
 //! Resamplers differ by up to 14 levels near black and white; published CLIP weights were
 //! trained on Pillow's. Its arithmetic: per axis scale = in/out, f = max(scale, 1); output i
-//! has centre c = (i + 0.5) scale and the taps j within f times the filter's support of it,
+//! has center c = (i + 0.5) scale and the taps j within f times the filter's support of it,
 //! with weights filter((j - c + 0.5) / f), normalised in f64 and rounded to 22-bit fixed
 //! point. The horizontal pass comes first and its result is rounded and clamped to 8 bits.
 
@@ -14,7 +14,7 @@ use crate::num;
 /// Fractional bits of a weight.
 const BITS: u32 = 22;
 
-/// How neighbouring pixels are weighted. The two that `open_clip` has for evaluation.
+/// How neighboring pixels are weighted. The two that `open_clip` has for evaluation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Filter {
@@ -126,12 +126,12 @@ impl Taps {
         let mut taps = Self { starts: Vec::new(), weights: Vec::new() };
 
         for i in 0..to {
-            let centre = (i as f64 + 0.5) * scale;
-            let start = num::truncate_usize(centre - reach + 0.5);
-            let end = num::truncate_usize(centre + reach + 0.5).min(from);
+            let center = (i as f64 + 0.5) * scale;
+            let start = num::truncate_usize(center - reach + 0.5);
+            let end = num::truncate_usize(center + reach + 0.5).min(from);
 
             let raw: Vec<f64> = (start..end)
-                .map(|j| filter.weight((j as f64 - centre + 0.5) / stretch))
+                .map(|j| filter.weight((j as f64 - center + 0.5) / stretch))
                 .collect();
 
             // Taps beyond the edge are left out, and those that stay share the whole
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flat_colour_stays_flat() {
+    fn a_flat_color_stays_flat() {
         let flat = Picture::filled(61, 13, [7, 200, 255]);
         assert_eq!(resize(&flat, 16, 40), Picture::filled(16, 40, [7, 200, 255]));
     }

@@ -28,7 +28,7 @@ use crate::num;
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Fit {
-    /// The shorter side becomes the square's, the centre is cut out (CLIP's default).
+    /// The shorter side becomes the square's, the center is cut out (CLIP's default).
     #[default]
     Shortest,
     /// The longer side becomes the square's, a margin is added on both sides.
@@ -66,7 +66,7 @@ pub enum Convention {
 pub struct Framing {
     /// Side of the square, in pixels.
     pub side: usize,
-    /// Side to resize to, at least `side`; the centre of what is larger is cut out.
+    /// Side to resize to, at least `side`; the center of what is larger is cut out.
     pub resized: usize,
     /// How the aspect is treated.
     pub fit: Fit,
@@ -128,7 +128,7 @@ impl Framing {
 
     fn cut(&self, picture: &Picture) -> Picture {
         match self.convention {
-            Convention::OpenClip => centre(picture, self.side),
+            Convention::OpenClip => center(picture, self.side),
             Convention::HuggingFace => {
                 let offset = |extent: usize| ((extent - self.side) / 2).cast_signed();
 
@@ -172,8 +172,8 @@ fn longest([width, height]: [usize; 2], side: usize) -> [usize; 2] {
     })
 }
 
-/// Cuts the centre out.
-fn centre(picture: &Picture, side: usize) -> Picture {
+/// Cuts the center out.
+fn center(picture: &Picture, side: usize) -> Picture {
     let offset = |extent: usize| (extent - side) / 2 + half_to_even(extent - side);
     let (left, top) = (offset(picture.width), offset(picture.height));
     picture.crop(left.cast_signed(), top.cast_signed(), side, side)
@@ -229,7 +229,7 @@ fn resize_alpha(
     out
 }
 
-/// Takes the pixel in which the centre of each new one lies.
+/// Takes the pixel in which the center of each new one lies.
 fn nearest(picture: &Picture, width: usize, height: usize) -> Picture {
     let columns = nearest_positions(picture.width, width);
     let rows = nearest_positions(picture.height, height);
@@ -248,11 +248,11 @@ fn nearest(picture: &Picture, width: usize, height: usize) -> Picture {
 /// differently.
 fn nearest_positions(from: usize, to: usize) -> Vec<usize> {
     let scale = from as f64 / to as f64;
-    let mut centre = scale * 0.5;
+    let mut center = scale * 0.5;
     let mut positions = Vec::with_capacity(to);
     for _ in 0..to {
-        positions.push(num::truncate_usize(centre).min(from - 1));
-        centre += scale;
+        positions.push(num::truncate_usize(center).min(from - 1));
+        center += scale;
     }
     positions
 }
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn palettes_become_colours_first() {
+    fn palettes_become_colors_first() {
         let expected = foreign::read(&folder().join("expected.safetensors")).unwrap();
         let found = square(&file("palette.png"), "p", 32, Fit::Shortest).unwrap();
         let truth = levels(&expected["palette.png.rgb_first.u8_32"]);

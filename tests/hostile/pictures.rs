@@ -77,7 +77,7 @@ fn bombs_in_the_content_are_borne() {
     // More pixels than the header says, packed a thousandfold.
     let zeros = vec![0; 64 << 20];
     survives("picture", &png(4, 4, &[], &zeros));
-    // A text and a colour profile that unpack to 64 MiB.
+    // A text and a color profile that unpack to 64 MiB.
     let text = chunk(*b"zTXt", &[&b"k\0\0"[..], &packed(&zeros)].concat());
     let profile = chunk(*b"iCCP", &[&b"k\0\0"[..], &packed(&zeros)].concat());
     survives("picture", &png(1, 1, &[text, profile], &[0; 4]));

@@ -90,7 +90,7 @@ fn retrieval(folder: &Path) {
     fs::write(folder.join("dataset_type.txt"), "retrieval").unwrap();
 }
 
-/// A dense and an MoE checkpoint with tokenizer and normalisation beside them.
+/// A dense and an MoE checkpoint with tokenizer and normalization beside them.
 fn checkpoints(here: &Path) -> [Checkpoint; 2] {
     let dense = init::dense(&toy(), 3);
     let moe = Moe {

@@ -24,7 +24,7 @@ const RENAMES: &str = include_str!("renames.tsv");
 /// Target of a name that must not be read.
 const UNREADABLE: &str = "-";
 
-/// An icon that was recognised.
+/// An icon that was recognized.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Row {
     /// The vendor's name.

@@ -23,7 +23,7 @@ use crate::error::{Context, Error, Result};
 use crate::rng;
 
 /// A style: the icon set, its split if it is never trained on, and the pinned numbers of
-/// icons that are recognised, without and with skin tones.
+/// icons that are recognized, without and with skin tones.
 struct Style {
     set: &'static str,
     split: Option<&'static str>,
@@ -83,7 +83,7 @@ const ATTRIBUTION: [&str; 9] = [
     "emojibase-data by Miles Johnson, MIT (labels, tags, groups)",
 ];
 
-/// Reads, recognises, splits and renders the emoji.
+/// Reads, recognizes, splits and renders the emoji.
 pub(super) fn collect(
     config: &DatasetConfig,
     cache: &Path,

@@ -326,8 +326,8 @@ mod tests {
     fn config_of(json: &str) -> (tempfile::TempDir, DatasetConfig) {
         let base = tempfile::tempdir().unwrap();
         std::fs::create_dir(base.path().join("val2014")).unwrap();
-        for (name, colour) in [("a.png", 1), ("b.png", 2), ("val2014/c.png", 3)] {
-            let picture = crate::image::Picture::filled(9, 7, [colour; 3]);
+        for (name, color) in [("a.png", 1), ("b.png", 2), ("val2014/c.png", 3)] {
+            let picture = crate::image::Picture::filled(9, 7, [color; 3]);
             std::fs::write(base.path().join(name), encode_png(&picture).unwrap())
                 .unwrap();
         }

@@ -384,8 +384,8 @@ mod tests {
     fn folder(csv: &str) -> (tempfile::TempDir, DatasetConfig) {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("captions.csv"), csv).unwrap();
-        for (name, colour) in [("a.png", [255, 0, 0]), ("b.png", [0, 0, 255])] {
-            let png = encode_png(&Picture::filled(20, 10, colour)).unwrap();
+        for (name, color) in [("a.png", [255, 0, 0]), ("b.png", [0, 0, 255])] {
+            let png = encode_png(&Picture::filled(20, 10, color)).unwrap();
             std::fs::write(folder.path().join(name), png).unwrap();
         }
         std::fs::write(folder.path().join("bad.png"), b"\x89PNG\r\n\x1a\nno").unwrap();
@@ -425,7 +425,7 @@ mod tests {
             (format!("{head}../b.png,x,test\n"), "line 3: ../b.png leads out"),
             (format!("{head}b.png,x,A/B\n"), "line 3: split \"A/B\""),
             (format!("{head}a.png,x,test\n"), "line 3: a.png has another"),
-            ("filepath,caption,colour\n".to_owned(), "line 1: unknown column \"colour\""),
+            ("filepath,caption,color\n".to_owned(), "line 1: unknown column \"color\""),
             ("filepath\na.png\n".to_owned(), "line 1: there is no column of the caption"),
             ("filepath,caption\n".to_owned(), "line 1: there are no rows"),
             ("filepath,caption,split\na.png,x,test\n".to_owned(), "split train"),

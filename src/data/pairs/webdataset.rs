@@ -341,8 +341,8 @@ mod tests {
     use crate::config::{DatasetConfig, Overrides, Source, load_default};
     use crate::image::{self, Picture, encode_png};
 
-    fn png(colour: u8) -> Vec<u8> {
-        encode_png(&Picture::filled(12, 9, [colour, 10, 200])).unwrap()
+    fn png(color: u8) -> Vec<u8> {
+        encode_png(&Picture::filled(12, 9, [color, 10, 200])).unwrap()
     }
 
     fn write(path: &Path, members: &[(&str, Vec<u8>)]) {
@@ -374,14 +374,14 @@ mod tests {
     #[test]
     fn members_of_a_key_are_one_pair_in_the_order_of_the_shards() {
         let base = tempfile::tempdir().unwrap();
-        for (shard, colour) in [(2, 20), (10, 30)] {
+        for (shard, color) in [(2, 20), (10, 30)] {
             write(
                 &base.path().join(format!("train/{shard}.tar")),
                 &[
-                    ("a/b.c/001.PNG", png(colour)),
+                    ("a/b.c/001.PNG", png(color)),
                     ("a/b.c/001.txt", text("first\n\n second \n")),
                     ("a/b.c/002.json", text(r#"{"caption": "from json", "n": 1}"#)),
-                    ("a/b.c/002.png", png(colour + 1)),
+                    ("a/b.c/002.png", png(color + 1)),
                 ],
             );
         }
