@@ -85,6 +85,10 @@ dataset: | fetch
 # cargo needs a third of a second to find that there is nothing to do; find needs three
 # milliseconds. The stamp carries the time at which the last good build began.
 define BUILD
+launcher='$(if $(MODE)$(filter build,$(MAKECMDGOALS)),,$(if $(RANKS),$(firstword $(LAUNCH))))'
+if [ -n "$$launcher" ] && ! command -v "$$launcher" >/dev/null; then
+  echo "RANKS needs $$launcher, which is missing: install MPI (Debian: openmpi-bin), name a launcher with LAUNCH, or leave RANKS out" >&2; exit 1
+fi
 if [ -n '$(INSTALLED)' ]; then exit 0; fi
 # Carried binaries, without sources, are as they are.
 if [ ! -d src ] && [ -x $(BIN)/upcycle-report ]; then exit 0; fi
@@ -93,6 +97,9 @@ if [ -x $(BIN)/upcycle-report ] && [ -e $(STAMP) ] &&
    [ -z "$$(find $$sources -newer $(STAMP) -print -quit)" ]; then exit 0; fi
 command -v cargo >/dev/null || {
   echo 'upcycle is built with Rust: install it from https://rustup.rs' >&2; exit 1; }
+if [ -n '$(MPI)' ] && ! command -v mpicc >/dev/null; then
+  echo 'RANKS is built with MPI, and mpicc is missing (Debian: libopenmpi-dev libclang-dev); or leave RANKS out' >&2; exit 1
+fi
 echo 'building (some minutes the first time)' >&2
 mkdir -p $(BIN)
 touch $(STAMP).begun

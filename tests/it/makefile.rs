@@ -164,6 +164,11 @@ fn ranks_reach_the_stages_that_several_processes_run() {
     for line in &launched {
         assert_eq!(line.contains("--ranks 2"), spread(line), "{line}");
     }
+    let refused = make(&["RANKS=2", "LAUNCH=no-such-launcher -np 2"]);
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && lines(&refused).is_empty(), "{refused:?}");
+    assert!(error.contains("RANKS needs no-such-launcher, which is missing"), "{error}");
+
     let planned = lines(&make(&["-n", "RANKS=2", "LAUNCH=false"]));
     assert_eq!(planned.len(), ALL.len());
     assert!(planned.iter().all(|line| !line.contains("--ranks")), "{planned:?}");
