@@ -207,17 +207,18 @@ fn a_study_is_exported_as_far_as_it_is_there() {
     let folder = tempfile::tempdir().unwrap();
     let small = "seeds=[1] pretrain.optim.steps=7 pretrain.optim.warmup=1 \
                  pretrain.optim.validate_every=7 pretrain.optim.checkpoint_every=7";
-    let run = |program: &str, args: &[&str]| {
+    let with = |program: &str, args: &[&str], set: &str| {
         let output = Command::new(program)
             .args(args)
             .args(["--config", concat!(env!("CARGO_MANIFEST_DIR"), "/pipeline.yaml")])
-            .args(["--profile", "smoke", "--assignments", small])
+            .args(["--profile", "smoke", "--assignments", set])
             .current_dir(folder.path())
             .output()
             .unwrap();
         assert!(output.status.success(), "{output:?}");
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
+    let run = |program: &str, args: &[&str]| with(program, args, small);
     let table = |name: &str| {
         let text = std::fs::read_to_string(folder.path().join("study").join(name));
         text.unwrap().lines().map(str::to_owned).collect::<Vec<_>>()
@@ -249,4 +250,11 @@ fn a_study_is_exported_as_far_as_it_is_there() {
     let results = about["results"].as_object().unwrap();
     assert_eq!(results.keys().collect::<Vec<_>>(), ["dataset", "pretrain/s1"]);
     assert!(!about.to_string().contains(&*folder.path().to_string_lossy()));
+
+    // What is there was made with other parameters, itself or by way of what it reads.
+    for other in ["pretrain.optim.weight_decay=0.3", "dataset.shapes=500"] {
+        let said = with(INSPECT, &export, &format!("{small} {other}"));
+        assert!(said.contains("pretrain/s1, activations/s1"), "{said}");
+        assert_eq!(table("log.csv").len(), 1, "the names of the columns");
+    }
 }

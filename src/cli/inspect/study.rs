@@ -3,8 +3,8 @@
 //! A study of hours is worth more than the machine that it ran on. What its conclusions rest
 //! on is small: losses by step, validation, metrics and analyses of every run, what was chosen,
 //! and from which results all that was read. Each kind is one CSV with the run and the seed in
-//! front, so that a notebook reads it without this program. What has no result yet is left out
-//! and named, so that a running study can be exported as it grows.
+//! front, so that a notebook reads it without this program. What has no result yet, or one of
+//! other parameters, is left out and named, so that a running study can be exported as it grows.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::error::{Context, Error, Result};
 use crate::io::table::{Column, TableReader};
 use crate::num;
+use crate::pipeline::{Node, Upstream};
 use crate::tables::{self, AnalysisRow, LogRow, MetricRow, Row as _, ValidationRow};
 
 /// The arguments of `study`.
@@ -75,23 +76,12 @@ pub(super) fn export(view: &View, ask: &Export) -> Result<Answer> {
     }
     std::fs::create_dir_all(out).context(|| format!("making {}", out.display()))?;
 
-    // A result counts as present whether or not it is fresh: what took hours is worth keeping
-    // after a change of code, and its key says what made it.
+    // Nodes come after those that they read.
     let (mut present, mut missing) = (Vec::new(), Vec::new());
     for node in &view.nodes {
-        let place = node.place.clone();
-        let current = view.store.current(&place);
-        let manifest = match &current {
-            Some(key) => view.store.manifest(&place, key)?,
-            None => None,
-        };
-
-        match (current, manifest) {
-            (Some(key), Some(manifest)) => {
-                let folder = view.store.dir(&place, &key);
-                present.push(Present { place, folder, manifest });
-            }
-            _ => missing.push(place.to_string()),
+        match find(view, node, &present)? {
+            Some(found) => present.push(found),
+            None => missing.push(node.place.to_string()),
         }
     }
 
@@ -117,6 +107,37 @@ pub(super) fn export(view: &View, ask: &Export) -> Result<Answer> {
         lines.push(format!("without a result yet: {}", missing.join(", ")));
     }
     Ok(Answer::new(lines, json!({ "rows": rows, "missing": missing })))
+}
+
+/// The current result of a node, if it is of this study: made with the parameters of the plan
+/// from what is `present` upstream. It need not be fresh: what took hours is worth keeping after
+/// a change of code, and its key says what made it.
+fn find(view: &View, node: &Node, present: &[Present]) -> Result<Option<Present>> {
+    let place = &node.place;
+    let Some(key) = view.store.current(place) else { return Ok(None) };
+    let Some(manifest) = view.store.manifest(place, &key)? else { return Ok(None) };
+    let made_from = &manifest.key_preimage;
+
+    let reads_present = |upstream: &Upstream| {
+        let Some(files) = made_from["inputs"][&upstream.name].as_object() else {
+            return false;
+        };
+        let Some(found) = present.iter().find(|found| found.place == upstream.place)
+        else {
+            return false;
+        };
+        let digests = found.manifest.digests();
+        files.iter().all(|(file, read)| {
+            digests.get(file).is_some_and(|own| *read == own.to_string())
+        })
+    };
+    let is_of_study =
+        made_from["params"] == node.params && node.inputs.iter().all(reads_present);
+    Ok(is_of_study.then(|| Present {
+        place: place.clone(),
+        folder: view.store.dir(place, &key),
+        manifest,
+    }))
 }
 
 /// Copies a table of every result that has it; the number of rows comes back.
