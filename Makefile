@@ -53,6 +53,10 @@ TOGETHER = $(if $(MODE),,$(if $(filter $@,$(SPREAD)),$(RANKS)))
 
 STAGES := dataset pretrain activations cluster subspaces multiplet upcycle train evaluate analyze report
 
+# The program that starts ranks, looked for before a build of minutes: none for a plan, and none
+# where no stage runs.
+LAUNCHER = $(if $(MODE),,$(and $(RANKS),$(filter all $(STAGES),$(or $(MAKECMDGOALS),all)),$(firstword $(LAUNCH))))
+
 .PHONY: all build fetch install status why dag verify gc clean help test test-mpi test-python bench-peers bench-scale gpu-check cuda-mutants cuda-sanitize peers $(STAGES)
 
 all: report
@@ -85,9 +89,8 @@ dataset: | fetch
 # cargo needs a third of a second to find that there is nothing to do; find needs three
 # milliseconds. The stamp carries the time at which the last good build began.
 define BUILD
-launcher='$(if $(MODE)$(filter build,$(MAKECMDGOALS)),,$(if $(RANKS),$(firstword $(LAUNCH))))'
-if [ -n "$$launcher" ] && ! command -v "$$launcher" >/dev/null; then
-  echo "RANKS needs $$launcher, which is missing: install MPI (Debian: openmpi-bin), name a launcher with LAUNCH, or leave RANKS out" >&2; exit 1
+if [ -n '$(LAUNCHER)' ] && ! command -v '$(LAUNCHER)' >/dev/null; then
+  echo 'RANKS needs $(LAUNCHER), which is missing: install MPI (Debian: openmpi-bin), name a launcher with LAUNCH, or leave RANKS out' >&2; exit 1
 fi
 if [ -n '$(INSTALLED)' ]; then exit 0; fi
 # Carried binaries, without sources, are as they are.
@@ -98,7 +101,7 @@ if [ -x $(BIN)/upcycle-report ] && [ -e $(STAMP) ] &&
 command -v cargo >/dev/null || {
   echo 'upcycle is built with Rust: install it from https://rustup.rs' >&2; exit 1; }
 if [ -n '$(MPI)' ] && ! command -v mpicc >/dev/null; then
-  echo 'RANKS is built with MPI, and mpicc is missing (Debian: libopenmpi-dev libclang-dev); or leave RANKS out' >&2; exit 1
+  echo 'RANKS is built with MPI, whose compiler mpicc is missing: install it (Debian: libopenmpi-dev libclang-dev), or leave RANKS out' >&2; exit 1
 fi
 echo 'building (some minutes the first time)' >&2
 mkdir -p $(BIN)

@@ -116,28 +116,29 @@ fn find(view: &View, node: &Node, present: &[Present]) -> Result<Option<Present>
     let place = &node.place;
     let Some(key) = view.store.current(place) else { return Ok(None) };
     let Some(manifest) = view.store.manifest(place, &key)? else { return Ok(None) };
-    let made_from = &manifest.key_preimage;
 
-    let reads_present = |upstream: &Upstream| {
-        let Some(files) = made_from["inputs"][&upstream.name].as_object() else {
-            return false;
-        };
-        let Some(found) = present.iter().find(|found| found.place == upstream.place)
-        else {
-            return false;
-        };
-        let digests = found.manifest.digests();
-        files.iter().all(|(file, read)| {
-            digests.get(file).is_some_and(|own| *read == own.to_string())
-        })
-    };
-    let is_of_study =
-        made_from["params"] == node.params && node.inputs.iter().all(reads_present);
+    // Parameters are those of the node alone: what differs upstream shows in the files it read.
+    let made_from = &manifest.key_preimage;
+    let read = |upstream: &Upstream| was_read(&made_from["inputs"], upstream, present);
+    let is_of_study = made_from["params"] == node.params && node.inputs.iter().all(read);
     Ok(is_of_study.then(|| Present {
         place: place.clone(),
         folder: view.store.dir(place, &key),
         manifest,
     }))
+}
+
+/// Whether a result with these `inputs` read the files of what is present upstream.
+fn was_read(inputs: &Value, upstream: &Upstream, present: &[Present]) -> bool {
+    let files = inputs[&upstream.name].as_object();
+    let source = present.iter().find(|found| found.place == upstream.place);
+    let (Some(files), Some(source)) = (files, source) else { return false };
+
+    let digests = source.manifest.digests();
+    let same = |file, read: &Value| {
+        digests.get(file).is_some_and(|own| *read == own.to_string())
+    };
+    files.iter().all(|(file, read)| same(file, read))
 }
 
 /// Copies a table of every result that has it; the number of rows comes back.
