@@ -212,9 +212,8 @@ impl Recorder<'_> {
     ) -> Result<FfnInputs> {
         match tower {
             Tower::Vision => {
-                let mut pixels = vec![0.0; rows.len() * 3 * self.split.side().pow(2)];
-                self.split.pixels(rows, &mut pixels)?;
-                self.engine.ffn_inputs(TowerInput::Pixels(&pixels), blocks)
+                let pixels = self.split.pixels(rows)?;
+                self.engine.ffn_inputs(TowerInput::Pixels(pixels.view()), blocks)
             }
 
             // A sample may have several captions; one of them is recorded.

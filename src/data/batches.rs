@@ -11,19 +11,10 @@ use super::read::Split;
 use super::sampler::{Concepts, Sampler};
 use crate::config::Augment;
 use crate::error::{Error, Result};
-use crate::image::{Augmenter, Normalise};
+use crate::image::{Augmenter, PixelBuffer};
 use crate::par;
 use crate::rng::{self, RngExt};
 use crate::text::Tokenizer;
-
-/// The pictures of a batch [B, 3, S, S].
-#[derive(Debug, Clone, PartialEq)]
-pub enum BatchPixels {
-    /// Normalized values.
-    Values(Vec<f32>),
-    /// Levels 0..255, and how they are normalized.
-    Levels(Vec<u8>, Normalise),
-}
 
 /// One batch, or a part of one; B samples, pictures of side S, captions of T tokens.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,7 +22,7 @@ pub struct Batch {
     /// The step it belongs to.
     pub step: usize,
     /// Pictures: levels where augmentation leaves them so.
-    pub pixels: BatchPixels,
+    pub pixels: PixelBuffer,
     /// Token ids [B, T].
     pub ids: Vec<u32>,
     /// Numbers of the samples `[B]`.
@@ -174,7 +165,7 @@ impl Batches {
         &self,
         step: usize,
         (rows, first): (&[usize], usize),
-    ) -> Result<BatchPixels> {
+    ) -> Result<PixelBuffer> {
         let count = 3 * self.split.side() * self.split.side();
         let stream = |i| {
             let place = first + i;
@@ -187,7 +178,7 @@ impl Batches {
                 self.augmenter.levels(&planes, &mut stream(i), out);
                 Ok::<_, Error>(())
             })?;
-            return Ok(BatchPixels::Levels(levels, self.augmenter.normalise()));
+            return Ok(PixelBuffer::Levels(levels, self.augmenter.normalise()));
         }
         let mut values = vec![0.0; rows.len() * count];
         par::try_for_each_chunk(&mut values, count, |i, out| {
@@ -195,7 +186,7 @@ impl Batches {
             self.augmenter.apply(&planes, &mut stream(i), out);
             Ok::<_, Error>(())
         })?;
-        Ok(BatchPixels::Values(values))
+        Ok(PixelBuffer::Values(values))
     }
 }
 
@@ -257,10 +248,10 @@ mod tests {
                     parts.iter().map(|part| part.samples.clone()).collect();
                 assert!(ids.concat() == whole.ids && samples.concat() == whole.samples);
                 let levels = |batch: &Batch| match &batch.pixels {
-                    BatchPixels::Values(values) => {
+                    PixelBuffer::Values(values) => {
                         values.iter().map(|v| v.to_bits()).collect()
                     }
-                    BatchPixels::Levels(levels, _) => {
+                    PixelBuffer::Levels(levels, _) => {
                         levels.iter().map(|&level| level.into()).collect::<Vec<u32>>()
                     }
                 };
@@ -303,18 +294,16 @@ mod tests {
         let batches = batches(16, 1, Augment::None);
         let made = batches.batch(4).unwrap();
         let values = 3 * 16 * 16;
-        let BatchPixels::Levels(levels, normalise) = &made.pixels else {
+        let PixelBuffer::Levels(levels, normalise) = &made.pixels else {
             panic!("unchanged pictures are levels");
         };
         assert_eq!((levels.len(), made.ids.len()), (16 * values, 16 * 16));
         for (i, sample) in made.samples.iter().enumerate() {
             let row =
                 batches.split.rows.iter().position(|r| r.sample == *sample).unwrap();
-            let mut pixels = vec![0.0; values];
-            batches.split.pixels(&[row], &mut pixels).unwrap();
-            let mut found = vec![0.0; values];
-            normalise.apply(&levels[i * values..(i + 1) * values], &mut found);
-            assert!(pixels == found);
+            let found = levels[i * values..(i + 1) * values].to_vec();
+            let found = PixelBuffer::Levels(found, *normalise);
+            assert!(batches.split.pixels(&[row]).unwrap() == found);
             let own = batches.captions[row] * 16..batches.captions[row + 1] * 16;
             let mut captions = batches.ids[own].chunks_exact(16);
             assert!(captions.any(|ids| ids == &made.ids[i * 16..(i + 1) * 16]));

@@ -28,7 +28,7 @@ mod write;
 
 use std::path::Path;
 
-pub use batches::{Batch, BatchPixels, BatchSettings, Batches, Share};
+pub use batches::{Batch, BatchSettings, Batches, Share};
 pub use collection::{Layout, Meta, Reading};
 pub use pairs::Skipped;
 pub use prefetch::Prefetch;
@@ -194,8 +194,8 @@ mod tests {
         let split = dataset.split("train").unwrap();
         let indices: Vec<usize> = (0..split.len()).collect();
         let area = split.side() * split.side();
-        let mut pixels = vec![0.0; split.len() * 3 * area];
-        split.pixels(&indices, &mut pixels).unwrap();
+        let pixels = split.pixels(&indices).unwrap();
+        let pixels = pixels.view().values(area);
         for c in 0..3 {
             let channel: Vec<f64> = pixels
                 .chunks_exact(area)

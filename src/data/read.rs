@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::collection::Meta;
 use crate::error::{Context, Error, Result};
-use crate::image::{self, Normalise};
+use crate::image::{self, Normalise, PixelBuffer};
 use crate::io::columnar;
 use crate::io::table::TableReader;
 use crate::num;
@@ -235,17 +235,18 @@ impl Split {
         }
     }
 
-    /// Writes the pictures of the rows `indices`, normalised, to `out` [n, 3, S, S].
+    /// The pictures of the rows `indices` [n, 3, S, S], as levels.
     ///
     /// # Panics
-    /// If `out` has another length than n · 3 · S · S, or an index is out of range.
-    pub fn pixels(&self, indices: &[usize], out: &mut [f32]) -> Result<()> {
+    /// If an index is out of range.
+    pub fn pixels(&self, indices: &[usize]) -> Result<PixelBuffer> {
         let size = 3 * self.side * self.side;
-        assert_eq!(out.len(), indices.len() * size, "pixels: the length of `out`");
-        par::try_for_each_chunk(out, size, |i, picture| {
-            self.normalise.apply(&self.planes(indices[i])?, picture);
-            Ok(())
-        })
+        let mut levels = vec![0; indices.len() * size];
+        par::try_for_each_chunk(&mut levels, size, |i, picture| {
+            picture.copy_from_slice(&self.planes(indices[i])?);
+            Ok::<_, Error>(())
+        })?;
+        Ok(PixelBuffer::Levels(levels, self.normalise))
     }
 }
 

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::config::Precision;
 use crate::error::{Error, Result};
+use crate::image::Pixels;
 use crate::model::ClipConfig;
 
 /// An engine that does not exist.
@@ -72,7 +73,7 @@ impl Engine for Cuda {
         match *self {}
     }
 
-    fn encode_images(&mut self, _pixels: &[f32]) -> Result<Vec<f32>> {
+    fn encode_images(&mut self, _pixels: Pixels<'_>) -> Result<Vec<f32>> {
         match *self {}
     }
 

@@ -27,12 +27,11 @@ mod tests;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::ops::Range;
 use std::sync::Arc;
 
 use crate::config::{EesdTarget, OptimConfig};
 use crate::error::{Error, Result};
-use crate::image::Normalise;
+use crate::image::Pixels;
 use crate::io::tensors::Put;
 use crate::model::names::{Parameter, ParameterId};
 use crate::model::params::Layout;
@@ -41,58 +40,6 @@ use crate::ranks::Ranks;
 
 pub use auxiliary::{StatsGradient, auxiliary};
 pub use backend::{Backend, open, open_model};
-
-/// Pictures of a batch [B, 3, S, S].
-#[derive(Debug, Clone, Copy)]
-pub enum Pixels<'a> {
-    /// Normalized values.
-    Values(&'a [f32]),
-    /// Levels 0..255, and how they are normalized: a quarter of the bytes on their way to a
-    /// card, which makes the same values of them.
-    Levels(&'a [u8], Normalise),
-}
-
-impl<'a> Pixels<'a> {
-    /// Pixels of all channels.
-    pub fn len(self) -> usize {
-        match self {
-            Self::Values(values) => values.len(),
-            Self::Levels(levels, _) => levels.len(),
-        }
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(self) -> bool {
-        self.len() == 0
-    }
-
-    /// A part of them.
-    ///
-    /// # Panics
-    /// If the range is not within them.
-    #[must_use]
-    pub fn part(self, range: Range<usize>) -> Self {
-        match self {
-            Self::Values(values) => Self::Values(&values[range]),
-            Self::Levels(levels, normalise) => Self::Levels(&levels[range], normalise),
-        }
-    }
-
-    /// Normalized values; `area` pixels make a plane.
-    pub fn values(self, area: usize) -> Cow<'a, [f32]> {
-        match self {
-            Self::Values(values) => Cow::Borrowed(values),
-            Self::Levels(levels, normalise) => {
-                let mut values = vec![0.0; levels.len()];
-                let pictures = levels.chunks_exact(3 * area);
-                for (from, to) in pictures.zip(values.chunks_exact_mut(3 * area)) {
-                    normalise.apply(from, to);
-                }
-                Cow::Owned(values)
-            }
-        }
-    }
-}
 
 /// Pixels and token ids of B pairs.
 #[derive(Debug, Clone, Copy)]
@@ -106,8 +53,8 @@ pub struct Pairs<'a> {
 /// What one tower reads.
 #[derive(Debug, Clone, Copy)]
 pub enum TowerInput<'a> {
-    /// Pictures [n, 3, S, S], normalized.
-    Pixels(&'a [f32]),
+    /// Pictures [n, 3, S, S].
+    Pixels(Pixels<'a>),
     /// Captions [n, T], padded behind the end-of-text token.
     Ids(&'a [u32]),
 }
@@ -420,7 +367,7 @@ pub trait Engine: Debug + Send {
     }
 
     /// Unit embeddings [n, P] of pictures [n, 3, S, S].
-    fn encode_images(&mut self, pixels: &[f32]) -> Result<Vec<f32>>;
+    fn encode_images(&mut self, pixels: Pixels<'_>) -> Result<Vec<f32>>;
 
     /// Unit embeddings [n, P] of captions [n, T].
     fn encode_texts(&mut self, ids: &[u32]) -> Result<Vec<f32>>;
@@ -462,7 +409,7 @@ pub trait Engine: Debug + Send {
 
     /// A loss over pictures [n, 3, S, S] alone and its gradient, at the current weights; the
     /// gradient stays inside, and is zero where the image tower reads nothing.
-    fn image_step(&mut self, pixels: &[f32], loss: ImageLoss<'_>) -> Result<f64> {
+    fn image_step(&mut self, pixels: Pixels<'_>, loss: ImageLoss<'_>) -> Result<f64> {
         let _ = (pixels, loss);
         let backend = self.backend();
         Err(Error::usage(format!(

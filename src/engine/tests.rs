@@ -232,7 +232,7 @@ fn both_engines_differentiate_a_loss_over_pictures_alike() {
         let mut loss = quadratic(case.config.embed_dim);
         let found = BACKENDS.map(|backend| {
             let mut engine = started(&case, backend);
-            let value = engine.image_step(&pixels, &mut loss).unwrap();
+            let value = engine.image_step(Pixels::Values(&pixels), &mut loss).unwrap();
             (value, engine.gradient().unwrap())
         });
         let [(own, gradient), (expected, reference)] = &found;
@@ -264,7 +264,7 @@ fn both_engines_differentiate_a_loss_over_pictures_alike() {
                 crate::num::round_f32(f64::from(*v) + sign * step * f64::from(*g))
             });
             engine.load(&moved.collect::<Vec<_>>()).unwrap();
-            let unit = engine.encode_images(&pixels).unwrap();
+            let unit = engine.encode_images(Pixels::Values(&pixels)).unwrap();
             loss(&unit).unwrap().0
         };
         let slope = (at(1.0) - at(-1.0)) / (2.0 * step);
@@ -342,10 +342,13 @@ fn another_objective_weighs_the_losses_anew() {
 fn both_engines_see_alike() {
     for case in cases() {
         let (pixels, ids) = random_pairs(&case.config, 21, "pairs");
-        let sides = [TowerInput::Pixels(&pixels), TowerInput::Ids(&ids)];
+        let sides = [TowerInput::Pixels(Pixels::Values(&pixels)), TowerInput::Ids(&ids)];
         let [mut cpu, mut candle] = BACKENDS.map(|backend| started(&case, backend));
-        let images = cpu.encode_images(&pixels).unwrap();
-        assert!(worst(&images, &candle.encode_images(&pixels).unwrap()) < 1e-5);
+        let images = cpu.encode_images(Pixels::Values(&pixels)).unwrap();
+        assert!(
+            worst(&images, &candle.encode_images(Pixels::Values(&pixels)).unwrap())
+                < 1e-5
+        );
         let texts = cpu.encode_texts(&ids).unwrap();
         assert!(worst(&texts, &candle.encode_texts(&ids).unwrap()) < 1e-5);
 
@@ -450,7 +453,7 @@ fn calls_in_the_wrong_order_are_refused_with_a_sentence() {
         let mut engine = open(&case.config, backend).unwrap();
         let message = |error: crate::error::Error| error.to_string();
         for error in [
-            engine.encode_images(&pixels).unwrap_err(),
+            engine.encode_images(Pixels::Values(&pixels)).unwrap_err(),
             engine.values().unwrap_err(),
             engine.start_training(&case.training).unwrap_err(),
         ] {

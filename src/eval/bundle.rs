@@ -10,6 +10,7 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use crate::error::{Error, Result};
+use crate::image::PixelBuffer;
 
 /// Role of pictures that probes are fitted on.
 #[derive(Debug, Clone, Copy)]
@@ -23,8 +24,8 @@ pub struct Validation;
 #[derive(Debug, Clone, Copy)]
 pub struct Test;
 
-/// Normalized pictures [n, 3, S, S] by their positions in a split.
-pub type Pixels<'a> = Box<dyn Fn(&[usize]) -> Result<Vec<f32>> + 'a>;
+/// Pictures [n, 3, S, S] by their positions in a split.
+pub type ReadPixels<'a> = Box<dyn Fn(&[usize]) -> Result<PixelBuffer> + 'a>;
 
 /// Texts to token ids [n, T].
 pub type Tokenize<'a> = &'a dyn Fn(&[String]) -> Result<Vec<u32>>;
@@ -61,7 +62,7 @@ pub struct Split<'a, R> {
     pub(super) sample: Vec<u32>,
     pub(super) concept: Vec<usize>,
     pub(super) captions: Vec<Vec<String>>,
-    pub(super) pixels: Pixels<'a>,
+    pub(super) pixels: ReadPixels<'a>,
     role: PhantomData<R>,
 }
 
@@ -94,7 +95,7 @@ impl<'a, R> Split<'a, R> {
         sample: Vec<u32>,
         concept: Vec<usize>,
         captions: Vec<Vec<String>>,
-        pixels: Pixels<'a>,
+        pixels: ReadPixels<'a>,
     ) -> Result<Self> {
         let n = sample.len();
         for (what, found) in

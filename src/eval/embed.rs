@@ -8,6 +8,7 @@ use std::marker::PhantomData;
 use super::similarity::norm;
 use super::{Encoder, Split, Vocabulary};
 use crate::error::{Context, Error, Result};
+use crate::image::Pixels;
 use crate::linalg::Matrix;
 
 /// How far a row's length may be from 1: the rounding of a tower in bf16.
@@ -66,10 +67,10 @@ impl<R> LabelledImages<R> {
     }
 }
 
-/// Unit embeddings [n, P] of `n` normalized pictures, `pixels` [n, 3, S, S].
+/// Unit embeddings [n, P] of `n` pictures, `pixels` [n, 3, S, S].
 pub fn embed_pictures(
     encoder: &mut dyn Encoder,
-    pixels: &[f32],
+    pixels: Pixels<'_>,
     n: usize,
 ) -> Result<Matrix> {
     whole(pixels.len(), n, "pixels")?;
@@ -88,7 +89,7 @@ pub(super) fn images<R>(
     let mut data = Vec::with_capacity(indices.len() * encoder.embed_dim());
     for part in indices.chunks(batch.max(1)) {
         let rows = (split.pixels)(part)
-            .and_then(|pixels| embed_pictures(encoder, &pixels, part.len()))
+            .and_then(|pixels| embed_pictures(encoder, pixels.view(), part.len()))
             .context(|| format!("embedding pictures of split {}", split.name))?;
         data.extend(rows.into_data());
     }

@@ -23,6 +23,7 @@ use super::{
 };
 use crate::config::{EvaluateConfig, OptimConfig};
 use crate::error::{Error, Result};
+use crate::image::Pixels;
 use crate::linalg::Matrix;
 use crate::num::round_f32;
 use crate::rng::{self, SliceRandom as _};
@@ -35,8 +36,8 @@ pub type EmbeddingLoss<'a> = &'a mut dyn FnMut(&[f32]) -> Result<(f64, Vec<f32>)
 
 /// A model whose image tower trains.
 pub trait Tuner: Encoder {
-    /// The loss of normalized pictures and its gradient, which stays inside.
-    fn step(&mut self, pixels: &[f32], loss: EmbeddingLoss<'_>) -> Result<f64>;
+    /// The loss of pictures and its gradient, which stays inside.
+    fn step(&mut self, pixels: Pixels<'_>, loss: EmbeddingLoss<'_>) -> Result<f64>;
 
     /// Trains by the gradient of the last step, number `step` from 0; its learning rate
     /// comes back.
@@ -133,7 +134,7 @@ fn train(
         let pixels = (bundle.train.pixels)(rows)?;
         let labels: Vec<usize> = rows.iter().filter_map(|&row| class[row]).collect();
 
-        let loss = tuner.step(&pixels, &mut |unit| Ok(head.step(unit, &labels)))?;
+        let loss = tuner.step(pixels.view(), &mut |unit| Ok(head.step(unit, &labels)))?;
         if !loss.is_finite() {
             return Err(Error::failed(format!(
                 "the loss of fine-tuning became {loss} in step {step}; a lower \

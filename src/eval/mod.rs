@@ -27,7 +27,7 @@ mod validate;
 
 pub use bootstrap::{Bootstrap, Draws, Interval};
 pub use bundle::{
-    Bundle, Concept, Pixels, Split, Test, Tokenize, Train, Validation, Vocabulary,
+    Bundle, Concept, ReadPixels, Split, Test, Tokenize, Train, Validation, Vocabulary,
 };
 pub use embed::{LabelledImages, embed_pictures};
 pub use evaluate::evaluate;
@@ -40,6 +40,7 @@ pub use tasks::contrastive::TASK as CONTRASTIVE_TASK;
 pub use validate::{CONTRASTIVE, validate};
 
 use crate::error::Result;
+use crate::image::Pixels;
 use crate::linalg::Matrix;
 
 /// What evaluation asks of a model.
@@ -50,8 +51,8 @@ pub trait Encoder {
     /// What the contrastive loss multiplies cosines with: e to the model's logit scale.
     fn scale(&self) -> Result<f64>;
 
-    /// Unit embeddings [n, P] of `n` normalized pictures, `pixels` [n, 3, S, S].
-    fn images(&mut self, pixels: &[f32], n: usize) -> Result<Matrix>;
+    /// Unit embeddings [n, P] of `n` pictures, `pixels` [n, 3, S, S].
+    fn images(&mut self, pixels: Pixels<'_>, n: usize) -> Result<Matrix>;
 
     /// Unit embeddings [n, P] of `n` tokenized texts, `ids` [n, T].
     fn texts(&mut self, ids: &[u32], n: usize) -> Result<Matrix>;

@@ -165,9 +165,10 @@ impl Pixels {
     fn read<R>(split: &Split<'_, R>, indices: &[usize]) -> Result<Self> {
         let mut data = Vec::new();
         for part in indices.chunks(BLOCK) {
-            let values = (split.pixels)(part)
+            let pixels = (split.pixels)(part)
                 .context(|| format!("reading the pixels of split {}", split.name))?;
-            for picture in values.chunks_exact(values.len() / part.len()) {
+            let size = pixels.view().len() / part.len();
+            for picture in pixels.view().values(size / 3).chunks_exact(size) {
                 data.extend(averaged(picture));
             }
         }
@@ -500,6 +501,7 @@ fn right(judged: &Judged, best: &Best) -> Vec<f64> {
 mod tests {
     use super::*;
     use crate::eval::{Concept, Vocabulary};
+    use crate::image::PixelBuffer;
 
     const SIDE: usize = 4;
     const WIDTH: usize = 3 * SIDE * SIDE;
@@ -517,8 +519,9 @@ mod tests {
         let sample: Vec<u32> =
             (0..concepts.len()).map(|i| first + num::index_u32(i)).collect();
         let (of, own) = (concepts.clone(), sample.clone());
-        let pixels = move |indices: &[usize]| -> Result<Vec<f32>> {
-            Ok(indices.iter().flat_map(|&i| picture(of[i], own[i])).collect())
+        let pixels = move |indices: &[usize]| -> Result<PixelBuffer> {
+            let values = indices.iter().flat_map(|&i| picture(of[i], own[i]));
+            Ok(PixelBuffer::Values(values.collect()))
         };
         Split::new(name, sample, concepts, vec![], Box::new(pixels)).unwrap()
     }

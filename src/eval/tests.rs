@@ -3,8 +3,9 @@
 use super::*;
 use crate::error::Context;
 use crate::eval::{CONTRASTIVE, CONTRASTIVE_TASK, example_retrievals};
-use crate::eval::{Concept, Pixels, Split, Train, Validation, Vocabulary};
+use crate::eval::{Concept, ReadPixels, Split, Train, Validation, Vocabulary};
 use crate::eval::{fine_tune, similarity, validate};
+use crate::image::{PixelBuffer, Pixels};
 use crate::linalg::Matrix;
 use crate::num;
 use crate::rng;
@@ -46,10 +47,10 @@ impl Encoder for Toy {
         Ok(50.0)
     }
 
-    fn images(&mut self, pixels: &[f32], n: usize) -> Result<Matrix> {
+    fn images(&mut self, pixels: Pixels<'_>, n: usize) -> Result<Matrix> {
         self.pictures += n;
         let mut out = Matrix::zeros(n, WIDTH);
-        for (index, pixel) in pixels.chunks_exact(3).enumerate() {
+        for (index, pixel) in pixels.values(1).chunks_exact(3).enumerate() {
             let concept = num::truncate_usize(f64::from(pixel[0]));
             let mut stream = rng::stream(2, &format!("picture/{}", pixel[1]));
             rng::fill_normal(&mut stream, self.noise, out.row_mut(index));
@@ -82,8 +83,10 @@ fn split<R>(name: &str, first: u32, concept: Vec<usize>) -> Split<'static, R> {
     let sample: Vec<u32> = (first..first + n).collect();
     let pictures: Vec<[f32; 3]> =
         concept.iter().zip(&sample).map(|(&c, &s)| [c as f32, s as f32, 0.0]).collect();
-    let pixels: Pixels<'static> =
-        Box::new(move |indices| Ok(indices.iter().flat_map(|&i| pictures[i]).collect()));
+    let pixels: ReadPixels<'static> = Box::new(move |indices| {
+        let values = indices.iter().flat_map(|&i| pictures[i]);
+        Ok(PixelBuffer::Values(values.collect()))
+    });
     let captions = concept
         .iter()
         .map(|c| vec![format!("label {c}"), format!("label {c}, tags")])
@@ -161,7 +164,7 @@ impl Encoder for Tuned {
         self.toy.scale()
     }
 
-    fn images(&mut self, pixels: &[f32], n: usize) -> Result<Matrix> {
+    fn images(&mut self, pixels: Pixels<'_>, n: usize) -> Result<Matrix> {
         self.toy.images(pixels, n)
     }
 
@@ -173,7 +176,7 @@ impl Encoder for Tuned {
 impl crate::eval::Tuner for Tuned {
     fn step(
         &mut self,
-        pixels: &[f32],
+        pixels: Pixels<'_>,
         loss: crate::eval::EmbeddingLoss<'_>,
     ) -> Result<f64> {
         let unit = self.toy.images(pixels, pixels.len() / 3)?;
@@ -381,7 +384,7 @@ fn what_does_not_fit_is_refused_by_name() {
         "sample 2004 has no retrieval caption",
     );
     refused(
-        &|b, _| b.splits[0].pixels = Box::new(|_| Ok(vec![])),
+        &|b, _| b.splits[0].pixels = Box::new(|_| Ok(PixelBuffer::Values(vec![]))),
         "pictures of split pair",
     );
     refused(&|_, c| c.recall_at = vec![51], "recall at 51 among 50 images");
@@ -400,7 +403,7 @@ fn an_encoder_that_breaks_its_word_is_refused() {
         fn scale(&self) -> Result<f64> {
             self.0.scale()
         }
-        fn images(&mut self, pixels: &[f32], n: usize) -> Result<Matrix> {
+        fn images(&mut self, pixels: Pixels<'_>, n: usize) -> Result<Matrix> {
             let mut found = self.0.images(pixels, n)?;
             found.row_mut(0)[0] = f32::NAN;
             Ok(found)

@@ -14,7 +14,7 @@ use image::{
 };
 use png::{BitDepth, ColorType};
 
-use super::pixels::{MAX_PIXELS, Origin, Pixels, check_size};
+use super::stored::{MAX_PIXELS, Origin, Stored, check_size};
 use super::{Picture, jpeg};
 use crate::error::{Context, Error, Result};
 use crate::num;
@@ -26,7 +26,7 @@ pub fn decode(bytes: &[u8], name: &str) -> Result<Picture> {
 }
 
 /// Decodes a file whose header declares an acceptable size.
-pub(super) fn open(bytes: &[u8], name: &str) -> Result<Pixels> {
+pub(super) fn open(bytes: &[u8], name: &str) -> Result<Stored> {
     let context = || format!("decoding picture {name}");
     let format = image::guess_format(bytes).context(context)?;
 
@@ -114,21 +114,21 @@ fn eight_bits(image: DynamicImage) -> DynamicImage {
     eight.unwrap_or(image)
 }
 
-fn pixels(image: &DynamicImage, is_bilevel: bool, origin: Origin) -> Pixels {
+fn pixels(image: &DynamicImage, is_bilevel: bool, origin: Origin) -> Stored {
     let (width, height) = (num::widen(image.width()), num::widen(image.height()));
     let picture = |rgb| Picture { width, height, rgb };
     if is_bilevel {
-        return Pixels::Bilevel(picture(image.to_rgb8().into_raw()));
+        return Stored::Bilevel(picture(image.to_rgb8().into_raw()));
     }
 
     if !image.color().has_alpha() {
-        return Pixels::Color(picture(image.to_rgb8().into_raw()));
+        return Stored::Color(picture(image.to_rgb8().into_raw()));
     }
 
     let rgba = image.to_rgba8();
     let color = picture(rgba.pixels().flat_map(|p| [p.0[0], p.0[1], p.0[2]]).collect());
     let alpha = rgba.pixels().map(|p| p.0[3]).collect();
-    Pixels::Alpha { color, alpha, origin }
+    Stored::Alpha { color, alpha, origin }
 }
 
 /// Writes an RGB PNG; the bytes depend on the pixels only.

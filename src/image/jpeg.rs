@@ -13,7 +13,7 @@ use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
 use super::Picture;
-use super::pixels::{Pixels, check_size};
+use super::stored::{Stored, check_size};
 use crate::error::{Context, Error, Result};
 
 /// The marker that ends a picture.
@@ -23,7 +23,7 @@ const END: [u8; 2] = [0xff, 0xd9];
 const TAIL: usize = 1 << 10;
 
 /// Reads a JPEG file; `name` is for the error.
-pub(super) fn read(bytes: &[u8], name: &str) -> Result<Pixels> {
+pub(super) fn read(bytes: &[u8], name: &str) -> Result<Stored> {
     let context = || format!("decoding picture {name}");
     let decoded = decode(bytes, name).context(context)?;
     if decoded.is_ended || is_complete(bytes, &decoded) {
@@ -92,12 +92,12 @@ fn is_complete(bytes: &[u8], decoded: &Decoded) -> bool {
     followed_by(0x00) && followed_by(0xaa)
 }
 
-fn pixels(decoded: Decoded) -> Pixels {
+fn pixels(decoded: Decoded) -> Stored {
     let Decoded { width, height, colors, values, .. } = decoded;
     let picture = |rgb: Vec<u8>| Picture { width, height, rgb };
     match colors {
         ColorSpace::Luma => {
-            Pixels::Color(picture(values.iter().flat_map(|&gray| [gray; 3]).collect()))
+            Stored::Color(picture(values.iter().flat_map(|&gray| [gray; 3]).collect()))
         }
         ColorSpace::CMYK | ColorSpace::YCCK => {
             // Files hold the paper that shows through, as Adobe writes them; in YCCK the three
@@ -108,12 +108,12 @@ fn pixels(decoded: Decoded) -> Pixels {
             });
 
             let black = values.chunks_exact(4).flat_map(|p| [255 - p[3]; 3]);
-            Pixels::Print {
+            Stored::Print {
                 inks: picture(inks.collect()),
                 black: picture(black.collect()),
             }
         }
-        _ => Pixels::Color(picture(values)),
+        _ => Stored::Color(picture(values)),
     }
 }
 

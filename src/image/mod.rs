@@ -5,20 +5,23 @@
 //! `open_clip`'s transform does, so that no later step has to know about it.
 
 mod augment;
+mod batch;
 mod codec;
 mod drawing;
 mod jpeg;
-mod pixels;
+mod stored;
+
 mod raster;
 mod resize;
 mod square;
 
 pub use augment::{Augmenter, Normalise};
+pub use batch::{PixelBuffer, Pixels};
 pub use codec::{decode, encode_png};
-pub use pixels::MAX_PIXELS;
 pub use raster::{rasterise, render};
 pub use resize::{Filter, cubic, resize};
 pub use square::{Convention, Fit, Framing, square, square_over_white};
+pub use stored::MAX_PIXELS;
 
 /// An 8-bit RGB picture: `rgb` holds `height` rows of `width` pixels of 3 bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]

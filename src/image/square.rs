@@ -16,8 +16,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::codec::open;
-use super::pixels::{Origin, Pixels, mixed, multiply};
 use super::resize::{Filter, resize_with};
+use super::stored::{Origin, Stored, mixed, multiply};
 use super::{MAX_PIXELS, Picture};
 use crate::error::{Error, Result};
 use crate::num;
@@ -94,13 +94,13 @@ impl Framing {
             Convention::HuggingFace => {
                 // transformers lays what is transparent over white before it resizes (5.24;
                 // earlier releases dropped it).
-                self.fitted(&Pixels::Color(pixels.over_white().into_color()))
+                self.fitted(&Stored::Color(pixels.over_white().into_color()))
             }
         }
     }
 
     /// Resizes each form of pixels as Pillow does, and makes it colors afterwards.
-    fn fitted(&self, pixels: &Pixels) -> Result<Picture> {
+    fn fitted(&self, pixels: &Stored) -> Result<Picture> {
         let extents = pixels.extents();
         let size = match self.fit {
             Fit::Shortest => shortest(extents, self.resized)?,
@@ -116,13 +116,13 @@ impl Framing {
             |picture: &Picture| framed(&resize_with(picture, width, height, self.filter));
 
         Ok(match pixels {
-            Pixels::Color(color)
-            | Pixels::Alpha { color, origin: Origin::Colors, .. } => layer(color),
-            Pixels::Alpha { color, alpha, origin: Origin::Channel } => {
+            Stored::Color(color)
+            | Stored::Alpha { color, origin: Origin::Colors, .. } => layer(color),
+            Stored::Alpha { color, alpha, origin: Origin::Channel } => {
                 framed(&resize_alpha(color, alpha, size, self.filter))
             }
-            Pixels::Print { inks, black } => mixed(&layer(inks), &layer(black)),
-            Pixels::Bilevel(picture) => framed(&nearest(picture, width, height)),
+            Stored::Print { inks, black } => mixed(&layer(inks), &layer(black)),
+            Stored::Bilevel(picture) => framed(&nearest(picture, width, height)),
         })
     }
 
@@ -282,7 +282,7 @@ mod tests {
         levels
     }
 
-    /// Pixels 7, 21, .., 217 of both axes.
+    /// Stored 7, 21, .., 217 of both axes.
     fn sample(picture: &Picture) -> Vec<u8> {
         let at = |i: usize| 7 + 14 * i;
         let places = (0..16).flat_map(|y| (0..16).map(move |x| (at(y), at(x))));
@@ -351,7 +351,7 @@ mod tests {
             // From Pillow's own pixels, the resize is exact.
             let rgb = levels(truth).iter().map(|v| u8::try_from(*v).unwrap()).collect();
             let (height, width) = (truth.shape[0], truth.shape[1]);
-            let pixels = Pixels::Color(Picture { width, height, rgb });
+            let pixels = Stored::Color(Picture { width, height, rgb });
             let small = Framing::new(32, Fit::Shortest).fitted(&pixels).unwrap();
             let truth = levels(&expected[&format!("{name}.u8_32")]);
             assert_eq!(summary(&gaps(&small.rgb, truth)).1, 0, "{name} resized");
@@ -433,7 +433,7 @@ mod tests {
 
     #[test]
     fn a_needle_is_refused() {
-        let needle = Pixels::Color(Picture::filled(1, 1_000_000, [0; 3]));
+        let needle = Stored::Color(Picture::filled(1, 1_000_000, [0; 3]));
         let framing = Framing::new(32, Fit::Shortest);
         let error = framing.fitted(&needle).unwrap_err().to_string();
         assert!(error.contains("too thin"), "{error}");

@@ -12,6 +12,7 @@ use crate::data::Dataset;
 use crate::engine::cpu::ops::{activation, linear};
 use crate::engine::{self, Engine, LayerRouting, TowerInput};
 use crate::error::{Error, Result};
+use crate::image::PixelBuffer;
 use crate::linalg::Matrix;
 use crate::model::layers::{FfnTensors, MoeTensors};
 use crate::model::{Checkpoint, ClipConfig, Tower};
@@ -61,7 +62,7 @@ pub fn run(job: &mut Job<'_>) -> Result<()> {
             continue;
         }
         let routing = [
-            engine.routing(TowerInput::Pixels(&shown.pixels))?,
+            engine.routing(TowerInput::Pixels(shown.pixels.view()))?,
             engine.routing(TowerInput::Ids(&shown.ids))?,
         ];
 
@@ -111,7 +112,7 @@ fn pooled_tokens(config: &ClipConfig, tower: Tower, ids: &[u32]) -> Vec<usize> {
 struct Shown {
     /// Numbers of the samples.
     samples: Vec<u32>,
-    pixels: Vec<f32>,
+    pixels: PixelBuffer,
     ids: Vec<u32>,
     tokenizer: Tokenizer,
 }
@@ -128,8 +129,7 @@ impl Shown {
         let data = Dataset::open(files::folder(job, "dataset")?)?;
         let split = data.split("val")?;
         let rows: Vec<usize> = (0..split.len().min(samples)).collect();
-        let mut pixels = vec![0.0; rows.len() * 3 * split.side().pow(2)];
-        split.pixels(&rows, &mut pixels)?;
+        let pixels = split.pixels(&rows)?;
 
         let texts = rows.iter().filter_map(|&row| split.rows[row].captions.first());
         let texts: Vec<&str> = texts.map(String::as_str).collect();
@@ -312,7 +312,7 @@ impl Outputs {
         engine: &mut dyn Engine,
     ) -> Result<()> {
         let (n, p) = (shown.samples.len(), engine.config().embed_dim);
-        let images = Matrix::new(n, p, engine.encode_images(&shown.pixels)?)?;
+        let images = Matrix::new(n, p, engine.encode_images(shown.pixels.view())?)?;
         let texts = Matrix::new(n, p, engine.encode_texts(&shown.ids)?)?;
 
         for (tower, places) in

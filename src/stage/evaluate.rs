@@ -23,6 +23,7 @@ use crate::eval::{
     self, Bootstrap, Bundle, EmbeddingLoss, Encoder, Evaluation, Example, Measurement,
     PixelSettings, Tuner,
 };
+use crate::image::Pixels;
 use crate::linalg::Matrix;
 use crate::model::names::ParameterId;
 use crate::model::{Checkpoint, Tower};
@@ -325,7 +326,7 @@ impl Encoder for Tuned {
         files::scale(&*self.engine)
     }
 
-    fn images(&mut self, pixels: &[f32], n: usize) -> Result<Matrix> {
+    fn images(&mut self, pixels: Pixels<'_>, n: usize) -> Result<Matrix> {
         (&mut *self.engine).images(pixels, n)
     }
 
@@ -335,7 +336,7 @@ impl Encoder for Tuned {
 }
 
 impl Tuner for Tuned {
-    fn step(&mut self, pixels: &[f32], loss: EmbeddingLoss<'_>) -> Result<f64> {
+    fn step(&mut self, pixels: Pixels<'_>, loss: EmbeddingLoss<'_>) -> Result<f64> {
         self.engine.image_step(pixels, loss)
     }
 

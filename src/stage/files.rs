@@ -1,6 +1,7 @@
 //! Files that more than one stage reads or writes: models, MoE layers by name, evaluation.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use crate::data::{Dataset, Split};
 use crate::engine::{Backend, Engine};
 use crate::error::{Context as _, Result};
 use crate::eval::{self, Encoder};
+use crate::image::Pixels;
 use crate::linalg::Matrix;
 use crate::model::names::ParameterId;
 use crate::model::params::Layout;
@@ -79,7 +81,7 @@ impl Encoder for &mut (dyn Engine + '_) {
         scale(&**self)
     }
 
-    fn images(&mut self, pixels: &[f32], n: usize) -> Result<Matrix> {
+    fn images(&mut self, pixels: Pixels<'_>, n: usize) -> Result<Matrix> {
         Matrix::new(n, self.embed_dim(), self.encode_images(pixels)?)
     }
 
@@ -104,23 +106,21 @@ impl<'a> Spread<'a> {
         Self { engine, ranks }
     }
 
-    /// The rows [n, P] of `n` inputs, of which this rank encodes its own.
-    fn rows<T>(
+    /// The rows [n, P] of `n` inputs, of which this rank encodes its own range.
+    fn rows(
         &mut self,
-        inputs: &[T],
         n: usize,
-        encode: impl FnOnce(&mut dyn Engine, &[T]) -> Result<Vec<f32>>,
+        encode: impl FnOnce(&mut dyn Engine, Range<usize>) -> Result<Vec<f32>>,
     ) -> Result<Matrix> {
         let (rank, count) = (self.ranks.rank(), self.ranks.count());
         let width = self.engine.config().embed_dim;
-        let each = inputs.len() / n.max(1);
 
         // Blocks are of equal length, so that the last ones may be short or empty.
         let block = n.div_ceil(count).next_multiple_of(CUT);
-        let own = (rank * block).min(n) * each..((rank + 1) * block).min(n) * each;
+        let own = (rank * block).min(n)..((rank + 1) * block).min(n);
         let mut rows = Vec::new();
         if !own.is_empty() {
-            rows = encode(self.engine, &inputs[own])?;
+            rows = encode(self.engine, own)?;
         }
 
         rows.resize(block * width, 0.0);
@@ -140,12 +140,18 @@ impl Encoder for Spread<'_> {
         scale(self.engine)
     }
 
-    fn images(&mut self, pixels: &[f32], n: usize) -> Result<Matrix> {
-        self.rows(pixels, n, |engine, own| engine.encode_images(own))
+    fn images(&mut self, pixels: Pixels<'_>, n: usize) -> Result<Matrix> {
+        let each = pixels.len() / n.max(1);
+        self.rows(n, |engine, own| {
+            engine.encode_images(pixels.part(own.start * each..own.end * each))
+        })
     }
 
     fn texts(&mut self, ids: &[u32], n: usize) -> Result<Matrix> {
-        self.rows(ids, n, |engine, own| engine.encode_texts(own))
+        let each = ids.len() / n.max(1);
+        self.rows(n, |engine, own| {
+            engine.encode_texts(&ids[own.start * each..own.end * each])
+        })
     }
 }
 
@@ -177,7 +183,7 @@ impl Encoder for Timed<'_> {
         self.inner.scale()
     }
 
-    fn images(&mut self, pixels: &[f32], n: usize) -> Result<Matrix> {
+    fn images(&mut self, pixels: Pixels<'_>, n: usize) -> Result<Matrix> {
         let clock = Instant::now();
         let found = self.inner.images(pixels, n)?;
         self.time += clock.elapsed();
@@ -216,11 +222,7 @@ impl Pictures {
 
         // Pixels are read when an evaluation asks for them, a batch at a time.
         let rows = &split.rows;
-        let pixels = move |indices: &[usize]| {
-            let mut out = vec![0.0; indices.len() * 3 * split.side() * split.side()];
-            split.pixels(indices, &mut out)?;
-            Ok(out)
-        };
+        let pixels = move |indices: &[usize]| split.pixels(indices);
 
         eval::Split::new(
             name,
@@ -292,7 +294,7 @@ mod tests {
         let ids: Vec<u32> = (0..n).flat_map(|_| [1, 5, 9, 39, 0, 0]).collect();
 
         let mut alone = open_model(model.clone(), Backend::Cpu).unwrap();
-        let images = alone.encode_images(&pixels).unwrap();
+        let images = alone.encode_images(Pixels::Values(&pixels)).unwrap();
         let texts = alone.encode_texts(&ids).unwrap();
         for count in [1, 2, 4] {
             std::thread::scope(|scope| {
@@ -302,6 +304,7 @@ mod tests {
                     scope.spawn(move || {
                         let mut engine = open_model(model, Backend::Cpu).unwrap();
                         let mut spread = Spread::new(&mut *engine, &ranks);
+                        let pixels = Pixels::Values(pixels);
                         assert!(spread.images(pixels, n).unwrap().into_data() == *images);
                         assert!(spread.texts(ids, n).unwrap().into_data() == *texts);
                     });

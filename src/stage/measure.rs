@@ -13,7 +13,7 @@ use crate::eval::sets::{self, ProbePictures, Probes, Settings};
 use crate::eval::{
     self, Concept, Encoder, LabelledImages, Measurement, Test, Vocabulary,
 };
-use crate::image::{Framing, Normalise};
+use crate::image::{Framing, Normalise, Pixels};
 use crate::linalg::Matrix;
 use crate::par;
 use crate::ranks::Ranks;
@@ -285,7 +285,7 @@ impl Gathered<'_> {
         }
 
         if n > 0 {
-            let rows = eval::embed_pictures(self.encoder, &pixels, n)?;
+            let rows = eval::embed_pictures(self.encoder, Pixels::Values(&pixels), n)?;
             self.rows.extend(rows.into_data());
         }
         Ok(())

@@ -199,9 +199,7 @@ fn lookalikes(
     let (mut images, mut texts) = (Vec::new(), Vec::new());
     let all: Vec<usize> = (0..split.len()).collect();
     for rows in all.chunks(BATCH) {
-        let mut pixels = vec![0.0; rows.len() * 3 * split.side().pow(2)];
-        split.pixels(rows, &mut pixels)?;
-        images.extend(engine.encode_images(&pixels)?);
+        images.extend(engine.encode_images(split.pixels(rows)?.view())?);
 
         let first = |&row: &usize| split.rows[row].captions.first().map(String::as_str);
         let captions: Vec<&str> = rows.iter().filter_map(first).collect();

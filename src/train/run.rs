@@ -12,8 +12,8 @@ use super::record::{Facts, Record};
 use super::resume;
 use super::schedule::Schedule;
 use crate::config::OptimConfig;
-use crate::data::{BatchPixels, Batches, Prefetch, Share};
-use crate::engine::{self, Backend, Engine, Pairs, Pixels, Training};
+use crate::data::{Batches, Prefetch, Share};
+use crate::engine::{self, Backend, Engine, Pairs, Training};
 use crate::error::{Error, Result};
 use crate::model::Checkpoint;
 use crate::ranks::Ranks;
@@ -105,11 +105,7 @@ pub fn train(
     let mut queue = Prefetch::start(parts, first..optim.steps, AHEAD)?;
     while let Some(batch) = queue.take()? {
         ranks.enter(&format!("step {}", batch.step));
-        let pixels = match &batch.pixels {
-            BatchPixels::Values(values) => Pixels::Values(values),
-            BatchPixels::Levels(levels, normalise) => Pixels::Levels(levels, *normalise),
-        };
-        let pairs = Pairs { pixels, ids: &batch.ids };
+        let pairs = Pairs { pixels: batch.pixels.view(), ids: &batch.ids };
         let without =
             ratio::undistilled(&mut *engine, &plan.training, pairs, batch.step)?;
         let losses = engine.step(pairs)?;

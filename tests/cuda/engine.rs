@@ -4,9 +4,10 @@ use upcycle::config::{EesdTarget, OptimConfig, Precision};
 use upcycle::engine::cpu::Cpu;
 use upcycle::engine::cuda::Cuda;
 use upcycle::engine::{
-    Engine, Losses, Objective, Pairs, Pixels, TeacherPlan, TowerInput, Trainable,
-    Training, TrainingState,
+    Engine, Losses, Objective, Pairs, TeacherPlan, TowerInput, Trainable, Training,
+    TrainingState,
 };
+use upcycle::image::{Normalise, PixelBuffer, Pixels};
 use upcycle::model::names::ParameterId;
 use upcycle::model::params::Layout;
 use upcycle::model::{ClipConfig, Tower};
@@ -202,7 +203,7 @@ fn a_loss_over_pictures_has_the_gradient_of_the_cpu() {
             engine.start_training(&training(&config, None)).unwrap();
             // What a step of pairs leaves behind must not reach the next gradient.
             step(engine, &batch);
-            let value = engine.image_step(&batch.0, &mut loss).unwrap();
+            let value = engine.image_step(Pixels::Values(&batch.0), &mut loss).unwrap();
             let gradient = engine.gradient().unwrap();
             (value, gradient, engine.update(1e-3).unwrap(), step(engine, &batch).0)
         };
@@ -226,7 +227,9 @@ fn a_loss_over_pictures_has_the_gradient_of_the_cpu() {
             assert!(off < 5e-5, "{}: off by {off:.2e}", parameter.name);
         }
 
-        let error = cuda.image_step(&batch.0, &mut |_| Ok((0.0, vec![0.0]))).unwrap_err();
+        let error = cuda
+            .image_step(Pixels::Values(&batch.0), &mut |_| Ok((0.0, vec![0.0])))
+            .unwrap_err();
         assert!(error.to_string().contains("1 values of gradient"), "{error}");
     }
 }
@@ -357,7 +360,6 @@ fn smoothed_labels_and_frozen_tensors_equal_the_cpu() {
 /// also where a picture's place is used again before the kernels of the last one have run.
 #[test]
 fn levels_train_as_the_values_they_stand_for() {
-    use upcycle::image::Normalise;
     let config = config(true);
     let weights = values(&config, "student");
     let ids = pairs(&config, 40).1;
@@ -391,6 +393,32 @@ fn levels_train_as_the_values_they_stand_for() {
     }
 }
 
+/// What is evaluated and recorded travels as levels, and a card makes the values of it that
+/// processors make.
+#[test]
+fn levels_are_encoded_and_recorded_as_their_values() {
+    let Some(_session) = session() else { return };
+    let config = config(true);
+    let weights = values(&config, "student");
+    let area = config.vision.image_size.pow(2);
+    let level = |i: usize| u8::try_from(i * 31 % 256).unwrap();
+    let levels = (0..21 * 3 * area).map(level).collect();
+    let levels = PixelBuffer::Levels(levels, Normalise::OPENAI);
+    let values = PixelBuffer::Values(levels.view().values(area).into_owned());
+    let (levels, values) = (levels.view(), values.view());
+
+    let mut cuda = Cuda::open(&config, 0, Precision::F32).unwrap();
+    let mut cpu = Cpu::new(&config);
+    let both: [&mut dyn Engine; 2] = [&mut cuda, &mut cpu];
+    for engine in both {
+        engine.load(&weights).unwrap();
+        let truth = engine.encode_images(values).unwrap();
+        assert!(engine.encode_images(levels).unwrap() == truth);
+        let truth = engine.ffn_inputs(TowerInput::Pixels(values), &[1]).unwrap();
+        assert!(engine.ffn_inputs(TowerInput::Pixels(levels), &[1]).unwrap() == truth);
+    }
+}
+
 #[test]
 fn encoding_recording_and_routing_equal_the_cpu() {
     let Some(_session) = session() else { return };
@@ -402,13 +430,16 @@ fn encoding_recording_and_routing_equal_the_cpu() {
     assert_eq!(engine.values().unwrap(), weights);
     let mut cpu = Cpu::new(&config);
     cpu.load(&weights).unwrap();
-    let truth = cpu.encode_images(&pixels).unwrap();
-    assert!(gap(&engine.encode_images(&pixels).unwrap(), &wide(&truth)) < 1e-5);
+    let truth = cpu.encode_images(Pixels::Values(&pixels)).unwrap();
+    assert!(
+        gap(&engine.encode_images(Pixels::Values(&pixels)).unwrap(), &wide(&truth))
+            < 1e-5
+    );
     let truth = cpu.encode_texts(&ids).unwrap();
     assert!(gap(&engine.encode_texts(&ids).unwrap(), &wide(&truth)) < 1e-5);
 
     for (tower, input) in [
-        (Tower::Vision, TowerInput::Pixels(&pixels)),
+        (Tower::Vision, TowerInput::Pixels(Pixels::Values(&pixels))),
         (Tower::Text, TowerInput::Ids(&ids)),
     ] {
         let inputs = engine.ffn_inputs(input, &[0, 2]).unwrap();
@@ -520,7 +551,7 @@ fn calls_in_the_wrong_order_are_refused_with_a_sentence() {
     let refused = |error: upcycle::error::Error, part: &str| {
         assert!(error.to_string().contains(part), "{error}");
     };
-    refused(engine.encode_images(&pixels).unwrap_err(), "no weights yet");
+    refused(engine.encode_images(Pixels::Values(&pixels)).unwrap_err(), "no weights yet");
     refused(engine.values().unwrap_err(), "no weights yet");
     refused(engine.start_training(&plan).unwrap_err(), "no weights yet");
     refused(engine.load(&[0.0; 3]).unwrap_err(), "3 weights, expected");

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::Value;
 use upcycle::checkpoint::{self, Card, Package};
 use upcycle::engine::cpu::clip::Clip;
-use upcycle::image::{self, Fit, Normalise, Picture};
+use upcycle::image::{self, Fit, Normalise, Picture, Pixels};
 use upcycle::io::table::{Column, Table};
 use upcycle::model::{Checkpoint, Moe, init};
 use upcycle::text::Tokenizer;
@@ -136,7 +136,7 @@ impl<'a> Truth<'a> {
     fn picture(&self, i: usize) -> Vec<f64> {
         let picture = image::square(&png(i), "x", 16, Fit::Shortest).unwrap();
         let pixels = Normalise { mean: [0.5; 3], std: [0.25; 3] }.planes(&picture);
-        unit(&self.clip.encode_images(&self.model.values, &pixels))
+        unit(&self.clip.encode_images(&self.model.values, Pixels::Values(&pixels)))
     }
 
     fn text(&self, text: &str) -> Vec<f64> {

@@ -8,10 +8,9 @@ use crate::config::EesdTarget;
 use crate::config::Precision;
 use crate::engine::cpu::Cpu;
 use crate::engine::cuda::Cuda;
-use crate::engine::{
-    Engine, Objective, Pairs, Pixels, TeacherPlan, Training, TrainingState,
-};
+use crate::engine::{Engine, Objective, Pairs, TeacherPlan, Training, TrainingState};
 use crate::error::Result;
+use crate::image::Pixels;
 use crate::model::ClipConfig;
 use crate::model::params::Layout;
 

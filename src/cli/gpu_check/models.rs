@@ -2,6 +2,7 @@
 
 use crate::config::{Activation, Augment, OptimConfig};
 use crate::engine::{Objective, TeacherPlan, Trainable, Training};
+use crate::image::{Normalise, PixelBuffer};
 use crate::model::names::Role;
 use crate::model::params::Layout;
 use crate::model::{ClipConfig, Moe, TextConfig, VisionConfig};
@@ -81,16 +82,20 @@ pub(super) fn values(config: &ClipConfig, seed: u32) -> Vec<f32> {
     values
 }
 
-/// Pictures, and captions of `length` tokens (all of the context for 0; of various lengths
-/// where it is 1).
+/// Pictures as normalized values, and captions.
 pub(super) fn pairs(config: &ClipConfig, n: usize, full: bool) -> (Vec<f32>, Vec<u32>) {
-    let (picture, context) = (3 * config.vision.image_size.pow(2), config.text.context);
-    let mut pixels = vec![0.0; n * picture];
+    let mut pixels = vec![0.0; n * 3 * config.vision.image_size.pow(2)];
     crate::par::for_each_chunk(&mut pixels, 1 << 16, |piece, own| {
         for (i, value) in own.iter_mut().enumerate() {
             *value = 1.7 * pattern((piece << 16) + i, 77);
         }
     });
+    (pixels, captions(config, n, full))
+}
+
+/// Captions that are as long as the context where they are `full`, else of various lengths.
+pub(super) fn captions(config: &ClipConfig, n: usize, full: bool) -> Vec<u32> {
+    let context = config.text.context;
     let last = config.text.vocabulary - 1;
     let mut ids = vec![0; n * context];
     for (caption, own) in ids.chunks_exact_mut(context).enumerate() {
@@ -101,7 +106,20 @@ pub(super) fn pairs(config: &ClipConfig, n: usize, full: bool) -> (Vec<f32>, Vec
         }
         own[end] = index_u32(last);
     }
-    (pixels, ids)
+    ids
+}
+
+/// Pictures as levels: what a card gets in a pipeline whose augmentation leaves them so.
+pub(super) fn levels(config: &ClipConfig, n: usize) -> PixelBuffer {
+    let mut levels = vec![0; n * 3 * config.vision.image_size.pow(2)];
+    crate::par::for_each_chunk(&mut levels, 1 << 16, |piece, own| {
+        for (i, level) in own.iter_mut().enumerate() {
+            // The high bits of a multiplicative hash.
+            let place = index_u32((piece << 16) + i);
+            [*level, ..] = place.wrapping_mul(2_654_435_761).to_be_bytes();
+        }
+    });
+    PixelBuffer::Levels(levels, Normalise::OPENAI)
 }
 
 /// The losses and the teacher of a check.

@@ -10,7 +10,7 @@ use crate::config::EesdTarget;
 use crate::config::Precision;
 use crate::engine::cuda::Cuda;
 use crate::engine::cuda::device::{Device, Extents, Kind, Operand};
-use crate::engine::{Engine as _, Objective, Pairs, Pixels, TeacherPlan, TowerInput};
+use crate::engine::{Engine as _, Objective, Pairs, TeacherPlan, TowerInput};
 use crate::error::Result;
 use crate::model::{ClipConfig, Tower};
 
@@ -150,8 +150,10 @@ pub(super) fn steps(timing: &Timing<'_>, outcome: &mut Outcome) {
 fn time(race: &Race, timing: &Timing<'_>) -> Result<(String, serde_json::Value)> {
     let mut engine = ready(race, timing.device)?;
     let (free, total) = engine.device().memory()?;
-    let (pixels, ids) = models::pairs(&race.config, race.batch, true);
-    let pairs = Pairs { pixels: Pixels::Values(&pixels), ids: &ids };
+    let pictures = models::levels(&race.config, race.batch);
+    let (pixels, ids) =
+        (pictures.view(), models::captions(&race.config, race.batch, true));
+    let pairs = Pairs { pixels, ids: &ids };
     let mut times = Vec::new();
     let mut last = 0.0;
     for step in 0..WARM_UP + timing.steps {
@@ -169,10 +171,10 @@ fn time(race: &Race, timing: &Timing<'_>) -> Result<(String, serde_json::Value)>
     let rate = operations(&race.config, race.batch) / median / 1e9;
     let memory = (total - left) >> 20;
     let clock = Instant::now();
-    let recorded = engine.ffn_inputs(TowerInput::Pixels(&pixels), &[5])?;
+    let recorded = engine.ffn_inputs(TowerInput::Pixels(pixels), &[5])?;
     let recording = race.batch as f64 / clock.elapsed().as_secs_f64();
     let clock = Instant::now();
-    engine.encode_images(&pixels)?;
+    engine.encode_images(pixels)?;
     let encoding = race.batch as f64 / clock.elapsed().as_secs_f64();
     let per_second = 1e3 * race.batch as f64 / median;
     let rows = recorded.counted.len();
@@ -195,8 +197,9 @@ fn time(race: &Race, timing: &Timing<'_>) -> Result<(String, serde_json::Value)>
 pub(super) fn profile(timing: &Timing<'_>, outcome: &mut Outcome) -> Result<()> {
     for race in races().iter().filter(|race| race.name.contains(timing.model)) {
         let mut engine = ready(race, timing.device)?;
-        let (pixels, ids) = models::pairs(&race.config, race.batch, true);
-        let pairs = Pairs { pixels: Pixels::Values(&pixels), ids: &ids };
+        let pictures = models::levels(&race.config, race.batch);
+        let ids = models::captions(&race.config, race.batch, true);
+        let pairs = Pairs { pixels: pictures.view(), ids: &ids };
         for _ in 0..WARM_UP {
             engine.step(pairs)?;
             engine.update(1e-4)?;

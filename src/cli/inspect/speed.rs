@@ -13,9 +13,10 @@ use super::Answer;
 use crate::artifact;
 use crate::config::{Config, InitConfig};
 use crate::engine::{
-    self, Backend, Engine, Objective, Pairs, Pixels, TeacherPlan, Trainable, Training,
+    self, Backend, Engine, Objective, Pairs, TeacherPlan, Trainable, Training,
 };
 use crate::error::{Context as _, Error, Result};
+use crate::image::Pixels;
 use crate::model::{Checkpoint, ClipConfig, init};
 use crate::num::index_u32;
 use crate::rng::{self, RngExt};

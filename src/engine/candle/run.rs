@@ -14,9 +14,10 @@ use super::{Eesd, Eligible, MoeForm, Outputs, ReferenceClip, Routing, Terms, moe
 use crate::config::EesdTarget;
 use crate::engine::{
     Engine, FfnInputs, ImageLoss, LayerRouting, LayerStats, Losses, Objective, Pairs,
-    Pixels, SavedState, TeacherPlan, TowerInput, Trainable, Training, TrainingState,
+    SavedState, TeacherPlan, TowerInput, Trainable, Training, TrainingState,
 };
 use crate::error::{Context as _, Error, Result};
+use crate::image::Pixels;
 use crate::io::tensors::Tensors;
 use crate::model::names::ParameterId;
 use crate::model::params::Layout;
@@ -103,9 +104,7 @@ impl Candle {
         let blank_picture = vec![0.0; 3 * self.config.vision.image_size.pow(2)];
         let blank_caption = vec![0; self.config.text.context];
         let pairs = match input {
-            TowerInput::Pixels(pixels) => {
-                Pairs { pixels: Pixels::Values(pixels), ids: &blank_caption }
-            }
+            TowerInput::Pixels(pixels) => Pairs { pixels, ids: &blank_caption },
             TowerInput::Ids(ids) => Pairs { pixels: Pixels::Values(&blank_picture), ids },
         };
         self.outputs(pairs)
@@ -227,7 +226,7 @@ impl Engine for Candle {
         self.flat(|name| parameters[name].as_tensor())
     }
 
-    fn encode_images(&mut self, pixels: &[f32]) -> Result<Vec<f32>> {
+    fn encode_images(&mut self, pixels: Pixels<'_>) -> Result<Vec<f32>> {
         host(&self.one_side(TowerInput::Pixels(pixels))?.image_embeds)
     }
 
@@ -324,7 +323,7 @@ impl Engine for Candle {
         Ok(losses)
     }
 
-    fn image_step(&mut self, pixels: &[f32], loss: ImageLoss<'_>) -> Result<f64> {
+    fn image_step(&mut self, pixels: Pixels<'_>, loss: ImageLoss<'_>) -> Result<f64> {
         let embeddings = self.one_side(TowerInput::Pixels(pixels))?.image_embeds;
         let (value, gradient) = loss(&host(&embeddings)?)?;
 

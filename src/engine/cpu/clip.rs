@@ -15,6 +15,7 @@ use super::tower::{
 };
 use crate::engine::cpu::ops::{layer_norm, simd};
 use crate::engine::{LayerStats, StatsGradient};
+use crate::image::Pixels;
 use crate::linalg::gemm::{self, Rows, Write};
 use crate::model::names::ParameterId;
 use crate::model::params::Layout;
@@ -462,11 +463,14 @@ impl Clip {
     }
 
     /// Unit image embeddings [n, P] of pictures [n, 3, S, S], chunks side by side.
-    pub fn encode_images(&self, values: &[f32], pixels: &[f32]) -> Vec<f32> {
-        let chunk = self.chunk(Tower::Vision) * self.sizes().0;
-        self.encode(pixels.par_chunks(chunk).map(|own| {
+    pub fn encode_images(&self, values: &[f32], pixels: Pixels<'_>) -> Vec<f32> {
+        let picture = self.sizes().0;
+        let parts: Vec<Pixels<'_>> =
+            pixels.parts(self.chunk(Tower::Vision) * picture).collect();
+        self.encode(parts.into_par_iter().map(|own| {
             let mut state = TowerState::light(&[]);
-            self.images(values, own, MoeMode::TopK, &mut state).to_vec()
+            let own = own.values(picture / 3);
+            self.images(values, &own, MoeMode::TopK, &mut state).to_vec()
         }))
     }
 

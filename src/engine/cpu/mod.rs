@@ -25,6 +25,7 @@ use super::{
     StateBuffer, TowerInput, Training, TrainingState,
 };
 use crate::error::{Error, Result};
+use crate::image::Pixels;
 use crate::io::tensors::Put;
 use crate::model::{ClipConfig, Tower};
 use crate::ranks::{Alone, Ranks};
@@ -72,7 +73,8 @@ impl Cpu {
     ) -> &'a [f32] {
         match input {
             TowerInput::Pixels(pixels) => {
-                self.clip.images(values, pixels, MoeMode::TopK, state)
+                let pixels = pixels.values(self.clip.sizes().0 / 3);
+                self.clip.images(values, &pixels, MoeMode::TopK, state)
             }
             TowerInput::Ids(ids) => self.clip.texts(values, ids, MoeMode::TopK, state),
         }
@@ -83,7 +85,7 @@ impl Cpu {
         let (picture, caption) = self.clip.sizes();
         match input {
             TowerInput::Pixels(pixels) => {
-                pixels.chunks(samples * picture).map(TowerInput::Pixels).collect()
+                pixels.parts(samples * picture).map(TowerInput::Pixels).collect()
             }
             TowerInput::Ids(ids) => {
                 ids.chunks(samples * caption).map(TowerInput::Ids).collect()
@@ -141,7 +143,7 @@ impl Engine for Cpu {
         self.weights.into_kept()
     }
 
-    fn encode_images(&mut self, pixels: &[f32]) -> Result<Vec<f32>> {
+    fn encode_images(&mut self, pixels: Pixels<'_>) -> Result<Vec<f32>> {
         Ok(self.clip.encode_images(self.weights.whole()?, pixels))
     }
 
@@ -255,7 +257,7 @@ impl Engine for Cpu {
         run.step(&self.clip, &self.weights, pairs)
     }
 
-    fn image_step(&mut self, pixels: &[f32], loss: ImageLoss<'_>) -> Result<f64> {
+    fn image_step(&mut self, pixels: Pixels<'_>, loss: ImageLoss<'_>) -> Result<f64> {
         let run = self.run.as_mut().ok_or_else(not_started)?;
         run.image_step(&self.clip, &self.weights, pixels, loss)
     }

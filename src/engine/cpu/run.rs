@@ -14,6 +14,7 @@ use crate::engine::{
     Training, TrainingState,
 };
 use crate::error::{Error, Result};
+use crate::image::Pixels;
 use crate::io::tensors::Put;
 use crate::model::ClipConfig;
 use crate::model::names::ParameterId;
@@ -147,7 +148,7 @@ impl Run {
         &mut self,
         clip: &Clip,
         weights: &Weights,
-        pixels: &[f32],
+        pixels: Pixels<'_>,
         loss: ImageLoss<'_>,
     ) -> Result<f64> {
         let count = self.ranks.count();

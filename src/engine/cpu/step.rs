@@ -14,9 +14,10 @@ use super::ops::contrastive::{Contrastive, STRIP, Unit};
 use super::passes::{Deal, EmbeddingGradients, Part, Passes, Sum};
 use super::tower::{Flat, MoeMode};
 use crate::engine::{
-    ImageLoss, LayerStats, Losses, Objective, Pairs, Pixels, StatsGradient, auxiliary,
+    ImageLoss, LayerStats, Losses, Objective, Pairs, StatsGradient, auxiliary,
 };
 use crate::error::{Error, Result};
+use crate::image::Pixels;
 use crate::model::Tower;
 use crate::model::names::ParameterId;
 use crate::num::round_f32;
@@ -174,13 +175,13 @@ impl Step {
         &mut self,
         clip: &Clip,
         flat: &mut Flat<'_>,
-        (pixels, lanes): (&[f32], usize),
+        (pixels, lanes): (Pixels<'_>, usize),
         loss: ImageLoss<'_>,
     ) -> Result<f64> {
         let (picture, caption) = clip.sizes();
         let (count, width) = (pixels.len() / picture, clip.config().embed_dim);
         let ids = vec![0; count * caption];
-        let pairs = Pairs { pixels: Pixels::Values(pixels), ids: &ids };
+        let pairs = Pairs { pixels, ids: &ids };
         self.images.resize(count * width, 0.0);
         self.texts.resize(count * width, 0.0);
         let parts = Deal::new(count, lanes).parts(0);

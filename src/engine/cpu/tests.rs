@@ -14,9 +14,8 @@ use crate::engine::candle::{Eesd, Eligible, ReferenceClip, Terms};
 use crate::engine::tests::{
     config, fixture_config, optim, random_pairs, random_values, worst,
 };
-use crate::engine::{
-    Engine, Losses, Objective, Pairs, Pixels, TeacherPlan, Trainable, Training,
-};
+use crate::engine::{Engine, Losses, Objective, Pairs, TeacherPlan, Trainable, Training};
+use crate::image::Pixels;
 use crate::io::tensors::{self, Tensors};
 use crate::model::names::{self, Role};
 use crate::model::params::Layout;
@@ -201,8 +200,10 @@ fn equal_experts_preserve_the_dense_function() {
     let copied = Layout::new(&moe).flatten(&moe, &copied).unwrap();
     let (pixels, ids) = random_pairs(&dense, 20, "pairs");
     let (a, b) = (Clip::new(&dense), Clip::new(&moe));
-    let images =
-        worst(&b.encode_images(&copied, &pixels), &a.encode_images(&values, &pixels));
+    let images = worst(
+        &b.encode_images(&copied, Pixels::Values(&pixels)),
+        &a.encode_images(&values, Pixels::Values(&pixels)),
+    );
     let texts = worst(&b.encode_texts(&copied, &ids), &a.encode_texts(&values, &ids));
     assert!(images < 2e-6 && texts < 2e-6, "{images} {texts}");
 }
@@ -233,7 +234,7 @@ fn the_engine_equals_hugging_face_and_open_clip() {
         let pairs = Pairs { pixels: Pixels::Values(&pixels), ids: &ids };
         for padding in [Padding::Skip, Padding::Keep] {
             let clip = Clip::new(&config).with_padding(padding);
-            let images = clip.encode_images(&values, &pixels);
+            let images = clip.encode_images(&values, Pixels::Values(&pixels));
             let texts = clip.encode_texts(&values, &ids);
             assert!(worst(&images, &floats("image_embeds")) < 2e-5);
             assert!(worst(&texts, &floats("text_embeds")) < 2e-5);

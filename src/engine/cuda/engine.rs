@@ -16,10 +16,11 @@ use super::trainer::Trainer;
 use super::uploaded::{Uploaded, sizes};
 use crate::config::Precision;
 use crate::engine::{
-    Engine, FfnInputs, ImageLoss, LayerRouting, Losses, Objective, Pairs, Pixels,
-    SavedState, StateBuffer, TowerInput, Training, TrainingState,
+    Engine, FfnInputs, ImageLoss, LayerRouting, Losses, Objective, Pairs, SavedState,
+    StateBuffer, TowerInput, Training, TrainingState,
 };
 use crate::error::{Error, Result};
+use crate::image::Pixels;
 use crate::model::{ClipConfig, Tower};
 
 /// Samples that are encoded at once where no backward follows.
@@ -113,7 +114,7 @@ impl Cuda {
         let (device, config) = (&self.device, &self.config);
         match input {
             TowerInput::Pixels(pixels) => {
-                let (pixels, uploads) = (Pixels::Values(pixels), &mut self.uploads);
+                let uploads = &mut self.uploads;
                 let rows = Uploaded::pictures(device, config, pixels, None, uploads)?;
                 Ok((Tower::Vision, rows))
             }
@@ -128,7 +129,7 @@ impl Cuda {
         let (picture, caption) = sizes(&self.config);
         match input {
             TowerInput::Pixels(pixels) => {
-                pixels.chunks(ENCODED * picture).map(TowerInput::Pixels).collect()
+                pixels.parts(ENCODED * picture).map(TowerInput::Pixels).collect()
             }
             TowerInput::Ids(ids) => {
                 ids.chunks(ENCODED * caption).map(TowerInput::Ids).collect()
@@ -196,7 +197,7 @@ impl Engine for Cuda {
         self.host(self.store.trained_places(), self.store.trained())
     }
 
-    fn encode_images(&mut self, pixels: &[f32]) -> Result<Vec<f32>> {
+    fn encode_images(&mut self, pixels: Pixels<'_>) -> Result<Vec<f32>> {
         self.unit(TowerInput::Pixels(pixels))
     }
 
@@ -266,8 +267,8 @@ impl Engine for Cuda {
         self.begin()?.run(pairs)
     }
 
-    fn image_step(&mut self, pixels: &[f32], loss: ImageLoss<'_>) -> Result<f64> {
-        self.begin()?.images(Pixels::Values(pixels), loss)
+    fn image_step(&mut self, pixels: Pixels<'_>, loss: ImageLoss<'_>) -> Result<f64> {
+        self.begin()?.images(pixels, loss)
     }
 
     fn update(&mut self, learning_rate: f64) -> Result<f64> {

@@ -20,9 +20,10 @@ use super::trainer::{DISTANCE, LAYERS, NORM, Trainer};
 use super::uploaded::{Uploaded, sizes};
 use crate::config::EesdTarget;
 use crate::engine::{
-    ImageLoss, LayerStats, Losses, Pairs, Pixels, Trainable, Training, auxiliary,
+    ImageLoss, LayerStats, Losses, Pairs, Trainable, Training, auxiliary,
 };
 use crate::error::{Error, Result};
+use crate::image::Pixels;
 use crate::model::{ClipConfig, Tower};
 
 /// Blocks that sum the squares of a gradient.

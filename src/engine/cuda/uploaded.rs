@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 
 use super::device::{Buffer, Device, Incoming, Kind, Uploads};
 use super::pass::{Batch, ints};
-use crate::engine::Pixels;
 use crate::error::{Error, Result};
+use crate::image::Pixels;
 use crate::model::{ClipConfig, Tower};
 use crate::num::widen;
 

@@ -1,4 +1,4 @@
-//! Decoded pixels, in the forms that Pillow resizes differently.
+//! Pixels as files store them, in the forms that Pillow resizes differently.
 //!
 //! What reads a file makes them and what frames a picture takes them; neither knows the
 //! other.
@@ -11,7 +11,7 @@ pub const MAX_PIXELS: u64 = 25_000_000;
 
 /// What a file holds, in the forms that Pillow resizes differently.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Pixels {
+pub(super) enum Stored {
     /// Colors; gray and palettes are colors already.
     Color(Picture),
     /// Colors and how opaque each pixel is [height, width].
@@ -54,7 +54,7 @@ pub(super) fn check_size([width, height]: [u64; 2], name: &str) -> Result<()> {
     Ok(())
 }
 
-impl Pixels {
+impl Stored {
     /// Width and height.
     pub(super) fn extents(&self) -> [usize; 2] {
         let (Self::Color(picture)
