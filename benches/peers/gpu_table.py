@@ -7,9 +7,12 @@ FOLDER has gpu-check.json of `upcycle-gpu-check` and, where PyTorch ran, gpu-tor
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 
+# Kernels of a profile that are shown, the slowest first.
+KERNELS = 24
 BEGIN, END = "<!-- make gpu-check writes from here -->", "<!-- to here -->"
 
 
@@ -51,6 +54,12 @@ def overhead_rows(ours):
             yield [name.replace("vit-b-", "ViT-B/").replace(" moe-eesd", ""), f"{time:+.1f} %", f"{memory:+.1f} %"]
 
 
+def kernel_row(row, copied):
+    """A kernel's time, and how fast it moves its arguments."""
+    rate = row["gigabytes_per_second"]
+    return [row["kernel"], f"{row['calls']}", f"{row['ms']:.2f}", f"{rate:.0f}", f"{100 * rate / copied:.0f} %"]
+
+
 def document(check, torch):
     rows = check["rows"]
     take = lambda key: [row for row in rows if key in row]
@@ -62,16 +71,21 @@ def document(check, torch):
                 for r in take("pipeline")]
     products = [[r["product"], f"{r['m']} × {r['n']} × {r['k']}", f"{r['tflops']:.1f}", f"{100 * r['of_square']:.1f} %"]
                 for r in take("product")]
+    copies = [[r["copy"], f"{r['gigabytes_per_second']:.0f}"] for r in take("copy")]
+    copied = max((r["gigabytes_per_second"] for r in take("copy")), default=math.nan)
+    kernels = [kernel_row(r, copied) for r in take("profile")[:KERNELS]]
     steps = step_rows(take("step"), torch["rows"] if torch else [])
     rates = [[r["step"].replace("vit-b-", "ViT-B/"), f"{r['encoded_per_second']:.0f}", f"{r['recorded_per_second']:.0f}"]
              for r in take("step") if "error" not in r]
     for head, body in [
         (["backend", "model", "loss", "gradient", "same bits twice"], agreement),
         (["backend", "training", "loss", "on processors", "apart"], pipeline),
+        (["copy", "GB/s, read and written"], copies),
         (["product", "m × n × k", "TFLOP/s", "of the square one"], products),
         (["model, batch", "ours, ms", "TFLOP/s", "MiB", "PyTorch's best, ms", "MiB", "times as fast"], steps),
         (["distilling, batch", "time", "memory"], list(overhead_rows(take("step")))),
         (["model, batch", "pictures encoded per second", "recorded per second"], rates),
+        (["kernel of a step", "calls", "ms", "GB/s", "of the copy"], kernels),
     ]:
         if body:
             parts.append(table(head, body))

@@ -30,7 +30,7 @@ enum Part {
     Correctness,
     /// The whole pipeline, by the stage binaries beside this one.
     Pipeline,
-    /// Matrix products against the card's peak.
+    /// The card's speed: copies within its memory, matrix products against its peak.
     Products,
     /// Training steps.
     Steps,
@@ -91,10 +91,7 @@ impl Outcome {
 
 #[expect(clippy::needless_pass_by_value, reason = "the arguments end here")]
 fn run(arguments: Arguments) -> Result<Vec<String>> {
-    let wanted = |part| {
-        let default = part != Part::Profile;
-        if arguments.only.is_empty() { default } else { arguments.only.contains(&part) }
-    };
+    let wanted = |part| arguments.only.is_empty() || arguments.only.contains(&part);
     let card = card(arguments.device)?;
     let mut outcome = Outcome::default();
     outcome.line(card.clone());

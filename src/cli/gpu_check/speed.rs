@@ -1,4 +1,4 @@
-//! Times: matrix products, training steps, activations, kernels.
+//! Times: matrix products, copies, training steps, activations, kernels.
 
 use std::time::Instant;
 
@@ -28,10 +28,35 @@ pub(super) struct Timing<'a> {
     pub(super) model: &'a str,
 }
 
-/// Matrix products in bf16: a large square one, whose speed stands for the card's peak, and
-/// those of a ViT-B/16 at 256 pairs.
+/// Bytes of the copy that stands for the card's memory: far more than its caches hold.
+const COPIED: usize = 1 << 30;
+
+/// What the card does at most: a large copy within its memory, in GB/s of bytes read and
+/// written.
+fn copying(device: &Device) -> Result<f64> {
+    let (from, to) = (device.buffer(Kind::U8, COPIED)?, device.buffer(Kind::U8, COPIED)?);
+    device.copy(to.all(), from.all())?;
+    device.wait()?;
+
+    let clock = Instant::now();
+    for _ in 0..PRODUCTS {
+        device.copy(to.all(), from.all())?;
+    }
+    device.wait()?;
+    Ok(2.0 * (COPIED * PRODUCTS) as f64 / clock.elapsed().as_secs_f64() / 1e9)
+}
+
+/// A large copy, whose speed stands for that of the card's memory, and matrix products in
+/// bf16: a large square one, whose speed stands for the card's peak, and those of a ViT-B/16
+/// at 256 pairs.
 pub(super) fn products(ordinal: usize, outcome: &mut Outcome) -> Result<()> {
     let device = Device::open(ordinal, Precision::Bf16)?;
+    let copied = copying(&device)?;
+    outcome.row(
+        format!("copy within the card {copied:.0} GB/s, read and written"),
+        json!({ "copy": "device to device", "gigabytes_per_second": copied }),
+    );
+
     let rows = 256 * 197;
     let expert = rows / 4;
     let shapes = [
@@ -193,9 +218,13 @@ fn time(race: &Race, timing: &Timing<'_>) -> Result<(String, serde_json::Value)>
     ))
 }
 
-/// Where the time of one step goes.
+/// The model whose step is taken apart where none is named.
+const PROFILED: &str = "vit-b-16 moe 256";
+
+/// Where the time of one step goes, and how fast each kernel moves its arguments.
 pub(super) fn profile(timing: &Timing<'_>, outcome: &mut Outcome) -> Result<()> {
-    for race in races().iter().filter(|race| race.name.contains(timing.model)) {
+    let wanted = if timing.model.is_empty() { PROFILED } else { timing.model };
+    for race in races().iter().filter(|race| race.name.contains(wanted)) {
         let mut engine = ready(race, timing.device)?;
         let pictures = models::levels(&race.config, race.batch);
         let ids = models::captions(&race.config, race.batch, true);
@@ -214,14 +243,15 @@ pub(super) fn profile(timing: &Timing<'_>, outcome: &mut Outcome) -> Result<()> 
         sorted.sort_by(|a, b| b.1.milliseconds.total_cmp(&a.1.milliseconds));
         for (name, own) in sorted {
             let share = 100.0 * own.milliseconds / total;
+            let rate = own.bytes as f64 / own.milliseconds / 1e6;
             outcome.row(
                 format!(
-                    "  {name:40} {:5} x {:9.3} ms {share:5.1} %",
+                    "  {name:40} {:5} x {:9.3} ms {share:5.1} % {rate:6.0} GB/s",
                     own.calls, own.milliseconds
                 ),
                 json!({
                     "profile": race.name, "kernel": name, "calls": own.calls,
-                    "ms": own.milliseconds,
+                    "ms": own.milliseconds, "gigabytes_per_second": rate,
                 }),
             );
         }

@@ -13,14 +13,15 @@ use std::sync::Arc;
 
 use cudarc::cublas::CudaBlas;
 use cudarc::driver::{
-    CudaContext, CudaEvent, CudaFunction, CudaModule, CudaStream, DevicePtr,
-    PinnedHostSlice, result, sys,
+    CudaContext, CudaFunction, CudaModule, CudaStream, DevicePtr, PinnedHostSlice,
+    result, sys,
 };
 
 use super::super::kind::Kind;
 use super::super::signature::Signatures;
 use super::compiler::{SOURCES, kernels};
 use super::driver::{failed, require};
+use super::profile::Recorded;
 use super::values::Buffer;
 use crate::config::Precision;
 use crate::error::{Error, Result};
@@ -39,7 +40,7 @@ pub struct Device {
     /// kernel runs.
     pub(super) idle: RefCell<Vec<PinnedHostSlice<u8>>>,
     /// Names and bounds of everything that ran, while somebody wants to know.
-    pub(super) profile: RefCell<Option<Vec<(String, CudaEvent, CudaEvent)>>>,
+    pub(super) profile: RefCell<Option<Vec<Recorded>>>,
 }
 
 impl Device {

@@ -63,7 +63,7 @@ impl Device {
             }
             .map_err(|e| failed(name, &e))
         };
-        self.timed(|| name.to_owned(), work)
+        self.timed(|| (name.to_owned(), args.iter().map(Arg::bytes).sum()), work)
     }
 
     fn check(&self, name: &str, args: &[Arg<'_>]) {

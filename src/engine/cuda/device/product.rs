@@ -93,7 +93,12 @@ impl Device {
             }
             .map_err(|e| failed("a matrix product", &format!("{e:?}")))
         };
-        self.timed(|| format!("product {m} x {n} x {k}"), work)
+        let describe = || {
+            let bytes = [(a.values.kind, m * k), (b.values.kind, k * n), (c.kind, m * n)];
+            let bytes = bytes.map(|(kind, values)| (values * kind.size()) as u64);
+            (format!("product {m} x {n} x {k}"), bytes.iter().sum())
+        };
+        self.timed(describe, work)
     }
 }
 

@@ -1,4 +1,4 @@
-//! How long kernels and products take on the card, by name.
+//! How long kernels and products take on the card, and what they move, by name.
 
 use std::collections::BTreeMap;
 
@@ -15,6 +15,18 @@ pub struct Spent {
     pub calls: usize,
     /// Their time on the device.
     pub milliseconds: f64,
+    /// Bytes of their arguments, each counted once: what a kernel moves that reads or writes
+    /// every value of its arguments once.
+    pub bytes: u64,
+}
+
+/// A launch or a product of a profile.
+#[derive(Debug)]
+pub(super) struct Recorded {
+    name: String,
+    bytes: u64,
+    begin: CudaEvent,
+    end: CudaEvent,
 }
 
 impl Device {
@@ -29,20 +41,21 @@ impl Device {
         self.wait()?;
 
         let mut all: BTreeMap<String, Spent> = BTreeMap::new();
-        for (name, begin, end) in self.profile.borrow_mut().take().unwrap_or_default() {
-            let time =
-                begin.elapsed_ms(&end).map_err(|e| failed("timing a kernel", &e))?;
-            let spent = all.entry(name).or_default();
+        for own in self.profile.borrow_mut().take().unwrap_or_default() {
+            let time = own.begin.elapsed_ms(&own.end);
+            let time = time.map_err(|e| failed("timing a kernel", &e))?;
+            let spent = all.entry(own.name).or_default();
             spent.calls += 1;
             spent.milliseconds += f64::from(time);
+            spent.bytes += own.bytes;
         }
         Ok(all)
     }
 
-    /// Runs work that is recorded under a name while a profile is taken.
+    /// Runs work that is recorded under a name, with its bytes, while a profile is taken.
     pub(super) fn timed(
         &self,
-        name: impl FnOnce() -> String,
+        describe: impl FnOnce() -> (String, u64),
         work: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
         if self.profile.borrow().is_none() {
@@ -53,7 +66,8 @@ impl Device {
         let end = self.mark()?;
 
         if let Some(profile) = self.profile.borrow_mut().as_mut() {
-            profile.push((name(), begin, end));
+            let (name, bytes) = describe();
+            profile.push(Recorded { name, bytes, begin, end });
         }
         Ok(())
     }

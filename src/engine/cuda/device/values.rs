@@ -98,6 +98,16 @@ pub enum Arg<'a> {
     F64(f64),
 }
 
+impl Arg<'_> {
+    /// Bytes of the values it points to.
+    pub(super) fn bytes(&self) -> u64 {
+        match self {
+            Self::Values(slice) => (slice.len * slice.kind.size()) as u64,
+            Self::None | Self::I32(_) | Self::F32(_) | Self::F64(_) => 0,
+        }
+    }
+}
+
 impl<'a> From<Slice<'a>> for Arg<'a> {
     fn from(slice: Slice<'a>) -> Self {
         Self::Values(slice)
