@@ -239,7 +239,7 @@ gpu-check: | build
 	@$(BIN)/upcycle-gpu-check --out '$(ARTIFACTS)/gpu-check.json' $(CHECK)
 	@if [ ! -f $(PEER) ]; then echo 'skipped: $(PEER) is not here' >&2; \
 	elif python3 -c 'import torch' 2>/dev/null; then \
-	  python3 -B $(PEER) --compile --out '$(ARTIFACTS)/gpu-torch.json'; \
+	  python3 -B $(PEER) --compile --out '$(ARTIFACTS)/gpu-torch.json' $(CHECK_PEER); \
 	else echo 'skipped: PyTorch is not installed' >&2; fi
 	@if [ ! -f $(TABLE) ] || [ ! -f docs/gpu.md ]; then \
 	  echo 'skipped: $(TABLE) or docs/gpu.md is not here' >&2; \
@@ -297,6 +297,7 @@ help:
 	  '  make test-python            the Python package, exports in transformers and ONNX, the notebook' \
 	  '  make gpu-check              the CUDA engine on this machine: is it right, how fast' \
 	  "  make gpu-check CHECK='--only correctness'    a part of it, and other options" \
+  "  make gpu-check CHECK_PEER='--budget 120'     the same for PyTorch's part, here two minutes" \
 	  '  make cuda-mutants           breaks its kernels one by one: are the tests awake' \
 	  '  make cuda-sanitize          its emulated tests under ASan and UBSan' \
 	  '' \
