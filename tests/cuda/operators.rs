@@ -511,3 +511,16 @@ fn products_equal_their_definition_turned_and_added() {
         }
     }
 }
+
+#[test]
+fn memory_that_no_buffer_uses_goes_back_to_the_card() {
+    let Some(_session) = session() else { return };
+    let device = Device::open(0, Precision::F32).unwrap();
+    device.trim().unwrap();
+    let (before, total) = device.memory().unwrap();
+    assert!(before <= total);
+    drop(device.buffer(Kind::F32, 1 << 24).unwrap());
+    device.trim().unwrap();
+    // Other programs may use the card too, hence no equality.
+    assert!(device.memory().unwrap().0 + (1 << 25) > before);
+}

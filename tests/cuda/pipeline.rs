@@ -4,15 +4,23 @@
 //! them to the emulated ones, or to those of a card.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::Value;
 
 use crate::emulator::{Session, libraries, session};
 
-fn run(session: &Session, program: &str, home: &Path, arguments: &[&str]) -> Output {
-    let mut command = Command::new(program);
+/// A program of this project: beside the test's own where binaries were carried to a machine
+/// with a card (`UPCYCLE_BIN`), else where cargo built it.
+fn program(name: &str) -> PathBuf {
+    let built = Path::new(env!("CARGO_BIN_EXE_upcycle-inspect"));
+    let folder = std::env::var_os("UPCYCLE_BIN").map(PathBuf::from);
+    folder.unwrap_or_else(|| built.parent().unwrap().to_owned()).join(name)
+}
+
+fn run(session: &Session, name: &str, home: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(program(name));
     command.args(arguments).env("HOME", home);
     if let Some(folder) = libraries(session) {
         command.env("LD_LIBRARY_PATH", folder);
@@ -32,9 +40,8 @@ fn the_pipeline_on_a_card_agrees_with_the_one_on_processors() {
     let home = folder.path();
     let (scratch, out) = (home.join("scratch"), home.join("numbers.json"));
     let [scratch_text, out_text] = [&scratch, &out].map(|path| path.to_str().unwrap());
-    let check = env!("CARGO_BIN_EXE_upcycle-gpu-check");
     let arguments = ["--only", "pipeline", "--scratch", scratch_text, "--out", out_text];
-    let output = run(&session, check, home, &arguments);
+    let output = run(&session, "upcycle-gpu-check", home, &arguments);
     println!("{}", said(&output));
     assert!(output.status.success());
 
@@ -55,10 +62,9 @@ fn the_pipeline_on_a_card_agrees_with_the_one_on_processors() {
     let mut arguments = vec!["status", "--config", config.to_str().unwrap()];
     arguments.extend(["--artifacts", artifacts.to_str().unwrap()]);
     arguments.extend(["--set", "device=cuda:0"]);
-    let inspect = env!("CARGO_BIN_EXE_upcycle-inspect");
-    let other = said(&run(&session, inspect, home, &arguments));
+    let other = said(&run(&session, "upcycle-inspect", home, &arguments));
     arguments.extend(["--set", "precision=bf16"]);
-    let own = said(&run(&session, inspect, home, &arguments));
+    let own = said(&run(&session, "upcycle-inspect", home, &arguments));
     assert!(own.contains("train          4 of   4 fresh   cuda-bf16"), "{own}");
     assert!(other.contains("train          0 of   4 fresh   cuda-f32"), "{other}");
 }
@@ -77,8 +83,8 @@ fn a_model_without_kernels_runs_on_processors_and_says_so() {
         {
             own.extend(["--set", set]);
         }
-        let dataset = run(&session, env!("CARGO_BIN_EXE_upcycle-dataset"), home, &own);
-        let pretrain = run(&session, env!("CARGO_BIN_EXE_upcycle-pretrain"), home, &own);
+        let dataset = run(&session, "upcycle-dataset", home, &own);
+        let pretrain = run(&session, "upcycle-pretrain", home, &own);
         (dataset.status.success(), pretrain.status.success(), said(&pretrain))
     };
 

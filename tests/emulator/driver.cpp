@@ -149,6 +149,7 @@ API cuDeviceTotalMem_v2(size_t* bytes, int) { *bytes = MEMORY; return OK; }
 API cuMemGetInfo_v2(size_t* free, size_t* total) { *free = *total = MEMORY; return OK; }
 API cuDeviceGetDefaultMemPool(void** pool, int) { *pool = (void*)3; return OK; }
 API cuMemPoolSetAttribute(void*, int, void*) { return OK; }
+API cuMemPoolTrimTo(void*, size_t) { return OK; }
 API cuDevicePrimaryCtxRetain(void** context, int) { *context = (void*)1; return OK; }
 API cuDevicePrimaryCtxRelease_v2(int) { return OK; }
 API cuCtxGetCurrent(void** context) { *context = (void*)1; return OK; }

@@ -174,6 +174,8 @@ pub(super) fn steps(timing: &Timing<'_>, outcome: &mut Outcome) {
 
 fn time(race: &Race, timing: &Timing<'_>) -> Result<(String, serde_json::Value)> {
     let mut engine = ready(race, timing.device)?;
+    // What models before this one used would count as its own.
+    engine.device().trim()?;
     let (free, total) = engine.device().memory()?;
     let pictures = models::levels(&race.config, race.batch);
     let (pixels, ids) =

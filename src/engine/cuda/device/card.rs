@@ -90,6 +90,19 @@ impl Device {
         self.context.mem_get_info().map_err(|e| failed("asking for free memory", &e))
     }
 
+    /// Gives the card back what no buffer uses any more, so that [`Self::memory`] tells what
+    /// is in use. Freed memory is otherwise kept for the next buffers.
+    pub fn trim(&self) -> Result<()> {
+        self.wait()?;
+        // SAFETY: the device is open.
+        let pool =
+            unsafe { result::device::get_default_mem_pool(self.context.cu_device()) };
+        let pool = pool.map_err(|e| failed("asking for its memory", &e))?;
+        // SAFETY: the default pool of an open device is valid.
+        let trimmed = unsafe { result::mem_pool::trim_to(pool, 0) };
+        trimmed.map_err(|e| failed("giving back memory", &e))
+    }
+
     /// A buffer of zeros.
     pub fn buffer(&self, kind: Kind, len: usize) -> Result<Buffer> {
         let bytes = len * kind.size();
