@@ -2,7 +2,8 @@
 
 The same shapes, losses and JSON fields: ViT-B/32 and ViT-B/16, dense and with eight experts
 in every second block, bf16 autocast over f32 weights, scaled_dot_product_attention, fused
-AdamW; eager and compiled. Mixtures run twice: as a loop over experts that gathers each one's
+AdamW; eager and compiled (dense models whole, mixtures block by block: whole ones take
+minutes to compile or fail). Mixtures run twice: as a loop over experts that gathers each one's
 tokens, and grouped, with tokens sorted by expert and torch._grouped_mm over all experts.
 Batches lie on the card already.
 
@@ -193,12 +194,13 @@ def measure(name, patch, experts, batch, compiled, steps):
     pixels = torch.randn(batch, 3, 224, 224, device="cuda")
     ids = torch.randint(1, 49406, (batch, 77), device="cuda")
     ids[:, -1] = 49407
-    if compiled:
-        # Block by block: 24 blocks share what two or four of them compile to.
+    if compiled and experts is None:
+        model.compile()
+    elif compiled:
+        # Block by block: 24 blocks share what four of them compile to. The loop's shapes
+        # change with every step: they are symbols, or each would be compiled.
         for block in model.modules():
             if isinstance(block, Block):
-                # The loop's shapes change with every step: they are symbols, or each would
-                # be compiled.
                 block.compile(dynamic=True if experts is LoopExperts else None)
     times, loss = [], float("nan")
     clock = time.perf_counter()
