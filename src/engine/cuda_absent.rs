@@ -6,7 +6,7 @@ use super::{
     Engine, FfnInputs, LayerRouting, Losses, Objective, Pairs, SavedState, TowerInput,
     Training, TrainingState,
 };
-use crate::config::Precision;
+use crate::config::{OptimConfig, Precision};
 use crate::error::{Error, Result};
 use crate::model::ClipConfig;
 
@@ -30,6 +30,11 @@ pub fn available() -> bool {
 /// Why a model of this shape cannot run on a card: here none can be opened anyway.
 pub fn refusal(_config: &ClipConfig) -> Option<String> {
     None
+}
+
+/// Whether ranks can share a batch: here none has a card.
+pub fn check_share(_optim: &OptimConfig, _ranks: usize) -> Result<()> {
+    Ok(())
 }
 
 /// Refuses: this program was built without CUDA.

@@ -44,7 +44,8 @@ pub(crate) fn layer_name(tower: Tower, block: usize) -> String {
 }
 
 /// What runs the models of a node, as the plan says. `device: auto` does not say which it is,
-/// so a card is named on the console, and so is one that is left idle.
+/// so a card is named on the console, and so is one that is left idle. Every rank has a card of
+/// its own.
 pub(crate) fn backend(job: &Job<'_>) -> Result<Backend> {
     let compute = job.node.compute;
     if job.node.backend == Backend::Cpu.name() {
@@ -56,9 +57,14 @@ pub(crate) fn backend(job: &Job<'_>) -> Result<Backend> {
         }
         return Ok(Backend::Cpu);
     }
-    let backend = Backend::choose(compute)?;
+    let backend = Backend::choose(compute)?.on_rank(&*job.ranks)?;
     if let Backend::Cuda { ordinal, .. } = backend {
-        job.progress.line(&format!("runs on cuda:{ordinal} ({})", backend.name()));
+        let others = match job.ranks.count() {
+            1 => String::new(),
+            count => format!(", each of {count} ranks on a card of its own"),
+        };
+        job.progress
+            .line(&format!("runs on cuda:{ordinal} ({}){others}", backend.name()));
     }
     Ok(backend)
 }

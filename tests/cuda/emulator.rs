@@ -73,7 +73,7 @@ fn prepare() -> Result<Option<PathBuf>, String> {
     }
     let folder = build()?;
     // The program asks for libcuda.so by name and gets what has been loaded under it.
-    for name in ["libcuda.so", "libcublas.so", "libnvrtc.so"] {
+    for name in ["libcuda.so", "libcublas.so", "libnvrtc.so", "libnccl.so"] {
         load(&folder.join(name))?;
     }
     Ok(Some(folder))
