@@ -94,10 +94,6 @@ impl Encoder for &mut (dyn Engine + '_) {
     }
 }
 
-/// Samples that fall into the same chunks of a tower wherever they are cut apart: every chunk
-/// divides it (`engine::cpu`), so parts that are multiples of it have the bits of the whole.
-const CUT: usize = 16;
-
 /// An engine as several ranks see it: each embeds its part, and all have the whole.
 #[derive(Debug)]
 pub(crate) struct Spread<'a> {
@@ -122,7 +118,7 @@ impl<'a> Spread<'a> {
         let each = inputs.len() / n.max(1);
 
         // Blocks are of equal length, so that the last ones may be short or empty.
-        let block = n.div_ceil(count).next_multiple_of(CUT);
+        let block = n.div_ceil(count).next_multiple_of(self.engine.encoded());
         let own = (rank * block).min(n) * each..((rank + 1) * block).min(n) * each;
         let mut rows = Vec::new();
         if !own.is_empty() {

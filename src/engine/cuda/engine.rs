@@ -26,7 +26,8 @@ use crate::io::tensors::Put;
 use crate::model::{ClipConfig, Tower};
 use crate::ranks::Ranks;
 
-/// Samples that are encoded at once where no backward follows.
+/// Samples that are encoded at once where no backward follows. Products of other extents may
+/// have other bits, so ranks share an input at multiples of it.
 const ENCODED: usize = 256;
 
 /// A model on one card.
@@ -201,6 +202,10 @@ impl Engine for Cuda {
     fn values(&self) -> Result<Vec<f32>> {
         self.store.need_weights()?;
         self.host(self.store.trained_places(), self.store.trained())
+    }
+
+    fn encoded(&self) -> usize {
+        ENCODED
     }
 
     fn encode_images(&mut self, pixels: &[f32]) -> Result<Vec<f32>> {

@@ -27,7 +27,7 @@ use crate::config::OptimConfig;
 use crate::error::{Error, Result};
 use crate::ranks::Ranks;
 
-/// Values that a rank sends to each other one at a time: what they are received in is bounded
+/// Values that a rank sends to each other one at a time, whole pages: what they are received in is bounded
 /// by 16 MiB for each rank, and long enough to fill a network.
 const PIECE: usize = 1 << 22;
 
@@ -112,11 +112,10 @@ impl Group {
     }
 }
 
-/// `into` += `other`; lengths are multiples of four.
+/// `into` += `other`, which are whole pages.
 pub(super) fn add(device: &Device, into: Slice<'_>, other: Slice<'_>) -> Result<()> {
-    let vectors = into.len() / 4;
-    let args = [into.into(), other.into(), vectors.into()];
-    device.launch("add_values", Grid::threads(vectors, 256), &args)
+    let grid = Grid::new([into.len() / PAGE, 1, 1], 256);
+    device.launch("add_pages", grid, &[into.into(), other.into()])
 }
 
 /// How many pairs of sums are added behind each of `count` micro-batches: always the last two

@@ -22,10 +22,9 @@ KERNEL(256) squared_norm(double* partial, const float* gradient, int pages) {
     if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 
-// values += other, four at a time: a pair in the tree of gradients.
-KERNEL(256) add_values(float* values, const float* other, int vectors) {
-    int i = blockIdx.x * 256 + threadIdx.x;
-    if (i >= vectors) return;
+// values += other, one page per block: a pair in the tree of gradients.
+KERNEL(256) add_pages(float* values, const float* other) {
+    size_t i = (size_t)blockIdx.x * (PAGE / 4) + threadIdx.x;
     float4 v = ((const float4*)values)[i], o = ((const float4*)other)[i];
     v.x += o.x, v.y += o.y, v.z += o.z, v.w += o.w;
     ((float4*)values)[i] = v;
