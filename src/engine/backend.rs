@@ -84,7 +84,7 @@ impl Backend {
             Error::usage(format!(
                 "--ranks: rank {rank}, number {number} on its machine, found no card cuda:{own} \
                  there, expected a card for each rank from cuda:{ordinal} on; start as many \
-                 ranks on a machine as it has cards, or set `device: cpu`"
+                 ranks on a machine as it has cards, let each see all of them, or set `device: cpu`"
             ))
             .caused_by(error)
         })?;

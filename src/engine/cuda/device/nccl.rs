@@ -88,8 +88,10 @@ impl Functions {
         if code == 0 {
             return Ok(());
         }
-        // SAFETY: the answer is a constant of the library for every code.
-        let text = unsafe { CStr::from_ptr((self.describe)(code)) };
+        // SAFETY: every code may be asked for.
+        let text = unsafe { (self.describe)(code) };
+        // SAFETY: the answer is a constant of the library.
+        let text = unsafe { CStr::from_ptr(text) };
         let text = format!("NCCL says {} ({code})", text.to_string_lossy());
         Err(failed(doing, &text))
     }
@@ -121,8 +123,8 @@ impl Link {
         let mut id = Id([0; ID]);
         if rank == 0 {
             // SAFETY: the function writes as many bytes as the type has.
-            functions
-                .check("naming its ranks", unsafe { (functions.make_id)(&raw mut id) })?;
+            let code = unsafe { (functions.make_id)(&raw mut id) };
+            functions.check("naming its ranks", code)?;
         }
         let mut ids = vec![0; ID * count];
         ranks.gather(&id.0, &mut ids)?;
