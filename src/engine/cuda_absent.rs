@@ -39,10 +39,10 @@ pub fn check_share(_optim: &OptimConfig, _ranks: usize) -> Result<()> {
 
 /// Refuses: this program was built without CUDA.
 pub fn require(ordinal: usize) -> Result<()> {
-    Err(refusal(ordinal))
+    Err(absent(ordinal))
 }
 
-fn refusal(ordinal: usize) -> Error {
+fn absent(ordinal: usize) -> Error {
     Error::usage(format!(
         "device: found cuda:{ordinal}, but this program was built without the feature cuda; \
          build it with its default features, or set `device: cpu`"
@@ -56,7 +56,7 @@ impl Cuda {
         ordinal: usize,
         _precision: Precision,
     ) -> Result<Self> {
-        Err(refusal(ordinal))
+        Err(absent(ordinal))
     }
 }
 
