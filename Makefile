@@ -259,7 +259,7 @@ cuda-mutants:
 # every kernel runs once in each precision. More orders of threads and whole pipelines run the
 # same code again, ten times slower.
 SANITIZED = attention_ norms_ pairs_ gathered_ levels_become most_uncertain losses_and \
-  a_loss_over encoding_ three_steps
+  a_loss_over encoding_ three_steps micro_batches_have
 
 cuda-sanitize:
 	@binary=$$($(CUDA_TESTS)); \

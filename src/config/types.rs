@@ -278,11 +278,12 @@ pub struct OptimConfig {
     /// Image-text pairs per step.
     pub batch: usize,
     /// Pairs whose activations are in memory at a time; 0 for the whole batch. The gradient is
-    /// that of the whole batch in any case.
+    /// that of the whole batch in any case. On cards the bits of a result depend on it, and
+    /// ranks share micro-batches.
     #[serde(default)]
     pub micro_batch: usize,
     /// Sums of gradients that are formed side by side, a power of two: the most threads of a
-    /// backward pass, and the most ranks. The bits of a result depend on it.
+    /// backward pass, and the most ranks, on processors, where the bits of a result depend on it.
     #[serde(default = "usual_lanes")]
     pub lanes: usize,
     /// Peak learning rate.

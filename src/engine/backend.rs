@@ -4,9 +4,10 @@ use super::Engine;
 use super::candle::{self, Candle};
 use super::cpu::{self, Cpu};
 use super::cuda::{self, Cuda};
-use crate::config::{Compute, Device, Precision};
+use crate::config::{Compute, Device, OptimConfig, Precision};
 use crate::error::{Error, Result};
 use crate::model::{Checkpoint, ClipConfig};
+use crate::ranks::Ranks;
 
 /// An engine that can be opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +68,34 @@ impl Backend {
                 "device: found cuda:{ordinal}, but {reason}; set `device: auto` or \
                  `device: cpu`"
             ))),
+        }
+    }
+
+    /// What runs a model on this rank: every rank has a card of its own, counted on its machine
+    /// from the one that was chosen.
+    pub fn on_rank(self, ranks: &dyn Ranks) -> Result<Self> {
+        let (Self::Cuda { ordinal, precision }, true) = (self, ranks.count() > 1) else {
+            return Ok(self);
+        };
+
+        let own = ordinal + ranks.neighbor();
+        cuda::require(own).map_err(|error| {
+            let (rank, number) = (ranks.rank(), ranks.neighbor() + 1);
+            Error::usage(format!(
+                "--ranks: rank {rank}, number {number} on its machine, found no card cuda:{own} \
+                 there, expected a card for each rank from cuda:{ordinal} on; start as many \
+                 ranks on a machine as it has cards, let each see all of them, or set `device: cpu`"
+            ))
+            .caused_by(error)
+        })?;
+        Ok(Self::Cuda { ordinal: own, precision })
+    }
+
+    /// Refuses a training whose batches this engine cannot share evenly between ranks.
+    pub fn check_share(self, optim: &OptimConfig, ranks: usize) -> Result<()> {
+        match self {
+            Self::Cpu | Self::Candle => cpu::check_share(optim, ranks),
+            Self::Cuda { .. } => cuda::check_share(optim, ranks),
         }
     }
 

@@ -6,7 +6,7 @@ use super::{
     Engine, FfnInputs, LayerRouting, Losses, Objective, Pairs, SavedState, TowerInput,
     Training, TrainingState,
 };
-use crate::config::Precision;
+use crate::config::{OptimConfig, Precision};
 use crate::error::{Error, Result};
 use crate::image::Pixels;
 use crate::model::ClipConfig;
@@ -33,12 +33,17 @@ pub fn refusal(_config: &ClipConfig) -> Option<String> {
     None
 }
 
-/// Refuses: this program was built without CUDA.
-pub fn require(ordinal: usize) -> Result<()> {
-    Err(refusal(ordinal))
+/// Whether ranks can share a batch: here none has a card.
+pub fn check_share(_optim: &OptimConfig, _ranks: usize) -> Result<()> {
+    Ok(())
 }
 
-fn refusal(ordinal: usize) -> Error {
+/// Refuses: this program was built without CUDA.
+pub fn require(ordinal: usize) -> Result<()> {
+    Err(absent(ordinal))
+}
+
+fn absent(ordinal: usize) -> Error {
     Error::usage(format!(
         "device: found cuda:{ordinal}, but this program was built without the feature cuda; \
          build it with its default features, or set `device: cpu`"
@@ -52,7 +57,7 @@ impl Cuda {
         ordinal: usize,
         _precision: Precision,
     ) -> Result<Self> {
-        Err(refusal(ordinal))
+        Err(absent(ordinal))
     }
 }
 

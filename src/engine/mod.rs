@@ -337,6 +337,9 @@ impl SavedState for TrainingState {
 /// A loss over the unit embeddings [n, P] of pictures: its value, and its gradient by them.
 pub type ImageLoss<'a> = &'a mut dyn FnMut(&[f32]) -> Result<(f64, Vec<f32>)>;
 
+/// A number that the chunks of every engine on processors divide.
+const ENCODED: usize = 16;
+
 /// A model in an engine.
 ///
 /// Results depend on weights and inputs alone, never on the number of threads or on what ran
@@ -364,6 +367,12 @@ pub trait Engine: Debug + Send {
     /// Consumes the engine and returns its weights: the counterpart of [`Engine::adopt`].
     fn into_values(self: Box<Self>) -> Result<Vec<f32>> {
         self.values()
+    }
+
+    /// Samples that are encoded at once: parts of an input that begin at multiples of it have
+    /// the bits that they have within the whole.
+    fn encoded(&self) -> usize {
+        ENCODED
     }
 
     /// Unit embeddings [n, P] of pictures [n, 3, S, S].

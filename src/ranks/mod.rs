@@ -39,6 +39,9 @@ pub trait Ranks: Debug + Send + Sync {
     /// The number of ranks, a power of two.
     fn count(&self) -> usize;
 
+    /// The number of this rank among those on its machine, from 0.
+    fn neighbor(&self) -> usize;
+
     /// Says what the collectives that follow belong to, such as "step 17": people are told
     /// when a rank hangs.
     fn enter(&self, work: &str);
@@ -122,6 +125,10 @@ impl Ranks for Alone {
 
     fn count(&self) -> usize {
         1
+    }
+
+    fn neighbor(&self) -> usize {
+        0
     }
 
     fn enter(&self, _work: &str) {}

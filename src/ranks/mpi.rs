@@ -58,10 +58,11 @@ impl Session {
             return Err(error);
         }
 
-        let neighbors = index(world.split_shared(world.rank()).size());
+        let machine = world.split_shared(world.rank());
+        let (neighbor, neighbors) = (index(machine.rank()), index(machine.size()));
         let watch = Watch::start(rank, patience, say)?;
         Ok(Self {
-            ranks: Arc::new(Mpi { rank, count, watch }),
+            ranks: Arc::new(Mpi { rank, count, neighbor, watch }),
             neighbors,
             _universe: universe,
         })
@@ -111,6 +112,7 @@ impl Drop for Session {
 struct Mpi {
     rank: usize,
     count: usize,
+    neighbor: usize,
     watch: Watch,
 }
 
@@ -121,6 +123,10 @@ impl Ranks for Mpi {
 
     fn count(&self) -> usize {
         self.count
+    }
+
+    fn neighbor(&self) -> usize {
+        self.neighbor
     }
 
     fn enter(&self, work: &str) {

@@ -109,6 +109,10 @@ impl Ranks for Threads {
         self.meeting.count
     }
 
+    fn neighbor(&self) -> usize {
+        self.rank
+    }
+
     fn enter(&self, _work: &str) {}
 
     fn spent(&self) -> Duration {

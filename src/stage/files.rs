@@ -46,7 +46,8 @@ pub(crate) fn layer_name(tower: Tower, block: usize) -> String {
 }
 
 /// What runs the models of a node, as the plan says. `device: auto` does not say which it is,
-/// so a card is named on the console, and so is one that is left idle.
+/// so a card is named on the console, and so is one that is left idle. Every rank has a card of
+/// its own.
 pub(crate) fn backend(job: &Job<'_>) -> Result<Backend> {
     let compute = job.node.compute;
     if job.node.backend == Backend::Cpu.name() {
@@ -58,9 +59,14 @@ pub(crate) fn backend(job: &Job<'_>) -> Result<Backend> {
         }
         return Ok(Backend::Cpu);
     }
-    let backend = Backend::choose(compute)?;
+    let backend = Backend::choose(compute)?.on_rank(&*job.ranks)?;
     if let Backend::Cuda { ordinal, .. } = backend {
-        job.progress.line(&format!("runs on cuda:{ordinal} ({})", backend.name()));
+        let others = match job.ranks.count() {
+            1 => String::new(),
+            count => format!(", each of {count} ranks on a card of its own"),
+        };
+        job.progress
+            .line(&format!("runs on cuda:{ordinal} ({}){others}", backend.name()));
     }
     Ok(backend)
 }
@@ -90,10 +96,6 @@ impl Encoder for &mut (dyn Engine + '_) {
     }
 }
 
-/// Samples that fall into the same chunks of a tower wherever they are cut apart: every chunk
-/// divides it (`engine::cpu`), so parts that are multiples of it have the bits of the whole.
-const CUT: usize = 16;
-
 /// An engine as several ranks see it: each embeds its part, and all have the whole.
 #[derive(Debug)]
 pub(crate) struct Spread<'a> {
@@ -116,7 +118,7 @@ impl<'a> Spread<'a> {
         let width = self.engine.config().embed_dim;
 
         // Blocks are of equal length, so that the last ones may be short or empty.
-        let block = n.div_ceil(count).next_multiple_of(CUT);
+        let block = n.div_ceil(count).next_multiple_of(self.engine.encoded());
         let own = (rank * block).min(n)..((rank + 1) * block).min(n);
         let mut rows = Vec::new();
         if !own.is_empty() {

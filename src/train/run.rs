@@ -73,7 +73,7 @@ pub fn train(
     let leads = ranks.leads();
     // All ranks would find the same: the first says it once, while the others wait for it.
     if leads {
-        check_cut(&plan.training.optim, ranks.count())?;
+        check_cut(&plan.training.optim, plan.backend, ranks.count())?;
     }
     let before = ranks.spent();
 
@@ -155,9 +155,9 @@ pub fn train(
     Ok(Trained { checkpoint, record, waited, collectives })
 }
 
-/// Refuses a batch that ranks cannot share evenly, and more ranks than there are lanes.
-fn check_cut(optim: &OptimConfig, ranks: usize) -> Result<()> {
-    let OptimConfig { batch, lanes, .. } = *optim;
+/// Refuses a batch that ranks cannot share evenly, in groups or in what their engine adds up.
+fn check_cut(optim: &OptimConfig, backend: Backend, ranks: usize) -> Result<()> {
+    let batch = optim.batch;
     if ranks > 1 && !batch.is_multiple_of(GROUP * ranks) {
         let expected = GROUP * ranks;
         return Err(Error::usage(format!(
@@ -165,13 +165,7 @@ fn check_cut(optim: &OptimConfig, ranks: usize) -> Result<()> {
              of {GROUP}; expected a multiple of {expected}, or fewer ranks"
         )));
     }
-    if ranks > lanes {
-        return Err(Error::usage(format!(
-            "optim.lanes: found {lanes}, which {ranks} ranks cannot share; expected {ranks} or \
-             more, which trains another model in its last bits, or fewer ranks"
-        )));
-    }
-    Ok(())
+    backend.check_share(optim, ranks)
 }
 
 /// Refuses ranks that found checkpoints of different steps.

@@ -18,7 +18,7 @@ use crate::truth::gap;
 
 const WEIGHTS: (f64, f64, f64) = (0.5, 0.3, 0.7);
 
-fn optim() -> OptimConfig {
+pub(crate) fn optim() -> OptimConfig {
     OptimConfig {
         steps: 3,
         batch: 40,
@@ -38,7 +38,7 @@ fn optim() -> OptimConfig {
     }
 }
 
-fn training(config: &ClipConfig, target: Option<EesdTarget>) -> Training {
+pub(crate) fn training(config: &ClipConfig, target: Option<EesdTarget>) -> Training {
     let (balance, router_z, eesd) = WEIGHTS;
     Training {
         optim: optim(),
@@ -61,7 +61,7 @@ fn open(
 }
 
 /// Makes an engine ready to train `student`, with `teacher` as the weights of the teacher.
-fn start(
+pub(crate) fn start(
     engine: &mut dyn Engine,
     training: &Training,
     (student, teacher): (&[f32], &[f32]),
@@ -80,7 +80,7 @@ fn step(
     (losses, engine.gradient().unwrap())
 }
 
-fn wide(values: &[f32]) -> Vec<f64> {
+pub(crate) fn wide(values: &[f32]) -> Vec<f64> {
     values.iter().map(|v| f64::from(*v)).collect()
 }
 
@@ -95,7 +95,7 @@ fn worst(config: &ClipConfig, found: &[f32], truth: &[f32]) -> (f64, String) {
 }
 
 /// |found - truth| / |truth| over all values.
-fn distance(found: &[f32], truth: &[f32]) -> f64 {
+pub(crate) fn distance(found: &[f32], truth: &[f32]) -> f64 {
     let square =
         |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
     let pairs = found.iter().zip(truth);
@@ -267,7 +267,7 @@ fn micro_batches_have_the_gradient_of_the_whole_batch() {
 }
 
 /// A model whose experts are kept in low rank.
-fn low_rank() -> ClipConfig {
+pub(crate) fn low_rank() -> ClipConfig {
     let mut config = config(true);
     if let Some(moe) = &mut config.moe {
         moe.rank = Some(2);

@@ -17,5 +17,6 @@ mod engine;
 mod models;
 mod operators;
 mod pipeline;
+mod ranks;
 mod registers;
 mod truth;

@@ -36,6 +36,7 @@ STEPS = "three_steps"
 FROZEN = "frozen_tensors_keep"
 SCALE = "frozen_logit_scale"
 SMOOTH = "smoothed_labels"
+MICRO = "micro_batches_have"
 
 BARRIER = "__syncthreads();"
 
@@ -127,6 +128,9 @@ MUTANTS = [
     ("loss", "auxiliary_weights", "router_z * own / rows", "router_z / rows", F32),
     # The optimizer.
     ("optim", "squared_norm", " + (double)g.w * g.w", "", STEPS),
+    ("optim", "add_pages", "v.w += o.w", "v.w = o.w", MICRO),
+    ("optim", "add_pages", "(size_t)blockIdx.x * (PAGE / 4) + threadIdx.x", "threadIdx.x", MICRO),
+    ("optim", "add_pages", "((float4*)values)[i] = v;", "", MICRO),
     ("optim", "adamw", "flag == 2 ? keep : 1.0f", "keep", STEPS),
     ("optim", "adamw", "if (flag == 0) return;", "", FROZEN),
     ("optim", "move_average", "if (!flags[blockIdx.x]) return;", "", STEPS),

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Builds the emulated libcuda.so, libcublas.so and libnvrtc.so into the folder $1; further
-# arguments go to the compiler (-fsanitize=address,undefined -g). The kernels come from
+# Builds the emulated libcuda.so, libcublas.so, libnccl.so and libnvrtc.so into the folder $1;
+# further arguments go to the compiler (-fsanitize=address,undefined -g). The kernels come from
 # $UPCYCLE_EMULATOR_KERNELS where it is set: mutated ones. The libraries carry plain names
 # only: NVIDIA's NVRTC would load a libcuda.so.1.
 set -e
@@ -24,4 +24,6 @@ wait $first
   "$out/bf16.o" "$out/f32.o" -o "$out/libcuda.so"
 "$cxx" $flags "$@" -shared -Wl,-soname,libcublas.so "$here/blas.cpp" -L "$out" -lcuda \
   -o "$out/libcublas.so"
+"$cxx" $flags "$@" -shared -Wl,-soname,libnccl.so "$here/nccl.cpp" -L "$out" -lcuda \
+  -o "$out/libnccl.so"
 "$cxx" $flags "$@" -shared -Wl,-soname,libnvrtc.so "$here/nvrtc.cpp" -o "$out/libnvrtc.so"

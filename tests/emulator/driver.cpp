@@ -1,16 +1,23 @@
 // The driver that the program loads as libcuda.so: memory, streams, events, launches.
 //
 // Work waits in its stream's line. What runs when is a parameter: at once; as late as a card
-// may run it, when somebody waits; or late in the first stream and at once in the others, so
-// that uploads overtake the kernels they must wait for. Memory starts as NaN, and a transfer
+// may run it, when somebody waits; or late in a card's first stream and at once in the others,
+// so that uploads overtake the kernels they must wait for. Memory starts as NaN, and a transfer
 // beyond an allocation is refused, as a card refuses it.
+//
+// There are several cards, so that ranks that are threads have one each (nccl.cpp). Whatever
+// runs holds one lock for all of them; work that waits for another rank lets it go meanwhile.
 #include "host.h"
+#include <chrono>
+#include <condition_variable>
 #include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <thread>
 
-#define API extern "C" __attribute__((visibility("default"))) int
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#define API EXPORT int
 
 enum { OK = 0, INVALID_VALUE = 1, NO_DEVICE = 101, INVALID_IMAGE = 200, NOT_FOUND = 500 };
 enum Lateness { AT_ONCE, ALL_LATE, FIRST_LATE };
@@ -19,6 +26,7 @@ typedef std::function<void()> Work;
 struct Stream {
     std::deque<Work> line;
     size_t queued = 0, done = 0;
+    int device = 0;
     bool first = false;
 };
 struct Event { Stream* stream = nullptr; size_t at = 0; };
@@ -31,10 +39,54 @@ static unsigned from_environment(const char* name) {
 static unsigned order = from_environment("EMULATOR_ORDER");
 static unsigned lateness = from_environment("EMULATOR_LATE");
 
+// The card of a thread: contexts are cards, counted from 1.
+static const int CARDS = 8;
+static thread_local uintptr_t context = 0;
+static int current() { return context ? int(context) - 1 : 0; }
+
+// A lock that its thread may take again, and let go of altogether while it waits.
+class Monitor {
+    std::mutex inside;
+    std::condition_variable moved;
+    std::thread::id owner;
+    unsigned depth = 0;
+
+  public:
+    void lock() {
+        std::unique_lock<std::mutex> held(inside);
+        auto own = std::this_thread::get_id();
+        if (!depth || owner != own) moved.wait(held, [this] { return depth == 0; });
+        owner = own;
+        depth++;
+    }
+    void unlock() {
+        std::unique_lock<std::mutex> held(inside);
+        if (--depth == 0) moved.notify_all();
+    }
+    // Lets other threads work until `ready`; false where that takes too long.
+    bool wait(const std::function<bool()>& ready) {
+        std::unique_lock<std::mutex> held(inside);
+        unsigned kept = depth;
+        depth = 0;
+        moved.notify_all();
+        auto both = [&] { return depth == 0 && ready(); };
+        bool came = moved.wait_for(held, std::chrono::seconds(60), both);
+        if (!came) moved.wait(held, [this] { return depth == 0; });
+        owner = std::this_thread::get_id();
+        depth = kept;
+        return came;
+    }
+};
+
 // Work runs under the lock: it may run more work, of another stream that it waits for.
-static std::recursive_mutex guard;
-typedef std::lock_guard<std::recursive_mutex> Lock;
+static Monitor guard;
+typedef std::lock_guard<Monitor> Lock;
 static std::vector<std::unique_ptr<Stream>> streams;
+
+EXPORT void emulator_lock() { guard.lock(); }
+EXPORT void emulator_unlock() { guard.unlock(); }
+EXPORT bool emulator_wait(const std::function<bool()>& ready) { return guard.wait(ready); }
+EXPORT int emulator_card() { return current(); }
 
 static void finish(Stream& stream, size_t until) {
     while (stream.done < until) {
@@ -44,19 +96,24 @@ static void finish(Stream& stream, size_t until) {
         work();
     }
 }
+// All work of this thread's card.
 static void finish_all() {
     Lock own(guard);
-    for (auto& stream : streams) finish(*stream, stream->queued);
+    for (size_t i = 0; i < streams.size(); i++)
+        if (streams[i]->device == current()) finish(*streams[i], streams[i]->queued);
 }
 static Stream& stream_of(void* handle) {
     if (handle) return *(Stream*)handle;
-    static Stream* null = [] {
+    static Stream* null[CARDS];
+    Stream*& own = null[current()];
+    if (!own) {
         streams.push_back(std::make_unique<Stream>());
-        return streams.back().get();
-    }();
-    return *null;
+        own = streams.back().get();
+        own->device = current();
+    }
+    return *own;
 }
-extern "C" __attribute__((visibility("default"))) void emulator_enqueue(void* handle, Work work) {
+EXPORT void emulator_enqueue(void* handle, Work work) {
     Lock own(guard);
     Stream& stream = stream_of(handle);
     stream.line.push_back(std::move(work));
@@ -64,8 +121,9 @@ extern "C" __attribute__((visibility("default"))) void emulator_enqueue(void* ha
     bool late = lateness == ALL_LATE || (lateness == FIRST_LATE && stream.first);
     if (!late) finish(stream, stream.queued);
 }
-extern "C" __attribute__((visibility("default"))) void emulator_configure(unsigned how, unsigned late) {
-    finish_all();
+EXPORT void emulator_configure(unsigned how, unsigned late) {
+    Lock own(guard);
+    for (size_t i = 0; i < streams.size(); i++) finish(*streams[i], streams[i]->queued);
     order = how;
     lateness = late;
 }
@@ -75,8 +133,9 @@ extern "C" __attribute__((visibility("default"))) void emulator_configure(unsign
 API cuStreamCreate(void** handle, unsigned) {
     Lock own(guard);
     bool first = true;
-    for (auto& stream : streams) first &= !stream->first;
+    for (auto& stream : streams) first &= !(stream->first && stream->device == current());
     streams.push_back(std::make_unique<Stream>());
+    streams.back()->device = current();
     streams.back()->first = first;
     *handle = streams.back().get();
     return OK;
@@ -129,8 +188,8 @@ static const size_t MEMORY = size_t(8) << 30;
 
 API cuInit(unsigned) { return OK; }
 API cuDriverGetVersion(int* version) { *version = 13000; return OK; }
-API cuDeviceGetCount(int* count) { *count = 1; return OK; }
-API cuDeviceGet(int* device, int i) { *device = i; return i ? NO_DEVICE : OK; }
+API cuDeviceGetCount(int* count) { *count = CARDS; return OK; }
+API cuDeviceGet(int* device, int i) { *device = i; return i < CARDS ? OK : NO_DEVICE; }
 API cuDeviceGetName(char* name, int size, int) {
     snprintf(name, size_t(size), "emulated");
     return OK;
@@ -150,10 +209,13 @@ API cuMemGetInfo_v2(size_t* free, size_t* total) { *free = *total = MEMORY; retu
 API cuDeviceGetDefaultMemPool(void** pool, int) { *pool = (void*)3; return OK; }
 API cuMemPoolSetAttribute(void*, int, void*) { return OK; }
 API cuMemPoolTrimTo(void*, size_t) { return OK; }
-API cuDevicePrimaryCtxRetain(void** context, int) { *context = (void*)1; return OK; }
+API cuDevicePrimaryCtxRetain(void** own, int device) {
+    *own = (void*)(uintptr_t(device) + 1);
+    return OK;
+}
 API cuDevicePrimaryCtxRelease_v2(int) { return OK; }
-API cuCtxGetCurrent(void** context) { *context = (void*)1; return OK; }
-API cuCtxSetCurrent(void*) { return OK; }
+API cuCtxGetCurrent(void** own) { *own = (void*)context; return OK; }
+API cuCtxSetCurrent(void* own) { context = (uintptr_t)own; return OK; }
 API cuCtxSynchronize() { finish_all(); return OK; }
 API cuGetErrorName(int, const char** text) { *text = "CUDA_ERROR"; return OK; }
 API cuGetErrorString(int, const char** text) { *text = "emulated driver refused"; return OK; }
@@ -161,26 +223,38 @@ API cuGetErrorString(int, const char** text) { *text = "emulated driver refused"
 // ---- Memory: allocations by their start. ----
 
 static const size_t ALIGNMENT = 256;
-static std::map<char*, size_t> on_device, pinned;
+struct Allocation { size_t bytes; int device; };
+typedef std::map<char*, Allocation> Allocations;
+static Allocations on_device, pinned;
 
-static bool within(const std::map<char*, size_t>& all, const void* p, size_t bytes) {
+// The allocation that these bytes lie in, if there is one.
+static const Allocation* around(const Allocations& all, const void* p, size_t bytes) {
     auto it = all.upper_bound((char*)p);
-    if (it == all.begin()) return false;
+    if (it == all.begin()) return nullptr;
     --it;
-    return (char*)p + bytes <= it->first + it->second;
+    return (char*)p + bytes <= it->first + it->second.bytes ? &it->second : nullptr;
+}
+static bool within(const Allocations& all, const void* p, size_t bytes) {
+    Lock own(guard);
+    return around(all, p, bytes);
 }
 static bool outside(const void* p, size_t bytes) {
-    Lock own(guard);
     return bytes > 0 && !within(on_device, p, bytes);
 }
-static void* allocate(std::map<char*, size_t>& all, size_t bytes) {
+// Whether these bytes are memory of a card.
+EXPORT bool emulator_owns(int card, const void* p, size_t bytes) {
+    Lock own(guard);
+    const Allocation* found = around(on_device, p, bytes);
+    return found && found->device == card;
+}
+static void* allocate(Allocations& all, size_t bytes) {
     Lock own(guard);
     void* p = aligned_alloc(ALIGNMENT, (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
     memset(p, 0xff, bytes);
-    all[(char*)p] = bytes;
+    all[(char*)p] = {bytes, current()};
     return p;
 }
-static void release(std::map<char*, size_t>& all, void* p) {
+static void release(Allocations& all, void* p) {
     Lock own(guard);
     all.erase((char*)p);
     free(p);

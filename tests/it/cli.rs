@@ -226,13 +226,19 @@ fn a_study_is_exported_as_far_as_it_is_there() {
     let export = ["study", "--out", "study", "--every", "4"];
 
     let said = run(INSPECT, &export);
-    assert!(said.contains("no result of this configuration yet: dataset, pretrain/s1"), "{said}");
+    assert!(
+        said.contains("no result of this configuration yet: dataset, pretrain/s1"),
+        "{said}"
+    );
     assert_eq!(table("log.csv").len(), 1, "the names of the columns");
 
     run(env!("CARGO_BIN_EXE_upcycle-dataset"), &[]);
     run(env!("CARGO_BIN_EXE_upcycle-pretrain"), &[]);
     let said = run(INSPECT, &export);
-    assert!(said.contains("no result of this configuration yet: activations/s1"), "{said}");
+    assert!(
+        said.contains("no result of this configuration yet: activations/s1"),
+        "{said}"
+    );
 
     let log = table("log.csv");
     assert!(log[0].starts_with("run,seed,step,samples,learning_rate,loss,clip"));

@@ -104,7 +104,8 @@ pub(super) fn export(view: &View, ask: &Export) -> Result<Answer> {
         .collect();
     lines.push(format!("{}: {} results", path.display(), present.len()));
     if !missing.is_empty() {
-        lines.push(format!("no result of this configuration yet: {}", missing.join(", ")));
+        lines
+            .push(format!("no result of this configuration yet: {}", missing.join(", ")));
     }
     Ok(Answer::new(lines, json!({ "rows": rows, "missing": missing })))
 }

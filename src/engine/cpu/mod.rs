@@ -31,6 +31,7 @@ use crate::model::{ClipConfig, Tower};
 use crate::ranks::{Alone, Ranks};
 use clip::{Clip, GROUP, TowerState};
 use run::Run;
+pub use run::check_share;
 use tower::{BlockState, MoeMode};
 use weights::Weights;
 

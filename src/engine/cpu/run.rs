@@ -8,7 +8,7 @@ use super::optim::{AdamW, Average};
 use super::step::{Cut, Distillation, Request, Step};
 use super::tower::Flat;
 use super::weights::Weights;
-use crate::config::EesdTarget;
+use crate::config::{EesdTarget, OptimConfig};
 use crate::engine::{
     ImageLoss, Losses, Objective, Pairs, SavedState, StateBuffer, TeacherPlan, Trainable,
     Training, TrainingState,
@@ -344,6 +344,18 @@ fn same_length(name: &str, found: usize, expected: usize) -> Result<()> {
     }
     Err(Error::corrupt(format!(
         "the checkpoint has {found} {name}, expected {expected}: it belongs to another model"
+    )))
+}
+
+/// Refuses a training on more ranks than there are lanes, which are what ranks share.
+pub fn check_share(optim: &OptimConfig, ranks: usize) -> Result<()> {
+    let lanes = optim.lanes;
+    if ranks <= lanes {
+        return Ok(());
+    }
+    Err(Error::usage(format!(
+        "optim.lanes: found {lanes}, which {ranks} ranks cannot share; expected {ranks} or more, \
+         which trains another model in its last bits, or fewer ranks"
     )))
 }
 

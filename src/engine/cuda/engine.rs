@@ -1,9 +1,11 @@
-//! The engine on one card: what holds a model there, and the seam to the rest of the program.
+//! The engine on a card: what holds a model there, and the seam to the rest of the program.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use super::clip::{Clip, HeadState};
 use super::device::{Buffer, Device, Kind, Uploads};
+use super::group::{Group, check_share};
 use super::layout::Places;
 use super::ops;
 use super::optimizer;
@@ -21,9 +23,12 @@ use crate::engine::{
 };
 use crate::error::{Error, Result};
 use crate::image::Pixels;
+use crate::io::tensors::Put;
 use crate::model::{ClipConfig, Tower};
+use crate::ranks::Ranks;
 
-/// Samples that are encoded at once where no backward follows.
+/// Samples that are encoded at once where no backward follows. Products of other extents may
+/// have other bits, so ranks share an input at multiples of it.
 const ENCODED: usize = 256;
 
 /// A model on one card.
@@ -40,6 +45,7 @@ pub struct Cuda {
     /// Both towers' states where no backward follows.
     light: [HeadState; 2],
     trainer: Option<Trainer>,
+    group: Group,
 }
 
 impl Cuda {
@@ -67,6 +73,7 @@ impl Cuda {
             uploads: Uploads::new(&device)?,
             light,
             trainer: None,
+            group: Group::alone(),
             config: config.clone(),
             clip,
             precision,
@@ -142,6 +149,7 @@ impl Cuda {
         let trainer = self.trainer.as_mut().ok_or_else(untrained)?;
         Ok(Step {
             device: &self.device,
+            group: &self.group,
             config: &self.config,
             clip: &self.clip,
             store: &self.store,
@@ -197,6 +205,10 @@ impl Engine for Cuda {
         self.host(self.store.trained_places(), self.store.trained())
     }
 
+    fn encoded(&self) -> usize {
+        ENCODED
+    }
+
     fn encode_images(&mut self, pixels: Pixels<'_>) -> Result<Vec<f32>> {
         self.unit(TowerInput::Pixels(pixels))
     }
@@ -246,12 +258,21 @@ impl Engine for Cuda {
         Ok(all)
     }
 
+    fn join(&mut self, ranks: Arc<dyn Ranks>) -> Result<()> {
+        // Buffers of a training are as long as its ranks need them.
+        self.trainer = None;
+        self.group = Group::join(&self.device, &*ranks)?;
+        Ok(())
+    }
+
     fn start_training(&mut self, training: &Training) -> Result<()> {
         self.store.need_weights()?;
+        check_share(&training.optim, self.group.count())?;
         // The old training's memory goes before the new one's comes.
         self.trainer = None;
         let of = (&self.store, &self.clip);
-        let trainer = Trainer::new(&self.device, of, (&self.config, training))?;
+        let who = (&self.device, &self.group);
+        let trainer = Trainer::new(who, of, (&self.config, training))?;
         self.trainer = Some(trainer);
         Ok(())
     }
@@ -318,6 +339,14 @@ impl Engine for Cuda {
             }
         };
         self.host(self.store.trained_places(), own).map(Cow::Owned)
+    }
+
+    /// All of the state is on every rank.
+    fn stream_state(&self, buffer: StateBuffer, put: &mut Put<'_>) -> Result<()> {
+        if self.group.rank() > 0 {
+            return Ok(());
+        }
+        put(&self.state_buffer(buffer)?)
     }
 
     fn restore(&mut self, state: &dyn SavedState) -> Result<()> {

@@ -14,7 +14,7 @@ use crate::model::names::ParameterId;
 use crate::model::params::Layout;
 
 /// Values of a page; `kernels/optim.cuh` has the same number.
-const PAGE: usize = 1024;
+pub(super) const PAGE: usize = 1024;
 
 /// The ranges of all parameters.
 #[derive(Debug)]

@@ -1,4 +1,4 @@
-//! The engine on NVIDIA cards: whole micro-batches on one card, kernels of our own around
+//! The engine on NVIDIA cards: whole micro-batches on a card, kernels of our own around
 //! cuBLAS's matrix products.
 //!
 //! [`device`] is the only file that speaks to the driver. Kernels are CUDA C++ (`kernels/`),
@@ -7,7 +7,8 @@
 //! (`tests/emulator`). The mathematics is that of [`crate::engine::cpu`], whose results this
 //! engine reproduces up to rounding; `docs/gpu.md` says how far, and what ran on hardware.
 //!
-//! Two runs on one card give the same bits: every sum has one owner and one order.
+//! Two runs give the same bits, on one card and on several of the same kind: every sum has one
+//! owner and one order.
 
 mod attention;
 mod clip;
@@ -16,6 +17,7 @@ pub mod device;
 mod distill;
 mod engine;
 mod ffn;
+mod group;
 mod hidden;
 mod kind;
 mod layout;
@@ -33,6 +35,7 @@ mod uploaded;
 
 pub use device::{available, require};
 pub use engine::Cuda;
+pub use group::check_share;
 pub use shape::refusal;
 
 use crate::config::Precision;

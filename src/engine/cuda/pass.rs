@@ -213,9 +213,10 @@ pub(super) struct Pass<'a> {
 pub(super) struct Back<'a> {
     pub(super) device: &'a Device,
     pub(super) weights: &'a Weights,
-    /// The flat gradient.
+    /// The flat gradient of the micro-batch.
     pub(super) gradient: &'a Buffer,
-    /// 0 for the first micro-batch of a step, which replaces the gradient, then 1.
+    /// What the gradient that is there is multiplied with: 0 replaces it, as every micro-batch
+    /// of a step does.
     pub(super) beta: f32,
     /// Weights of the auxiliary losses [layers, E + 2].
     pub(super) pulls: &'a Buffer,

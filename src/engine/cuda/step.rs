@@ -4,7 +4,8 @@
 //! pass leaves nothing but embeddings and sums, the losses see the whole batch, and a second
 //! forward makes again what the backward needs: the gradient is that of the large batch,
 //! for a third more arithmetic. Each micro-batch is sent twice then, and only two are on the
-//! card at a time.
+//! card at a time. Gradients of micro-batches are added in the tree of `group.rs`, which goes
+//! on over ranks: a rank runs its own micro-batches, and the losses see those of all.
 //!
 //! The host reads one block of numbers back per step, behind the backward: losses, sums over
 //! the batch, and the norm of the gradient, so that an update waits for nothing.
@@ -12,6 +13,7 @@
 use super::clip::{Clip, HeadState};
 use super::contrast;
 use super::device::{Device, Grid, Uploads};
+use super::group::{Group, add, additions};
 use super::ops::{normalize, sum_statistics};
 use super::pass::{Back, Pass, Scratch, Teacher};
 use super::store::Store;
@@ -24,6 +26,7 @@ use crate::engine::{
 };
 use crate::error::{Error, Result};
 use crate::image::Pixels;
+use crate::model::names::ParameterId;
 use crate::model::{ClipConfig, Tower};
 
 /// Blocks that sum the squares of a gradient.
@@ -36,6 +39,7 @@ const ORDER: [(Tower, usize); 2] = [(Tower::Text, 1), (Tower::Vision, 0)];
 #[derive(Debug)]
 pub(super) struct Step<'a> {
     pub(super) device: &'a Device,
+    pub(super) group: &'a Group,
     pub(super) config: &'a ClipConfig,
     pub(super) clip: &'a Clip,
     pub(super) store: &'a Store,
@@ -45,11 +49,15 @@ pub(super) struct Step<'a> {
     pub(super) trainer: &'a mut Trainer,
 }
 
-/// One micro-batch on the host, and its first pair.
+/// One micro-batch on the host, and its place among those of all ranks.
 #[derive(Debug, Clone, Copy)]
 struct Chunk<'a> {
     pixels: Pixels<'a>,
     ids: &'a [u32],
+    /// Its number, of so many.
+    number: usize,
+    of: usize,
+    /// Its first pair within the batch, and how many it has.
     first: usize,
     pairs: usize,
 }
@@ -57,12 +65,17 @@ struct Chunk<'a> {
 impl Step<'_> {
     /// Losses of a batch; the gradient stays on the card.
     pub(super) fn run(&mut self, pairs: Pairs<'_>) -> Result<Losses> {
-        let count = self.count(pairs)?;
-        let chunks = self.chunks(pairs, count);
+        let own = self.count(pairs)?;
+        let chunks = self.chunks(pairs, own)?;
+        let count = own * self.group.count();
 
-        self.trainer.loss.fit(self.device, count, self.config.embed_dim)?;
+        let Trainer { loss, numbers, again, parts, .. } = &mut *self.trainer;
+        loss.fit(self.device, count, self.config.embed_dim)?;
         // Sums are added to these numbers, so they start at zero.
-        self.device.clear(self.trainer.numbers.all())?;
+        self.device.fit(parts, chunks[0].of * again.len())?;
+        for sums in [&*numbers, &*parts] {
+            self.device.clear(sums.all())?;
+        }
 
         // With one micro-batch, its rows and all that its backward needs stay.
         let mut kept = None;
@@ -77,16 +90,30 @@ impl Step<'_> {
         }
 
         // The losses need all embeddings; the order of the stream sees to that.
+        self.gather()?;
         contrast::run(self.device, (self.config, self.store), self.trainer, count)?;
-        self.auxiliary()?;
+        self.auxiliary(chunks[0].of)?;
 
-        for (number, chunk) in chunks.iter().enumerate() {
+        // Every rank knows the whole gradient of the scale; the sum over ranks takes it once.
+        if self.group.rank() > 0 {
+            let scale = self.store.places.range(ParameterId::LogitScale);
+            self.device.clear(self.trainer.gradient.at(scale))?;
+        }
+
+        let mut sums = 0;
+        for (chunk, pairs) in chunks.iter().zip(additions(chunks.len())) {
             let rows = match kept.take() {
                 Some(rows) => rows,
                 None => self.send(*chunk)?,
             };
-            self.backward((chunk, &rows), number == 0, chunks.len() == 1)?;
+            self.backward((chunk, &rows), sums, chunks.len() == 1)?;
             self.release(rows)?;
+            sums += 1;
+            for _ in 0..pairs {
+                sums -= 1;
+                let (left, right) = (self.trainer.sum(sums - 1), self.trainer.sum(sums));
+                add(self.device, left.all(), right.all())?;
+            }
         }
 
         let numbers = self.finish()?;
@@ -102,6 +129,13 @@ impl Step<'_> {
         pixels: Pixels<'_>,
         loss: ImageLoss<'_>,
     ) -> Result<f64> {
+        let ranks = self.group.count();
+        if ranks > 1 {
+            return Err(Error::usage(format!(
+                "a loss over pictures alone was asked of {ranks} ranks, expected one: \
+                 fine-tuning runs on one rank"
+            )));
+        }
         let (device, width) = (self.device, self.config.embed_dim);
         let rows = Uploaded::pictures(device, self.config, pixels, None, self.uploads)?;
         let count = rows.batch.samples();
@@ -170,26 +204,37 @@ impl Step<'_> {
         )))
     }
 
-    /// Cuts a batch into micro-batches. Whole groups of distillation stay together:
-    /// `micro_batch` is a multiple of theirs.
-    fn chunks<'a>(&self, pairs: Pairs<'a>, count: usize) -> Vec<Chunk<'a>> {
+    /// Cuts the own part of a batch into micro-batches. Whole groups of distillation stay
+    /// together: `micro_batch` is a multiple of theirs.
+    fn chunks<'a>(&self, pairs: Pairs<'a>, count: usize) -> Result<Vec<Chunk<'a>>> {
         let (picture, caption) = sizes(self.config);
+        let (rank, ranks) = (self.group.rank(), self.group.count());
 
-        // 0 stands for the whole batch.
+        // 0 stands for the whole batch, of which several ranks have parts.
         let size = match self.trainer.plan.optim.micro_batch {
-            0 => count,
+            0 if ranks == 1 => count,
             size => size,
         };
+        if ranks > 1 && (size == 0 || !count.is_multiple_of(size)) {
+            return Err(Error::failed(format!(
+                "one of {ranks} ranks has {count} pairs in micro-batches of {size}, expected \
+                 whole ones"
+            )));
+        }
+
+        let number = count.div_ceil(size);
         let chunk = |first: usize| {
             let last = (first + size).min(count);
             Chunk {
                 pixels: pairs.pixels.part(first * picture..last * picture),
                 ids: &pairs.ids[first * caption..last * caption],
-                first,
+                number: rank * number + first / size,
+                of: ranks * number,
+                first: rank * count + first,
                 pairs: last - first,
             }
         };
-        (0..count).step_by(size).map(chunk).collect()
+        Ok((0..count).step_by(size).map(chunk).collect())
     }
 
     fn send(&mut self, chunk: Chunk<'_>) -> Result<[Uploaded; 2]> {
@@ -216,7 +261,8 @@ impl Step<'_> {
         stay: bool,
     ) -> Result<()> {
         let (device, width) = (self.device, self.config.embed_dim);
-        let Trainer { plan, full, average, numbers, loss, .. } = &mut *self.trainer;
+        let Trainer { plan, full, average, numbers, again, parts, loss, .. } =
+            &mut *self.trainer;
 
         // A teacher of layers runs within the student's pass, one of embeddings below.
         let average = average.as_ref().map(|own| &own.weights);
@@ -226,8 +272,13 @@ impl Step<'_> {
             _ => Teacher::None,
         };
 
-        let all = numbers.all();
-        let statistics = self.config.moe.is_some().then(|| all.at(LAYERS..all.len()));
+        // The sums of the only micro-batch are those of the batch.
+        let sums = again.len();
+        let into = match chunk {
+            Chunk { of: 1, .. } => numbers.at(LAYERS..numbers.len()),
+            Chunk { number, .. } => parts.at(number * sums..(number + 1) * sums),
+        };
+        let statistics = self.config.moe.is_some().then_some(into);
         let pass = Pass { device, weights: &self.store.weights, teacher, statistics };
         let range = chunk.first * width..(chunk.first + chunk.pairs) * width;
 
@@ -249,16 +300,32 @@ impl Step<'_> {
         Ok(())
     }
 
-    /// The weights of the auxiliary losses, from the sums over the batch.
-    fn auxiliary(&self) -> Result<()> {
+    /// Brings what the losses need from all ranks to each: raw embeddings, those of a teacher,
+    /// and the sums of every micro-batch.
+    fn gather(&self) -> Result<()> {
+        let Trainer { plan, parts, loss, .. } = &*self.trainer;
+        let target = plan.teacher.as_ref().map(|plan| plan.target);
+        let taught = (target == Some(EesdTarget::Embedding)).then_some(&loss.taught);
+        let all = loss.raw.iter().chain(taught.into_iter().flatten());
+        all.chain([parts]).try_for_each(|own| self.group.gather(self.device, own.all()))
+    }
+
+    /// The weights of the auxiliary losses, from the sums over the batch, which come in so many
+    /// parts.
+    fn auxiliary(&self, parts: usize) -> Result<()> {
         let trainer = &*self.trainer;
         let (layers, objective) = (trainer.fractions.len(), &trainer.plan.objective);
         if layers == 0 {
             return Ok(());
         }
 
-        // Sums of all micro-batches are complete here, by the order of the stream.
+        // Sums of all micro-batches are complete here, by the order of the stream. They are
+        // added in one order, whoever formed them.
         let numbers = trainer.numbers.all();
+        if parts > 1 {
+            let into = numbers.at(LAYERS..numbers.len());
+            sum_statistics(self.device, into, (trainer.parts.all(), parts))?;
+        }
         let distills = trainer.taught().is_some();
         let args = [
             (&trainer.pulls).into(),
@@ -274,18 +341,20 @@ impl Step<'_> {
         self.device.launch("auxiliary_weights", Grid::new([1, 1, 1], 128), &args)
     }
 
-    /// Adds a micro-batch to the gradient; the `first` one replaces it. What did not `stay`
-    /// is made again.
+    /// The gradient of a micro-batch, beside so many `sums` of others. What did not `stay` is
+    /// made again.
     fn backward(
         &mut self,
         (chunk, rows): (&Chunk<'_>, &[Uploaded; 2]),
-        first: bool,
+        sums: usize,
         stayed: bool,
     ) -> Result<()> {
         let (device, width) = (self.device, self.config.embed_dim);
         let taught = self.trainer.taught();
-        let Trainer { full, average, gradient, pulls, again, loss, .. } =
+        self.trainer.make_room(device, sums)?;
+        let Trainer { full, average, gradient, waiting, pulls, again, loss, .. } =
             &mut *self.trainer;
+        let gradient = if sums == 0 { &*gradient } else { &waiting[sums - 1] };
         let teacher = match (taught, average.as_ref()) {
             (Some(_), Some(average)) => Teacher::Ensemble(&average.weights),
             _ => Teacher::None,
@@ -296,8 +365,7 @@ impl Step<'_> {
         let statistics = self.config.moe.is_some().then(|| again.all());
         let pass = Pass { device, weights, teacher, statistics };
 
-        let beta = if first { 0.0 } else { 1.0 };
-        let back = Back { device, weights, gradient, beta, pulls };
+        let back = Back { device, weights, gradient, beta: 0.0, pulls };
         let range = chunk.first * width..(chunk.first + chunk.pairs) * width;
 
         for (tower, own) in ORDER {
@@ -314,10 +382,13 @@ impl Step<'_> {
         Ok(())
     }
 
-    /// Brings the gradient into the form in which weights train, clears what is frozen, and
-    /// reads back the numbers of the step, the norm of the rest among them.
+    /// Adds up the gradients of all ranks, brings the sum into the form in which weights train,
+    /// clears what is frozen, and reads back the numbers of the step, the norm of the rest
+    /// among them.
     fn finish(&mut self) -> Result<Vec<f64>> {
         let (device, trainer) = (self.device, &mut *self.trainer);
+        self.group.sum(device, &trainer.gradient, &mut trainer.received)?;
+
         let (places, gradient) =
             (self.store.trained_places(), trainer.trained_gradient());
         self.store.pull_back(device, gradient, &trainer.gradient)?;

@@ -2,6 +2,7 @@
 
 use super::clip::{Clip, HeadState};
 use super::device::{Buffer, Device, Kind};
+use super::group::Group;
 use super::layout::Weights;
 use super::store::Store;
 use crate::config::EesdTarget;
@@ -23,8 +24,12 @@ pub(super) struct Trainer {
     pub(super) plan: Training,
     /// Both towers' states for a backward.
     pub(super) full: [HeadState; 2],
-    /// By the weights that towers read.
+    /// By the weights that towers read: the sum of the first micro-batches, then of all.
     pub(super) gradient: Buffer,
+    /// Sums of later micro-batches that wait for their pair (`group.rs`).
+    pub(super) waiting: Vec<Buffer>,
+    /// Where gradients of other ranks arrive.
+    pub(super) received: Buffer,
     /// By the weights as they train, where that is another form.
     pulled: Option<Buffer>,
     pub(super) first: Buffer,
@@ -40,6 +45,8 @@ pub(super) struct Trainer {
     /// Sums that are read back, and a place for those of a second forward.
     pub(super) numbers: Buffer,
     pub(super) again: Buffer,
+    /// The sums of each micro-batch of all ranks, where there are several.
+    pub(super) parts: Buffer,
     pub(super) pulls: Buffer,
     pub(super) fractions: Buffer,
     pub(super) loss: Contrastive,
@@ -134,7 +141,7 @@ impl Average {
 impl Trainer {
     /// Fresh moments, and the teacher at the weights.
     pub(super) fn new(
-        device: &Device,
+        (device, group): (&Device, &Group),
         (store, clip): (&Store, &Clip),
         (config, plan): (&ClipConfig, &Training),
     ) -> Result<Self> {
@@ -174,7 +181,9 @@ impl Trainer {
         Ok(Self {
             plan: plan.clone(),
             full: [state(Tower::Vision)?, state(Tower::Text)?],
-            gradient: device.buffer(Kind::F32, store.places.len())?,
+            gradient: device.buffer(Kind::F32, group.padded(store.places.len()))?,
+            waiting: Vec::new(),
+            received: device.buffer(Kind::F32, 0)?,
             pulled: if store.is_low_rank() { Some(moment()?) } else { None },
             first: moment()?,
             second: moment()?,
@@ -186,10 +195,24 @@ impl Trainer {
             ready: false,
             numbers: device.buffer(Kind::F64, LAYERS + sums)?,
             again: device.buffer(Kind::F64, sums)?,
+            parts: device.buffer(Kind::F64, 0)?,
             pulls: device.buffer(Kind::F32, fractions.len() * (experts + 2))?,
             fractions: device.upload(Kind::F32, &fractions)?,
             loss: Contrastive::new(device)?,
         })
+    }
+
+    /// Makes sure that there is a place for a gradient beside so many sums of others.
+    pub(super) fn make_room(&mut self, device: &Device, sums: usize) -> Result<()> {
+        while self.waiting.len() < sums {
+            self.waiting.push(device.buffer(Kind::F32, self.gradient.len())?);
+        }
+        Ok(())
+    }
+
+    /// A sum of gradients, by its place.
+    pub(super) fn sum(&self, index: usize) -> &Buffer {
+        if index == 0 { &self.gradient } else { &self.waiting[index - 1] }
     }
 
     /// The fraction of tokens that a teacher of layers sees, where there is one.

@@ -6,9 +6,11 @@
     reason = "a driver is called through pointers; each call has its contract"
 )]
 
+use std::ffi::OsStr;
 use std::sync::LazyLock;
 
 use cudarc::driver::{CudaContext, result, sys};
+use libloading::Library;
 
 use crate::error::{Error, Result};
 
@@ -84,12 +86,16 @@ fn capability(number: i32) -> std::result::Result<(i32, i32), result::DriverErro
 /// Loads a library of NVIDIA's for good. A library that is unloaded and loaded again, as
 /// cudarc's own check does it, crashes in NVRTC's case.
 fn load(name: &str) -> Option<()> {
-    cudarc::get_lib_name_candidates(name).iter().find_map(|file| {
+    find(&cudarc::get_lib_name_candidates(name)).map(|_library| ())
+}
+
+/// The first of these libraries that there is, loaded for good.
+pub(super) fn find<T: AsRef<OsStr>>(files: &[T]) -> Option<&'static Library> {
+    files.iter().find_map(|file| {
         // SAFETY: initializers of NVIDIA's libraries may run at any time and have no
         // preconditions.
-        let library = unsafe { libloading::Library::new(file) }.ok()?;
-        std::mem::forget(library);
-        Some(())
+        let library = unsafe { Library::new(file.as_ref()) }.ok()?;
+        Some(&*Box::leak(Box::new(library)))
     })
 }
 

@@ -77,6 +77,11 @@ impl Slice<'_> {
         self.len == 0
     }
 
+    /// Bytes of its values.
+    pub(super) fn bytes(self) -> u64 {
+        (self.len * self.kind.size()) as u64
+    }
+
     /// What its values are.
     pub fn kind(&self) -> Kind {
         self.kind
@@ -102,7 +107,7 @@ impl Arg<'_> {
     /// Bytes of the values it points to.
     pub(super) fn bytes(&self) -> u64 {
         match self {
-            Self::Values(slice) => (slice.len * slice.kind.size()) as u64,
+            Self::Values(slice) => slice.bytes(),
             Self::None | Self::I32(_) | Self::F32(_) | Self::F64(_) => 0,
         }
     }

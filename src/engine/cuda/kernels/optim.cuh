@@ -1,4 +1,5 @@
-// The optimizer over flat buffers: norm, AdamW, the teacher's average, bf16 copies.
+// The optimizer over flat buffers: sums of gradients, norm, AdamW, the teacher's average, bf16
+// copies.
 //
 //     g = gradient min(1, clip / |gradient|)           |.| over all values that train
 //     m = b1 m + (1 - b1) g                            s = b2 s + (1 - b2) g²
@@ -19,6 +20,14 @@ KERNEL(256) squared_norm(double* partial, const float* gradient, int pages) {
     }
     total = block_sum(total);
     if (threadIdx.x == 0) partial[blockIdx.x] = total;
+}
+
+// values += other, one page per block: a pair in the tree of gradients.
+KERNEL(256) add_pages(float* values, const float* other) {
+    size_t i = (size_t)blockIdx.x * (PAGE / 4) + threadIdx.x;
+    float4 v = ((const float4*)values)[i], o = ((const float4*)other)[i];
+    v.x += o.x, v.y += o.y, v.z += o.z, v.w += o.w;
+    ((float4*)values)[i] = v;
 }
 
 struct Adam {
