@@ -8,10 +8,9 @@ use libloading::Library;
 use upcycle::config::{EesdTarget, Precision};
 use upcycle::engine::cpu::Cpu;
 use upcycle::engine::cuda::{self, Cuda};
-use upcycle::engine::{
-    Backend, Engine, Pairs, Pixels, StateBuffer, Training, TrainingState,
-};
+use upcycle::engine::{Backend, Engine, Pairs, StateBuffer, Training, TrainingState};
 use upcycle::error::Result;
+use upcycle::image::Pixels;
 use upcycle::model::ClipConfig;
 use upcycle::ranks::{Ranks, Threads};
 
@@ -333,7 +332,7 @@ fn what_ranks_cannot_share_is_refused_in_a_sentence() {
     for error in refusals(&case, |engine, config| {
         engine.start_training(&case.plan).unwrap();
         let (pixels, _) = pairs(config, 16);
-        engine.image_step(&pixels, &mut |_| Ok((0.0, vec![]))).map(|_| ())
+        engine.image_step(Pixels::Values(&pixels), &mut |_| Ok((0.0, vec![]))).map(|_| ())
     }) {
         assert!(error.contains("fine-tuning runs on one rank"), "{error}");
     }
