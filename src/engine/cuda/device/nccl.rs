@@ -12,8 +12,9 @@
 )]
 
 use std::ffi::{CStr, c_char, c_int, c_void};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
+use cudarc::driver::CudaStream;
 use libloading::Library;
 
 use super::super::kind::Kind;
@@ -103,6 +104,8 @@ pub struct Link {
     functions: Functions,
     /// The communicator. A number, because it may go to another thread with its engine.
     handle: u64,
+    /// The card's stream, whose context must outlive the communicator.
+    stream: Arc<CudaStream>,
     rank: usize,
     count: usize,
 }
@@ -138,7 +141,8 @@ impl Link {
         let code =
             unsafe { (functions.join)(&raw mut handle, int(count), id, int(rank)) };
         functions.check("joining the cards of the other ranks", code)?;
-        Ok(Self { functions, handle: handle as u64, rank, count })
+        let stream = Arc::clone(&device.stream);
+        Ok(Self { functions, handle: handle as u64, stream, rank, count })
     }
 
     /// Gathers in place: `all` has a block for each rank, of which the own one is filled in.
@@ -163,7 +167,7 @@ impl Link {
                     block,
                     type_of(all.kind),
                     self.handle as Handle,
-                    device.stream.cu_stream().cast(),
+                    self.stream.cu_stream().cast(),
                 )
             };
             self.functions.check("gathering values of all ranks", code)
@@ -195,7 +199,7 @@ impl Link {
             self.functions.check("exchanging values with other ranks", begun)?;
             let codes = (0..self.count)
                 .filter(|rank| *rank != self.rank)
-                .map(|rank| self.swap(device, rank, (sent[rank], received[rank])));
+                .map(|rank| self.swap(rank, (sent[rank], received[rank])));
 
             // The group ends whatever was refused within it.
             let refused =
@@ -210,13 +214,8 @@ impl Link {
     }
 
     /// Asks for both ways of an exchange with one rank, within a group.
-    fn swap(
-        &self,
-        device: &Device,
-        rank: usize,
-        (sent, received): (Slice<'_>, Slice<'_>),
-    ) -> c_int {
-        let (handle, stream) = (self.handle as Handle, device.stream.cu_stream().cast());
+    fn swap(&self, rank: usize, (sent, received): (Slice<'_>, Slice<'_>)) -> c_int {
+        let (handle, stream) = (self.handle as Handle, self.stream.cu_stream().cast());
         let (to, kind) = (int(rank), type_of(sent.kind));
         let from = sent.pointer as *const c_void;
         // SAFETY: the slice lies within a live buffer of this device and has as many values;
