@@ -163,9 +163,11 @@ fn cards(count: usize) -> bool {
 fn the_number_of_ranks_changes_no_bit() {
     let Some(_session) = session() else { return };
     for case in Case::all() {
-        for precision in [Precision::F32, Precision::Bf16] {
+        // The tree over ranks does not know the precision: in bf16 its deepest form will do.
+        let all = [(Precision::F32, &[2, 4][..]), (Precision::Bf16, &[4][..])];
+        for (precision, counts) in all {
             let one = train(1, &case, precision);
-            for count in [2, 4].into_iter().filter(|count| cards(*count)) {
+            for count in counts.iter().copied().filter(|count| cards(*count)) {
                 let other = train(count, &case, precision);
                 let name = format!("{} on {count} ranks in {precision:?}", case.name);
                 assert_eq!(other.told, one.told, "{name}");
