@@ -244,7 +244,6 @@ fn norms_equal_their_definition() {
                 blocks.into(),
                 (3 * d).into(),
                 (3 * d).into(),
-                0.0_f32.into(),
             ];
             let grid = Grid::new([(3 * d).div_ceil(32), 1, 1], 256);
             device.launch("sum_partials", grid, &args).unwrap();

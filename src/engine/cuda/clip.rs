@@ -244,7 +244,7 @@ impl Clip {
         dembedding: Slice<'_>,
         (state, scratch): (&mut HeadState, &mut Scratch),
     ) -> Result<()> {
-        let Back { device, weights, beta, .. } = back;
+        let Back { device, weights, .. } = back;
         let (head, batch) = (self.head(tower), &rows.batch);
         let (samples, d) = (batch.samples(), head.width());
         let width = head.embed_dim;
@@ -257,7 +257,7 @@ impl Clip {
             Operand::new(dembedding, width),
         );
         let extents = Extents { m: d, n: width, k: samples };
-        device.gemm((back.of(&head.projection), width), operands, extents, beta)?;
+        device.gemm((back.of(&head.projection), width), operands, extents, 0.0)?;
 
         let projection = Operand::new(weights.real(&head.projection), width).turned();
         let operands = (Operand::new(dembedding, width), projection);
@@ -272,7 +272,7 @@ impl Clip {
             add: false,
         };
         let affine = head.norm.gradient(back.gradient);
-        let into = NormInto { affine, bias: None, beta };
+        let into = NormInto { affine, bias: None };
 
         // Only pooled rows went through this norm: their gradient has buffers of its own.
         let stream = Stream { dx: state.dpooled.all(), copy: state.dpooled_copy.all() };
@@ -307,7 +307,7 @@ impl Clip {
         batch: &Batch,
         (state, scratch): (&HeadState, &Scratch),
     ) -> Result<()> {
-        let Back { device, weights, beta, .. } = back;
+        let Back { device, weights, .. } = back;
         let vision = &self.config.vision;
         let (d, tokens) = (vision.width, self.vision.blocks.shape.tokens);
         let (samples, rows) = (batch.samples(), batch.rows());
@@ -321,7 +321,7 @@ impl Clip {
             add: false,
         };
         let affine = self.pre_norm.gradient(back.gradient);
-        let into = NormInto { affine, bias: None, beta };
+        let into = NormInto { affine, bias: None };
 
         // The stream's gradient is not needed any more; that of the raw rows takes its place.
         let stream = Stream { dx: scratch.dx.all(), copy: scratch.inner.all() };
@@ -329,7 +329,7 @@ impl Clip {
 
         // Only the class token stands at position 0: that sum is the gradient of both.
         for (into, tokens) in [(&self.vision.position, tokens), (&self.class, 1)] {
-            let into = (back.of(into), beta);
+            let into = back.of(into);
             position_backward(device, into, (scratch.dx.all(), batch), (tokens, d))?;
         }
 
@@ -345,7 +345,7 @@ impl Clip {
 
         let (patches, values) = (samples * (tokens - 1), 3 * vision.patch * vision.patch);
         let linear = Linear { rows: patches, inputs: values, outputs: d };
-        let into = (back.of(&self.patch), beta);
+        let into = back.of(&self.patch);
         linear.backward_weight(device, into, state.embedded.all(), state.patches.all())
     }
 
@@ -355,16 +355,14 @@ impl Clip {
         (captions, batch): (&Captions, &Batch),
         dx: Slice<'_>,
     ) -> Result<()> {
-        let Back { device, beta, .. } = back;
+        let device = back.device;
         let (d, context) = (self.config.text.width, self.config.text.context);
-        let into = (back.of(&self.text.position), beta);
+        let into = back.of(&self.text.position);
         position_backward(device, into, (dx, batch), (context, d))?;
 
-        // The kernel only adds to ids that occur: the first micro-batch clears the rest.
+        // The kernel only adds to ids that occur.
         let token = back.of(&self.token);
-        if beta == 0.0 {
-            device.clear(token)?;
-        }
+        device.clear(token)?;
 
         let args: [Arg<'_>; 6] = [
             token.into(),
@@ -382,7 +380,7 @@ impl Clip {
 /// Sums the rows of each position over the samples that have it.
 fn position_backward(
     device: &Device,
-    (into, beta): (Slice<'_>, f32),
+    into: Slice<'_>,
     (dx, batch): (Slice<'_>, &Batch),
     (tokens, d): (usize, usize),
 ) -> Result<()> {
@@ -393,7 +391,6 @@ fn position_backward(
         batch.samples().into(),
         tokens.into(),
         d.into(),
-        beta.into(),
     ];
     device.launch("position_backward", Grid::threads(tokens * d, 256), &args)
 }

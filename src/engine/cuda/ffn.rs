@@ -148,13 +148,13 @@ impl Dense {
         (x, pre): (Slice<'_>, Slice<'_>),
         scratch: &Scratch,
     ) -> Result<()> {
-        let Back { device, weights, beta, .. } = back;
+        let Back { device, weights, .. } = back;
         let (rows, shape) = (batch.rows(), self.shape);
 
         let (dy, dh) = (scratch.dx_copy.all(), scratch.hidden.all());
         shape.fc2(rows).backward_input(device, dh, dy, weights.real(&self.fc2.weight))?;
 
-        let bias = (weights.master(&self.fc1.bias), back.of(&self.fc1.bias), beta);
+        let bias = (weights.master(&self.fc1.bias), back.of(&self.fc1.bias));
         shape.activate_backward(
             device,
             (dh, pre),
@@ -162,18 +162,8 @@ impl Dense {
             (batch.whole(), &scratch.partial),
         )?;
         // From here on `pre` holds the hidden rows.
-        shape.fc2(rows).backward_weight(
-            device,
-            (back.of(&self.fc2.weight), beta),
-            dy,
-            pre,
-        )?;
-        shape.fc1(rows).backward_weight(
-            device,
-            (back.of(&self.fc1.weight), beta),
-            dh,
-            x,
-        )?;
+        shape.fc2(rows).backward_weight(device, back.of(&self.fc2.weight), dy, pre)?;
+        shape.fc1(rows).backward_weight(device, back.of(&self.fc1.weight), dh, x)?;
 
         let (dx, weight) = (scratch.inner.all(), weights.real(&self.fc1.weight));
         shape.fc1(rows).backward_input(device, dx, dh, weight)

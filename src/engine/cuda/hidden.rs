@@ -51,7 +51,7 @@ impl Shape {
         self,
         device: &Device,
         (dh, pre): (Slice<'_>, Slice<'_>),
-        (bias, into, beta): (Slice<'_>, Slice<'_>, f32),
+        (bias, into): (Slice<'_>, Slice<'_>),
         (segments, partial): (Segments<'_>, &Buffer),
     ) -> Result<()> {
         let args = [
@@ -65,6 +65,6 @@ impl Shape {
         ];
 
         device.launch("bias_activation_backward", segments.grid(self.hidden), &args)?;
-        ops::sum_chunks(device, (into, beta), segments, partial)
+        ops::sum_chunks(device, into, segments, partial)
     }
 }

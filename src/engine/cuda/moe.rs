@@ -413,11 +413,11 @@ impl Moe {
         (starts, segments): (&[usize], Segments<'_>),
         scratch: &Scratch,
     ) -> Result<()> {
-        let Back { device, weights, beta, .. } = back;
+        let Back { device, weights, .. } = back;
         let Shape { width: d, hidden: h, .. } = self.shape;
 
         // The products overwrite `dout` later, so its sums by column come first.
-        let (partial, into) = (&scratch.partial, (back.of(&self.fc2.bias), beta));
+        let (partial, into) = (&scratch.partial, back.of(&self.fc2.bias));
         ops::column_sums(device, into, dout, segments, partial)?;
 
         for e in 0..self.experts {
@@ -427,7 +427,7 @@ impl Moe {
             self.shape.fc2(to - from).backward_input(device, dh, dy, weight)?;
         }
 
-        let bias = (weights.master(&self.fc1.bias), back.of(&self.fc1.bias), beta);
+        let bias = (weights.master(&self.fc1.bias), back.of(&self.fc1.bias));
         self.shape.activate_backward(device, (dh, pre), bias, (segments, partial))
     }
 
@@ -439,16 +439,16 @@ impl Moe {
         (hidden, dh, dout, inputs): (Slice<'_>, Slice<'_>, Slice<'_>, Slice<'_>),
         starts: &[usize],
     ) -> Result<()> {
-        let Back { device, weights, beta, .. } = back;
+        let Back { device, weights, .. } = back;
         let Shape { width: d, hidden: h, .. } = self.shape;
 
         for e in 0..self.experts {
             let (from, to) = (starts[e], starts[e + 1]);
             let (fc1, fc2) = (self.shape.fc1(to - from), self.shape.fc2(to - from));
             let (dy, dh) = (dout.at(from * d..to * d), dh.at(from * h..to * h));
-            let into = (back.of(&self.expert(&self.fc2.weight, e)), beta);
+            let into = back.of(&self.expert(&self.fc2.weight, e));
             fc2.backward_weight(device, into, dy, hidden.at(from * h..to * h))?;
-            let into = (back.of(&self.expert(&self.fc1.weight, e)), beta);
+            let into = back.of(&self.expert(&self.fc1.weight, e));
             fc1.backward_weight(device, into, dh, inputs.at(from * d..to * d))?;
 
             // The outputs' gradient is done with.
@@ -466,7 +466,7 @@ impl Moe {
         x: Slice<'_>,
         (kept, scratch): (&MoeState, &Scratch),
     ) -> Result<()> {
-        let Back { device, weights, beta, .. } = back;
+        let Back { device, weights, .. } = back;
         let (rows, d, e) = (batch.rows(), self.shape.width, self.experts);
         let routing = &scratch.routing;
 
@@ -498,7 +498,7 @@ impl Moe {
             e.into(),
         ];
         device.launch("router_weights_backward", grid, &args)?;
-        ops::sum_partials(device, back.of(&self.router), partial, (chunks, e * d), beta)?;
+        ops::sum_partials(device, back.of(&self.router), partial, (chunks, e * d))?;
 
         // By now `slot_gradients` holds the gradients of the experts' inputs.
         let args = [

@@ -122,7 +122,6 @@ pub(super) struct NormBack<'a> {
 pub(super) struct NormInto<'a> {
     pub(super) affine: Affine<'a>,
     pub(super) bias: Option<Slice<'a>>,
-    pub(super) beta: f32,
 }
 
 /// The gradient of a norm's input, and those of its parameters.
@@ -158,29 +157,21 @@ pub(super) fn norm_backward(
     for (index, target) in targets.into_iter().enumerate() {
         let Some(target) = target else { continue };
         let own = partial.at(index * width..blocks * 3 * width);
-        sum_partials(device, target, own, (blocks, 3 * width), into.beta)?;
+        sum_partials(device, target, own, (blocks, 3 * width))?;
     }
     Ok(())
 }
 
-/// `into` = beta `into` + the sum of `count` rows of partial sums, `stride` values apart.
+/// `into` = the sum of `count` rows of partial sums, `stride` values apart.
 pub(super) fn sum_partials(
     device: &Device,
     into: Slice<'_>,
     partial: Slice<'_>,
     (count, stride): (usize, usize),
-    beta: f32,
 ) -> Result<()> {
     let width = into.len();
     let grid = Grid::new([width.div_ceil(32), 1, 1], 256);
-    let args = [
-        into.into(),
-        partial.into(),
-        count.into(),
-        stride.into(),
-        width.into(),
-        beta.into(),
-    ];
+    let args = [into.into(), partial.into(), count.into(), stride.into(), width.into()];
 
     device.launch("sum_partials", grid, &args)
 }
@@ -226,10 +217,10 @@ impl Segments<'_> {
     }
 }
 
-/// `into` [experts, width] = beta `into` + the column sums of each expert's rows of `y`.
+/// `into` [experts, width] = the column sums of each expert's rows of `y`.
 pub(super) fn column_sums(
     device: &Device,
-    (into, beta): (Slice<'_>, f32),
+    into: Slice<'_>,
     y: Slice<'_>,
     segments: Segments<'_>,
     partial: &Buffer,
@@ -239,13 +230,13 @@ pub(super) fn column_sums(
 
     // No atomics: chunks leave partial sums, which are then added in one order.
     device.launch("column_sums", segments.grid(width), &args)?;
-    sum_chunks(device, (into, beta), segments, partial)
+    sum_chunks(device, into, segments, partial)
 }
 
 /// The second half of [`column_sums`].
 pub(super) fn sum_chunks(
     device: &Device,
-    (into, beta): (Slice<'_>, f32),
+    into: Slice<'_>,
     segments: Segments<'_>,
     partial: &Buffer,
 ) -> Result<()> {
@@ -257,7 +248,6 @@ pub(super) fn sum_chunks(
         segments.starts.into(),
         segments.chunks().into(),
         width.into(),
-        beta.into(),
     ];
 
     device.launch("sum_chunks", grid, &args)
@@ -311,17 +301,17 @@ impl Linear {
         device.gemm((dx, inputs), operands, extents, 0.0)
     }
 
-    /// `dw` [o, i] = beta `dw` + dyᵀ x.
+    /// `dw` [o, i] = dyᵀ x.
     pub(super) fn backward_weight(
         self,
         device: &Device,
-        (dw, beta): (Slice<'_>, f32),
+        dw: Slice<'_>,
         dy: Slice<'_>,
         x: Slice<'_>,
     ) -> Result<()> {
         let Self { rows, inputs, outputs } = self;
         let operands = (Operand::new(dy, outputs).turned(), Operand::new(x, inputs));
         let extents = Extents { m: outputs, n: inputs, k: rows };
-        device.gemm((dw, inputs), operands, extents, beta)
+        device.gemm((dw, inputs), operands, extents, 0.0)
     }
 }

@@ -213,11 +213,8 @@ pub(super) struct Pass<'a> {
 pub(super) struct Back<'a> {
     pub(super) device: &'a Device,
     pub(super) weights: &'a Weights,
-    /// The flat gradient of the micro-batch.
+    /// The flat gradient of the micro-batch, which replaces what is there.
     pub(super) gradient: &'a Buffer,
-    /// What the gradient that is there is multiplied with: 0 replaces it, as every micro-batch
-    /// of a step does.
-    pub(super) beta: f32,
     /// Weights of the auxiliary losses [layers, E + 2].
     pub(super) pulls: &'a Buffer,
 }

@@ -185,7 +185,7 @@ impl Step<'_> {
             device.clear(buffer.all())?;
         }
         let weights = &self.store.weights;
-        let back = Back { device, weights, gradient, beta: 0.0, pulls };
+        let back = Back { device, weights, gradient, pulls };
         let buffers = (&mut full[0], &mut *self.scratch);
         self.clip.backward(back, (Tower::Vision, rows), loss.draw[0].all(), buffers)
     }
@@ -365,7 +365,7 @@ impl Step<'_> {
         let statistics = self.config.moe.is_some().then(|| again.all());
         let pass = Pass { device, weights, teacher, statistics };
 
-        let back = Back { device, weights, gradient, beta: 0.0, pulls };
+        let back = Back { device, weights, gradient, pulls };
         let range = chunk.first * width..(chunk.first + chunk.pairs) * width;
 
         for (tower, own) in ORDER {

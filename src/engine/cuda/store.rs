@@ -194,7 +194,7 @@ impl Kept {
 
                 // Every expert contains the base, so its gradient is the sum over them.
                 let stride = target.len();
-                ops::sum_partials(device, into.at(target), of, (experts, stride), 0.0)
+                ops::sum_partials(device, into.at(target), of, (experts, stride))
             }
             Pulled::Down { up, of } => {
                 let (up, of) = (self.places.on_device(up), whole_places.on_device(of));

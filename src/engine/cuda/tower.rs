@@ -323,13 +323,13 @@ impl Transformer {
         batch: &Batch,
         (state, scratch): (&TowerState, &Scratch),
     ) -> Result<()> {
-        let Back { device, weights, beta, .. } = back;
+        let Back { device, weights, .. } = back;
         let (d, rows) = (self.shape.width, batch.rows());
         let shape = self.width(rows);
 
         // Other such biases are summed by the next block's norm; no block follows here.
         if let Some(bias) = self.blocks.last().and_then(|block| block.ffn.stream_bias()) {
-            let into = (back.of(bias), beta);
+            let into = back.of(bias);
             let dy = scratch.dx_copy.all();
             ops::column_sums(device, into, dy, batch.whole(), &scratch.partial)?;
         }
@@ -353,13 +353,12 @@ impl Transformer {
             let into = NormInto {
                 affine: block.ln_2.gradient(back.gradient),
                 bias: Some(back.of(&block.out.bias)),
-                beta,
             };
             ops::norm_backward(device, scratch.stream(), of, into, &scratch.partial)?;
 
             let linear = Linear { rows, inputs: d, outputs: d };
             let (dy, x) = (scratch.dx_copy.all(), own.mixed.all());
-            linear.backward_weight(device, (back.of(&block.out.weight), beta), dy, x)?;
+            linear.backward_weight(device, back.of(&block.out.weight), dy, x)?;
             let weight = weights.real(&block.out.weight);
             linear.backward_input(device, scratch.inner.all(), dy, weight)?;
 
@@ -367,17 +366,12 @@ impl Transformer {
             let gradients = (scratch.dqkv.all(), scratch.inner.all(), &scratch.delta);
             attention::backward(device, gradients, own.attention(), (self.shape, batch))?;
 
-            let into = (back.of(&block.qkv.bias), beta);
+            let into = back.of(&block.qkv.bias);
             let dqkv = scratch.dqkv.all();
             ops::column_sums(device, into, dqkv, batch.whole(), &scratch.partial)?;
             let linear = Linear { rows, inputs: d, outputs: 3 * d };
             let x = own.attention_input.all();
-            linear.backward_weight(
-                device,
-                (back.of(&block.qkv.weight), beta),
-                dqkv,
-                x,
-            )?;
+            linear.backward_weight(device, back.of(&block.qkv.weight), dqkv, x)?;
             let weight = weights.real(&block.qkv.weight);
             linear.backward_input(device, scratch.inner.all(), dqkv, weight)?;
 
@@ -395,7 +389,6 @@ impl Transformer {
             let into = NormInto {
                 affine: block.ln_1.gradient(back.gradient),
                 bias: before.map(|bias| back.of(bias)),
-                beta,
             };
             ops::norm_backward(device, scratch.stream(), of, into, &scratch.partial)?;
         }

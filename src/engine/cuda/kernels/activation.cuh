@@ -99,10 +99,10 @@ KERNEL(128) column_sums(float* partial, const real* y, const int* starts, int wi
     store8(partial + ((size_t)e * gridDim.y + blockIdx.y) * width + j, sums);
 }
 
-// into[e, j] = beta into[e, j] + the sum of the chunks that expert e has. grid (32 columns,
+// into[e, j] = the sum of the chunks that expert e has. grid (32 columns,
 // experts); 8 warps add every eighth chunk, then meet in warp order.
 KERNEL(256) sum_chunks(float* into, const float* partial, const int* starts, int chunks,
-                       int width, float beta) {
+                       int width) {
     __shared__ float sums[8][32];
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, e = blockIdx.y;
     int j = blockIdx.x * 32 + lane;
@@ -115,8 +115,7 @@ KERNEL(256) sum_chunks(float* into, const float* partial, const int* starts, int
     __syncthreads();
     if (warp == 0 && j < width) {
         for (int w = 1; w < 8; w++) total += sums[w][lane];
-        float* to = into + (size_t)e * width + j;
-        *to = (beta == 0 ? 0 : beta * *to) + total;
+        into[(size_t)e * width + j] = total;
     }
 }
 

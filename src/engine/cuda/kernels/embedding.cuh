@@ -21,10 +21,10 @@ KERNEL(256) captions_embed(float* x, const int* ids, const int* places, const fl
     }
 }
 
-// dposition [tokens, d] = beta dposition + the sum over samples that have such a row.
+// dposition [tokens, d] = the sum over samples that have such a row.
 // One thread per value: samples ascend.
 KERNEL(256) position_backward(float* dposition, const float* dx, const int* starts,
-                              int samples, int tokens, int d, float beta) {
+                              int samples, int tokens, int d) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= tokens * d) return;
     int t = i / d, j = i % d;
@@ -33,7 +33,7 @@ KERNEL(256) position_backward(float* dposition, const float* dx, const int* star
         int row = starts[s] + t;
         if (row < starts[s + 1]) total += dx[(size_t)row * d + j];
     }
-    dposition[i] = (beta == 0 ? 0 : beta * dposition[i]) + total;
+    dposition[i] = total;
 }
 
 // dtoken[id] += its rows, in order: block u owns the id unique[u] and the rows

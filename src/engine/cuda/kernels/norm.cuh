@@ -172,10 +172,9 @@ NORM(2)
 NORM(3)
 NORM(4)
 
-// into[j] = beta into[j] + sum over `count` of partial[i, j], rows `stride` apart. A block owns
+// into[j] = sum over `count` of partial[i, j], rows `stride` apart. A block owns
 // 32 columns; its 8 warps add every eighth row, then meet in warp order.
-KERNEL(256) sum_partials(float* into, const float* partial, int count, int stride, int width,
-                         float beta) {
+KERNEL(256) sum_partials(float* into, const float* partial, int count, int stride, int width) {
     __shared__ float sums[8][32];
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, j = blockIdx.x * 32 + lane;
     float total = 0;
@@ -185,6 +184,6 @@ KERNEL(256) sum_partials(float* into, const float* partial, int count, int strid
     __syncthreads();
     if (warp == 0 && j < width) {
         for (int w = 1; w < 8; w++) total += sums[w][lane];
-        into[j] = (beta == 0 ? 0 : beta * into[j]) + total;
+        into[j] = total;
     }
 }
