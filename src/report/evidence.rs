@@ -132,9 +132,18 @@ impl Decision {
         Self { verdict, evidence: evidence.collect(), measured: false }
     }
 
-    /// The decision as one that rests on what a machine took.
-    pub(super) fn measured(self) -> Self {
-        Self { measured: true, ..self }
+    /// Whether a cost, in percent beyond the `claimed` one, is no more than that. Times of a
+    /// machine that did other work too vary by more than what is claimed, and decide nothing.
+    pub(super) fn of_cost(finding: Finding, claimed: f64) -> Self {
+        let interval = finding.difference.and_then(|found| found.interval);
+        let varies = interval.is_some_and(|(low, high)| high - low > 2.0 * claimed);
+        let own = Self::all(vec![finding], Side::NotAbove);
+
+        let is_open = varies && own.verdict == Verdict::Confirmed;
+        let verdict = if is_open { Verdict::NotTested } else { own.verdict };
+        let reason = format!("it varies by more than {claimed} % from run to run");
+        let evidence = own.evidence.into_iter().chain(is_open.then_some(reason));
+        Self { verdict, evidence: evidence.collect(), measured: true }
     }
 
     /// [`Decision::of`] findings that share a side.
@@ -536,6 +545,19 @@ mod tests {
             verdict(vec![finding(Some((-0.5, 1.5))), none]),
             Verdict::NotConfirmed
         );
+    }
+
+    #[test]
+    fn a_cost_that_varies_by_more_than_the_claim_decides_nothing() {
+        let verdict = |low, high| {
+            let decision = Decision::of_cost(finding(Some((low, high))), 5.0);
+            assert!(decision.measured);
+            decision.verdict
+        };
+        assert_eq!(verdict(-4.0, 4.0), Verdict::Confirmed);
+        assert_eq!(verdict(-30.0, 90.0), Verdict::NotTested);
+        // Noise or not: too much is too much.
+        assert_eq!(verdict(10.0, 90.0), Verdict::NotConfirmed);
     }
 
     #[test]

@@ -143,7 +143,7 @@ const CLAIMS: [Claim; 24] = [
             let pair = Pair { ours: BOTH, theirs: INIT_ALONE };
             let time =
                 beyond(study, "training time", EESD_TIME, pair, |cost| cost.training);
-            Decision::all(vec![time], Side::NotAbove).measured()
+            Decision::of_cost(time, EESD_TIME)
         },
     },
     Claim {
@@ -152,7 +152,7 @@ const CLAIMS: [Claim; 24] = [
         decide: |study, _| {
             let pair = Pair { ours: BOTH, theirs: INIT_ALONE };
             let memory = beyond(study, "memory", EESD_MEMORY, pair, |cost| cost.memory);
-            Decision::all(vec![memory], Side::NotAbove).measured()
+            Decision::of_cost(memory, EESD_MEMORY)
         },
     },
     Claim {
