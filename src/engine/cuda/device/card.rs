@@ -13,15 +13,14 @@ use std::sync::Arc;
 
 use cudarc::cublas::CudaBlas;
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaStream, DevicePtr, PinnedHostSlice,
-    result, sys,
+    CudaContext, CudaEvent, CudaFunction, CudaModule, CudaStream, DevicePtr,
+    PinnedHostSlice, result, sys,
 };
 
 use super::super::kind::Kind;
 use super::super::signature::Signatures;
 use super::compiler::{SOURCES, kernels};
 use super::driver::{failed, require};
-use super::profile::Recorded;
 use super::values::Buffer;
 use crate::config::Precision;
 use crate::error::{Error, Result};
@@ -41,6 +40,15 @@ pub struct Device {
     pub(super) idle: RefCell<Vec<PinnedHostSlice<u8>>>,
     /// Names and bounds of everything that ran, while somebody wants to know.
     pub(super) profile: RefCell<Option<Vec<Recorded>>>,
+}
+
+/// A launch or a product of a profile.
+#[derive(Debug)]
+pub(super) struct Recorded {
+    pub(super) name: String,
+    pub(super) bytes: u64,
+    pub(super) begin: CudaEvent,
+    pub(super) end: CudaEvent,
 }
 
 impl Device {

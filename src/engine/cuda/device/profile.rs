@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use cudarc::driver::{CudaEvent, sys};
 
-use super::card::Device;
+use super::card::{Device, Recorded};
 use super::driver::failed;
 use crate::error::Result;
 
@@ -18,15 +18,6 @@ pub struct Spent {
     /// Bytes of their arguments, each counted once: what a kernel moves that reads or writes
     /// every value of its arguments once.
     pub bytes: u64,
-}
-
-/// A launch or a product of a profile.
-#[derive(Debug)]
-pub(super) struct Recorded {
-    name: String,
-    bytes: u64,
-    begin: CudaEvent,
-    end: CudaEvent,
 }
 
 impl Device {
