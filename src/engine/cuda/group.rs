@@ -27,8 +27,8 @@ use crate::config::OptimConfig;
 use crate::error::{Error, Result};
 use crate::ranks::Ranks;
 
-/// Values that a rank sends to each other one at a time, whole pages: what they are received in is bounded
-/// by 16 MiB for each rank, and long enough to fill a network.
+/// Values that a rank sends to each other rank at a time, in whole pages: few enough to bound
+/// the buffer that receives them (16 MiB for each rank), and enough to fill a network.
 const PIECE: usize = 1 << 22;
 
 /// The own place among ranks, and the way to the others.
