@@ -282,7 +282,7 @@ mod tests {
         levels
     }
 
-    /// Stored 7, 21, .., 217 of both axes.
+    /// Pixels 7, 21, .., 217 of both axes.
     fn sample(picture: &Picture) -> Vec<u8> {
         let at = |i: usize| 7 + 14 * i;
         let places = (0..16).flat_map(|y| (0..16).map(move |x| (at(y), at(x))));

@@ -51,7 +51,7 @@ pub(super) fn check(device: usize, outcome: &mut Outcome) -> Result<()> {
         let student = models::values(&case.config, 1);
         let taught = models::values(&case.config, 2);
         let weights = (student.as_slice(), taught.as_slice());
-        let batch = models::pairs(&case.config, case.pairs, false);
+        let batch = models::pairs(&case.config, case.pairs);
         let pairs = Pairs { pixels: Pixels::Values(&batch.0), ids: &batch.1 };
         let mut cpu = Cpu::new(&case.config);
         start(&mut cpu, &training, weights)?;

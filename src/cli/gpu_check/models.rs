@@ -82,19 +82,19 @@ pub(super) fn values(config: &ClipConfig, seed: u32) -> Vec<f32> {
     values
 }
 
-/// Pictures as normalized values, and captions.
-pub(super) fn pairs(config: &ClipConfig, n: usize, full: bool) -> (Vec<f32>, Vec<u32>) {
+/// Pictures as normalized values, and captions of various lengths: what is checked.
+pub(super) fn pairs(config: &ClipConfig, n: usize) -> (Vec<f32>, Vec<u32>) {
     let mut pixels = vec![0.0; n * 3 * config.vision.image_size.pow(2)];
     crate::par::for_each_chunk(&mut pixels, 1 << 16, |piece, own| {
         for (i, value) in own.iter_mut().enumerate() {
             *value = 1.7 * pattern((piece << 16) + i, 77);
         }
     });
-    (pixels, captions(config, n, full))
+    (pixels, captions(config, n, false))
 }
 
 /// Captions that are as long as the context where they are `full`, else of various lengths.
-pub(super) fn captions(config: &ClipConfig, n: usize, full: bool) -> Vec<u32> {
+fn captions(config: &ClipConfig, n: usize, full: bool) -> Vec<u32> {
     let context = config.text.context;
     let last = config.text.vocabulary - 1;
     let mut ids = vec![0; n * context];
@@ -109,8 +109,9 @@ pub(super) fn captions(config: &ClipConfig, n: usize, full: bool) -> Vec<u32> {
     ids
 }
 
-/// Pictures as levels: what a card gets in a pipeline whose augmentation leaves them so.
-pub(super) fn levels(config: &ClipConfig, n: usize) -> PixelBuffer {
+/// Pictures as levels, which a card gets where augmentation leaves them so, and captions as
+/// long as the context: what is timed.
+pub(super) fn full_pairs(config: &ClipConfig, n: usize) -> (PixelBuffer, Vec<u32>) {
     let mut levels = vec![0; n * 3 * config.vision.image_size.pow(2)];
     crate::par::for_each_chunk(&mut levels, 1 << 16, |piece, own| {
         for (i, level) in own.iter_mut().enumerate() {
@@ -119,7 +120,7 @@ pub(super) fn levels(config: &ClipConfig, n: usize) -> PixelBuffer {
             [*level, ..] = place.wrapping_mul(2_654_435_761).to_be_bytes();
         }
     });
-    PixelBuffer::Levels(levels, Normalise::OPENAI)
+    (PixelBuffer::Levels(levels, Normalise::OPENAI), captions(config, n, true))
 }
 
 /// The losses and the teacher of a check.

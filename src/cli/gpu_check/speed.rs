@@ -177,9 +177,8 @@ fn time(race: &Race, timing: &Timing<'_>) -> Result<(String, serde_json::Value)>
     // What models before this one used would count as its own.
     engine.device().trim()?;
     let (free, total) = engine.device().memory()?;
-    let pictures = models::levels(&race.config, race.batch);
-    let (pixels, ids) =
-        (pictures.view(), models::captions(&race.config, race.batch, true));
+    let (pictures, ids) = models::full_pairs(&race.config, race.batch);
+    let pixels = pictures.view();
     let pairs = Pairs { pixels, ids: &ids };
     let mut times = Vec::new();
     let mut last = 0.0;
@@ -228,8 +227,7 @@ pub(super) fn profile(timing: &Timing<'_>, outcome: &mut Outcome) -> Result<()> 
     let wanted = if timing.model.is_empty() { PROFILED } else { timing.model };
     for race in races().iter().filter(|race| race.name.contains(wanted)) {
         let mut engine = ready(race, timing.device)?;
-        let pictures = models::levels(&race.config, race.batch);
-        let ids = models::captions(&race.config, race.batch, true);
+        let (pictures, ids) = models::full_pairs(&race.config, race.batch);
         let pairs = Pairs { pixels: pictures.view(), ids: &ids };
         for _ in 0..WARM_UP {
             engine.step(pairs)?;
