@@ -33,16 +33,18 @@ CHECK     ?=
 PREFIX    ?= /usr/local
 DESTDIR   ?=
 
-# An installed copy of this file begins with the folder of its binaries, and builds nothing.
-# With RANKS it is another program, which needs MPI, in a folder of its own.
-MPI   := $(if $(RANKS),/mpi)
-BIN   := $(or $(INSTALLED),$(or $(CARGO_TARGET_DIR),target)$(MPI)/release)
-STAMP := $(BIN)/.upcycle-built
-
 # The single-letter flags of this make; lazy on purpose, flags are complete in recipes only.
 MF   = $(filter-out --%,$(firstword -$(MAKEFLAGS)))
 has  = $(findstring $(1),$(MF))
 MODE = $(if $(call has,t),$(error make -t is not supported: results are made, not touched))$(if $(call has,q),--check --quiet,$(if $(call has,n),--dry-run,))
+
+# An installed copy of this file begins with the folder of its binaries, and builds nothing.
+# Ranks run another program, which needs MPI, in a folder of its own; a plan or a look at the
+# results does not wait minutes for its build.
+LOOKS := fetch status why dag verify gc clean help
+MPI    = $(if $(MODE),,$(and $(RANKS),$(filter-out $(LOOKS),$(or $(MAKECMDGOALS),all)),/mpi))
+BIN    = $(or $(INSTALLED),$(or $(CARGO_TARGET_DIR),target)$(MPI)/release)
+STAMP  = $(BIN)/.upcycle-built
 
 WHERE = --config '$(CONFIG)' --artifacts '$(ARTIFACTS)' --cache '$(CACHE)' $(if $(PROFILE),--profile '$(PROFILE)') $(if $(SET),--assignments '$(subst ','\'',$(SET))') $(if $(DEVICE),--set 'device=$(DEVICE)')
 FLAGS = $(MODE) $(if $(filter $@,$(FORCE)),$(if $(call has,q),,--force)) $(if $(THREADS),--threads $(THREADS)) $(if $(JOBS),--jobs $(JOBS)) $(if $(call has,q),,$(if $(JSON),--json))

@@ -2,7 +2,7 @@
 //!
 //! Reads: `dataset`, `upcycle`.
 //! Writes: `model.safetensors`, `init.safetensors`, `config.json`, `log.parquet`,
-//! `routing.parquet`, `validation.parquet`.
+//! `routing.parquet`, `similarity.parquet`, `validation.parquet`.
 //!
 //! ```console
 //! $ upcycle-train --profile smoke

@@ -366,7 +366,7 @@ mod tests {
     fn the_shipped_file_and_its_profiles_are_valid() {
         assert!(with(&[]).is_ok());
         for profile in
-            ["smoke", "slice", "icons", "icons-full", "icons-fine", "compare-quick"]
+            ["smoke", "slice", "icons", "icons-full", "icons-coarse", "compare-quick"]
         {
             let overrides = Overrides { profile: Some(profile.to_owned()), set: vec![] };
             load_default(&overrides).expect(profile);

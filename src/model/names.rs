@@ -476,7 +476,7 @@ pub(crate) fn account(
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
@@ -484,7 +484,7 @@ pub(super) mod tests {
     use crate::model::{Moe, TextConfig, VisionConfig};
 
     /// A tiny model; with `moe`, one MoE block of the image tower and some of the text tower.
-    pub(in crate::model) fn tiny(moe: bool) -> ClipConfig {
+    pub(crate) fn tiny(moe: bool) -> ClipConfig {
         ClipConfig {
             embed_dim: 5,
             activation: Activation::Gelu,

@@ -10,9 +10,9 @@ use serde::Deserialize;
 use super::gallery::Gallery;
 use crate::config::{Config, RunConfig};
 use crate::tables::{
-    AnalysisRow, ClusterRow, IterationRow, LogRow, MetricRow, PixelRow, ResampleRow,
-    RetrievalRow, RoutingRow, SetMetricRow, SetResampleRow, SimilarityRow, SpectrumRow,
-    SubspaceRow, ValidationRow,
+    AnalysisRow, ClusterRow, ExpertSimilarityRow, IterationRow, LogRow, MetricRow,
+    PixelRow, ResampleRow, RetrievalRow, RoutingRow, SetMetricRow, SetResampleRow,
+    SimilarityRow, SpectrumRow, SubspaceRow, ValidationRow,
 };
 
 /// Everything the report shows.
@@ -146,6 +146,8 @@ pub struct RunInputs {
     pub routing: Vec<RoutingRow>,
     /// `validation.parquet`.
     pub validation: Vec<ValidationRow>,
+    /// `similarity.parquet`, over the training; empty for a dense run.
+    pub trained_similarity: Vec<ExpertSimilarityRow>,
     /// `metrics.parquet`.
     pub metrics: Vec<MetricRow>,
     /// `outcomes.parquet`, gathered.

@@ -156,6 +156,7 @@ fn load_run(
     if !is_dense(config, run) {
         let analyze = find("analyze", &key)?;
         inputs.routing = tables::read(&train)?;
+        inputs.trained_similarity = tables::read(&train)?;
         inputs.analysis = tables::read(&analyze)?;
         inputs.similarity = tables::read(&analyze)?;
     }

@@ -57,6 +57,7 @@ fn write_run(root: &Path, run: &RunInputs) {
     }
     if !run.routing.is_empty() {
         write(&folder("train"), &run.routing);
+        write(&folder("train"), &run.trained_similarity);
         write(&folder("analyze"), &run.analysis);
         write(&folder("analyze"), &run.similarity);
     }

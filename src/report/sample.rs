@@ -9,9 +9,9 @@ use super::inputs::*;
 use crate::config::{Config, Overrides, load_default};
 use crate::num::{index_u32, round_f32};
 use crate::tables::{
-    AnalysisRow, ClusterRow, EmbeddingRow, IterationRow, Layer, LogRow, Measurement,
-    MetricRow, PixelRow, RetrievalRow, RoutedTokenRow, RoutingRow, SimilarityRow,
-    SpectrumRow, SubspaceFigures, SubspaceRow, ValidationRow, WHOLE_LAYER,
+    AnalysisRow, ClusterRow, EmbeddingRow, ExpertSimilarityRow, IterationRow, Layer,
+    LogRow, Measurement, MetricRow, PixelRow, RetrievalRow, RoutedTokenRow, RoutingRow,
+    SimilarityRow, SpectrumRow, SubspaceFigures, SubspaceRow, ValidationRow, WHOLE_LAYER,
 };
 
 /// The MoE layers of the default configuration.
@@ -304,6 +304,14 @@ fn curves(
                 metric: metric.to_owned(),
                 value,
             });
+        }
+
+        // Experts drift apart from copies.
+        let similarity = 1.0 - 0.1 * done;
+        let row =
+            |layer| ExpertSimilarityRow { step: index_u32(step), layer, similarity };
+        if !dense {
+            out.trained_similarity.extend(layers().into_iter().map(row));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Stage `train`: training of the upcycled models.
 //!
 //! Writes `model.safetensors`, `init.safetensors`, `config.json`, `log.parquet`,
-//! `validation.parquet` and, for MoE models, `routing.parquet`.
+//! `validation.parquet` and, for MoE models, `routing.parquet` and `similarity.parquet`.
 
 use std::sync::Arc;
 

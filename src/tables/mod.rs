@@ -55,7 +55,7 @@ pub use fit::{
 pub use multiplet::GroupRow;
 pub use report::{ComparisonRow, SetComparisonRow, SweepRow};
 pub use subspaces::{SpectrumRow, SubspaceFigures, SubspaceRow};
-pub use train::{LogRow, RoutingRow, ValidationRow};
+pub use train::{ExpertSimilarityRow, LogRow, RoutingRow, ValidationRow};
 
 use std::path::Path;
 

@@ -25,6 +25,7 @@ fn structs() -> Vec<(&'static str, &'static str, Columns)> {
         ("activations", TokenRow::FILE, recorded),
         of::<LogRow>("train"),
         of::<RoutingRow>("train"),
+        of::<ExpertSimilarityRow>("train"),
         of::<ValidationRow>("train"),
         of::<AssignmentRow>("cluster"),
         of::<ClusterRow>("cluster"),

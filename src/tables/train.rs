@@ -93,6 +93,31 @@ impl Row for RoutingRow {
     }
 }
 
+/// How alike the experts of one MoE layer are during training.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct ExpertSimilarityRow {
+    /// Steps done before it.
+    pub step: u32,
+    /// The MoE layer.
+    pub layer: Layer,
+    /// Mean cosine of the flattened weights over pairs of experts.
+    #[serde(with = "bits")]
+    pub similarity: f64,
+}
+
+impl Row for ExpertSimilarityRow {
+    const FILE: &'static str = "similarity.parquet";
+
+    fn columns() -> Vec<Field<Self>> {
+        vec![
+            Field::new("step", |row| &mut row.step),
+            Field::new("tower", |row| &mut row.layer.tower),
+            Field::new("layer", |row| &mut row.layer.block),
+            Field::new("similarity", |row| &mut row.similarity),
+        ]
+    }
+}
+
 /// One metric of a validation during training.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct ValidationRow {

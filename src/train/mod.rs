@@ -11,6 +11,7 @@ mod run;
 #[cfg(test)]
 mod run_tests;
 mod schedule;
+mod similarity;
 
 pub use record::Record;
 pub use run::{Plan, Trained, Watcher, train};

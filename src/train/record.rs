@@ -1,5 +1,5 @@
-//! What training records: one row per step, one row of routing per step and MoE layer, and the
-//! metrics of validations. Rows stay in memory until the end, because a run has thousands of
+//! What training records: one row per step, one row of routing per step and MoE layer, and at
+//! validations their metrics and how alike experts are. Rows stay in memory until the end, because a run has thousands of
 //! them and not millions.
 
 use std::path::PathBuf;
@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::engine::Losses;
 use crate::error::Result;
 use crate::num::{index_u32, round_f32};
-use crate::tables::{self, Layer, LogRow, RoutingRow, Row as _, ValidationRow};
+use crate::tables::{
+    self, ExpertSimilarityRow, Layer, LogRow, RoutingRow, Row as _, ValidationRow,
+};
 
 /// Everything a run has recorded so far.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -17,6 +19,7 @@ pub struct Record {
     steps: Vec<LogRow>,
     routing: Vec<RoutingRow>,
     validation: Vec<ValidationRow>,
+    similarity: Vec<ExpertSimilarityRow>,
 }
 
 /// What is recorded of a step besides its losses.
@@ -77,15 +80,23 @@ impl Record {
         self.validation.extend(metrics.into_iter().map(row));
     }
 
-    /// Writes the tables; `place` gives the path of a file by its name. The table of routing
-    /// is written only where there are MoE layers.
+    /// Adds how alike the experts of every MoE layer are after `step` steps.
+    pub fn similarity(&mut self, step: usize, layers: Vec<(Layer, f64)>) {
+        let step = index_u32(step);
+        let row = |(layer, similarity)| ExpertSimilarityRow { step, layer, similarity };
+        self.similarity.extend(layers.into_iter().map(row));
+    }
+
+    /// Writes the tables; `place` gives the path of a file by its name. The tables of routing
+    /// and of similarity are written only where there are MoE layers.
     pub fn write(&self, place: impl Fn(&str) -> PathBuf) -> Result<()> {
         tables::write(&place(LogRow::FILE), self.steps.clone())?;
         tables::write(&place(ValidationRow::FILE), self.validation.clone())?;
         if self.routing.is_empty() {
             return Ok(());
         }
-        tables::write(&place(RoutingRow::FILE), self.routing.clone())
+        tables::write(&place(RoutingRow::FILE), self.routing.clone())?;
+        tables::write(&place(ExpertSimilarityRow::FILE), self.similarity.clone())
     }
 
     /// The mean total loss of the last `count` steps.

@@ -11,6 +11,7 @@ use super::ratio;
 use super::record::{Facts, Record};
 use super::resume;
 use super::schedule::Schedule;
+use super::similarity::similarities;
 use crate::config::OptimConfig;
 use crate::data::{Batches, Prefetch, Share};
 use crate::engine::{self, Backend, Engine, Pairs, Training};
@@ -93,7 +94,7 @@ pub fn train(
         (first, record) = (resumed.steps, resumed.record);
         watcher.resumed(first);
     } else if leads {
-        record.validation(0, watcher.validate(&mut *engine)?);
+        look(&mut record, 0, &mut *engine, watcher)?;
     }
 
     let optim = &plan.training.optim;
@@ -131,7 +132,7 @@ pub fn train(
         watcher.stepped(done, losses.total);
 
         if leads && (done == optim.steps || is_multiple(done, optim.validate_every)) {
-            record.validation(done, watcher.validate(&mut *engine)?);
+            look(&mut record, done, &mut *engine, watcher)?;
         }
 
         // After the last step the model itself is written.
@@ -153,6 +154,18 @@ pub fn train(
     let checkpoint = Checkpoint { config, values: engine.into_values()? };
     let collectives = ranks.spent().as_secs_f64() - before.as_secs_f64();
     Ok(Trained { checkpoint, record, waited, collectives })
+}
+
+/// Records what the model has become after `done` steps.
+fn look(
+    record: &mut Record,
+    done: usize,
+    engine: &mut dyn Engine,
+    watcher: &mut dyn Watcher,
+) -> Result<()> {
+    record.validation(done, watcher.validate(engine)?);
+    record.similarity(done, similarities(engine)?);
+    Ok(())
 }
 
 /// Refuses a batch that ranks cannot share evenly, in groups or in what their engine adds up.

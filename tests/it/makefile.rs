@@ -174,6 +174,29 @@ fn ranks_reach_the_stages_that_several_processes_run() {
     assert!(planned.iter().all(|line| !line.contains("--ranks")), "{planned:?}");
 }
 
+#[test]
+fn only_what_runs_ranks_waits_for_the_program_with_mpi() {
+    let folder = |args: &[&str]| -> String {
+        let command = Command::new("make")
+            .arg("-C")
+            .arg(root())
+            .args(["--no-print-directory", "--eval", "where: ; +@echo $(BIN)", "where"])
+            .args(args)
+            .env_remove("MAKEFLAGS")
+            .env("CARGO_TARGET_DIR", "T")
+            .output()
+            .unwrap();
+        // A dry run shows the command as well.
+        let text = String::from_utf8(command.stdout).unwrap();
+        text.lines().last().unwrap_or_default().to_owned()
+    };
+    assert_eq!(folder(&[]), "T/release");
+    assert_eq!(folder(&["RANKS=2"]), "T/mpi/release");
+    assert_eq!(folder(&["-n", "RANKS=2"]), "T/release");
+    assert_eq!(folder(&["RANKS=2", "MAKECMDGOALS=status"]), "T/release");
+    assert_eq!(folder(&["RANKS=2", "MAKECMDGOALS=build"]), "T/mpi/release");
+}
+
 /// Quotes, blanks and commas of a value pass make and the shell as they were typed.
 #[test]
 fn a_value_with_blanks_reaches_the_stages_unchanged() {

@@ -18,7 +18,9 @@ use crate::error::{Context, Error, Result};
 use crate::io::table::{Column, TableReader};
 use crate::num;
 use crate::pipeline::{Node, Upstream};
-use crate::tables::{self, AnalysisRow, LogRow, MetricRow, Row as _, ValidationRow};
+use crate::tables::{
+    self, AnalysisRow, ExpertSimilarityRow, LogRow, MetricRow, Row as _, ValidationRow,
+};
 
 /// The arguments of `study`.
 #[derive(Debug, clap::Args)]
@@ -42,12 +44,13 @@ struct Kind {
 }
 
 /// The tables that are exported row by row.
-const KINDS: [Kind; 3] = [
+const KINDS: [Kind; 4] = [
     Kind {
         file: "validation.csv",
         stages: &["pretrain", "train"],
         table: ValidationRow::FILE,
     },
+    Kind { file: "similarity.csv", stages: &["train"], table: ExpertSimilarityRow::FILE },
     Kind { file: "metrics.csv", stages: &["evaluate"], table: MetricRow::FILE },
     Kind { file: "analysis.csv", stages: &["analyze"], table: AnalysisRow::FILE },
 ];

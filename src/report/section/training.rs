@@ -1,4 +1,4 @@
-//! Curves over training steps: loss, validation, routing entropy and load.
+//! Curves over training steps: loss, validation, routing entropy, expert similarity and load.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,6 +28,7 @@ pub(in crate::report) fn section(study: &Study<'_>) -> Section {
     figures.extend(loss_gap(study));
     figures.extend(metric_gap(study));
     figures.extend(routing(study, &focus, Routed::Entropy));
+    figures.extend(similarity(study, &focus));
     figures.extend(routing(study, &focus, Routed::Load));
 
     let mut blocks: Vec<Block> = Block::figures(figures, 2).into_iter().collect();
@@ -347,17 +348,40 @@ fn routing(study: &Study<'_>, runs: &[String], what: Routed) -> Option<Figure> {
     Figure::new(name, caption, chart.draw())
 }
 
+/// How alike experts are, measured at every validation.
+fn similarity(study: &Study<'_>, runs: &[String]) -> Option<Figure> {
+    let line = |run: &String| {
+        let curves = study.of(run).map(|own| {
+            let rows = own.trained_similarity.iter();
+            means_by_step(rows.map(|row| (row.step, row.similarity)))
+        });
+        series(study, run, &curves.collect::<Vec<_>>())
+    };
+    let chart = LineChart {
+        title: "Expert similarity over steps".to_owned(),
+        x_label: "step".to_owned(),
+        y_label: "mean cosine".to_owned(),
+        series: runs.iter().filter(|run| study.is_moe(run)).map(line).collect(),
+        size: SIZE,
+        ..LineChart::default()
+    };
+    let caption = "Mean cosine of the flattened weights [W1; W2] over pairs of experts, mean over layers and towers (paper, figure 4b): 1 means that the experts are copies of each other.";
+    Figure::new("Expert similarity over training", caption, chart.draw())
+}
+
+/// The mean of the values of each step.
+fn means_by_step(values: impl Iterator<Item = (u32, f64)>) -> Curve {
+    let mut steps: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
+    for (step, value) in values {
+        steps.entry(step).or_default().push(value);
+    }
+    let mean = |(step, values)| Some((f64::from(step), summary(values)?.mean));
+    steps.into_iter().filter_map(mean).collect()
+}
+
 /// Mean of a statistic over the layers of each step, thinned to at most [`BINS`] steps.
 fn over_layers(rows: &[RoutingRow], statistic: impl Fn(&RoutingRow) -> f64) -> Curve {
-    let mut steps: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
-    for row in rows {
-        steps.entry(row.step).or_default().push(statistic(row));
-    }
-    let means: Curve = steps
-        .into_iter()
-        .filter_map(|(step, values)| summary(values).map(|s| (f64::from(step), s.mean)))
-        .collect();
-
+    let means = means_by_step(rows.iter().map(|row| (row.step, statistic(row))));
     let width = means.len().div_ceil(BINS).max(1);
     means
         .chunks(width)
