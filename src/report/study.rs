@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::inputs::{ReportInputs, RunInputs, is_dense, ordered_runs};
 use super::stats::{BySeed, Difference, Summary, over_examples, paired, summary};
-use crate::config::{Config, RunConfig, Source};
+use crate::config::{Config, RunConfig, Source, Trains};
 use crate::error::{Error, Result};
 use crate::tables::{Layer, WHOLE_LAYER};
 
@@ -387,17 +387,30 @@ fn names(config: &Config) -> BTreeMap<String, String> {
     config.runs.keys().zip(&all).map(name).collect()
 }
 
-/// `Cluster-aware + EESD`, from the name of the initialization and whether it has EESD.
-fn readable(run: &RunConfig) -> String {
-    let init = if let Some(rest) = run.init.strip_prefix("svd") {
-        format!("SVD{rest}")
-    } else if let Some(rest) = run.init.strip_prefix("drop-svd") {
-        format!("Drop-SVD{rest}")
-    } else {
-        super::words::capital(&run.init)
-    };
+/// Initializations whose names have capitals of their own.
+const SPELLED: [(&str, &str); 4] = [
+    ("svd", "SVD"),
+    ("drop-svd", "Drop-SVD"),
+    ("clip-moe", "CLIP-MoE"),
+    ("ders-lm", "DeRS-LM"),
+];
 
-    if run.eesd > 0.0 { format!("{init} + EESD") } else { init }
+/// `Cluster-aware + EESD`, from the name of the initialization, what trains and whether it has
+/// EESD.
+fn readable(run: &RunConfig) -> String {
+    let spelled = SPELLED.iter().find_map(|(key, name)| {
+        let rest = run.init.strip_prefix(key)?;
+        Some(format!("{name}{rest}"))
+    });
+    let mut name = spelled.unwrap_or_else(|| super::words::capital(&run.init));
+
+    if run.trains == Trains::Routers {
+        name.push_str(", routers alone");
+    }
+    if run.eesd > 0.0 {
+        name.push_str(" + EESD");
+    }
+    name
 }
 
 #[cfg(test)]
@@ -411,6 +424,19 @@ mod tests {
         for (found, expected) in found.iter().zip([0.55, 0.3, 0.15]) {
             assert!((found - expected).abs() < 1e-12);
         }
+    }
+
+    #[test]
+    fn runs_are_named_as_people_write_them() {
+        let run = |init: &str, trains, eesd| {
+            let all = crate::config::load_default(&crate::config::Overrides::default());
+            let sparse = all.unwrap().runs["sparse"].clone();
+            readable(&RunConfig { init: init.to_owned(), trains, eesd, ..sparse })
+        };
+        assert_eq!(run("clip-moe", Trains::All, 0.0), "CLIP-MoE");
+        assert_eq!(run("clip-moe", Trains::Routers, 0.0), "CLIP-MoE, routers alone");
+        assert_eq!(run("drop-svd", Trains::All, 0.0), "Drop-SVD");
+        assert_eq!(run("cluster-aware", Trains::All, 0.1), "Cluster-aware + EESD");
     }
 
     #[test]
