@@ -131,8 +131,9 @@ impl Decision {
         Self { verdict, evidence: evidence.collect(), measured: false }
     }
 
-    /// Whether a cost, in percent beyond the `claimed` one, is at most once more of that: the
-    /// paper says "about". Times of a machine that did other work vary by more.
+    /// Whether a cost is at most twice the `claimed` one, of which the paper says "about". The
+    /// finding is the percentage beyond the claim. Times of a machine that did other work vary
+    /// by more than that, and then confirm nothing.
     pub(super) fn of_cost(finding: Finding, claimed: f64) -> Self {
         Self { measured: true, ..Self::all(vec![finding], Side::AtMost(claimed)) }
     }

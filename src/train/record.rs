@@ -1,6 +1,6 @@
 //! What training records: one row per step, one row of routing per step and MoE layer, and at
-//! validations their metrics and how alike experts are. Rows stay in memory until the end, because a run has thousands of
-//! them and not millions.
+//! validations their metrics and how alike experts are. Rows stay in memory until the end,
+//! because a run has thousands of them and not millions.
 
 use std::path::PathBuf;
 

@@ -9,10 +9,13 @@ use crate::tables::Layer;
 /// Expert similarity (METHOD §6) of every MoE layer at the current weights, those of experts of
 /// low rank merged; nothing for a dense model or a single expert.
 pub(super) fn similarities(engine: &dyn Engine) -> Result<Vec<(Layer, f64)>> {
+    // A dense model is not worth the copy of its weights.
     let config = engine.config().clone();
     if config.moe.is_none() {
         return Ok(Vec::new());
     }
+
+    // Kernels hold experts in layouts of their own; a checkpoint has them one by one.
     let model = Checkpoint { config, values: engine.values()? }.merged();
 
     let mut found = Vec::new();
