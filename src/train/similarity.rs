@@ -15,7 +15,8 @@ pub(super) fn similarities(engine: &dyn Engine) -> Result<Vec<(Layer, f64)>> {
         return Ok(Vec::new());
     }
 
-    // Kernels hold experts in layouts of their own; a checkpoint has them one by one.
+    // An engine keeps its weights flat, or as products of low rank; a checkpoint cuts them into
+    // experts.
     let model = Checkpoint { config, values: engine.values()? }.merged();
 
     let mut found = Vec::new();
