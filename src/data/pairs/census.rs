@@ -6,10 +6,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::gather::{concept_of, split_of, validates};
-use super::{Found, Pair};
+use super::Found;
+use super::gather::{Lacking, Lot, concept_of, is_test, split_of};
 use crate::config::DatasetConfig;
-use crate::data::splits::{TRAIN, VAL};
+use crate::data::splits::TRAIN;
 use crate::error::{Error, Result};
 
 /// What was counted so far.
@@ -26,12 +26,16 @@ pub struct Census {
     /// Whether all of the source was read.
     pub is_complete: bool,
     splits: BTreeMap<String, usize>,
-    /// What training pictures show that stay in `train` if there is no `val`.
-    kept: BTreeSet<String>,
-    /// What the others show.
-    given: BTreeSet<String>,
-    /// How many training pictures become `val` if there is none.
-    given_count: usize,
+    /// The training pictures, by what they are drawn for where a split is lacking.
+    training: BTreeMap<Lot, Drawn>,
+}
+
+/// Training pictures of one lot.
+#[derive(Debug, Clone, Default)]
+struct Drawn {
+    pictures: usize,
+    /// What they show.
+    concepts: BTreeSet<String>,
 }
 
 impl Census {
@@ -72,49 +76,45 @@ impl Census {
 
         let split = split_of(&pair);
         if split == TRAIN && pair.weight > 0.0 {
-            self.train(&pair);
+            let drawn = self.training.entry(Lot::of(&pair.key)).or_default();
+            drawn.pictures += 1;
+            drawn.concepts.insert(concept_of(&pair));
         }
         *self.splits.entry(split).or_insert(0) += 1;
     }
 
-    fn train(&mut self, pair: &Pair) {
-        let concept = concept_of(pair);
-        if validates(&pair.key) {
-            self.given_count += 1;
-            self.given.insert(concept);
-        } else {
-            self.kept.insert(concept);
-        }
-    }
-
-    /// Whether training pictures become `val`, as the source has none.
-    fn gives(&self) -> bool {
-        !self.splits.contains_key(VAL) && !self.kept.is_empty()
+    /// The training pictures with the split that each lot of them ends up in: splits that the
+    /// source lacks get theirs, unless nothing would be left to train on.
+    fn assigned(&self) -> Vec<(&'static str, &Drawn)> {
+        let lacking = Lacking::of(self.splits.keys().map(String::as_str));
+        let keeps_some = self.training.keys().any(|&lot| lacking.split(lot) == TRAIN);
+        let split = |lot| if keeps_some { lacking.split(lot) } else { TRAIN };
+        self.training.iter().map(|(&lot, drawn)| (split(lot), drawn)).collect()
     }
 
     /// Different things that the training pictures show: classes, or first captions. A batch
     /// holds each at most once.
     pub fn concepts(&self) -> usize {
-        let given = self.given.difference(&self.kept).count();
-        self.kept.len() + if self.gives() { 0 } else { given }
+        let assigned = self.assigned();
+        let trained = assigned.iter().filter(|(split, _)| *split == TRAIN);
+        trained.flat_map(|(_, drawn)| &drawn.concepts).collect::<BTreeSet<_>>().len()
     }
 
     /// Pictures of each split.
     pub fn splits(&self) -> BTreeMap<String, usize> {
         let mut splits = self.splits.clone();
-        if self.gives() && self.given_count > 0 {
-            splits.insert(VAL.to_owned(), self.given_count);
-            splits.entry(TRAIN.to_owned()).and_modify(|n| *n -= self.given_count);
+        for (split, drawn) in self.assigned() {
+            if split != TRAIN {
+                *splits.entry(split.to_owned()).or_insert(0) += drawn.pictures;
+                splits.entry(TRAIN.to_owned()).and_modify(|n| *n -= drawn.pictures);
+            }
         }
         splits
     }
 
-    /// Pictures of the split that retrieval is measured on: the first of the tests, or `val`.
+    /// Pictures of the split that retrieval is measured on: the first of the tests.
     pub fn retrieval(&self) -> usize {
-        let splits = self.splits();
-        let is_test = |name: &&String| *name != TRAIN && *name != VAL;
-        let name = splits.keys().find(is_test).map_or(VAL, String::as_str);
-        splits.get(name).copied().unwrap_or(0)
+        self.splits().iter().find(|(name, _)| is_test(name)).map_or(0, |(_, &n)| n)
     }
 
     /// Pictures that are trained on.
@@ -172,6 +172,30 @@ mod tests {
         assert_eq!(census.concepts(), concepts.len());
         assert_eq!(census.splits(), built.meta.splits);
         assert_eq!(census.retrieval(), built.meta.splits["test"]);
+    }
+
+    #[test]
+    fn a_source_of_training_pictures_alone_is_tested_too() {
+        let source = folder(200);
+        let table = source.path().join("captions.csv");
+        let named = std::fs::read_to_string(&table).unwrap();
+        let named = named.replace("filepath,caption", "split,filepath,caption");
+        let named = named.replace('\n', "\ntrain,");
+        std::fs::write(&table, named).unwrap();
+
+        let config = config(source.path());
+        let census = Census::of(&config, &mut |_| true).unwrap().unwrap();
+        let out = tempfile::tempdir().unwrap();
+        let none = std::path::Path::new("");
+        crate::data::build(&config, none, 0, out.path(), &mut |_, _| ()).unwrap();
+        let built = Dataset::open(out.path()).unwrap();
+        assert_eq!(census.splits(), built.meta.splits);
+        assert_eq!((built.meta.layout.tests, built.meta.layout.retrieval), {
+            (vec!["test".to_owned()], "test".to_owned())
+        });
+        assert!(
+            census.retrieval() == built.meta.splits["test"] && census.trained() > 120
+        );
     }
 
     #[test]

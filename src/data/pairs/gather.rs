@@ -17,8 +17,8 @@ use crate::par;
 const TEST: &str = "test";
 /// Pairs decoded at a time.
 const CHUNK: usize = 256;
-/// One training pair in this many validates where a source has splits but no `val`.
-const VALIDATES: u32 = 10;
+/// One training pair in this many goes to a split that a source lacks.
+const ONE_IN: u32 = 10;
 /// Steps of a fraction of a weight.
 const FRACTIONS: u32 = 1 << 20;
 
@@ -65,9 +65,9 @@ pub(in crate::data) fn collect(
     };
     let Tally { skipped, .. } = tally;
 
-    // Validation pictures are chosen before training pictures are repeated, so that no
-    // copy of one is trained on.
-    let entries = weighted(validated(gathered.entries));
+    // Pictures to choose and to test with are drawn before training pictures are repeated, so
+    // that no copy of one is trained on.
+    let entries = weighted(completed(gathered.entries));
     if !entries.iter().any(|entry| entry.split == TRAIN) {
         let files = stream.files();
         let first = files.first().map(|(_, path)| path.display().to_string());
@@ -75,6 +75,13 @@ pub(in crate::data) fn collect(
         return Err(Error::usage(format!(
             "none of the {count} pictures that {place} and the files beside it name is in \
              the split train"
+        )));
+    }
+    if !entries.iter().any(|entry| is_test(&entry.split)) {
+        return Err(Error::usage(format!(
+            "the {} usable pictures of source {name} are too few to test on: they have no split \
+             test, and of so few none is drawn for it; give more pictures, or some in a split test",
+            entries.len()
         )));
     }
     Ok((Collection { reading, ..assemble(entries, name) }, skipped))
@@ -160,22 +167,64 @@ pub(super) fn split_of(pair: &Pair) -> String {
     }
 }
 
-/// Whether a training pair is one of those that validate where the source has no `val`.
-pub(super) fn validates(key: &str) -> bool {
-    hash(&format!("val:{key}"), VALIDATES) == 0
+/// The splits that a source does not have, and that get training pairs instead: one to choose
+/// with, and one to test on, which is never the one to choose with.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lacking {
+    val: bool,
+    test: bool,
 }
 
-/// Gives a source that has no `val` one training pair in ten to choose with.
-fn validated(mut entries: Vec<Entry>) -> Vec<Entry> {
-    if entries.iter().any(|entry| entry.split == VAL) {
-        return entries;
+impl Lacking {
+    /// What a source with these splits lacks.
+    pub(super) fn of<'s>(splits: impl IntoIterator<Item = &'s str>) -> Self {
+        let mut lacking = Self { val: true, test: true };
+        for split in splits {
+            lacking.val &= split != VAL;
+            lacking.test &= !is_test(split);
+        }
+        lacking
     }
 
+    /// The split of a training pair: one in ten goes to each split that is lacking.
+    pub(super) fn split(self, lot: Lot) -> &'static str {
+        match lot {
+            Lot { validates: true, .. } if self.val => VAL,
+            Lot { tests: true, .. } if self.test => TEST,
+            Lot { .. } => TRAIN,
+        }
+    }
+}
+
+/// What a training pair is drawn for by its name, where its source lacks a split.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Lot {
+    validates: bool,
+    tests: bool,
+}
+
+impl Lot {
+    /// The lot of the pair with that name.
+    pub(super) fn of(key: &str) -> Self {
+        let is_drawn = |split: &str| hash(&format!("{split}:{key}"), ONE_IN) == 0;
+        Self { validates: is_drawn(VAL), tests: is_drawn(TEST) }
+    }
+}
+
+/// Whether pictures of that split are neither trained nor chosen with.
+pub(super) fn is_test(split: &str) -> bool {
+    split != TRAIN && split != VAL
+}
+
+/// Gives the splits that a source lacks one training pair in ten each.
+fn completed(mut entries: Vec<Entry>) -> Vec<Entry> {
+    let lacking = Lacking::of(entries.iter().map(|entry| entry.split.as_str()));
+    let split = |entry: &Entry| lacking.split(Lot::of(&entry.key));
+
     let trains = |entry: &Entry| entry.split == TRAIN;
-    let given = |entry: &Entry| trains(entry) && validates(&entry.key);
-    if entries.iter().any(|entry| trains(entry) && !given(entry)) {
-        for entry in entries.iter_mut().filter(|entry| given(entry)) {
-            VAL.clone_into(&mut entry.split);
+    if entries.iter().any(|entry| trains(entry) && split(entry) == TRAIN) {
+        for entry in entries.iter_mut().filter(|entry| trains(entry)) {
+            entry.split = split(entry).to_owned();
         }
     }
     entries
@@ -212,7 +261,7 @@ fn assemble(entries: Vec<Entry>, source: &str) -> Collection {
     let mut tests: Vec<String> = entries.iter().map(|e| e.split.clone()).collect();
     tests.sort();
     tests.dedup();
-    tests.retain(|split| split != TRAIN && split != VAL);
+    tests.retain(|split| is_test(split));
 
     let concepts = keys.iter().map(|key| Concept {
         key: key.clone(),
@@ -244,7 +293,7 @@ fn assemble(entries: Vec<Entry>, source: &str) -> Collection {
         reading: Reading::default(),
         layout: Layout {
             source: source.to_owned(),
-            retrieval: tests.first().cloned().unwrap_or_else(|| VAL.to_owned()),
+            retrieval: tests[0].clone(),
             shifts: tests.clone(),
             tests,
             held_out: None,
@@ -286,13 +335,30 @@ mod tests {
     }
 
     #[test]
-    fn a_source_without_validation_gives_a_tenth_of_its_training() {
-        let mut all = entries(2000, TRAIN, 1.0);
-        all.extend(entries(100, "test", 1.0));
-        let found = validated(all.clone());
-        let count = |split: &str| found.iter().filter(|e| e.split == split).count();
-        assert!(count(VAL).abs_diff(200) < 50 && count("test") == 100);
-        all.extend(entries(1, VAL, 1.0));
-        assert_eq!(validated(all).iter().filter(|e| e.split == VAL).count(), 1);
+    fn a_split_that_a_source_lacks_gets_a_tenth_of_its_training() {
+        let counts = |all: Vec<Entry>| {
+            let found = completed(all);
+            [TRAIN, VAL, TEST].map(|s| found.iter().filter(|e| e.split == s).count())
+        };
+        let of = |val: usize, test: usize| {
+            let all = [
+                entries(2000, TRAIN, 1.0),
+                entries(val, VAL, 1.0),
+                entries(test, TEST, 1.0),
+            ];
+            counts(all.concat())
+        };
+
+        let [_, val, test] = of(0, 100);
+        assert!(val.abs_diff(200) < 50 && test == 100);
+        let [_, val, test] = of(100, 0);
+        assert!(val == 100 && test.abs_diff(200) < 50);
+        let [train, val, test] = of(0, 0);
+        assert!(
+            val.abs_diff(200) < 50
+                && test.abs_diff(180) < 50
+                && train + val + test == 2000
+        );
+        assert_eq!(of(1, 1), [2000, 1, 1]);
     }
 }
