@@ -77,13 +77,6 @@ pub(in crate::data) fn collect(
              the split train"
         )));
     }
-    if !entries.iter().any(|entry| is_test(&entry.split)) {
-        return Err(Error::usage(format!(
-            "the {} usable pictures of source {name} are too few to test on: they have no split \
-             test, and of so few none is drawn for it; give more pictures, or some in a split test",
-            entries.len()
-        )));
-    }
     Ok((Collection { reading, ..assemble(entries, name) }, skipped))
 }
 
@@ -293,7 +286,7 @@ fn assemble(entries: Vec<Entry>, source: &str) -> Collection {
         reading: Reading::default(),
         layout: Layout {
             source: source.to_owned(),
-            retrieval: tests[0].clone(),
+            retrieval: tests.first().cloned().unwrap_or_else(|| VAL.to_owned()),
             shifts: tests.clone(),
             tests,
             held_out: None,

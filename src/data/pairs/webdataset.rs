@@ -393,7 +393,10 @@ mod tests {
             [vec!["first".to_owned(), "second".to_owned()], vec!["from json".to_owned()]];
         assert_eq!(captions, [pair.clone(), pair].concat());
         assert!(
-            collection.samples.iter().all(|s| s.split == "train" || s.split == "val")
+            collection
+                .samples
+                .iter()
+                .all(|s| ["train", "val", "test"].contains(&s.split.as_str()))
         );
         assert_eq!(collection.layout.source, "webdataset");
         let first =
