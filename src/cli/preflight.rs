@@ -106,7 +106,12 @@ fn of_built(folder: &Path) -> Result<Known> {
     }
     Ok(Known {
         concepts: Some(concepts.len()),
-        retrieval: meta.splits.get(&meta.layout.retrieval).copied(),
+        // Without a split to test on, the layout names `val`, which is not tested on.
+        retrieval: if meta.layout.tests.is_empty() {
+            Some(0)
+        } else {
+            meta.splits.get(&meta.layout.retrieval).copied()
+        },
     })
 }
 
@@ -154,9 +159,17 @@ fn check_batches(config: &Config, concepts: Option<usize>) -> Result<()> {
     )))
 }
 
+/// Refuses what cannot be tested before hours of training, and not after them.
 fn check_recalls(config: &Config, pictures: Option<usize>) -> Result<()> {
     let recalls = &config.evaluate.recall_at;
     let Some(pictures) = pictures else { return Ok(()) };
+    if pictures == 0 {
+        return Err(Error::usage(
+            "dataset: no picture is left to test on, because the source names no split for it \
+             and is too small for one to be drawn: bring more pictures, or put some into a \
+             split test",
+        ));
+    }
     let Some(bad) = recalls.iter().find(|&&k| k > pictures) else { return Ok(()) };
     let fine: Vec<&usize> = recalls.iter().filter(|&&k| k <= pictures).collect();
     Err(Error::usage(format!(
@@ -198,5 +211,7 @@ mod tests {
         assert!(text.contains("recall at 10 among the 7 pictures"), "{text}");
         assert!(text.ends_with("set evaluate.recall_at=[1, 5]"), "{text}");
         assert!(check_recalls(&config(&[]), Some(10)).is_ok());
+        let text = check_recalls(&config(&[]), Some(0)).unwrap_err().to_string();
+        assert!(text.contains("no picture is left to test on"), "{text}");
     }
 }

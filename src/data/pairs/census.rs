@@ -112,7 +112,8 @@ impl Census {
         splits
     }
 
-    /// Pictures of the split that retrieval is measured on: the first of the tests.
+    /// Pictures of the split that retrieval is measured on: the first of the tests; zero
+    /// where there are none.
     pub fn retrieval(&self) -> usize {
         self.splits().iter().find(|(name, _)| is_test(name)).map_or(0, |(_, &n)| n)
     }
